@@ -1,0 +1,1 @@
+"""Pictures and tables from saved results; nothing here trains or differentiates."""

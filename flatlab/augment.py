@@ -1,0 +1,52 @@
+"""Training augmentation of CIFAR and Tiny-ImageNet: a random flip, then a random crop of the zero-padded image.
+
+Each image is flipped left to right with probability 1/2; with probability 1/2 it is padded by 4 zeros on every side and
+cropped back to its size at row and column offsets uniform in 0..8. It is applied after normalising, so that the border
+is the mean colour.
+
+The random draws are apart from the work on pixels: they always come from a generator on the CPU, so a client sees the
+same augmentation on any device and in any company of other clients.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PADDING = 4
+"""Zeros added on every side before the crop, in pixels."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What happens to each of n images; a shift of (0, 0) leaves the image where it is."""
+
+    flip: Tensor  # (n,) bool
+    shift_y: Tensor  # (n,) int64 in -4..4: row r of the result is row r + shift_y of the image, zeros outside
+    shift_x: Tensor  # (n,) int64 in -4..4, the same for columns, after the flip
+
+    def to(self, device: torch.device | str) -> "Draws":
+        """Move the three tensors to `device`."""
+        return Draws(self.flip.to(device), self.shift_y.to(device), self.shift_x.to(device))
+
+
+def draw(n: int, generator: torch.Generator) -> Draws:
+    """Draw the augmentation of `n` images from `generator`, a generator on the CPU."""
+    flip, crop = torch.rand(2, n, generator=generator) < 0.5
+    offsets = torch.randint(0, 2 * PADDING + 1, (2, n), generator=generator)
+    shift_y, shift_x = (offsets - PADDING) * crop
+    return Draws(flip, shift_y, shift_x)
+
+
+def augment(images: Tensor, draws: Draws) -> Tensor:
+    """Flip and shift `images`, (n, channels, height, width) of any floating dtype, as `draws` says; returns a new tensor.
+
+    `draws` must be on the device of `images`. A stack of clients is passed with its two leading dimensions flattened.
+    """
+    height, width = images.shape[2:]
+    flipped = torch.where(draws.flip.view(-1, 1, 1, 1), images.flip(3), images)
+    padded = F.pad(flipped, (PADDING,) * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # view (n, channels, 9, 9, height, width)
+    every = torch.arange(len(images), device=images.device)
+    return windows[every, :, draws.shift_y + PADDING, draws.shift_x + PADDING]

@@ -1,0 +1,1 @@
+"""The commands behind `flatlab`, one module each; imported only when called."""

@@ -1,0 +1,103 @@
+"""MAN, the layerwise activation norm that is added to every client's loss.
+
+Source: "Minimizing Layerwise Activation Norm Improves Generalization in Federated Learning" (WACV 2024).
+
+    R(theta) = sum_l  mean_batch( mean_units( a_l^2 ) )          client loss  <-  f_i(theta) + (zeta / 2) R(theta)
+
+a_l is the activation of hidden layer l: what a nonlinearity returns, before any pooling, and never the logits. The
+nonlinearities are found while the model runs, whether it calls `nn.ReLU`, `F.relu` or `x.relu()`, so that MAN works on
+any `nn.Module`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+NONLINEARITIES = frozenset(
+    name + suffix
+    for name in (
+        "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish",
+        "hardswish", "hardtanh", "tanh", "sigmoid", "softplus", "softsign", "logsigmoid",
+    )
+    for suffix in ("", "_")
+)  # fmt: skip
+"""Names of the torch functions whose results count as activations (softmax is not one: it makes attention weights)."""
+
+
+class _Tap(TorchFunctionMode):
+    """Hands the result of every nonlinearity to `tap` and lets the model go on with what `tap` returns."""
+
+    def __init__(self, tap: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.tap = tap
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return self.tap(result) if getattr(func, "__name__", "") in NONLINEARITIES else result
+
+
+@contextmanager
+def tap_activations(tap: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the block, pass every activation, in the order computed, through `tap`, which returns it or a substitute.
+
+    An activation has shape (batch, ...) and the model's dtype. The last one may be the model's output (logits) in
+    models that end with a nonlinearity; the caller tells by identity.
+    """
+    with _Tap(tap):
+        yield
+
+
+class _MeanSquare(Function):
+    """a -> (a, mean(a^2)), so that the gradient of the mean joins the gradient of `a` in one pass over memory.
+
+    Written as `a.pow(2).mean()`, the same gradient costs a squared copy forward, a product and a sum backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(a)
+        flat = a.detach().permute(_dense_order(a)).reshape(-1)
+        return a.view_as(a), torch.dot(flat, flat) / a.numel()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        from_above, from_mean = gradients
+        (a,) = ctx.saved_tensors
+        scale = from_mean * (2.0 / a.numel())
+        if a.is_cuda or torch.is_grad_enabled():
+            return torch.addcmul(from_above, a, scale)
+        return torch.add(from_above, a, alpha=scale.item())
+
+
+def _dense_order(a: Tensor) -> list[int]:
+    """The order of dimensions in which `a` lies in memory, so that flattening copies nothing (channels_last too)."""
+    return sorted(range(a.dim()), key=lambda d: -a.stride(d))
+
+
+def activation_mean_squares(model: nn.Module, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Run `model` on `inputs` and return (logits, [mean(a_l^2) for every hidden layer l, in the order computed]).
+
+    `inputs` has shape (batch, ...); logits (batch, classes); each mean is a scalar over batch and units, in the model's
+    dtype, with its gradient. R of the module's docstring is the sum of the list.
+    """
+    taken: list[tuple[Tensor, Tensor]] = []
+
+    def tap(activation: Tensor) -> Tensor:
+        passed_on, mean_square = _MeanSquare.apply(activation)
+        taken.append((passed_on, mean_square))
+        return passed_on
+
+    with tap_activations(tap):
+        logits: Tensor = model(inputs)
+    return logits, [mean_square for passed_on, mean_square in taken if passed_on is not logits]

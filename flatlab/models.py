@@ -1,0 +1,237 @@
+"""The networks of the paper, multi-layer perceptrons, and the user's own, by name.
+
+All keep PyTorch's default initialisation. Modules are named as a reader of a table of layers expects (conv1, fc1, ...),
+and every nonlinearity is a module of its own, so that layers and activations can be found from outside.
+"""
+
+import importlib
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from flatlab.errors import UsageError
+
+MODELS = ("mlp", "cifar-cnn", "tiny-convnet", "resnet18-gn")
+"""The names that `build_model` knows; any other is read as `package.module:function`."""
+
+Activation = Literal["relu", "tanh"]
+
+
+def build_model(
+    name: str,
+    *,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    hidden: Sequence[int] = (64, 32),
+    activation: Activation = "relu",
+) -> nn.Module:
+    """Build the model called `name`, with fresh parameters drawn from torch's global generator.
+
+    Args:
+        name: one of `MODELS`, or `package.module:function`, a function that is called as
+            `function(input_shape=..., classes=...)` and returns a `torch.nn.Module`.
+        input_shape: (channels, height, width) of one image.
+        classes: number of classes, the length of the logits.
+        hidden: widths of the hidden layers, for "mlp" only.
+        activation: nonlinearity, for "mlp" only.
+
+    Returns:
+        A module that maps (n, channels, height, width) to logits (n, classes).
+
+    Raises:
+        UsageError: no such model, images too small for it, or a user's function that is missing, fails, or returns
+            something else than a module.
+    """
+    if ":" in name:
+        return _users_model(name, input_shape, classes)
+    if name == "mlp":
+        return mlp(input_shape, classes, hidden, activation)
+    if name == "cifar-cnn":
+        return cifar_cnn(input_shape, classes)
+    if name == "tiny-convnet":
+        return tiny_convnet(input_shape, classes)
+    if name == "resnet18-gn":
+        return ResNet18GN(input_shape, classes)
+    raise UsageError(
+        f"There is no model called '{name}': choose one of {', '.join(MODELS)}, or name a function of your own as "
+        "package.module:function."
+    )
+
+
+def default_model(dataset: str, input_shape: tuple[int, int, int]) -> str:
+    """Name the model that the paper, or common sense, pairs with a data set of images (channels, height, width)."""
+    known = {"digits": "mlp", "cifar10": "cifar-cnn", "cifar100": "cifar-cnn", "tiny-imagenet": "tiny-convnet"}
+    return known.get(dataset, "cifar-cnn" if min(input_shape[1:]) >= 16 else "mlp")
+
+
+def mlp(
+    input_shape: tuple[int, int, int], classes: int, hidden: Sequence[int] = (64, 32), activation: Activation = "relu"
+) -> nn.Sequential:
+    """Flatten, then fully connected layers of widths `hidden` with the nonlinearity between them, then logits."""
+    if any(width < 1 for width in hidden):
+        raise UsageError(f"The hidden widths of an mlp must be at least 1, but are {', '.join(map(str, hidden))}.")
+    if activation not in ("relu", "tanh"):
+        raise UsageError(f"The activation of an mlp is relu or tanh, not '{activation}'.")
+    channels, height, width = input_shape
+    widths = [channels * height * width, *hidden]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for i, (fan_in, fan_out) in enumerate(zip(widths, hidden, strict=False), start=1):
+        layers[f"fc{i}"] = nn.Linear(fan_in, fan_out)
+        layers[f"{activation}{i}"] = nn.ReLU() if activation == "relu" else nn.Tanh()
+    layers[f"fc{len(widths)}"] = nn.Linear(widths[-1], classes)
+    return nn.Sequential(layers)
+
+
+def cifar_cnn(input_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+    """Build the paper's CIFAR network: two 5x5 convolutions of 64 channels, each pooled, then fc 384, 192, classes.
+
+    At 3 x 32 x 32 the first fully connected layer sees 1600 numbers; 815,332 parameters with 100 classes.
+    """
+    channels, height, width = input_shape
+    side = [((extent - 4) // 2 - 4) // 2 for extent in (height, width)]  # 5x5 without padding, pool 2, twice
+    _require_pixels("cifar-cnn", input_shape, smallest=16, fits=min(side) >= 1)
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 64, 5),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(64, 64, 5),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(64 * side[0] * side[1], 384),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(384, 192),
+            relu4=nn.ReLU(),
+            fc3=nn.Linear(192, classes),
+        )
+    )
+
+
+def tiny_convnet(input_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+    """Build the paper's Tiny-ImageNet network: three 3x3 convolutions with GroupNorm(4), then fc 512, 384, classes.
+
+    At 3 x 64 x 64 the first fully connected layer sees 4096 numbers; 2,447,688 parameters with 200 classes.
+    """
+    channels, height, width = input_shape
+    side = [extent // 8 for extent in (height, width)]  # the padding keeps the size, pool 2 three times
+    _require_pixels("tiny-convnet", input_shape, smallest=8, fits=min(side) >= 1)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in (1, 2, 3):
+        layers[f"conv{i}"] = nn.Conv2d(channels if i == 1 else 64, 64, 3, padding=1)
+        layers[f"norm{i}"] = nn.GroupNorm(4, 64)
+        layers[f"relu{i}"] = nn.ReLU()
+        layers[f"pool{i}"] = nn.MaxPool2d(2)
+    layers["flatten"] = nn.Flatten()
+    layers["fc1"] = nn.Linear(64 * side[0] * side[1], 512)
+    layers["relu4"] = nn.ReLU()
+    layers["fc2"] = nn.Linear(512, 384)
+    layers["relu5"] = nn.ReLU()
+    layers["fc3"] = nn.Linear(384, classes)
+    return nn.Sequential(layers)
+
+
+class ResNet18GN(nn.Module):
+    """ResNet-18 in torchvision's layout (7x7 stem, stages of two basic blocks), GroupNorm(2) for every BatchNorm.
+
+    Sources: He et al., "Deep Residual Learning for Image Recognition" (2016), table 1; Hsieh et al., "The Non-IID Data
+    Quagmire of Decentralized Machine Learning" (2020), for GroupNorm in federated training. 11,227,812 parameters with
+    3 channels and 100 classes. Any image size.
+    """
+
+    def __init__(self, input_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(input_shape[0], 64, 7, stride=2, padding=3, bias=False)
+        self.norm1 = nn.GroupNorm(2, 64)
+        self.relu1 = nn.ReLU()
+        self.pool1 = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = nn.Sequential(BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
+        self.layer2 = nn.Sequential(BasicBlock(64, 128, 2), BasicBlock(128, 128, 1))
+        self.layer3 = nn.Sequential(BasicBlock(128, 256, 2), BasicBlock(256, 256, 1))
+        self.layer4 = nn.Sequential(BasicBlock(256, 512, 2), BasicBlock(512, 512, 1))
+        self.pool2 = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(512, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (n, channels, height, width) to logits (n, classes)."""
+        x = self.pool1(self.relu1(self.norm1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: Tensor = self.fc(self.flatten(self.pool2(x)))
+        return logits
+
+
+class BasicBlock(nn.Module):
+    """relu(F(x) + x), F two 3x3 convolutions with GroupNorm(2); a 1x1 convolution on x where the shape changes."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.GroupNorm(2, channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(2, channels)
+        self.relu2 = nn.ReLU()
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.downsample = nn.Sequential(
+                OrderedDict(
+                    conv=nn.Conv2d(channels_in, channels, 1, stride=stride, bias=False),
+                    norm=nn.GroupNorm(2, channels),
+                )
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, channels_in, h, w) to (n, channels, h / stride, w / stride)."""
+        residual = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
+        activation: Tensor = self.relu2(residual + self.downsample(x))
+        return activation
+
+
+def _require_pixels(name: str, input_shape: tuple[int, int, int], *, smallest: int, fits: bool) -> None:
+    if not fits:
+        _, height, width = input_shape
+        raise UsageError(
+            f"The model {name} needs images of at least {smallest} x {smallest} pixels, but these are "
+            f"{height} x {width}: choose another, for instance mlp."
+        )
+
+
+def _users_model(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    function = _import_function(name)
+    try:
+        model = function(input_shape=input_shape, classes=classes)
+    except Exception as error:
+        raise UsageError(
+            f"The model function {name}, called with input_shape={input_shape} and classes={classes}, raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"The model function {name} must return a torch.nn.Module, but returned {type(model).__name__}.")
+    return model
+
+
+def _import_function(name: str) -> Callable[..., Any]:
+    """Import `package.module:function`, from the installed packages first and then from the current folder."""
+    module_name, _, function_name = name.partition(":")
+    if not (function_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise UsageError(f"The model '{name}' is not of the form package.module:function.")
+    current_folder = str(Path.cwd())
+    if current_folder not in sys.path:
+        sys.path.append(current_folder)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            reason = f"there is no module {error.name}, neither installed nor in {current_folder}"
+        else:
+            reason = f"importing {module_name} raised {type(error).__name__}: {error}"
+        raise UsageError(f"The model '{name}' cannot be built: {reason}.") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UsageError(f"The model '{name}' cannot be built: {module_name} has no function {function_name}.")
+    return function  # type: ignore[no-any-return]

@@ -1,0 +1,20 @@
+"""Random streams: everything random in a run is drawn from (seed, name), never from a shared generator.
+
+A stream depends on nothing but the run's seed and its own name (for instance `"client", t, k` for client k in round t),
+so neither the order in which clients are trained nor the process that trains them changes a number.
+"""
+
+import hashlib
+
+import torch
+
+
+def stream_seed(seed: int, *name: str | int) -> int:
+    """Return the 63-bit seed of the stream called `name` in a run with `seed`."""
+    digest = hashlib.blake2b(repr((seed, *name)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def stream(seed: int, *name: str | int) -> torch.Generator:
+    """Return a fresh CPU generator at the start of the stream called `name`."""
+    return torch.Generator().manual_seed(stream_seed(seed, *name))
