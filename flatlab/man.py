@@ -67,8 +67,7 @@ class _MeanSquare(Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(a)
-        flat = a.detach().permute(_dense_order(a)).reshape(-1)
-        return a.view_as(a), torch.dot(flat, flat) / a.numel()
+        return a.view_as(a), square_sum(a) / a.numel()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -80,9 +79,11 @@ class _MeanSquare(Function):
         return torch.add(from_above, a, alpha=scale.item())
 
 
-def _dense_order(a: Tensor) -> list[int]:
-    """The order of dimensions in which `a` lies in memory, so that flattening copies nothing (channels_last too)."""
-    return sorted(range(a.dim()), key=lambda d: -a.stride(d))
+def square_sum(a: Tensor) -> Tensor:
+    """sum(a^2) as a scalar without a gradient, in one pass that copies nothing, channels_last or not."""
+    in_memory_order = sorted(range(a.dim()), key=lambda d: -a.stride(d))
+    flat = a.detach().permute(in_memory_order).reshape(-1)
+    return torch.dot(flat, flat)
 
 
 def activation_mean_squares(model: nn.Module, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:

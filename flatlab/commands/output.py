@@ -1,0 +1,21 @@
+"""What every command shares when it speaks: one console, and the file that `--json` asks for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flatlab.files import write_text
+
+console = Console()
+"""Tables and results, on standard output."""
+
+status = Console(stderr=True)
+"""Progress, on standard error, so that results can be piped."""
+
+
+def write_json(path: Path | None, content: dict[str, Any]) -> None:
+    """Write `content` to `path`, atomically, if there is one."""
+    if path is not None:
+        write_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,51 @@
+"""What an engine takes and gives; which engine runs a round never changes the round's meaning."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RoundInputs:
+    """What goes out to the C participants of round t."""
+
+    t: int
+    ids: list[int]  # the participants, ascending
+    w: Tensor  # (P,)
+    own: Mapping[str, Tensor]  # name: (C, P)
+    server: Mapping[str, Tensor]  # name: (P,)
+
+
+@dataclass(frozen=True)
+class RoundOutputs:
+    """What comes back."""
+
+    theta: Tensor  # (C, P)
+    after: Mapping[str, Tensor]  # name: (C, P), the participants' own vectors as the round ended
+    losses: list[float]  # (C,), mean data loss f_i over the client's local steps, each weighed by its samples
+    images: int  # samples that passed forward and backward, both passes of a SAM-type step counted once
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model on the test set."""
+
+    accuracy: float  # share of right answers, 0..1
+    loss: float  # mean cross-entropy
+    activation_norms: list[float]  # mean_n |a_l|^2 over the samples, for each hidden layer l
+
+
+class Engine(Protocol):
+    """Runs clients and evaluates models; use as a context manager."""
+
+    def run(self, inputs: RoundInputs) -> RoundOutputs:
+        """Train the participants of one round."""
+
+    def evaluate(self, models: Sequence[Tensor]) -> list[Evaluation]:
+        """Evaluate each flat vector (P,) on the test set."""
+
+    def __enter__(self) -> "Engine": ...
+
+    def __exit__(self, *exception: object) -> None: ...

@@ -1,0 +1,83 @@
+"""The clients' own vectors between rounds, in memory or on disk, saved so that any crash leaves a round to resume from.
+
+Every save writes the changed clients to files of their own, `clients/<k>-<round>.pt`, before the run's `resume.pt` that
+names them is renamed into place; the files of the save before are deleted only after that. A client that never took
+part has no file and no memory: its vectors have their initial values.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flatlab.files import atomic_write
+
+Place = Literal["memory", "disk"]
+
+
+class ClientState:
+    """One (V, P) tensor per client that ever took part; `initial` gives every vector's value before that."""
+
+    def __init__(self, folder: Path, initial: Mapping[str, Tensor], place: Place = "memory") -> None:
+        self.folder = folder
+        self.initial = dict(initial)
+        self.place = place
+        self.rows: dict[int, Tensor] = {}  # client: (V, P), only those in memory
+        self.files: dict[int, str] = {}  # client: file that holds its newest saved rows
+        self.unsaved: set[int] = set()
+
+    def read(self, ids: Sequence[int]) -> dict[str, Tensor]:
+        """Return name: (C, P), the vectors of clients `ids`, fresh copies."""
+        if not self.initial:
+            return {}
+        stacked = torch.stack([self._read(k) for k in ids])
+        return {name: stacked[:, row] for row, name in enumerate(self.initial)}
+
+    def write(self, ids: Sequence[int], vectors: Mapping[str, Tensor], t: int) -> None:
+        """Replace the vectors of clients `ids` by name: (C, P) after round t."""
+        if not self.initial:
+            return
+        stacked = torch.stack([vectors[name] for name in self.initial], dim=1)
+        for k, rows in zip(ids, stacked, strict=True):
+            if self.place == "disk":
+                self._save(k, rows.clone(), t)
+            else:
+                self.rows[k] = rows.clone()
+                self.unsaved.add(k)
+
+    def save(self, t: int) -> dict[int, str]:
+        """Bring every change up to round t to the disk and return which file holds which client, for `resume.pt`."""
+        for k in sorted(self.unsaved):
+            self._save(k, self.rows[k], t)
+        self.unsaved.clear()
+        return dict(self.files)
+
+    def restore(self, files: Mapping[int, str]) -> None:
+        """Go back to what `save` returned; in memory, read it all."""
+        self.files = dict(files)
+        self.unsaved.clear()
+        self.rows = {k: self._load(k) for k in self.files} if self.place == "memory" else {}
+
+    def forget_others(self) -> None:
+        """Delete the files that the newest save does not name; call once `resume.pt` is in place."""
+        kept = set(self.files.values())
+        for file in self.folder.glob("*.pt"):
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
+
+    def _read(self, k: int) -> Tensor:
+        if k in self.rows:
+            return self.rows[k]
+        return self._load(k) if k in self.files else torch.stack(list(self.initial.values()))
+
+    def _load(self, k: int) -> Tensor:
+        rows: Tensor = torch.load(self.folder / self.files[k], weights_only=True)
+        return rows
+
+    def _save(self, k: int, rows: Tensor, t: int) -> None:
+        name = f"{k}-{t}.pt"
+        with atomic_write(self.folder / name) as file:
+            torch.save(rows, file)
+        self.files[k] = name

@@ -1,0 +1,50 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flatlab.config import RunConfig
+from flatlab.data import ImageData, Split
+from flatlab.parameters import layout_of
+from flatlab.world import World, initial_model
+
+MakeWorld = Callable[..., World]
+
+
+@pytest.fixture
+def toy_world() -> MakeWorld:
+    """Returns a function that makes a world of random 1 x 3 x 4 images on 6 clients of unequal sizes, in float64."""
+
+    def make(sizes: tuple[int, ...] = (3, 5, 8, 4, 11, 7), **fields: Any) -> World:
+        generator = torch.Generator().manual_seed(5)
+        n = sum(sizes)
+
+        def split(n: int) -> Split:
+            images = torch.randint(0, 256, (n, 1, 3, 4), generator=generator, dtype=torch.uint8)
+            return Split(images, torch.randint(0, 4, (n,), generator=generator))
+
+        data = ImageData("toy", split(n), split(17), classes=4, mean=(0.4,), std=(0.3,), augment=False)
+        config = RunConfig.model_validate(
+            {
+                "model": "mlp",
+                "hidden": (6, 5),
+                "clients": len(sizes),
+                "participation": 0.5,
+                "rounds": 5,
+                "local_epochs": 2,
+                "batch_size": 4,
+                "lr": 0.2,
+                "lr_decay": 0.9,
+                "weight_decay": 0.01,
+                "dtype": "float64",
+                "seed": 3,
+                **fields,
+            }
+        )
+        order = np.random.default_rng(0).permutation(n)
+        parts = np.split(order, np.cumsum(sizes)[:-1])
+        return World(config, data, list(parts), layout_of(initial_model(config, data)))
+
+    return make
