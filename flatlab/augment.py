@@ -40,13 +40,14 @@ def draw(n: int, generator: torch.Generator) -> Draws:
 
 
 def augment(images: Tensor, draws: Draws) -> Tensor:
-    """Flip and shift `images`, (n, channels, height, width) of any floating dtype, as `draws` says; returns a new tensor.
+    """Flip and shift `images`, (n, channels, height, width) of any floating dtype, as `draws` says; a new tensor.
 
     `draws` must be on the device of `images`. A stack of clients is passed with its two leading dimensions flattened.
     """
-    height, width = images.shape[2:]
-    flipped = torch.where(draws.flip.view(-1, 1, 1, 1), images.flip(3), images)
-    padded = F.pad(flipped, (PADDING,) * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # view (n, channels, 9, 9, height, width)
-    every = torch.arange(len(images), device=images.device)
-    return windows[every, :, draws.shift_y + PADDING, draws.shift_x + PADDING]
+    n, channels, height, width = images.shape
+    rows = torch.arange(height, device=images.device) + (draws.shift_y[:, None] + PADDING)  # (n, height), padded image
+    columns = torch.arange(width, device=images.device) + draws.shift_x[:, None]
+    columns = torch.where(draws.flip[:, None], width - 1 - columns, columns) + PADDING  # (n, width)
+    pixels = rows[:, :, None] * (width + 2 * PADDING) + columns[:, None, :]
+    pixels = pixels.view(n, 1, -1).expand(-1, channels, -1)
+    return F.pad(images, (PADDING,) * 4).flatten(2).gather(2, pixels).view_as(images)

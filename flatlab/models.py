@@ -211,7 +211,9 @@ def _users_model(name: str, input_shape: tuple[int, int, int], classes: int) -> 
             f"{type(error).__name__}: {error}"
         ) from error
     if not isinstance(model, nn.Module):
-        raise UsageError(f"The model function {name} must return a torch.nn.Module, but returned {type(model).__name__}.")
+        raise UsageError(
+            f"The model function {name} must return a torch.nn.Module, but returned {type(model).__name__}."
+        )
     return model
 
 

@@ -1,0 +1,169 @@
+"""Loading a data set by name: decoded once, then mapped from a cache of uint8 arrays.
+
+The cache has one folder per data set under `platformdirs.user_cache_dir("flatlab")`, or FLATLAB_CACHE. Its key covers
+the name and, for local data, every file's path, size and time, so that changed files are decoded anew; data from the
+hub are decoded once for all. `meta.json` is written last: where it is, the arrays are whole.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
+
+from flatlab.data.images import ImageData, Split, stratified_choice
+from flatlab.data.known import DIGITS_MEAN, DIGITS_STD, KNOWN
+from flatlab.data.source import Decoded, Source, read
+from flatlab.errors import FlatlabError, UsageError
+from flatlab.files import atomic_write, write_text
+
+LAYOUT = 1
+"""Version of the cache's layout, part of every key."""
+
+
+def load_images(name: str, *, root: Path | None = None) -> ImageData:
+    """Load the data set `name`.
+
+    Args:
+        name: "digits" (bundled with scikit-learn), a name in `flatlab.data.known`, a local folder of Parquet files
+            (train-*.parquet, test-*.parquet) or of images (train/CLASS/*.png, test/CLASS/*.png), or a name on the
+            Hugging Face hub.
+        root: folder of local copies, each in a folder of its name; the environment's FLATLAB_DATA if None.
+
+    Returns:
+        The data, images mapped from the cache. Mean and standard deviation are the published ones for known names, and
+        measured on the training images for all others, which are trained on without augmentation.
+
+    Raises:
+        UsageError: the data set is nowhere to be found, or is not an image-classification data set of one image size
+            with a training and a test split.
+        FlatlabError: the cache cannot be written, or is damaged.
+    """
+    if name == "digits":
+        return _digits()
+    source = _locate(name, root)
+    cached = _cache_folder() / _key(source)
+    if not _is_whole(cached):
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{cached}.lock"):
+                if not _is_whole(cached):  # another process may have decoded it while this one waited
+                    _store(cached, *read(source))
+        except OSError as error:
+            raise FlatlabError(
+                f"The decoded images cannot be kept in {cached.parent} ({error.strerror or error}): make room there, "
+                "or name another folder in the environment variable FLATLAB_CACHE."
+            ) from error
+    try:
+        data = _load(cached, source.name)
+    except (OSError, ValueError, KeyError) as error:
+        raise FlatlabError(f"The decoded images in {cached} are damaged ({error}): delete that folder.") from error
+    if source.name in KNOWN and data.input_shape[0] != len(data.mean):
+        raise UsageError(
+            f"{source} is not {source.name}: its images have {data.input_shape[0]} channels, not {len(data.mean)}."
+        )
+    return data
+
+
+def _locate(name: str, root: Path | None) -> Source:
+    """Find a local copy: in `root` first, then, unless the name is a known one, as a folder in its own right."""
+    if root is None and os.environ.get("FLATLAB_DATA"):
+        root = Path(os.environ["FLATLAB_DATA"])
+    if root is not None and not root.is_dir():
+        raise UsageError(f"The folder of local data sets {root} (--data-root or FLATLAB_DATA) does not exist.")
+    candidates = [] if root is None else [root / name]
+    if name not in KNOWN and Path(name) not in candidates:
+        candidates.append(Path(name))
+    folder = next((candidate.resolve() for candidate in candidates if candidate.is_dir()), None)
+    known = KNOWN.get(name)
+    return Source(
+        name=name if folder is None or known else folder.name,
+        folder=folder,
+        looked_in=tuple(candidates),
+        hub=known.hub if known else name,
+        label=known.label if known else None,
+    )
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("FLATLAB_CACHE") or user_cache_path("flatlab"))
+
+
+def _key(source: Source) -> str:
+    identity: list[object] = [LAYOUT, source.hub, source.label]
+    if source.folder is not None:
+        for file in sorted(path for path in source.folder.rglob("*") if path.is_file()):
+            status = file.stat()
+            identity.append((str(file), status.st_size, status.st_mtime_ns))
+    digest = hashlib.sha256(repr(identity).encode()).hexdigest()
+    return f"{source.name.replace('/', '-')}-{digest[:16]}"
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "meta.json").exists()
+
+
+def _store(folder: Path, train: Decoded, test: Decoded, classes: int) -> None:
+    colour = any(image.ndim == 3 for image in train.images + test.images)
+    for split, decoded in (("train", train), ("test", test)):
+        height, width = decoded.images[0].shape[:2]
+        shape = (len(decoded.images), 3 if colour else 1, height, width)
+        with atomic_write(folder / f"{split}-images.npy") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for image in decoded.images:
+                channels = image.transpose(2, 0, 1) if image.ndim == 3 else image[None]
+                file.write(np.broadcast_to(channels, shape[1:]).tobytes())
+        with atomic_write(folder / f"{split}-labels.npy") as file:
+            np.save(file, decoded.labels)
+    mean, std = _channel_statistics(np.load(folder / "train-images.npy", mmap_mode="r"))
+    write_text(folder / "meta.json", json.dumps({"classes": classes, "mean": mean, "std": std}))
+
+
+def _channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of every channel of (n, channels, height, width) uint8, on the [0, 1] scale."""
+    values = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(images.shape[1]):
+        counts = np.zeros(256, dtype=np.int64)
+        for part in np.array_split(images[:, channel], 64):  # bincount makes int64 of what it is given
+            counts += np.bincount(part.ravel(), minlength=256)
+        frequency = counts / counts.sum()
+        mean.append(float(frequency @ values))
+        std.append(float(np.sqrt(frequency @ (values - mean[-1]) ** 2)))
+    return mean, std
+
+
+def _load(folder: Path, name: str) -> ImageData:
+    meta = json.loads((folder / "meta.json").read_text())
+    train, test = _load_split(folder, "train"), _load_split(folder, "test")
+    if name in KNOWN:
+        known = KNOWN[name]
+        return ImageData(name, train, test, meta["classes"], known.mean, known.std, known.augment)
+    return ImageData(name, train, test, meta["classes"], tuple(meta["mean"]), tuple(meta["std"]), augment=False)
+
+
+def _load_split(folder: Path, split: str) -> Split:
+    # Mode "c" (copy on write) because torch warns of read-only arrays; pages stay shared between processes.
+    images = np.load(folder / f"{split}-images.npy", mmap_mode="c")
+    labels = np.load(folder / f"{split}-labels.npy")
+    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def _digits() -> ImageData:
+    """scikit-learn's 1797 digits of 8 x 8 pixels and 17 grey levels; every fifth of each class is for testing."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    for_testing = stratified_choice(labels.numpy(), len(labels) // 5, np.random.default_rng(0))
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    is_test[torch.from_numpy(for_testing)] = True
+    train, test = (Split(images[chosen], labels[chosen]) for chosen in (~is_test, is_test))
+    return ImageData("digits", train, test, 10, DIGITS_MEAN, DIGITS_STD, augment=False)
