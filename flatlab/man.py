@@ -75,15 +75,17 @@ class _MeanSquare(Function):
         (a,) = ctx.saved_tensors
         scale = from_mean * (2.0 / a.numel())
         if a.is_cuda or torch.is_grad_enabled():
-            return torch.addcmul(from_above, a, scale)
-        return torch.add(from_above, a, alpha=scale.item())
+            return from_above.addcmul(a, scale)
+        return from_above.add(a, alpha=scale.item())
 
 
 def square_sum(a: Tensor) -> Tensor:
     """sum(a^2) as a scalar without a gradient, in one pass that copies nothing, channels_last or not."""
-    in_memory_order = sorted(range(a.dim()), key=lambda d: -a.stride(d))
+    strides: tuple[int, ...] = a.stride()
+    in_memory_order = sorted(range(a.dim()), key=lambda d: -strides[d])
     flat = a.detach().permute(in_memory_order).reshape(-1)
-    return torch.dot(flat, flat)
+    total: Tensor = torch.dot(flat, flat)
+    return total
 
 
 def activation_mean_squares(model: nn.Module, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -95,9 +97,9 @@ def activation_mean_squares(model: nn.Module, inputs: Tensor) -> tuple[Tensor, l
     taken: list[tuple[Tensor, Tensor]] = []
 
     def tap(activation: Tensor) -> Tensor:
-        passed_on, mean_square = _MeanSquare.apply(activation)
-        taken.append((passed_on, mean_square))
-        return passed_on
+        pair: tuple[Tensor, Tensor] = _MeanSquare.apply(activation)  # type: ignore[no-untyped-call]
+        taken.append(pair)
+        return pair[0]
 
     with tap_activations(tap):
         logits: Tensor = model(inputs)

@@ -269,8 +269,8 @@ def _check_finite(t: int, ids: list[int], outputs: RoundOutputs) -> None:
     for k, loss, theta in zip(ids, outputs.losses, outputs.theta, strict=True):
         if not isfinite(loss) or not theta.isfinite().all():
             raise FlatlabError(
-                f"Training diverged in round {t + 1} at client {k} (its loss is {loss:.4g}); the last good state is kept. "
-                "Lower the learning rate (--lr), or the coefficient of MAN or of the algorithm."
+                f"Training diverged in round {t + 1} at client {k} (its loss is {loss:.4g}); "
+                "the last good state is kept. Lower the learning rate (--lr), or the coefficient of MAN or of the algorithm."
             )
 
 

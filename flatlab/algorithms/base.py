@@ -99,4 +99,5 @@ def weighted_mean(round_: Round[Any]) -> Tensor:
 
 def norm(vectors: Tensor) -> Tensor:
     """Euclidean norm over the last dimension, kept: (..., P) -> (..., 1)."""
-    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return norms

@@ -6,8 +6,9 @@
     keeps    h_i <- h_i + Delta
     server   w   <- mean_sel theta_i + mean_all h_i                 (over all N clients, after their update)
 
-The two client terms together are alpha_i (theta - w + h_i), the gradient of alpha_i/2 |theta - w|^2 + alpha_i h_i.theta;
-the reference hides half of the quadratic one in its optimiser's weight decay, which puts it outside the clip.
+The two client terms together are alpha_i (theta - w + h_i), the gradient of
+alpha_i/2 |theta - w|^2 + alpha_i h_i . theta. The reference hides half of the quadratic one in its optimiser's weight
+decay, which puts it outside the clip.
 The server keeps h = mean_all h_i, moved by each round's changes, so that no round reads every client's vector.
 
 Source: Acar et al., "Federated Learning Based on Dynamic Regularization" (ICLR 2021).

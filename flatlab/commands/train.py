@@ -13,7 +13,7 @@ def train(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="digits, cifar10, cifar100, tiny-imagenet, fashion-mnist, a hub name, or a folder of Parquet or images.",
+            help="digits, cifar10, cifar100, tiny-imagenet, fashion-mnist, a hub name, or a folder.",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -50,9 +50,7 @@ def train(
     participation: Annotated[
         float | None, typer.Option(help="Share of the clients in a round, in (0, 1].", rich_help_panel=_METHOD)
     ] = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Learning rate of the first round.", rich_help_panel=_METHOD)
-    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the first round.", rich_help_panel=_METHOD)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.", rich_help_panel=_METHOD)] = None,
     settings: Annotated[
         list[str] | None,
@@ -81,9 +79,7 @@ def train(
     state: Annotated[
         str, typer.Option(help="Where the clients' own vectors are kept: memory or disk.", rich_help_panel=_RUN)
     ] = "memory",
-    json: Annotated[
-        Path | None, typer.Option(help="Write the result to this file too.", rich_help_panel=_RUN)
-    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the result to this file too.", rich_help_panel=_RUN)] = None,
 ) -> None:
     """Train one federated run; without options: FedAvg on the bundled digits, in seconds.
 

@@ -1,10 +1,8 @@
 """What `flatlab train` and `flatlab demo` do: from options to a finished run, with its progress and its summary."""
 
 import os
-import shutil
 import time
 import tomllib
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +98,9 @@ def train_run(
     }
     _print_summary(world, last, seconds)
     write_json(json, summary)
-    console.print(f"Checkpoint: [bold]{checkpoint}[/bold]\nNext:       [bold]flatlab eigs {checkpoint}[/bold]", soft_wrap=True)
+    console.print(
+        f"Checkpoint: [bold]{checkpoint}[/bold]\nNext:       [bold]flatlab eigs {checkpoint}[/bold]", soft_wrap=True
+    )
     return checkpoint
 
 
@@ -194,7 +194,9 @@ def _check(folder: Path, execution: Execution) -> None:
     if execution.state not in ("memory", "disk"):
         raise UsageError(f"--state is memory or disk, not {execution.state!r}.")
     if not execution.resume and (folder / "config.toml").exists():
-        raise UsageError(f"{folder} already holds a run; go on with it by --resume, or choose another folder with --out.")
+        raise UsageError(
+            f"{folder} already holds a run; go on with it by --resume, or choose another folder with --out."
+        )
 
 
 def _saved_config(folder: Path) -> RunConfig:

@@ -98,12 +98,14 @@ def _result(job: Future[T]) -> T:
         return job.result()
     except BrokenProcessPool as error:
         raise FlatlabError(
-            "A worker process died (out of memory, or killed); nothing was lost: go on with --resume, and fewer --workers."
+            "A worker process died (out of memory, or killed); what was saved is safe: "
+            "go on with --resume, and with fewer --workers if memory is short."
         ) from error
 
 
 def _shared(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(shape, dtype=dtype).share_memory_()
+    zeros: Tensor = torch.zeros(shape, dtype=dtype).share_memory_()
+    return zeros
 
 
 def _share(split: Split) -> Split:

@@ -17,13 +17,17 @@ from torch import Tensor
 from flatlab.algorithms import ALGORITHMS
 from flatlab.batches import local_batches
 from flatlab.engine.base import Engine
+from flatlab.engine.batched import BatchedEngine
 from flatlab.engine.sequential import SequentialEngine
 from flatlab.parameters import flatten
 from flatlab.rounds import Run, sample_clients
 from flatlab.streams import stream
 from flatlab.world import World
 
-ENGINES: dict[str, Callable[[World], Engine]] = {"sequential": SequentialEngine}
+ENGINES: dict[str, Callable[[World], Engine]] = {
+    "sequential": SequentialEngine,
+    "batched": lambda world: BatchedEngine(world, torch.device("cpu")),
+}
 
 # Coefficients large enough to be seen at 1e-6 in a few rounds; a clip that bites in some steps and not in others.
 HYPER: dict[str, dict[str, Any]] = {
@@ -177,11 +181,11 @@ def test_algorithm_follows_its_equations(
     ref = Reference.start(world)
     for t, server in enumerate(run_rounds(world, tmp_path, 5, engine)):
         reference_round(ref, t)
-        torch.testing.assert_close(server.w, ref.w, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(server.w, ref.w, rtol=1e-9, atol=1e-12)
         n = [len(part) for part in world.parts]
         weights = n if ALGORITHMS[name].weighted else [1] * len(n)
         average = sum(a * last for a, last in zip(weights, ref.last, strict=True)) / sum(weights)
-        torch.testing.assert_close(server.all, average, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(server.all, average, rtol=1e-9, atol=1e-12)
 
 
 def test_fedspeed_can_average_the_dual_over_the_participants(toy_world: Callable[..., World], tmp_path: Path) -> None:
@@ -189,7 +193,7 @@ def test_fedspeed_can_average_the_dual_over_the_participants(toy_world: Callable
     ref = Reference.start(world)
     for t, server in enumerate(run_rounds(world, tmp_path, 4)):
         reference_round(ref, t)
-        torch.testing.assert_close(server.w, ref.w, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(server.w, ref.w, rtol=1e-9, atol=1e-12)
 
 
 # --- identities -----------------------------------------------------------------------------------------------------
