@@ -3,6 +3,7 @@
 import pickle
 import platform
 import subprocess
+import warnings
 import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -70,7 +71,8 @@ def read_plain(path: Path, kind: str, newest: int) -> dict[str, Any]:
     Raises `UsageError` as `load_checkpoint`.
     """
     try:
-        plain = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about pickles that are then refused anyway
+            plain = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(f"There is no file {path}.") from error
     except OSError as error:

@@ -16,7 +16,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     folder is flushed too, so that after a crash `path` holds either its old content or the whole new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -35,6 +35,12 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed `atomic_write`s left in `folder` and below; nobody may be writing there."""
+    for file in folder.rglob(".*.part"):
+        file.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -18,14 +18,14 @@ from flatlab.checkpoint import Checkpoint, provenance, read_plain, save_checkpoi
 from flatlab.config import RunConfig, write_config
 from flatlab.engine.base import Engine, Evaluation, RoundInputs, RoundOutputs
 from flatlab.errors import FlatlabError, UsageError
-from flatlab.files import atomic_write, write_text
+from flatlab.files import atomic_write, remove_unfinished, write_text
 from flatlab.parameters import flatten
 from flatlab.state import ClientState, Place
 from flatlab.streams import stream
 from flatlab.world import World
 
 SAVE_SECONDS = 20.0
-"""Least time between two saves of the whole state; a crash costs about that much work and never a wrong number."""
+"""Default time between two saves of the whole state: what a crash costs, in work; it never costs a right number."""
 
 EVALUATION_SHARE = 0.05
 """Largest share of a round's work that evaluation takes where `eval_every` is 0."""
@@ -119,6 +119,7 @@ class Run:
 
     def resume(self) -> None:
         """Go back to the newest saved round, and drop the metrics of later ones."""
+        remove_unfinished(self.folder)
         path = self.folder / "resume.pt"
         if not path.exists():
             return self.begin()
@@ -207,10 +208,11 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
 
-def train(run: Run, engine: Engine, on_round: Callable[[Record], None]) -> Path:
+def train(run: Run, engine: Engine, on_round: Callable[[Record], None], save_every: float = SAVE_SECONDS) -> Path:
     """Carry `run` to its last round and return the path of its final checkpoint.
 
-    `on_round` gets the record of each completed round. Raises `FlatlabError` on divergence; what was saved stays.
+    `on_round` gets the record of each completed round. The whole state is saved at checkpoints and whenever a round
+    ends `save_every` seconds or more after the last save. Raises `FlatlabError` on divergence; what was saved stays.
     """
     config = run.world.config
     interval = evaluation_interval(run.world)
@@ -233,7 +235,7 @@ def train(run: Run, engine: Engine, on_round: Callable[[Record], None]) -> Path:
             run.checkpoint(run.folder / f"round-{done:04d}.pt")
         if last:
             run.checkpoint(final)
-        if last or done % config.checkpoint_every == 0 or time.monotonic() - run.saved_at > SAVE_SECONDS:
+        if last or done % config.checkpoint_every == 0 or time.monotonic() - run.saved_at >= save_every:
             run.save()
         on_round(record)
     return final
@@ -269,8 +271,8 @@ def _check_finite(t: int, ids: list[int], outputs: RoundOutputs) -> None:
     for k, loss, theta in zip(ids, outputs.losses, outputs.theta, strict=True):
         if not isfinite(loss) or not theta.isfinite().all():
             raise FlatlabError(
-                f"Training diverged in round {t + 1} at client {k} (its loss is {loss:.4g}); "
-                "the last good state is kept. Lower the learning rate (--lr), or the coefficient of MAN or of the algorithm."
+                f"Training diverged in round {t + 1} at client {k} (its loss is {loss:.4g}); the last good state is "
+                "kept. Lower the learning rate (--lr), or the coefficient of MAN or of the algorithm."
             )
 
 

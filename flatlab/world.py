@@ -71,7 +71,7 @@ class World:
 
 
 def resolve(config: RunConfig, root: Path | None = None) -> tuple[RunConfig, ImageData]:
-    """Load the run's data (local copies under `root`), take the subset asked for, and settle the model called "auto"."""
+    """Load the run's data (local copies under `root`), take the subset asked for, and settle the model "auto"."""
     data = load_images(config.dataset, root=root)
     data = data.subset(config.train_samples, config.test_samples, config.seed)
     if config.model == "auto":

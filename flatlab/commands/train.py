@@ -79,6 +79,9 @@ def train(
     state: Annotated[
         str, typer.Option(help="Where the clients' own vectors are kept: memory or disk.", rich_help_panel=_RUN)
     ] = "memory",
+    save_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between saves for --resume.", rich_help_panel=_RUN)
+    ] = 20.0,
     json: Annotated[Path | None, typer.Option(help="Write the result to this file too.", rich_help_panel=_RUN)] = None,
 ) -> None:
     """Train one federated run; without options: FedAvg on the bundled digits, in seconds.
@@ -93,4 +96,4 @@ def train(
     if show_split:
         print_split(run_config, data_root)
     else:
-        train_run(run_config, data_root, out, Execution(workers, state, resume), json)
+        train_run(run_config, data_root, out, Execution(workers, state, resume, save_every), json)

@@ -19,7 +19,7 @@ from flatlab.engine.sequential import SequentialEngine
 from flatlab.errors import UsageError
 from flatlab.memory import keep_freed_memory
 from flatlab.partition import class_counts
-from flatlab.rounds import Record, Run, most_participants, run_folder, train
+from flatlab.rounds import SAVE_SECONDS, Record, Run, most_participants, run_folder, train
 from flatlab.world import World, make_world
 
 
@@ -30,6 +30,7 @@ class Execution:
     workers: int | None = None
     state: str = "memory"
     resume: bool = False
+    save_every: float = SAVE_SECONDS
 
 
 def read_fields(
@@ -85,7 +86,7 @@ def train_run(
         last: Record = run.server.evaluated
         if run.server.round < config.rounds:
             with _open_engine(world, execution) as engine:
-                last = _train_with_progress(run, engine)
+                last = _train_with_progress(run, engine, execution.save_every)
     checkpoint = folder / "final.pt"
     seconds = time.monotonic() - began
     summary = {
@@ -137,28 +138,28 @@ def _open_engine(world: World, execution: Execution) -> Engine:
 
 
 class _Latest(ProgressColumn):
-    """One number of the newest record that has it."""
+    """One number of the newest record that has it; nothing before there is one."""
 
-    def __init__(self, label: str, key: str, form: str) -> None:
+    def __init__(self, form: str, key: str) -> None:
         super().__init__()
-        self.label, self.key, self.form = label, key, form
+        self.form, self.key = form, key
 
     def render(self, task: Task) -> Text:
-        """Show the number, or a dot before there is one."""
+        """Format the number."""
         value = task.fields.get(self.key)
-        return Text(f"{self.label} {format(value, self.form) if value is not None else '·'}")
+        return Text("" if value is None else self.form.format(value), no_wrap=True)
 
 
-def _train_with_progress(run: Run, engine: Engine) -> Record:
+def _train_with_progress(run: Run, engine: Engine, save_every: float) -> Record:
     config = run.world.config
     columns = (
         TextColumn("round {task.completed}/{task.total}"),
-        BarColumn(bar_width=16),
-        _Latest("train loss", "train_loss", ".3f"),
-        _Latest("test accuracy", "test_accuracy", ".2%"),
-        _Latest("mean |a|²", "activation_norm", ".4g"),
-        _Latest("images/s", "images_per_second", ",.0f"),
-        TimeRemainingColumn(),
+        BarColumn(bar_width=10),
+        _Latest("loss {:.3f}", "train_loss"),
+        _Latest("acc {:.1%}", "test_accuracy"),
+        _Latest("|a|² {:.4g}", "activation_norm"),
+        _Latest("{:,.0f} img/s", "images_per_second"),
+        TimeRemainingColumn(compact=True),
     )
     latest: Record = dict(run.server.evaluated)
     with Progress(*columns, console=status) as progress:
@@ -169,7 +170,7 @@ def _train_with_progress(run: Run, engine: Engine) -> Record:
             progress.update(task, advance=1, **latest)
 
         try:
-            train(run, engine, show)
+            train(run, engine, show, save_every)
         except KeyboardInterrupt as interruption:
             progress.stop()
             status.print(f"\nInterrupted. Go on with: flatlab train --resume --out {run.folder}", soft_wrap=True)

@@ -15,17 +15,24 @@ MakeWorld = Callable[..., World]
 
 @pytest.fixture
 def toy_world() -> MakeWorld:
-    """Returns a function that makes a world of random 1 x 3 x 4 images on 6 clients of unequal sizes, in float64."""
+    """A function that makes a world of random images on clients of unequal sizes, in float64."""
 
-    def make(sizes: tuple[int, ...] = (3, 5, 8, 4, 11, 7), **fields: Any) -> World:
+    def make(
+        sizes: tuple[int, ...] = (3, 5, 8, 4, 11, 7),
+        shape: tuple[int, int, int] = (1, 3, 4),
+        augment: bool = False,
+        **fields: Any,
+    ) -> World:
         generator = torch.Generator().manual_seed(5)
         n = sum(sizes)
 
         def split(n: int) -> Split:
-            images = torch.randint(0, 256, (n, 1, 3, 4), generator=generator, dtype=torch.uint8)
+            images = torch.randint(0, 256, (n, *shape), generator=generator, dtype=torch.uint8)
             return Split(images, torch.randint(0, 4, (n,), generator=generator))
 
-        data = ImageData("toy", split(n), split(17), classes=4, mean=(0.4,), std=(0.3,), augment=False)
+        data = ImageData(
+            "toy", split(n), split(17), classes=4, mean=(0.4,) * shape[0], std=(0.3,) * shape[0], augment=augment
+        )
         config = RunConfig.model_validate(
             {
                 "model": "mlp",

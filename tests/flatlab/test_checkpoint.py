@@ -1,0 +1,139 @@
+"""Checkpoints: complete, and safe to open wherever they come from."""
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flatlab.checkpoint import Checkpoint, load_checkpoint, rebuild, save_checkpoint
+from flatlab.config import make_config
+from flatlab.errors import UsageError
+from flatlab.models import build_model
+from flatlab.world import initial_model, resolve
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    config, data = resolve(make_config({"hidden": [5], "seed": 4}))
+    return Checkpoint(config, 7, initial_model(config, data).state_dict(), {}, {"test_accuracy": 0.5}, {"torch": "x"})
+
+
+def test_a_checkpoint_is_enough_to_rebuild_model_and_data(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c.pt", checkpoint)
+    loaded = load_checkpoint(tmp_path / "c.pt")
+    assert (loaded.config, loaded.round, loaded.metrics) == (checkpoint.config, 7, {"test_accuracy": 0.5})
+    model, data = rebuild(loaded)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, checkpoint.state_dict[name])
+    assert model(data.test.images[:3].float()).shape == (3, 10)
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, ("hostile",)
+
+
+def hostile(path: Path) -> None:
+    torch.save({"format": "flatlab checkpoint", "config": RunsCode()}, path)
+
+
+def hostile_raw(path: Path) -> None:
+    path.write_bytes(pickle.dumps(RunsCode()))
+
+
+def foreign(path: Path) -> None:
+    torch.save({"weight": torch.zeros(3)}, path)
+
+
+def a_list(path: Path) -> None:
+    torch.save([1, 2], path)
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def text(path: Path) -> None:
+    path.write_text("not a checkpoint at all")
+
+
+def newer(path: Path) -> None:
+    torch.save({"format": "flatlab checkpoint", "version": 99}, path)
+
+
+def lacking(path: Path) -> None:
+    torch.save({"format": "flatlab checkpoint", "version": 1, "config": {}}, path)
+
+
+def bad_config(path: Path) -> None:
+    torch.save({"format": "flatlab checkpoint", "version": 1, "config": {"rounds": "many"}}, path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (hostile, "would run code"),
+        (hostile_raw, "would run code|truncated"),
+        (foreign, "not a flatlab checkpoint"),
+        (a_list, "not a flatlab checkpoint"),
+        (empty, "truncated|not a flatlab"),
+        (text, "truncated|not a flatlab"),
+        (newer, "newer flatlab"),
+        (lacking, "lacks its 'round'"),
+        (bad_config, "rounds = 'many'"),
+    ],
+)
+def test_bad_files_are_refused_in_one_sentence(
+    make: Callable[[Path], None], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "bad.pt")
+    with pytest.raises(UsageError, match=message) as caught:
+        load_checkpoint(tmp_path / "bad.pt")
+    assert "bad.pt" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "hostile").exists()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_refused(share: float, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, checkpoint)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UsageError, match=r"truncated|not a flatlab"):
+        load_checkpoint(path)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="There is no file"):
+        load_checkpoint(tmp_path / "none.pt")
+    with pytest.raises(UsageError, match="Cannot read"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_does_not_choose_what_is_imported(checkpoint: Checkpoint) -> None:
+    config = checkpoint.config.model_copy(update={"model": "shutil:rmtree"})
+    with pytest.raises(UsageError, match="add --model shutil:rmtree"):
+        rebuild(Checkpoint(config, 1, {}, {}, {}, {}))
+
+
+def test_parameters_that_do_not_fit_are_named(checkpoint: Checkpoint) -> None:
+    other = build_model("mlp", input_shape=(1, 8, 8), classes=10, hidden=(6,)).state_dict()
+    with pytest.raises(UsageError, match=r"do not fit its model mlp: size mismatch for fc1"):
+        rebuild(Checkpoint(checkpoint.config, 1, other, {}, {}, {}))
+
+
+def test_a_failed_write_leaves_the_old_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, checkpoint)
+    before = path.read_bytes()
+    unwritable = Checkpoint(checkpoint.config, 8, {}, {}, {"bad": (lambda: 0)}, {})
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        save_checkpoint(path, unwritable)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]

@@ -1,0 +1,391 @@
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from flatlab.data import ImageData, Split, load_images, normalise, source, store
+from flatlab.data.images import stratified_choice
+from flatlab.errors import FlatlabError, UsageError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("FLATLAB_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process listens on port 9 of this machine."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+def random_images(n: int, shape: tuple[int, ...] = (6, 5, 3), seed: int = 0) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8))
+
+
+def write_parquet(
+    file: Path, pixels: Sequence[np.ndarray], labels: Sequence[Any], classes: int | None = 3, label: str = "label"
+) -> None:
+    """Write images losslessly; with `classes` None the label is a plain column."""
+    import datasets
+
+    types: dict[str, Any] = {"picture": datasets.Image()}
+    if classes is not None:
+        types[label] = datasets.ClassLabel(names=[f"class {c}" for c in range(classes)])
+    table = datasets.Dataset.from_dict({"picture": [Image.fromarray(p) for p in pixels], label: list(labels)})
+    for column, feature in types.items():
+        table = table.cast_column(column, feature)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(str(file))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A local data set of 12 training images in two files and 6 test images, 6 x 5 pixels in colour, 3 classes."""
+    folder = tmp_path / "pictures"
+    images = random_images(18)
+    write_parquet(folder / "train-00000-of-00002.parquet", images[:7], [0, 1, 2, 0, 1, 2, 0])
+    write_parquet(folder / "train-00001-of-00002.parquet", images[7:12], [1, 2, 0, 1, 2])
+    write_parquet(folder / "test-00000-of-00001.parquet", images[12:], [0, 1, 2, 0, 1, 2])
+    return folder
+
+
+def test_digits() -> None:
+    data = load_images("digits")
+    assert (len(data.train), len(data.test), data.classes, data.input_shape) == (1438, 359, 10, (1, 8, 8))
+    assert data.train.images.dtype == torch.uint8
+    assert data.train.labels.dtype == torch.int64
+    assert not data.augment
+    pixels = data.train.images.double() / 255
+    assert pixels.max() == 1
+    torch.testing.assert_close(torch.tensor(data.mean), pixels.mean((0, 2, 3)).float(), atol=5e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(data.std), pixels.std((0, 2, 3), correction=0).float(), atol=5e-5, rtol=0)
+    share = data.test.labels.bincount() / (data.train.labels.bincount() + data.test.labels.bincount())
+    assert ((share > 0.19) & (share < 0.21)).all()
+
+
+def test_a_local_folder_of_parquet_files(folder: Path) -> None:
+    data = load_images(str(folder))
+    expected = torch.from_numpy(np.stack(random_images(18))).permute(0, 3, 1, 2)
+    assert torch.equal(data.train.images, expected[:12])
+    assert torch.equal(data.test.images, expected[12:])
+    assert data.train.labels.tolist() == [0, 1, 2] * 4
+    assert (data.name, data.classes, data.input_shape, data.augment) == ("pictures", 3, (3, 6, 5), False)
+    pixels = expected[:12].double() / 255
+    assert data.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-12)
+    assert data.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), abs=1e-12)
+
+
+def test_a_local_folder_of_images(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("test", 2)):
+        for c, name in enumerate(("apple", "pear")):
+            for i in range(count):
+                file = tmp_path / "fruit" / split / name / f"{i}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((4, 4), 10 * c + i, dtype=np.uint8)).save(file)
+    data = load_images(str(tmp_path / "fruit"))
+    assert (data.input_shape, data.classes) == ((1, 4, 4), 2)
+    found = sorted(zip(data.train.labels.tolist(), data.train.images[:, 0, 0, 0].tolist(), strict=True))
+    assert found == [(0, 0), (0, 1), (0, 2), (1, 10), (1, 11), (1, 12)]
+    assert len(data.test) == 4
+
+
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_the_root_of_local_copies(folder: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if by == "environment":
+        monkeypatch.setenv("FLATLAB_DATA", str(folder.parent))
+    data = load_images("pictures", root=folder.parent if by == "argument" else None)
+    assert len(data.train) == 12
+
+
+def test_a_known_name_brings_its_constants(folder: Path) -> None:
+    folder.rename(folder.parent / "cifar100")
+    data = load_images("cifar100", root=folder.parent)
+    assert (data.name, data.augment) == ("cifar100", True)
+    assert data.mean == (0.5071, 0.4867, 0.4408)
+    assert data.std == (0.2675, 0.2565, 0.2761)
+
+
+def test_a_known_name_with_other_channels(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "cifar10" / f"{split}-0.parquet", random_images(3, (4, 4)), [0, 1, 2])
+    with pytest.raises(UsageError, match="is not cifar10: its images have 1 channels, not 3"):
+        load_images("cifar10", root=tmp_path)
+
+
+def test_grey_images_among_coloured_ones_become_coloured(tmp_path: Path) -> None:
+    grey, colour = random_images(2, (4, 4)), random_images(2, (4, 4, 3))
+    write_parquet(tmp_path / "mixed" / "train-0.parquet", [grey[0], colour[0]], [0, 1])
+    write_parquet(tmp_path / "mixed" / "validation-0.parquet", [grey[1]], [1])
+    data = load_images(str(tmp_path / "mixed"))
+    assert data.train.images[0].tolist() == [grey[0].tolist()] * 3
+    assert torch.equal(data.train.images[1], torch.from_numpy(colour[0]).permute(2, 0, 1))
+    assert data.test.images[0].tolist() == [grey[1].tolist()] * 3
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "numbers"),
+    [([3, 7, 5], [7, 5], ([0, 2, 1], [2, 1])), (["pear", "fig"], ["pear"], ([1, 0], [1]))],
+)
+def test_undeclared_classes_are_numbered_in_order(
+    tmp_path: Path, train: list[Any], test: list[Any], numbers: tuple[list[int], list[int]]
+) -> None:
+    write_parquet(tmp_path / "plain" / "train-0.parquet", random_images(len(train)), train, None)
+    write_parquet(tmp_path / "plain" / "test-0.parquet", random_images(len(test)), test, None)
+    data = load_images(str(tmp_path / "plain"))
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == numbers
+    assert data.classes == len(set(train))
+
+
+def test_images_are_decoded_once_and_again_when_files_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decodings: list[str] = []
+
+    def counting(where: source.Source) -> Any:
+        decodings.append(where.name)
+        return source.read(where)
+
+    monkeypatch.setattr(store, "read", counting)
+    with ThreadPoolExecutor(3) as pool:
+        loaded = list(pool.map(load_images, [str(folder)] * 3))
+    assert all(torch.equal(data.train.images, loaded[0].train.images) for data in loaded)
+    assert len(decodings) == 1
+    write_parquet(folder / "test-00000-of-00001.parquet", random_images(4), [0, 1, 2, 0])
+    assert len(load_images(str(folder)).test) == 4
+    assert len(decodings) == 2
+
+
+LOAD_IN_A_PROCESS = """
+import sys
+from flatlab.data import load_images
+data = load_images(sys.argv[1])
+print(len(data.train), int(data.train.images.sum()), "datasets" in sys.modules)
+"""
+
+
+def test_two_processes_that_start_at_once_decode_once(folder: Path) -> None:
+    command = [sys.executable, "-c", LOAD_IN_A_PROCESS, str(folder)]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = [process.communicate()[0].split() for process in processes]
+    total = sum(int(image.sum()) for image in random_images(18)[:12])
+    assert [answer[:2] for answer in answers] == [["12", str(total)]] * 2
+    # The one that waited, or came later, mapped the cache without so much as importing `datasets`.
+    assert sorted(answer[2] for answer in answers) == ["False", "True"]
+
+
+def test_an_interrupted_decoding_leaves_nothing_that_is_taken_for_whole(
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_text", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load_images(str(folder))
+    assert list(own_cache.glob("*/train-images.npy"))
+    assert len(load_images(str(folder)).train) == 12
+
+
+def test_a_damaged_cache_is_named(folder: Path, own_cache: Path) -> None:
+    load_images(str(folder))
+    (array,) = own_cache.glob("*/train-images.npy")
+    array.write_bytes(array.read_bytes()[:200])
+    with pytest.raises(FlatlabError, match=f"{array.parent} are damaged"):
+        load_images(str(folder))
+
+
+def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("FLATLAB_CACHE", str(tmp_path / "a file"))
+    with pytest.raises(FlatlabError, match="FLATLAB_CACHE"):
+        load_images(str(folder))
+
+
+@pytest.mark.usefixtures("unreachable_hub")
+@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist", "someone/something"])
+def test_data_that_are_nowhere(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as raised:
+        load_images(name, root=tmp_path)
+    sentence = str(raised.value)
+    assert f"'{name}'" in sentence
+    assert f"in {tmp_path / name}" in sentence
+    assert "cannot be reached" in sentence
+    assert "--data-root or FLATLAB_DATA" in sentence
+    assert "\n" not in sentence
+
+
+def test_a_name_that_cannot_be_one() -> None:
+    with pytest.raises(UsageError, match=r"'no/such/folder' is neither a folder nor the name of a data set"):
+        load_images("no/such/folder")
+
+
+def test_a_root_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere"):
+        load_images("cifar10", root=tmp_path / "nowhere")
+
+
+def _without_test(folder: Path) -> None:
+    (folder / "test-00000-of-00001.parquet").unlink()
+
+
+def _empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def _corrupt(folder: Path) -> None:
+    (folder / "train-00001-of-00002.parquet").write_bytes(b"PAR1 not really")
+
+
+def _corrupt_image(folder: Path) -> None:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
+    file = folder / "train-00001-of-00002.parquet"
+    table = parquet.read_table(file)
+    broken = pa.array([{"bytes": b"no image", "path": None}] * len(table), table.schema.field("picture").type)
+    parquet.write_table(table.set_column(0, table.schema.field("picture"), broken), file)
+
+
+def _without_labels(folder: Path) -> None:
+    for file in folder.iterdir():
+        write_parquet(file, random_images(2), ["a", "b"], None, label="caption")
+
+
+def _missing_label(folder: Path) -> None:
+    write_parquet(folder / "test-00000-of-00001.parquet", random_images(2), [0, None])
+
+
+def _hidden_test_labels(folder: Path) -> None:
+    write_parquet(folder / "test-00000-of-00001.parquet", random_images(2), [-1, -1], None)
+
+
+def _two_sizes(folder: Path) -> None:
+    write_parquet(folder / "test-00000-of-00001.parquet", random_images(2, (9, 9, 3)), [0, 1])
+
+
+def _no_images(folder: Path) -> None:
+    for file in list(folder.iterdir()):
+        file.unlink()
+    (folder / "train.csv").write_text("a,label\n1,0\n")
+    (folder / "test.csv").write_text("a,label\n1,0\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (_without_test, "needs a split called train and one called test or validation, but has train"),
+        (_empty, "cannot be read"),
+        (_corrupt, "cannot be read"),
+        (_corrupt_image, "cannot be read"),
+        (_without_labels, "has no column of labels"),
+        (_missing_label, "has a label that is neither a whole number nor a name: None"),
+        (_hidden_test_labels, "has the label -1 in its test split"),
+        (_two_sizes, "has images of 2 sizes, from 6 x 5 to 9 x 9"),
+        (_no_images, "must have one column of images, but has none"),
+    ],
+)
+def test_folders_that_are_no_data_set(folder: Path, own_cache: Path, damage: Any, sentence: str) -> None:
+    damage(folder)
+    with pytest.raises(UsageError) as raised:
+        load_images(str(folder))
+    assert sentence in str(raised.value)
+    assert str(folder) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not [path for path in own_cache.rglob("*") if path.suffix != ".lock"]
+
+
+def labelled(class_sizes: list[int]) -> Split:
+    labels = torch.repeat_interleave(torch.arange(len(class_sizes)), torch.tensor(class_sizes))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    return Split(torch.arange(len(labels)).to(torch.uint8).view(-1, 1, 1, 1), labels)
+
+
+@given(
+    class_sizes=st.lists(st.integers(0, 25), min_size=1, max_size=8).filter(sum),
+    fraction=st.floats(0, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_stratified_choice_keeps_every_class_in_its_share(class_sizes: list[int], fraction: float, seed: int) -> None:
+    labels = labelled(class_sizes).labels.numpy()
+    count = max(1, round(fraction * len(labels)))
+    chosen = stratified_choice(labels, count, np.random.default_rng(seed))
+    assert len(chosen) == count
+    assert (np.diff(chosen) > 0).all()
+    assert np.array_equal(chosen, stratified_choice(labels, count, np.random.default_rng(seed)))
+    share = np.array(class_sizes) * count / len(labels)
+    assert (np.abs(np.bincount(labels[chosen], minlength=len(class_sizes)) - share) < 1).all()
+
+
+def test_subsets() -> None:
+    data = ImageData("made up", labelled([20, 20, 40]), labelled([10, 30]), 3, (0.5,), (0.5,), False)
+    part = data.subset(8, None, seed=1)
+    assert part.train.labels.bincount().tolist() == [2, 2, 4]
+    assert part.test is data.test
+    for image, label in zip(part.train.images.flatten().tolist(), part.train.labels, strict=True):
+        assert data.train.labels[image] == label
+    assert torch.equal(part.train.images, data.subset(8, 5, seed=1).train.images)
+    assert not torch.equal(part.train.images, data.subset(8, None, seed=2).train.images)
+
+
+@pytest.mark.parametrize(("train", "test"), [(0, None), (81, None), (None, 41), (None, -1)])
+def test_impossible_subsets(train: int | None, test: int | None) -> None:
+    data = ImageData("made up", labelled([20, 20, 40]), labelled([10, 30]), 3, (0.5,), (0.5,), False)
+    which, have, asked = ("training", 80, train) if train is not None else ("test", 40, test)
+    with pytest.raises(UsageError, match=f"made up has {have} {which} images: ask for 1 to {have}, not {asked}"):
+        data.subset(train, test, seed=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normalise_is_its_equation(dtype: torch.dtype) -> None:
+    images = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8)
+    mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-14
+    result = normalise(images, mean, std, dtype)
+    assert result.dtype == dtype
+    for channel in range(3):
+        expected = (images[:, channel].double() / 255 - mean[channel]) / std[channel]
+        torch.testing.assert_close(result[:, channel], expected.to(dtype), atol=tolerance, rtol=0)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "classes", "input_shape", "train_each", "test_each"),
+    [
+        ("cifar10", 10, (3, 32, 32), 5000, 1000),
+        ("cifar100", 100, (3, 32, 32), 500, 100),
+        ("tiny-imagenet", 200, (3, 64, 64), 100, 25),
+    ],
+)
+def test_real_data(
+    shared_datasets: Path,
+    image_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    classes: int,
+    input_shape: tuple[int, int, int],
+    train_each: int,
+    test_each: int,
+) -> None:
+    monkeypatch.setenv("FLATLAB_CACHE", str(image_cache))
+    data = load_images(name, root=shared_datasets)
+    assert (data.classes, data.input_shape, data.augment) == (classes, input_shape, True)
+    assert data.train.labels.bincount().tolist() == [train_each] * classes
+    assert data.test.labels.bincount().tolist() == [test_each] * classes
+    some = normalise(data.train.images[::20], data.mean, data.std)
+    assert some.mean((0, 2, 3)).abs().max() < 0.2
+    assert (some.std((0, 2, 3)) - 1).abs().max() < 0.25

@@ -1,0 +1,81 @@
+"""Every engine gives the same round: worker processes bit for bit, the stack to rounding."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flatlab.engine.base import Engine
+from flatlab.engine.batched import BatchedEngine
+from flatlab.engine.process import ProcessEngine
+from flatlab.engine.sequential import SequentialEngine
+from flatlab.rounds import Record, Run, most_participants, train
+from flatlab.world import World
+
+FLOAT32_CNN: dict[str, Any] = {
+    "sizes": (9, 14, 11, 6),
+    "shape": (3, 20, 20),
+    "model": "cifar-cnn",
+    "augment": True,
+    "dtype": "float32",
+    "batch_size": 5,
+    "lr": 0.05,
+    "rounds": 3,
+    "eval_every": 1,
+    "algorithm": "feddc",
+    "man": True,
+}
+
+TIMES = ("seconds", "images_per_second", "evaluation_seconds")
+
+
+def history(world: World, folder: Path, engine: Engine) -> tuple[Run, list[Record]]:
+    run, records = Run(world, folder), []
+    run.begin()
+    with engine:
+        train(run, engine, lambda record: records.append({k: v for k, v in record.items() if k not in TIMES}))
+    return run, records
+
+
+def test_the_number_of_workers_changes_no_bit(toy_world: Callable[..., World], tmp_path: Path) -> None:
+    world = toy_world(**FLOAT32_CNN)
+    run, records = history(world, tmp_path / "1", SequentialEngine(world))
+    for workers in (2, 3):
+        engine = ProcessEngine(world, workers, most_participants(world.config))
+        other, others = history(world, tmp_path / str(workers), engine)
+        assert torch.equal(other.server.w, run.server.w)
+        assert torch.equal(other.server.all, run.server.all)
+        assert others == records
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_stack_agrees_with_the_sequential_engine(
+    dtype: str, toy_world: Callable[..., World], tmp_path: Path
+) -> None:
+    world = toy_world(**{**FLOAT32_CNN, "dtype": dtype})
+    run, records = history(world, tmp_path / "1", SequentialEngine(world))
+    other, others = history(world, tmp_path / "2", BatchedEngine(world, torch.device("cpu")))
+    close = {"float32": 1e-5, "float64": 1e-12}[dtype]
+    torch.testing.assert_close(other.server.w, run.server.w, rtol=close, atol=close)
+    for record, theirs in zip(records, others, strict=True):
+        assert theirs["images"] == record["images"]
+        assert theirs["train_loss"] == pytest.approx(record["train_loss"], rel=10 * close)
+        assert theirs["activation_norm"] == pytest.approx(record["activation_norm"], rel=10 * close)
+
+
+def test_a_dead_worker_is_one_sentence(toy_world: Callable[..., World], tmp_path: Path) -> None:
+    import os
+    import signal
+
+    from flatlab.errors import FlatlabError
+
+    world = toy_world(rounds=50)
+    run = Run(world, tmp_path)
+    with ProcessEngine(world, 1, most_participants(world.config)) as engine:
+        run.advance(engine)
+        (worker,) = engine.pool._processes
+        os.kill(worker, signal.SIGKILL)
+        with pytest.raises(FlatlabError, match="worker process died"):
+            run.advance(engine)

@@ -1,0 +1,99 @@
+"""A run that is killed at any moment ends, once resumed, bit for bit as if nothing had happened."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flatlab.checkpoint import load_checkpoint
+from flatlab.engine.sequential import SequentialEngine
+from flatlab.errors import UsageError
+from flatlab.rounds import Run, run_folder, train
+from flatlab.state import Place
+from flatlab.world import World
+
+TIMES = ("seconds", "images_per_second", "evaluation_seconds")
+
+
+def carry_on(world: World, folder: Path, place: Place, *, resume: bool) -> None:
+    """What `flatlab train --save-every 0` does in its process."""
+    with run_folder(folder):
+        run = Run(world, folder, place)
+        if resume:
+            run.resume()
+        else:
+            run.begin()
+        with SequentialEngine(world) as engine:
+            train(run, engine, lambda record: None, save_every=0)
+
+
+def outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    checkpoint = load_checkpoint(folder / "final.pt")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    states = {"reported": checkpoint.state_dict, **checkpoint.models}
+    return states, [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def assert_same_outcome(one: Path, other: Path) -> None:
+    (states, metrics), (theirs, their_metrics) = outcome(one), outcome(other)
+    assert metrics == their_metrics
+    assert states.keys() == theirs.keys()
+    for name, state in states.items():
+        for key, value in state.items():
+            assert torch.equal(value, theirs[name][key]), (name, key)
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "feddyn", "feddc", "fedspeed"])
+def test_killed_at_random_moments(name: str, place: Place, toy_world: Callable[..., World], tmp_path: Path) -> None:
+    world = toy_world(algorithm=name, man=True, rounds=12, eval_every=3, checkpoint_every=5, hidden=(40, 30))
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    carry_on(world, tmp_path / "whole", place, resume=False)
+    whole = time.monotonic() - began
+
+    moments = random.Random(f"{name} {place}")
+    context = multiprocessing.get_context("fork")
+    killed, folder = 0, tmp_path / "killed"
+    for attempt in range(60):
+        child = context.Process(target=carry_on, args=(world, folder, place), kwargs={"resume": attempt > 0})
+        child.start()
+        child.join(moments.uniform(0.05, 0.5) * whole)
+        if child.exitcode is None:
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+            killed += 1
+        child.join()
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == -signal.SIGKILL
+    assert killed >= 2
+    assert_same_outcome(tmp_path / "whole", folder)
+    assert not list(folder.rglob("*.part"))
+
+
+def test_a_resumed_run_that_was_never_saved_starts_again(toy_world: Callable[..., World], tmp_path: Path) -> None:
+    world = toy_world(rounds=3)
+    carry_on(world, tmp_path / "a", "memory", resume=False)
+    carry_on(world, tmp_path / "b", "memory", resume=True)
+    assert_same_outcome(tmp_path / "a", tmp_path / "b")
+
+
+def test_old_client_files_go_once_a_newer_save_is_in_place(toy_world: Callable[..., World], tmp_path: Path) -> None:
+    world = toy_world(algorithm="feddc", rounds=8)
+    carry_on(world, tmp_path, "disk", resume=False)
+    files = [path.name for path in (tmp_path / "clients").glob("*.pt")]
+    assert len(files) == len({name.split("-")[0] for name in files}) <= 6
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(toy_world: Callable[..., World], tmp_path: Path) -> None:
+    with run_folder(tmp_path), pytest.raises(UsageError, match="Another run is writing"), run_folder(tmp_path):
+        pass
