@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -73,14 +74,21 @@ def read(source: Source) -> tuple[Decoded, Decoded, int]:
 def _open_folder(source: Source, folder: Path) -> tuple[Any, int | None]:
     """Open without copying (the library would else build a second cache); returns (splits, number of images)."""
     import datasets
+
+    rows = sum(map(_parquet_rows, folder.rglob("*.parquet")))
+    try:
+        return datasets.load_dataset(str(folder), streaming=True), rows or None
+    except Exception as error:
+        raise _unreadable(source, error) from error
+
+
+def _parquet_rows(file: Path) -> int:
     from pyarrow import parquet  # type: ignore[import-untyped]
 
     try:
-        splits = datasets.load_dataset(str(folder), streaming=True)
-        rows = sum(parquet.read_metadata(file).num_rows for file in folder.rglob("*.parquet"))
+        return int(parquet.read_metadata(file).num_rows)
     except Exception as error:
-        raise _unreadable(source, error) from error
-    return splits, rows or None
+        raise UsageError(f"{file} is not a whole Parquet file: {_reason(error)}.") from error
 
 
 def _open_hub(source: Source) -> tuple[Any, int | None]:
@@ -89,6 +97,8 @@ def _open_hub(source: Source) -> tuple[Any, int | None]:
     _require_reachable(source)
     try:
         splits = datasets.load_dataset(source.hub)
+    except ConnectionError as error:
+        raise _not_found(source, f"it cannot be reached: {_reason(error)}") from error
     except Exception as error:
         raise _unreadable(source, error) from error
     return splits, sum(splits.num_rows.values())
@@ -101,7 +111,6 @@ def _require_reachable(source: Source) -> None:
 
     try:
         HfApi().dataset_info(source.hub, timeout=HUB_TIMEOUT)
-        return
     except OfflineModeIsEnabled:
         return  # asked for by HF_HUB_OFFLINE: the library may have the data in its own cache
     except HFValidationError as error:
@@ -109,12 +118,15 @@ def _require_reachable(source: Source) -> None:
             f"'{source.name}' is neither a folder nor the name of a data set: name a folder of Parquet files or "
             f"images, one of digits, {', '.join(KNOWN)}, or a data set of the Hugging Face hub (organisation/name)."
         ) from error
-    except RepositoryNotFoundError:
-        reason = "there is none of this name"
+    except RepositoryNotFoundError as error:
+        raise _not_found(source, "there is none of this name") from error
     except Exception as error:
-        reason = f"it cannot be reached: {_reason(error)}"
+        raise _not_found(source, f"it cannot be reached: {_reason(error)}") from error
+
+
+def _not_found(source: Source, reason: str) -> UsageError:
     looked = f"in {' or '.join(map(str, source.looked_in))}" if source.looked_in else "locally (no folder was given)"
-    raise UsageError(
+    return UsageError(
         f"The data set '{source.name}' was found neither {looked} nor on the Hugging Face hub as '{source.hub}' "
         f"({reason}): connect to the internet, or put its Parquet files into a folder {source.name} and give the "
         "folder around that with --data-root or FLATLAB_DATA."
@@ -136,17 +148,18 @@ def _columns(source: Source, features: Any) -> tuple[str, str]:
     """Find the columns of the images and of the labels by their declared types, the label by its name if need be."""
     import datasets
 
+    features = features or {}  # None where only reading would tell, which is never so for images
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if len(images) != 1:
-        raise UsageError(f"{source} must have one column of images, but has {len(images)} among {_listed(features)}.")
-    if source.label in features:
+        raise UsageError(f"{source} must have one column of images, but has {', '.join(images) or 'none'}.")
+    if source.label is not None and source.label in features:
         return images[0], source.label
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(labels) != 1:
         labels = [name for name in LABEL_NAMES if name in features]
     if not labels:
         raise UsageError(
-            f"{source} has no column of labels (called {' or '.join(LABEL_NAMES)}), but only {_listed(features)}."
+            f"{source} has no column of labels (called {' or '.join(LABEL_NAMES)}), but only {', '.join(features)}."
         )
     return images[0], labels[0]
 
@@ -161,6 +174,10 @@ def _decoded(
             images += map(_pixels, batch[image])
             labels += batch[label]
             advance(len(batch[label]))
+    except UnidentifiedImageError as error:
+        raise UsageError(
+            f"{source} has an image that cannot be decoded, soon after the first {len(images)}."
+        ) from error
     except Exception as error:
         raise _unreadable(source, error) from error
     return images, labels
@@ -186,6 +203,9 @@ def _class_numbers(feature: Any, train: list[Any], test: list[Any], source: Sour
     """Number the classes as the data set declares them, or else in the sorted order of the training labels."""
     import datasets
 
+    for label in train + test:
+        if not isinstance(label, int | str):
+            raise UsageError(f"{source} has a label that is neither a whole number nor a name: {label}.")
     declared = isinstance(feature, datasets.ClassLabel)
     values = np.arange(feature.num_classes) if declared else np.unique(np.asarray(train))
     numbers = []
@@ -210,12 +230,8 @@ def _unreadable(source: Source, error: Exception) -> UsageError:
 
 
 def _reason(error: BaseException) -> str:
-    """Give the first line of the error at the root of `error`, which the libraries wrap in general ones."""
+    """Give the first sentence of the error at the root of `error`, which the libraries wrap in general ones."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".:")
-
-
-def _listed(features: Any) -> str:
-    return ", ".join(features)
+    return lines[0].split(". ")[0].rstrip(".:")

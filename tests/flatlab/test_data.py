@@ -289,9 +289,9 @@ def _no_images(folder: Path) -> None:
     ("damage", "sentence"),
     [
         (_without_test, "needs a split called train and one called test or validation, but has train"),
-        (_empty, "cannot be read"),
-        (_corrupt, "cannot be read"),
-        (_corrupt_image, "cannot be read"),
+        (_empty, "cannot be read: The directory at"),
+        (_corrupt, "train-00001-of-00002.parquet is not a whole Parquet file"),
+        (_corrupt_image, "has an image that cannot be decoded, soon after the first 0"),
         (_without_labels, "has no column of labels"),
         (_missing_label, "has a label that is neither a whole number nor a name: None"),
         (_hidden_test_labels, "has the label -1 in its test split"),

@@ -1,0 +1,27 @@
+"""Fixtures for all tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SHARED_DATASETS = Path(__file__).parents[2] / "shared" / "datasets"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def image_cache(pytestconfig: pytest.Config) -> Iterator[Path]:
+    """Keep decoded images out of the user's cache, in pytest's own, where a second run of the tests finds them."""
+    assert pytestconfig.cache is not None
+    folder = pytestconfig.cache.mkdir("images")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLATLAB_CACHE", str(folder))
+        patch.delenv("FLATLAB_DATA", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def shared_datasets() -> Path:
+    """The folder of real data sets beside the repository, without which the test is skipped."""
+    if not SHARED_DATASETS.is_dir():
+        pytest.skip(f"no data sets in {SHARED_DATASETS}")
+    return SHARED_DATASETS
