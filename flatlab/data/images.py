@@ -86,8 +86,6 @@ def normalise(
     `mean` and `std` are on the [0, 1] scale. The result lies where `images` do.
     """
     shape = (1, -1, 1, 1)
-    scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
-    shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
-    scale, shift = (t.to(images.device, dtype).view(shape) for t in (scale, shift))
-    pixels = images.to(dtype)
-    return torch.addcmul(shift, pixels, scale, out=pixels)
+    offset = (255 * torch.tensor(mean, dtype=torch.float64)).to(images.device, dtype).view(shape)
+    scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).to(images.device, dtype).view(shape)
+    return images.to(dtype).sub_(offset).mul_(scale)

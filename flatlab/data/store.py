@@ -36,8 +36,8 @@ def load_images(name: str, *, root: Path | None = None) -> ImageData:
         root: folder of local copies, each in a folder of its name; the environment's FLATLAB_DATA if None.
 
     Returns:
-        The data, images mapped from the cache. Mean and standard deviation are the published ones for known names, and
-        measured on the training images for all others, which are trained on without augmentation.
+        The data, images mapped from the cache. Mean and standard deviation are the published ones for a known name, or
+        a folder of that name, and measured on the training images for all others, which are not augmented.
 
     Raises:
         UsageError: the data set is nowhere to be found, or is not an image-classification data set of one image size
@@ -80,9 +80,10 @@ def _locate(name: str, root: Path | None) -> Source:
     if name not in KNOWN and Path(name) not in candidates:
         candidates.append(Path(name))
     folder = next((candidate.resolve() for candidate in candidates if candidate.is_dir()), None)
-    known = KNOWN.get(name)
+    short_name = name if folder is None else folder.name
+    known = KNOWN.get(short_name)
     return Source(
-        name=name if folder is None or known else folder.name,
+        name=short_name,
         folder=folder,
         looked_in=tuple(candidates),
         hub=known.hub if known else name,

@@ -112,9 +112,10 @@ def test_the_root_of_local_copies(folder: Path, by: str, monkeypatch: pytest.Mon
     assert len(data.train) == 12
 
 
-def test_a_known_name_brings_its_constants(folder: Path) -> None:
-    folder.rename(folder.parent / "cifar100")
-    data = load_images("cifar100", root=folder.parent)
+@pytest.mark.parametrize("by", ["name", "path"])
+def test_a_known_name_brings_its_constants(folder: Path, by: str) -> None:
+    copy = folder.rename(folder.parent / "cifar100")
+    data = load_images("cifar100", root=copy.parent) if by == "name" else load_images(str(copy))
     assert (data.name, data.augment) == ("cifar100", True)
     assert data.mean == (0.5071, 0.4867, 0.4408)
     assert data.std == (0.2675, 0.2565, 0.2761)
