@@ -96,7 +96,7 @@ def _cache_folder() -> Path:
 
 
 def _key(source: Source) -> str:
-    identity: list[object] = [LAYOUT, source.hub, source.label]
+    identity: list[object] = [LAYOUT, source.folder or source.hub, source.label]
     if source.folder is not None:
         for file in sorted(path for path in source.folder.rglob("*") if path.is_file()):
             status = file.stat()
