@@ -1,0 +1,119 @@
+"""How large the activations are that enter and leave each layer, which is what bounds the layer's eigenvalue.
+
+For a layer with input a and output s: mean over samples of |a|^2, and of |phi(s)|^2, phi being the nonlinearity that
+follows (normalisation layers may lie between), before any pooling; |s|^2 itself where none follows.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analysis.layers import Layer, find_layers
+from analysis.problem import Problem
+from flatlab.man import tap_activations
+
+_NORMALISATIONS = (
+    nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ActivationNorms:
+    """Mean squared norms over the samples; nan where the layer does not run as a module or its input is no float."""
+
+    input_norm2: float
+    output_norm2: float
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """What one pass over the data shows without differentiating."""
+
+    loss: float  # L
+    layers: dict[str, ActivationNorms]
+
+
+@dataclass(frozen=True)
+class _Event:
+    """Something that ran: a layer, or a nonlinearity (layer None); squared norms summed over the samples."""
+
+    layer: Layer | None
+    input_sum: float
+    output_sum: float
+
+
+def forward_pass(problem: Problem, names: Sequence[str] | None = None) -> ForwardPass:
+    """The loss, and the norms for every layer or for the layers `names`; a layer that runs twice counts both runs."""
+    loss = 0.0
+    layers = find_layers(problem)
+    inputs = {layer.name: math.nan for layer in layers}
+    outputs = dict(inputs)
+    with torch.no_grad(), _without_fast_path():
+        for chunk in problem.chunks():
+            events: list[_Event] = []
+            with _recorded(layers, events), tap_activations(partial(_note, events)):
+                loss += problem.chunk_loss(chunk, {}).item()
+            for position, event in enumerate(events):
+                if event.layer is not None:
+                    name = event.layer.name
+                    inputs[name] = event.input_sum + (0.0 if math.isnan(inputs[name]) else inputs[name])
+                    outputs[name] = _leaving(events, position) + (0.0 if math.isnan(outputs[name]) else outputs[name])
+    wanted = [layer.name for layer in find_layers(problem, names)]
+    means = {name: ActivationNorms(inputs[name] / problem.samples, outputs[name] / problem.samples) for name in wanted}
+    return ForwardPass(loss, means)
+
+
+def _leaving(events: Sequence[_Event], position: int) -> float:
+    """What leaves the layer at `position`: the result of the next nonlinearity unless another layer comes before it."""
+    for event in events[position + 1 :]:
+        if event.layer is None:
+            return event.output_sum
+        if not isinstance(event.layer.module, _NORMALISATIONS):
+            break
+    return events[position].output_sum
+
+
+def _square_sum(tensor: Any) -> float:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        return math.nan
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+
+
+def _note(events: list[_Event], activation: Tensor) -> Tensor:
+    events.append(_Event(None, 0.0, _square_sum(activation)))
+    return activation
+
+
+@contextmanager
+def _recorded(layers: Sequence[Layer], events: list[_Event]) -> Iterator[None]:
+    """Within the block, note every run of the layers' modules when it ends."""
+
+    def record(layer: Layer) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            events.append(_Event(layer, _square_sum(args[0] if args else None), _square_sum(output)))
+
+        return hook
+
+    handles = [layer.module.register_forward_hook(record(layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Make transformer layers run their parts as modules, so that the hooks see them."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

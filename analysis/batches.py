@@ -1,0 +1,93 @@
+"""The forms in which data may come, reduced to one: an iterable of (inputs, targets) that can be read again."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatlab.errors import UsageError
+
+Inputs = tuple[Tensor, ...] | dict[str, Tensor]
+Batch = tuple[Inputs, Tensor]
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """Data after one pass over them."""
+
+    batches: Iterable[Batch]
+    samples: int
+    first: Batch
+
+
+class _Reread:
+    """Batches of a re-iterable source, read anew at each pass."""
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self.source = source
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(_as_batch, self.source)
+
+
+def inspect_data(data: Any) -> Inspected:
+    """Count the samples of `(inputs, targets)` or of an iterable of batches; an iterator is stored.
+
+    Raises `UsageError` for data that have another form, unequal lengths or no samples.
+    """
+    batches: Iterable[Batch]
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor):
+        batches = [_as_batch(data)]
+    elif not isinstance(data, Iterable):
+        raise UsageError(f"Data must be (inputs, targets) or an iterable of such batches, not {type(data).__name__}.")
+    elif isinstance(data, Iterator | list | tuple):
+        batches = [_as_batch(batch) for batch in data]
+    else:
+        batches = _Reread(data)
+    samples, first = 0, None
+    for batch in batches:
+        samples += batch_length(batch)
+        first = first if first is not None or batch_length(batch) == 0 else batch
+    if first is None:
+        raise UsageError("The data have no samples; curvature needs at least one.")
+    return Inspected(batches, samples, first)
+
+
+def _as_batch(batch: Any) -> Batch:
+    if not isinstance(batch, list | tuple) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
+        raise UsageError(f"A batch must be (inputs, targets) with tensor targets, not {type(batch).__name__}.")
+    *inputs, targets = batch
+    if len(inputs) == 1 and isinstance(inputs[0], dict):
+        return dict(inputs[0]), targets
+    if len(inputs) == 1 and isinstance(inputs[0], list | tuple):
+        inputs = list(inputs[0])
+    if any(not isinstance(x, Tensor) or x.dim() == 0 or len(x) != len(targets) for x in inputs):
+        raise UsageError("Every input of a batch must be a tensor with as many samples as the targets.")
+    return tuple(inputs), targets
+
+
+def batch_length(batch: Batch) -> int:
+    """Number of samples."""
+    return len(batch[1])
+
+
+def sliced(batch: Batch, start: int, end: int) -> Batch:
+    """Samples start..end of a batch, as views."""
+    inputs, targets = batch
+    if isinstance(inputs, dict):
+        return {name: x[start:end] for name, x in inputs.items()}, targets[start:end]
+    return tuple(x[start:end] for x in inputs), targets[start:end]
+
+
+def moved(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+    """The batch on `device`, floating-point tensors in `dtype`, integer ones (class or token numbers) as they are."""
+
+    def move(x: Tensor) -> Tensor:
+        return x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype, non_blocking=True)
+
+    inputs, targets = batch
+    if isinstance(inputs, dict):
+        return {name: move(x) for name, x in inputs.items()}, move(targets)
+    return tuple(map(move, inputs)), move(targets)

@@ -1,0 +1,57 @@
+"""First-order graphs, one per chunk of the data, kept between products while they fit the memory budget."""
+
+from collections.abc import Callable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from analysis.problem import Chunk, Problem, same_loss
+from flatlab.errors import FlatlabError, UsageError
+
+
+class Graph(Protocol):
+    """What can be differentiated again, with the share of L that it was built from."""
+
+    @property
+    def loss(self) -> float: ...  # noqa: D102
+
+
+G = TypeVar("G", bound=Graph)
+
+
+class GraphCache(Generic[G]):
+    """Iterate over the graphs of all chunks; the first ones are built once, the others anew at each pass.
+
+    Raises `FlatlabError` where the loss is not finite and `UsageError` where a later pass meets other data.
+    """
+
+    def __init__(self, problem: Problem, build: Callable[[Chunk], G]) -> None:
+        self.problem = problem
+        self.build = build
+        self.kept: list[G] = []
+        self.loss: float | None = None  # L, known after the first whole pass
+
+    def __iter__(self) -> Iterator[G]:
+        everything = self.problem.cached_samples >= self.problem.samples
+        if everything and self.loss is not None:
+            yield from self.kept
+            return
+        loss, seen = 0.0, 0
+        for index, chunk in enumerate(self.problem.chunks()):
+            seen += len(chunk.targets)
+            graph = self.kept[index] if index < len(self.kept) else self.build(chunk)
+            if index == len(self.kept) and seen <= self.problem.cached_samples:
+                self.kept.append(graph)
+            loss += graph.loss
+            yield graph
+            del graph
+        self._compare(loss)
+
+    def _compare(self, loss: float) -> None:
+        if self.loss is None:
+            if loss - loss != 0.0:
+                raise FlatlabError(f"The loss over the data is {loss}; curvature needs a finite loss.")
+            self.loss = loss
+        elif not same_loss(self.loss, loss):
+            raise UsageError(
+                f"The data changed between two passes (loss {self.loss:.6g}, then {loss:.6g}): "
+                "switch shuffling and augmentation off."
+            )

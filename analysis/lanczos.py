@@ -1,0 +1,174 @@
+"""Thick-restart Lanczos: eigenvalues at the ends of the spectrum from as few products as a Krylov space allows.
+
+    A Q = Q T + q beta e_m^T,    T = Q^T A Q,    T s = theta s,    y = Q s    =>    |A y - theta y| = |beta e_m^T s|
+
+Q (orthonormal) grows by one vector, or by a block of b, per step: w = A q, w <- w - Q (Q^T w), q = w / beta. In
+floating point Q loses orthogonality as soon as a pair converges (Paige 1971), and copies of found eigenvalues appear;
+so every w is orthogonalised twice against the whole of Q. When Q is full it is replaced by its best Ritz vectors; the
+relation then holds as before (thick restart: Wu and Simon 2000). A Krylov space of b start vectors shows at most b
+copies of a repeated eigenvalue. More than one pair is therefore sought with b = 2, and where both copies of one are
+found, again with b = k, which misses none.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from analysis.eigenpairs import Eigenpairs, Iteration, Progress, certified, drive, is_converged, relative
+from analysis.operators import SymmetricOperator
+from analysis.vectors import combine, dots, norm, random_rows
+
+Which = Literal["largest", "smallest", "both", "magnitude"]
+
+_MARGIN = 0.99  # of the tolerance, so that rounding does not lift the fresh residual above it
+
+
+def lanczos(
+    operator: SymmetricOperator,
+    k: int = 1,
+    *,
+    which: Which = "largest",
+    tol: float = 1e-3,
+    max_iter: int = 200,
+    start: Tensor | None = None,
+    seed: int = 0,
+    max_basis: int | None = None,
+    progress: Progress | None = None,
+) -> Eigenpairs:
+    """k eigenpairs, min(k, p) at most: the largest, the smallest, both ends (the k // 2 smallest last) or by magnitude.
+
+    `max_iter` limits the products to max_iter * k; `start` (p, m) is a warm start, e.g. eigenvectors of a nearby
+    matrix; `max_basis` is the number of vectors kept (default max(2 k + 20, 40)).
+    """
+    like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
+    steps = lanczos_steps(operator.size, like, k, which, tol, max_iter, start, seed, max_basis, progress)
+    return drive(steps, lambda rows: operator(rows.T).T)
+
+
+def lanczos_steps(
+    size: int,
+    like: Tensor,
+    k: int,
+    which: Which,
+    tol: float,
+    max_iter: int,
+    start: Tensor | None = None,
+    seed: int = 0,
+    max_basis: int | None = None,
+    progress: Progress | None = None,
+) -> Iteration:
+    """The iteration of `lanczos`, asking for a block of products (b, p) at a time; vectors are of `like`'s kind."""
+    k = min(k, size)
+    generator = torch.Generator().manual_seed(seed)
+    rows = random_rows(min(k, 2), size, like, generator)
+    if start is not None:
+        rows = torch.stack([start.T[i :: len(rows)].sum(0).to(rows) for i in range(min(len(rows), start.shape[1]))])
+    search = _Search(k, which, tol, max_iter * k, max_basis or max(2 * k + 20, 40), generator, progress)
+    pairs = yield from _thick_restart(rows, search)
+    if len(rows) < k and _repeated(pairs):
+        again = yield from _thick_restart(random_rows(k, size, like, generator), search)
+        return replace(again, products=pairs.products + again.products)
+    return pairs
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What is sought, and when to give up."""
+
+    k: int
+    which: Which
+    tol: float
+    max_products: int
+    max_basis: int
+    generator: torch.Generator
+    progress: Progress | None
+
+    def finished(self, values: Tensor, residuals: Tensor, products: int, dtype: torch.dtype) -> bool:
+        """Whether k pairs have converged or the products are spent; `values`, `residuals` are those of the wanted."""
+        pairs = list(zip(residuals.tolist(), values.tolist(), strict=True))
+        if self.progress:
+            self.progress(products, max(relative(r, x) for r, x in pairs))
+        scale = values.abs().max().item()
+        enough = len(pairs) == self.k and all(is_converged(r, x, scale, _MARGIN * self.tol, dtype) for r, x in pairs)
+        return enough or products >= self.max_products
+
+
+def _thick_restart(start: Tensor, search: _Search) -> Iteration:
+    block, size = start.shape
+    capacity = min(size, max(search.max_basis, search.k + 3 * block))
+    basis = start.new_empty(min(size, capacity + block), size)  # Q, as rows
+    T = torch.zeros(capacity, capacity, dtype=torch.float64, device=start.device)
+    w, scale, products, m = start, 0.0, 0, 0  # m rows of Q have been multiplied
+    while True:
+        n = _append(basis, m, w, scale, search.generator)
+        w = yield basis[m:n]
+        products += n - m
+        w, column = _orthogonalised(w, basis[:n])
+        T[:n, m:n], T[m:n, :n] = column, column.T
+        m, b = n, n - m
+
+        values, s = torch.linalg.eigh(T[:m, :m])
+        scale = values.abs().max().item()
+        last = s[m - b :]
+        residuals = (last * (dots(w, w) @ last)).sum(0).clamp(min=0).sqrt()  # |beta e_m^T s|
+        want = _wanted(values, search.k, search.which)
+        if search.finished(values[want], residuals[want], products, w.dtype) or m == size:
+            break
+        if min(m + b, size) > capacity:
+            kept = _wanted(values, min(search.k + capacity // 3, capacity - 2 * b), search.which)
+            m = len(kept)
+            basis[:m] = combine(s[:, kept].T, basis[: len(s)])
+            T.zero_()
+            T.diagonal()[:m] = values[kept]
+
+    vectors = combine(s[:, want].T, basis[:m])
+    images = yield vectors
+    rest = [i for i in range(m) if i not in set(want.tolist())]
+    others = (values[rest], residuals[rest])
+    return certified(vectors, images, scale, search.tol, products + len(want), others)
+
+
+def _append(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Generator) -> int:
+    """Add the directions of `w` to the first n orthonormal rows of Q, random ones where w has none left.
+
+    Returns the number of rows of Q, which stays within the space.
+    """
+    for row in w[: basis.shape[1] - n]:
+        candidate, _ = _orthogonalised(row[None], basis[:n])
+        while norm(candidate[0]) <= 8 * torch.finfo(w.dtype).eps * scale:
+            candidate, _ = _orthogonalised(random_rows(1, basis.shape[1], w, generator), basis[:n])
+        candidate = candidate / norm(candidate[0])
+        candidate, _ = _orthogonalised(candidate, basis[:n])
+        basis[n] = candidate[0] / norm(candidate[0])
+        n += 1
+    return n
+
+
+def _orthogonalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """w - Q (Q^T w), done twice, and the coefficients Q^T w: rows (b, p), (n, p) -> (b, p), (n, b)."""
+    first = dots(basis, w)
+    w = w - combine(first.T, basis)
+    second = dots(basis, w)
+    return w - combine(second.T, basis), first + second
+
+
+def _wanted(values: Tensor, k: int, which: Which) -> Tensor:
+    """Positions of the k wanted of the ascending `values`, the most wanted first."""
+    ascending = torch.arange(len(values), device=values.device)
+    if which == "largest":
+        return ascending.flip(0)[:k]
+    if which == "smallest":
+        return ascending[:k]
+    if which == "magnitude":
+        return values.abs().argsort(descending=True)[:k]
+    k = min(k, len(values))
+    return torch.cat([ascending.flip(0)[: k - k // 2], ascending[: k // 2]])
+
+
+def _repeated(pairs: Eigenpairs) -> bool:
+    """Whether two of the eigenvalues cannot be told apart."""
+    ascending, order = pairs.values.sort()
+    reach = pairs.residuals[order]
+    return bool((ascending.diff() <= torch.maximum(reach[1:], reach[:-1])).any())

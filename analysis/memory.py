@@ -1,0 +1,62 @@
+"""How many samples to differentiate at once, and for how many to keep the graphs, within a budget of bytes."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from analysis.batches import Batch, batch_length, moved, sliced
+
+if TYPE_CHECKING:
+    from analysis.problem import Problem
+
+DEFAULT_MEMORY = 1 << 30
+"""Bytes that first-order graphs may take unless the caller says otherwise."""
+
+_CPU_CHUNK = 32 << 20  # bytes of graph per chunk; larger chunks fall out of the CPU's cache and run slower per sample
+_WORKSPACE = 2  # differentiating a graph a second time takes about as much again while it lasts
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """Sizes in samples."""
+
+    chunk_size: int
+    cached_samples: int
+
+
+def plan_chunks(problem: "Problem", first: Batch, memory: int, chunk_size: int | None) -> ChunkPlan:
+    """Choose the chunk from the bytes that a sample's first-order graph takes, measured on a few of `first`."""
+    per_sample = max(1, graph_bytes_per_sample(problem, first))
+    if chunk_size is None:
+        budget = memory // _WORKSPACE
+        if problem.device.type == "cpu":
+            budget = min(budget, _CPU_CHUNK)
+        chunk_size = max(1, min(budget // per_sample, problem.samples))
+    spare = memory - _WORKSPACE * chunk_size * per_sample
+    return ChunkPlan(chunk_size, max(0, min(spare // per_sample, problem.samples)))
+
+
+def graph_bytes_per_sample(problem: "Problem", first: Batch) -> int:
+    """Bytes of the tensors that a gradient with its graph keeps alive, per sample, parameters not counted."""
+    few = min(8, batch_length(first))
+    inputs, targets = moved(sliced(first, 0, few), problem.device, problem.dtype)
+    parameters = {p.untyped_storage().data_ptr() for p in problem.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def unpack(tensor: Any) -> Any:
+        return tensor
+
+    leaves = problem.leaves()
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        loss = problem.loss(problem.outputs(inputs, leaves), targets)
+        gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
+    del gradient
+    return sum(kept.values()) // few

@@ -1,0 +1,169 @@
+"""Symmetric matrices known only by their products: Hessian, Gauss-Newton, blocks, shifted and deflated ones.
+
+Each is at once a function of torch tensors, (p,) -> (p,) and (p, k) -> (p, k), and a
+`scipy.sparse.linalg.LinearOperator`, on which `eigsh` and `lobpcg` run unchanged.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from analysis.graphs import Graph, GraphCache
+from analysis.problem import Chunk, Problem
+
+Product = Callable[[Tensor], Tensor]
+"""(b, p) -> (b, p): each row times the matrix."""
+
+
+class SymmetricOperator(LinearOperator):  # type: ignore[misc]
+    """A symmetric p x p matrix given by its product with a block of row vectors; counts the vectors multiplied."""
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device, product: Product) -> None:
+        super().__init__(np.dtype(str(dtype).removeprefix("torch.")), (size, size))
+        self.size = size
+        self.torch_dtype = dtype
+        self.device = device
+        self.rows = product
+        self.products = 0
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Multiply (p,) or (p, k); the result has the same shape and the operator's dtype and device."""
+        if vectors.dim() not in (1, 2) or vectors.shape[0] != self.size:
+            raise ValueError(
+                f"expected a tensor of shape ({self.size},) or ({self.size}, k), not {tuple(vectors.shape)}"
+            )
+        rows = vectors.reshape(self.size, -1).T.to(device=self.device, dtype=self.torch_dtype)
+        self.products += len(rows)
+        return self.rows(rows).T.reshape(vectors.shape)
+
+    def _matmat(self, vectors: np.ndarray) -> np.ndarray:
+        return self(torch.from_numpy(np.ascontiguousarray(vectors))).cpu().numpy()
+
+    def _matvec(self, vector: np.ndarray) -> np.ndarray:
+        return self._matmat(vector.reshape(self.size, 1)).reshape(vector.shape)
+
+    def _adjoint(self) -> "SymmetricOperator":
+        return self
+
+
+def matrix_operator(matrix: Tensor) -> SymmetricOperator:
+    """A symmetric matrix (p, p) as an operator."""
+    return SymmetricOperator(len(matrix), matrix.dtype, matrix.device, lambda rows: rows @ matrix)
+
+
+def hessian(problem: Problem) -> SymmetricOperator:
+    """d^2 L / d theta^2, multiplied by double backward: H v = d/dtheta (g . v), g = dL/dtheta (Pearlmutter 1994)."""
+    return _operator(problem, _GradientGraph.build)
+
+
+def gauss_newton(problem: Problem) -> SymmetricOperator:
+    """sum_n J_n^T (d^2 loss_n / dz^2) J_n with J = dz/dtheta, z the model's outputs (Schraudolph 2002).
+
+    Positive semidefinite for a loss that is convex in z, and the Hessian itself where z is locally linear in theta.
+    """
+    return _operator(problem, _OutputGraph.build)
+
+
+def block(problem: Problem, names: Iterable[str]) -> SymmetricOperator:
+    """The diagonal block of the Hessian that belongs to the parameters `names`."""
+    return hessian(problem.select(names))
+
+
+def shifted(operator: SymmetricOperator, shift: float) -> SymmetricOperator:
+    """A + shift I."""
+    return _derived(operator, lambda rows: operator.rows(rows) + shift * rows)
+
+
+def deflated(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> SymmetricOperator:
+    """A - V diag(values) V^T for orthonormal columns V (p, k): the known eigenvalues become zero."""
+    rows_of_v, values = vectors.T.to(operator.torch_dtype), values.to(operator.torch_dtype)
+    return _derived(operator, lambda rows: operator.rows(rows) - ((rows @ rows_of_v.T) * values) @ rows_of_v)
+
+
+def _derived(operator: SymmetricOperator, product: Product) -> SymmetricOperator:
+    return SymmetricOperator(operator.size, operator.torch_dtype, operator.device, product)
+
+
+class _ProductGraph(Graph, Protocol):
+    def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class _GradientGraph:
+    """The chunk's gradient with its graph, so that it can be differentiated again."""
+
+    loss: float
+    leaves: list[Tensor]
+    gradient: list[Tensor | None]  # None: this part of the gradient is constant
+
+    @classmethod
+    def build(cls, problem: Problem, chunk: Chunk) -> "_GradientGraph":
+        leaves = problem.leaves()
+        loss = problem.chunk_loss(chunk, leaves)
+        gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, materialize_grads=True)
+        return cls(loss.item(), list(leaves.values()), [g if g.requires_grad else None for g in gradient])
+
+    def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
+        return _transposed(self.gradient, self.leaves, pieces)
+
+
+@dataclass(frozen=True)
+class _OutputGraph:
+    """J^T u as a function of u, whose derivative in the direction v is J v, and the loss's curvature in the outputs."""
+
+    loss: float
+    leaves: list[Tensor]
+    outputs: Tensor
+    dummy: Tensor  # u, shaped like the outputs
+    pulled_back: list[Tensor | None]  # J^T u
+    output_leaf: Tensor
+    output_gradient: Tensor
+
+    @classmethod
+    def build(cls, problem: Problem, chunk: Chunk) -> "_OutputGraph":
+        leaves = problem.leaves()
+        outputs = problem.outputs(chunk.inputs, leaves)
+        dummy = torch.zeros_like(outputs, requires_grad=True)
+        pulled_back = torch.autograd.grad(
+            outputs, list(leaves.values()), dummy, create_graph=True, materialize_grads=True
+        )
+        leaf = outputs.detach().requires_grad_()
+        loss = chunk.weight * problem.loss(leaf, chunk.targets)
+        (output_gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        linear = [g if g.requires_grad else None for g in pulled_back]
+        return cls(loss.item(), list(leaves.values()), outputs, dummy, linear, leaf, output_gradient)
+
+    def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
+        (forward,) = _transposed(self.pulled_back, [self.dummy], pieces)
+        (curved,) = _transposed([self.output_gradient], [self.output_leaf], [forward])
+        return _transposed([self.outputs], self.leaves, [curved])
+
+
+def _transposed(
+    outputs: Sequence[Tensor | None], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The transposed Jacobian of outputs in inputs times vectors; the graph is kept."""
+    pairs = [(o, v) for o, v in zip(outputs, vectors, strict=True) if o is not None and o.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(x) for x in inputs]
+    differentiable, weights = zip(*pairs, strict=True)
+    return torch.autograd.grad(differentiable, inputs, weights, retain_graph=True, materialize_grads=True)
+
+
+def _operator(problem: Problem, build: Callable[[Problem, Chunk], _ProductGraph]) -> SymmetricOperator:
+    """The sum over chunks of a product, every graph serving all vectors of the block."""
+    graphs = GraphCache(problem, lambda chunk: build(problem, chunk))
+
+    def product(rows: Tensor) -> Tensor:
+        total = torch.zeros_like(rows, dtype=torch.float64)
+        for graph in graphs:
+            for row, sum_of_chunks in zip(rows, total, strict=True):
+                sum_of_chunks += problem.flatten(graph.product(problem.split(row)))
+        return total.to(rows.dtype)
+
+    return SymmetricOperator(problem.size, problem.dtype, problem.device, product)

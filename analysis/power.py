@@ -1,0 +1,90 @@
+"""Power iteration with deflation: the largest eigenvalues in magnitude, one after another.
+
+    v <- A v / |A v|,   lambda = v^T A v,   stopped when |A v - lambda v| <= tol |lambda|
+
+(Golub and Van Loan, Matrix Computations, section 8.2). The residual bounds the error of lambda; the change of lambda
+from step to step does not, and stops early wherever the convergence is slow. Pairs already found are deflated by
+keeping v orthogonal to them, and at the end a Rayleigh-Ritz step over all of them removes what deflation with inexact
+vectors mixed in.
+"""
+
+import torch
+from torch import Tensor
+
+from analysis.eigenpairs import (
+    Eigenpairs,
+    Iteration,
+    Progress,
+    certified,
+    drive,
+    is_converged,
+    rayleigh_ritz,
+    relative,
+)
+from analysis.operators import SymmetricOperator
+from analysis.vectors import combine, dot, dots, norm, random_rows
+
+_SAFETY = 0.9  # of the tolerance, so that the final rotation among the pairs does not lift a residual above it
+
+
+def power_iteration(
+    operator: SymmetricOperator,
+    k: int = 1,
+    *,
+    tol: float = 1e-3,
+    max_iter: int = 200,
+    start: Tensor | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Eigenpairs:
+    """The k eigenvalues of largest magnitude, in that order, and min(k, p) pairs at most.
+
+    `max_iter` limits the products per pair; `start` (p, m) gives start vectors for the first m pairs.
+    Eigenvalues lambda and -lambda of equal magnitude do not converge one by one; the result then says so.
+    """
+    like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
+    return drive(power_steps(operator.size, like, k, tol, max_iter, start, seed, progress), lambda v: operator(v.T).T)
+
+
+def power_steps(
+    size: int,
+    like: Tensor,
+    k: int,
+    tol: float,
+    max_iter: int,
+    start: Tensor | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Iteration:
+    """The iteration of `power_iteration`, asking for one product (1, p) at a time; vectors are of `like`'s kind."""
+    k = min(k, size)
+    starts = random_rows(k, size, like, torch.Generator().manual_seed(seed))
+    if start is not None:
+        starts[: start.shape[1]] = start.T[:k]
+    found, images = starts.new_empty(0, size), starts.new_empty(0, size)
+    products, scale = 0, 0.0
+    for direction in starts:
+        for _ in range(max_iter):
+            v = _outside(direction, found)
+            v = v / norm(v)
+            image = (yield v[None])[0]
+            products += 1
+            direction = _outside(image, found)
+            value = dot(v, direction)
+            residual = norm(direction - value * v)
+            scale = max(scale, abs(value))
+            if progress:
+                progress(products, relative(residual, value))
+            if is_converged(residual, value, scale, _SAFETY * tol, like.dtype):
+                break
+        found, images = torch.cat([found, v[None]]), torch.cat([images, image[None]])
+    values, vectors, images = rayleigh_ritz(found, images)
+    order = values.abs().argsort(descending=True)
+    return certified(vectors[order], images[order], scale, tol, products)
+
+
+def _outside(vector: Tensor, found: Tensor) -> Tensor:
+    """The part of (p,) orthogonal to orthonormal rows (m, p); twice, because once leaves rounding behind."""
+    for _ in range(2 if len(found) else 0):
+        vector = vector - combine(dots(vector[None], found), found)[0]
+    return vector

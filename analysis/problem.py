@@ -1,0 +1,244 @@
+"""What is differentiated: a loss of a model's outputs over a fixed set of samples, as a function of some parameters.
+
+    L(theta) = 1/N sum_n loss(model(theta, x_n), y_n)          (reduction "mean"; without the 1/N for "sum")
+
+The sum always runs over all N samples: batches of unequal size are weighted by their size, so a number never is a mean
+of batch means. The model is copied, so the caller's modes, gradients and flags are never touched.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from analysis.batches import Batch, Inputs, Inspected, batch_length, inspect_data, moved, sliced
+from analysis.memory import DEFAULT_MEMORY, plan_chunks
+from flatlab.errors import UsageError
+
+Loss = Callable[[Any, Tensor], Tensor]
+"""(outputs, targets) -> scalar, the mean or the sum over the samples of the batch."""
+
+Reduction = Literal["mean", "sum"]
+
+LOSSES: Mapping[str, Loss] = {
+    "cross_entropy": F.cross_entropy,
+    "mse": F.mse_loss,
+    "binary_cross_entropy": F.binary_cross_entropy_with_logits,
+}
+"""Losses by name, each with reduction "mean"."""
+
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_DROPOUTS = (nn.modules.dropout._DropoutNd,)
+_SAME_LOSS = 1e-4  # relative; float32 losses of the same samples differ by far less, other samples by far more
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive samples on the problem's device, and the factor of their loss in L."""
+
+    inputs: Inputs
+    targets: Tensor  # (n, ...)
+    weight: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """L as a function of the selected parameters, which together make a vector of `size` numbers.
+
+    Made by `make_problem`; the order of the vector is that of `model.named_parameters()`.
+    """
+
+    model: nn.Module  # a private copy on `device` in `dtype`, none of whose parameters requires a gradient
+    loss: Loss
+    reduction: Reduction
+    parameters: Mapping[str, Tensor]  # the selection, by name
+    data: Iterable[Batch]
+    samples: int  # N
+    dtype: torch.dtype
+    device: torch.device
+    chunk_size: int  # samples whose first-order graph is held at once
+    cached_samples: int  # samples whose first-order graphs fit the memory budget and are kept between products
+
+    @property
+    def size(self) -> int:
+        """Number of selected parameters, p."""
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Go through the data in pieces of at most `chunk_size` samples; the weighted losses of all add up to L."""
+        for batch in self.data:
+            for start in range(0, batch_length(batch), self.chunk_size):
+                inputs, targets = moved(sliced(batch, start, start + self.chunk_size), self.device, self.dtype)
+                weight = len(targets) / self.samples if self.reduction == "mean" else 1.0
+                yield Chunk(inputs, targets, weight)
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The selected parameters as fresh leaves of a graph (sharing memory with the model)."""
+        return {name: parameter.detach().requires_grad_() for name, parameter in self.parameters.items()}
+
+    def outputs(self, inputs: Inputs, parameters: Mapping[str, Tensor]) -> Any:
+        """The model's outputs on `inputs`, with `parameters` in place of its own."""
+        args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            return functional_call(self.model, dict(parameters), args, kwargs)
+
+    def chunk_loss(self, chunk: Chunk, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The chunk's share of L, a scalar."""
+        return chunk.weight * self.loss(self.outputs(chunk.inputs, parameters), chunk.targets)
+
+    def select(self, names: Iterable[str]) -> "Problem":
+        """The same L as a function of the parameters `names` only (a block of the Hessian)."""
+        wanted = set(names)
+        return replace(self, parameters={n: p for n, p in self.parameters.items() if n in wanted})
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Cut (p,) into views shaped like the parameters."""
+        pieces = vector.split([parameter.numel() for parameter in self.parameters.values()])
+        return [piece.view_as(parameter) for piece, parameter in zip(pieces, self.parameters.values(), strict=True)]
+
+    def flatten(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The vector (p,) whose parts are `pieces`."""
+        return torch.cat([piece.reshape(-1) for piece in pieces])
+
+    def point(self) -> Tensor:
+        """theta, the selected parameters' values, shape (p,)."""
+        return self.flatten([parameter.detach() for parameter in self.parameters.values()])
+
+
+def make_problem(
+    model: nn.Module,
+    loss: Loss | str,
+    data: Any,
+    *,
+    parameters: Iterable[str] | None = None,
+    reduction: Reduction = "mean",
+    mode: Literal["eval", "train"] = "eval",
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    memory: int = DEFAULT_MEMORY,
+    chunk_size: int | None = None,
+) -> Problem:
+    """Describe L for any model, loss and data.
+
+    `loss` is a name in `LOSSES` or a function of (outputs, targets) with the stated `reduction` over samples. `data` is
+    `(inputs, targets)` or an iterable of such batches; `inputs` is a tensor, a tuple or a dict of tensors, and a batch
+    of more than two items is several inputs followed by targets. Re-iterable data (a DataLoader) are read anew at every
+    pass and must give the same samples each time; an iterator is stored. `parameters` names the selection (default: all
+    that require a gradient), `dtype` and `device` default to the model's. `memory` is the number of bytes that
+    first-order graphs may take; `chunk_size` overrides the size chosen from it.
+
+    Raises `UsageError` where second derivatives of a sum over samples would be meaningless: dropout or batch norm in
+    training mode, a random forward pass, samples that influence one another, a reduction that is not the stated one.
+    """
+    private = copy.deepcopy(model)
+    reference = next(iter(private.parameters()), None)
+    if reference is None:
+        raise UsageError("The model has no parameters, so there is nothing to differentiate.")
+    dtype = dtype or reference.dtype
+    device = torch.device(device) if device is not None else reference.device
+    selection = _selected_names(private, parameters)
+    private.to(device=device, dtype=dtype)
+    private.train(mode == "train").requires_grad_(False)
+    for module in private.modules():
+        _refuse_unfit(module)
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+    named = dict(private.named_parameters())
+    inspected = inspect_data(data)
+    problem = Problem(
+        model=private,
+        loss=_loss(loss, reduction),
+        reduction=reduction,
+        parameters={name: named[name] for name in selection},
+        data=inspected.batches,
+        samples=inspected.samples,
+        dtype=dtype,
+        device=device,
+        chunk_size=chunk_size or 1,
+        cached_samples=0,
+    )
+    _refuse_dependent_samples(problem, inspected)
+    plan = plan_chunks(problem, inspected.first, memory, chunk_size)
+    return replace(problem, chunk_size=plan.chunk_size, cached_samples=plan.cached_samples)
+
+
+def _loss(loss: Loss | str, reduction: Reduction) -> Loss:
+    if not isinstance(loss, str):
+        return loss
+    if loss not in LOSSES:
+        raise UsageError(f"Unknown loss {loss!r}; use one of {', '.join(LOSSES)}, or pass a function.")
+    named = LOSSES[loss]
+    return named if reduction == "mean" else lambda outputs, targets: named(outputs, targets, reduction="sum")  # type: ignore[call-arg]
+
+
+def _selected_names(model: nn.Module, names: Iterable[str] | None) -> list[str]:
+    """The selection by canonical name, in the model's order; a tied parameter answers to each of its names."""
+    canonical = {id(parameter): name for name, parameter in model.named_parameters()}
+    aliases = {name: canonical[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
+    if names is None:
+        selection = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    else:
+        names = [names] if isinstance(names, str) else list(names)
+        for name in names:
+            if name not in aliases:
+                raise UsageError(f"The model has no parameter {name!r}; it has {_some(aliases)}.")
+        selection = {aliases[name] for name in names}
+    if not selection:
+        raise UsageError("No parameter is selected: all are frozen; name some or unfreeze them.")
+    return [name for name in canonical.values() if name in selection]
+
+
+def _some(names: Iterable[str], most: int = 8) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _refuse_unfit(module: nn.Module) -> None:
+    kind = type(module).__name__
+    if isinstance(module, _BATCH_NORMS) and (module.training or module.running_mean is None):
+        raise UsageError(
+            f"{kind} uses batch statistics here, so the loss is no sum over samples and its Hessian depends on the "
+            "batches; use evaluation mode with running statistics."
+        )
+    if isinstance(module, _DROPOUTS) and module.training and module.p > 0:
+        raise UsageError(f"{kind} is random in training mode, so L has no fixed Hessian; use mode='eval'.")
+
+
+def _refuse_dependent_samples(problem: Problem, inspected: Inspected) -> None:
+    """Check on a few samples that L is one fixed number and a sum over samples with the stated reduction."""
+    few = min(4, batch_length(inspected.first))
+
+    def loss(start: int, end: int) -> float:
+        inputs, targets = moved(sliced(inspected.first, start, end), problem.device, problem.dtype)
+        with torch.no_grad():
+            value = problem.loss(problem.outputs(inputs, problem.leaves()), targets)
+        if value.dim() != 0:
+            raise UsageError(f"The loss must return a scalar, not a tensor of shape {tuple(value.shape)}.")
+        return float(value)
+
+    whole, again = loss(0, few), loss(0, few)
+    parts = sum(loss(n, n + 1) for n in range(few)) / (few if problem.reduction == "mean" else 1)
+    if not all(map(_finite, (whole, again, parts))):
+        raise UsageError(f"The loss of the first samples is {whole}; curvature needs a finite loss.")
+    if not same_loss(whole, again):
+        raise UsageError("The model gives another loss each time it runs; switch its randomness off first.")
+    if not same_loss(whole, parts):
+        raise UsageError(
+            f"The loss of {few} samples together ({whole:.6g}) is not the {problem.reduction} of their losses "
+            f"({parts:.6g}): either samples influence one another or the loss has another reduction than stated."
+        )
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0.0
+
+
+def same_loss(a: float, b: float) -> bool:
+    """Whether two losses agree to rounding, so that they can come from the same samples."""
+    return abs(a - b) <= _SAME_LOSS * max(abs(a), abs(b), 1e-2)

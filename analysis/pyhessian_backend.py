@@ -1,0 +1,78 @@
+"""The Hessian's products as PyHessian computes them, for an independent check of ours.
+
+PyHessian 0.1 is used through this file only. As shipped it stops its iterations on the change of the eigenvalue
+(results several per cent off), defaults to a GPU, fails on parameters without a gradient, leaves gradients with their
+graph on the model and switches its mode. Here it gets a copy of the model in which only the parameters asked for
+require a gradient and all of them have one, its gradients are removed after every use, and the iteration on top of its
+product is ours, which stops on the residual.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from analysis.operators import SymmetricOperator
+from analysis.problem import Problem
+from flatlab.errors import UsageError
+
+
+def pyhessian_operator(problem: Problem) -> SymmetricOperator:
+    """The Hessian of `problem` as an operator whose products PyHessian makes, in the problem's chunks.
+
+    Raises `UsageError` for what PyHessian cannot do: a loss summed over samples, or several inputs.
+    """
+    from pyhessian import hessian as pyhessian_hessian
+
+    if problem.reduction != "mean":
+        raise UsageError("The pyhessian backend averages over samples; use a loss with reduction 'mean'.")
+    model = _AsPyHessianCallsIt(problem)
+
+    def criterion(outputs: Any, targets: Tensor) -> Tensor:
+        nothing = sum(parameter.square().sum() for parameter in model.parameters() if parameter.requires_grad)
+        return (
+            problem.loss(outputs, targets) + 0.0 * nothing
+        )  # gives every parameter a gradient and a second derivative
+
+    computed = pyhessian_hessian(model, criterion, dataloader=_Batches(problem), cuda=False)
+    computed.device = problem.device
+
+    def product(rows: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*backward.*create_graph.*")
+            images = [computed.dataloader_hv_product(problem.split(row))[1] for row in rows]
+        model.zero_grad()
+        return torch.stack([problem.flatten([part.detach() for part in image]) for image in images])
+
+    return SymmetricOperator(problem.size, problem.dtype, problem.device, product)
+
+
+class _AsPyHessianCallsIt(nn.Module):
+    """A copy of the problem's model, called with one tensor, whose gradients are PyHessian's to use."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(problem.model)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in problem.parameters)
+        self.problem = replace(problem, model=self.model)
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.problem.outputs((inputs,), {})
+
+
+class _Batches:
+    """The problem's chunks as (inputs, targets), read anew at each pass."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for chunk in self.problem.chunks():
+            if isinstance(chunk.inputs, dict) or len(chunk.inputs) != 1:
+                raise UsageError("The pyhessian backend takes models with one input tensor.")
+            yield chunk.inputs[0], chunk.targets
