@@ -72,7 +72,7 @@ class LayerBlocks:
         self._blocks = {name: problem.select(layer.parameters.values()) for name, layer in self.layers.items()}
         self._cut = _can_be_cut(problem, list(self.layers.values()))
         whole = [name for name in self.layers if name not in self._cut]
-        share = problem.cached_samples // (bool(self._cut) + len(whole))
+        share = problem.cached_samples // max(1, bool(self._cut) + len(whole))
         self._whole = {name: hessian(replace(self._blocks[name], cached_samples=share)) for name in whole}
         layers = [self.layers[name] for name in self._cut]
         self._graphs = GraphCache(

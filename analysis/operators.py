@@ -6,7 +6,7 @@ Each is at once a function of torch tensors, (p,) -> (p,) and (p, k) -> (p, k), 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 import torch
@@ -31,8 +31,16 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
         self.rows = product
         self.products = 0
 
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """Multiply (p,) or (p, k); the result has the same shape and the operator's dtype and device."""
+    @overload
+    def __call__(self, vectors: Tensor) -> Tensor: ...
+
+    @overload
+    def __call__(self, vectors: np.ndarray) -> np.ndarray: ...
+
+    def __call__(self, vectors: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        """Multiply (p,) or (p, k); the result has the same shape and kind, and the operator's dtype."""
+        if not isinstance(vectors, Tensor):
+            return np.asarray(self.dot(vectors))
         if vectors.dim() not in (1, 2) or vectors.shape[0] != self.size:
             raise ValueError(
                 f"expected a tensor of shape ({self.size},) or ({self.size}, k), not {tuple(vectors.shape)}"

@@ -1,0 +1,58 @@
+"""Mean squared norms of what enters and leaves a layer, against a plain forward pass."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from analysis.activations import forward_pass
+from analysis.problem import make_problem
+
+
+def mean_square(a: Tensor) -> float:
+    return a.flatten(1).pow(2).sum(1).mean().item()
+
+
+def test_convolutions_count_before_pooling_and_the_last_layer_is_raw(make_case: Any) -> None:
+    case = make_case("cnn")
+    model, x = case.model.double(), case.inputs.double()
+    first = F.relu(model[0](x))
+    pooled = F.max_pool2d(first, 2)
+    second = F.relu(model[3](pooled))
+    logits = model[6](second.flatten(1))
+    measured = forward_pass(case.problem(chunk_size=2))
+    expected = {"0": (x, first), "3": (pooled, second), "6": (second, logits)}
+    assert list(measured.layers) == list(expected)
+    for name, (entering, leaving) in expected.items():
+        assert measured.layers[name].input_norm2 == pytest.approx(mean_square(entering), rel=1e-12)
+        assert measured.layers[name].output_norm2 == pytest.approx(mean_square(leaving), rel=1e-12)
+    assert measured.loss == pytest.approx(F.cross_entropy(logits, case.targets).item(), rel=1e-12)
+
+
+def test_a_normalisation_between_layer_and_nonlinearity_is_passed_over(make_case: Any) -> None:
+    case = make_case("residual", phi="gelu")
+    model, x = case.model.double(), case.inputs.double()
+    raw = model.first(x)
+    active = F.gelu(model.norm(raw))
+    layers = forward_pass(case.problem()).layers
+    assert layers["first"].output_norm2 == pytest.approx(mean_square(active))
+    assert layers["norm"].input_norm2 == pytest.approx(mean_square(raw))
+    assert layers["norm"].output_norm2 == pytest.approx(mean_square(active))
+    assert layers["second"].input_norm2 == pytest.approx(mean_square(active))
+
+
+def test_a_layer_without_a_nonlinearity_is_raw() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2), nn.Tanh()).double()
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    layers = forward_pass(make_problem(model, "mse", (x, y))).layers
+    assert layers["0"].output_norm2 == pytest.approx(mean_square(model[0](x)))
+    assert layers["1"].output_norm2 == pytest.approx(mean_square(model(x)))
+
+
+def test_what_does_not_run_as_a_module_is_nan(make_case: Any) -> None:
+    layers = forward_pass(make_case("attention").problem(), ["attend.out_proj", "embed"]).layers
+    assert math.isnan(layers["attend.out_proj"].input_norm2)
+    assert layers["embed"].input_norm2 > 0

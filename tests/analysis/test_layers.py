@@ -1,0 +1,131 @@
+"""The blocks of single layers: the cut after a layer gives what the dense Hessian has there."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from analysis.layers import LayerBlocks
+from analysis.problem import Problem, make_problem
+from flatlab.errors import UsageError
+
+
+def positions(problem: Problem, names: Mapping[str, str]) -> list[int]:
+    """Where a layer's parameters lie in the whole vector."""
+    at, found = 0, []
+    for name, parameter in problem.parameters.items():
+        found += list(range(at, at + parameter.numel())) if name in names.values() else []
+        at += parameter.numel()
+    return found
+
+
+def dense_block(blocks: LayerBlocks, name: str) -> Tensor:
+    return blocks({name: torch.eye(blocks.size(name), dtype=torch.float64)})[name]
+
+
+@given(
+    architecture=st.sampled_from(["mlp", "cnn", "residual", "attention", "tied"]),
+    phi=st.sampled_from(["relu", "tanh", "gelu"]),
+    loss=st.sampled_from(["cross_entropy", "squared", "smoothed"]),
+    reduction=st.sampled_from(["mean", "sum"]),
+    memory=st.sampled_from([1, 1 << 30]),
+)
+@settings(max_examples=20, deadline=None)
+def test_every_block_is_the_dense_one(make_case: Any, dense_hessian: Any, memory: int, **case_of: Any) -> None:
+    case = make_case(**case_of)
+    problem = case.problem(chunk_size=4, memory=memory)
+    exact = dense_hessian(case)
+    blocks = LayerBlocks(problem)
+    for name, layer in blocks.layers.items():
+        where = positions(problem, layer.parameters)
+        torch.testing.assert_close(dense_block(blocks, name), exact[where][:, where], rtol=0, atol=1e-11)
+    assert sum(blocks.size(name) for name in blocks.layers) == problem.size
+
+
+def test_a_wrong_block_would_be_seen(make_case: Any, dense_hessian: Any) -> None:
+    """Another layer's rows and columns of the same size are far from the block."""
+    case = make_case("tied", phi="tanh")
+    problem = case.problem()
+    blocks = LayerBlocks(problem)
+    exact = dense_hessian(case)
+    where = positions(problem, blocks.layers["inner"].parameters)
+    shifted = [i + 1 for i in where]
+    assert (dense_block(blocks, "inner") - exact[shifted][:, shifted]).abs().max() > 1e-3
+
+
+def test_layers_and_their_names(make_case: Any) -> None:
+    blocks = LayerBlocks(make_case("residual").problem())
+    assert list(blocks.layers) == ["first", "norm", "second", "head"]
+    assert set(blocks.layers["norm"].parameters) == {"weight", "bias"}
+    assert list(LayerBlocks(make_case("residual").problem(), ["head", "norm"]).layers) == ["norm", "head"]
+    with pytest.raises(UsageError, match=r"no layer 'phi'.*first, norm, second, head"):
+        LayerBlocks(make_case("residual").problem(), ["phi"])
+
+
+def test_a_tied_weight_belongs_to_its_first_layer_and_cannot_be_cut(make_case: Any) -> None:
+    blocks = LayerBlocks(make_case("tied").problem())
+    assert blocks.layers["inner"].parameters == {"weight": "inner.weight", "bias": "inner.bias"}
+    assert blocks.layers["back"].parameters == {"bias": "back.bias"}
+    for name in ("inner", "enter"):  # a weight used by two modules, and one used outside its module
+        with pytest.raises(UsageError, match="shares its weights"):
+            blocks.suffixes(name)
+    assert next(blocks.suffixes("head")).outputs.shape == (7, 3)
+
+
+class Awkward(nn.Module):
+    """A layer that runs twice, one overwritten in place, one with a frozen bias, one behind a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.overwritten, self.partly = nn.Linear(16, 16), nn.Linear(16, 4), nn.Linear(4, 4)
+        self.hooked, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.partly.bias.requires_grad_(False)
+        self.hooked.register_forward_hook(lambda module, args, output: output * module.weight.sum())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(torch.tanh(self.twice(x.flatten(1))))
+        x = self.overwritten(x)
+        x = F.relu(x.add_(1.0))
+        logits: Tensor = self.head(torch.tanh(self.hooked(torch.tanh(self.partly(x)))))
+        return logits
+
+
+def test_what_cannot_be_cut_falls_back_to_the_same_block() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(5, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1])
+    problem = make_problem(Awkward(), "cross_entropy", (x, y), dtype=torch.float64, chunk_size=2)
+    blocks = LayerBlocks(problem)
+    names = list(problem.parameters)
+
+    def loss(*pieces: Tensor) -> Tensor:
+        return F.cross_entropy(problem.outputs((x.double(),), dict(zip(names, pieces, strict=True))), y)
+
+    for name, layer in blocks.layers.items():
+        own = [names.index(full) for full in layer.parameters.values()]
+        parts: Any = torch.autograd.functional.hessian(loss, tuple(problem.parameters.values()))
+        sizes = [problem.parameters[names[i]].numel() for i in own]
+        rows = [torch.cat([parts[i][j].reshape(n, -1) for j in own], 1) for i, n in zip(own, sizes, strict=True)]
+        torch.testing.assert_close(dense_block(blocks, name), torch.cat(rows), rtol=0, atol=1e-12)
+    for name in ("partly", "head"):
+        assert list(blocks.suffixes(name))
+    for name in ("twice", "overwritten", "hooked"):
+        with pytest.raises(UsageError):
+            blocks.suffixes(name)
+
+
+def test_relu_blocks_are_positive_semidefinite(make_case: Any) -> None:
+    blocks = LayerBlocks(make_case("cnn").problem())
+    for name in blocks.layers:
+        assert torch.linalg.eigvalsh(dense_block(blocks, name))[0] > -1e-12
+
+
+def test_products_are_counted_and_the_operator_is_the_block(make_case: Any) -> None:
+    blocks = LayerBlocks(make_case("mlp").problem())
+    operator = blocks.operator("3")
+    torch.testing.assert_close(operator(torch.eye(operator.size, dtype=torch.float64)), dense_block(blocks, "3"))
+    assert blocks.products == {"3": 2 * operator.size}

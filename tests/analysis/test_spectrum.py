@@ -1,0 +1,102 @@
+"""The whole report: network and layers, both methods, both backends, against dense matrices."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from analysis.problem import make_problem
+from analysis.pyhessian_backend import pyhessian_operator
+from analysis.spectrum import eigs
+from flatlab.errors import UsageError
+
+
+def exact_blocks(case: Any, dense: torch.Tensor) -> dict[str, torch.Tensor]:
+    at, blocks = 0, {}
+    for name, module in case.model.named_modules():
+        size = sum(p.numel() for p in module.parameters(recurse=False))
+        if size:
+            blocks[name] = dense[at : at + size, at : at + size]
+            at += size
+    return blocks
+
+
+@pytest.mark.parametrize("method", ["lanczos", "power"])
+@pytest.mark.parametrize("backend", ["flatlab", "pyhessian"])
+@pytest.mark.parametrize("architecture", ["mlp", "residual"])
+def test_eigs_of_network_and_layers(
+    make_case: Any, dense_hessian: Any, architecture: str, backend: Any, method: Any
+) -> None:
+    case = make_case(architecture, phi="tanh", seed=3)
+    dense = dense_hessian(case)
+    problem = case.problem(chunk_size=3)
+    report = eigs(problem, 2, tol=1e-6, max_iter=3000, method=method, backend=backend)
+    assert report.converged
+
+    def top(matrix: torch.Tensor) -> list[float]:
+        values = torch.linalg.eigvalsh(matrix)
+        order = values.abs().argsort(descending=True) if method == "power" else values.argsort(descending=True)
+        return [float(value) for value in values[order][:2]]
+
+    assert [e.value for e in report.eigenvalues] == pytest.approx(top(dense), rel=1e-6)
+    blocks = exact_blocks(case, dense)
+    assert [layer.name for layer in report.layers] == list(blocks)
+    for layer in report.layers:
+        assert [e.value for e in layer.eigenvalues] == pytest.approx(top(blocks[layer.name]), rel=1e-6, abs=1e-9)
+        assert layer.parameters == len(blocks[layer.name])
+        assert all(e.error <= e.residual + 1e-12 for e in layer.eigenvalues)
+    assert report.products > 0
+    assert report.loss == pytest.approx(F.cross_entropy(case.model(case.inputs.double()), case.targets).item())
+
+
+def test_pyhessian_makes_our_products_and_leaves_the_model_alone(make_case: Any) -> None:
+    from analysis.operators import hessian
+
+    case = make_case("cnn", phi="gelu")
+    case.model.train()
+    case.model.register_parameter("unused", nn.Parameter(torch.ones(2)))
+    problem = case.problem(chunk_size=3)
+    v = torch.randn(problem.size, dtype=torch.float64)
+    torch.testing.assert_close(pyhessian_operator(problem)(v), hessian(problem)(v))
+    assert case.model.training
+    assert all(p.grad is None for p in case.model.parameters())
+    with pytest.raises(UsageError, match="mean"):
+        pyhessian_operator(make_case(reduction="sum").problem())
+
+
+def test_selected_layers_progress_and_non_convergence(make_case: Any) -> None:
+    told: list[tuple[str, int]] = []
+    problem = make_case("mlp").problem()
+    report = eigs(
+        problem,
+        3,
+        tol=1e-12,
+        max_iter=2,
+        layers=["3"],
+        progress=lambda stage, products, _: told.append((stage, products)),
+    )
+    assert not report.converged
+    assert [layer.name for layer in report.layers] == ["3"]
+    assert {stage for stage, _ in told} == {"", "3"}
+    assert eigs(problem, layers=[]).layers == ()
+
+
+def test_float32_cnn_on_images_converges_by_power_iteration() -> None:
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 8, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(200, 20), nn.ReLU(), nn.Linear(20, 10))
+    x, y = torch.randn(64, 3, 32, 32), torch.randint(10, (64,))
+    optimiser = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(20):
+        optimiser.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    problem = make_problem(model, "cross_entropy", (x, y))
+    power, krylov = eigs(problem, method="power", max_iter=500), eigs(problem)
+    assert power.converged
+    assert krylov.converged
+    for ours, theirs in zip(power.layers, krylov.layers, strict=True):
+        assert ours.eigenvalues[0].value == pytest.approx(theirs.eigenvalues[0].value, rel=2e-3)
+    assert power.eigenvalues[0].value == pytest.approx(krylov.eigenvalues[0].value, rel=2e-3)
