@@ -1,5 +1,6 @@
 """The command line. Each command imports what it needs when it runs, so that `flatlab --help` answers at once."""
 
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -7,6 +8,9 @@ from typing import Annotated
 import typer
 
 from flatlab import __version__
+from flatlab.commands.demo import demo
+from flatlab.commands.eigs import eigs
+from flatlab.commands.presets import presets
 from flatlab.commands.train import train
 from flatlab.errors import FlatlabError
 
@@ -17,7 +21,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(demo)
 app.command()(train)
+app.command()(eigs)
+app.command()(presets)
 
 
 @app.callback(invoke_without_command=True)
@@ -33,6 +40,7 @@ def flatlab(
 
 def main() -> None:
     """Entry point: turn every error into one sentence and an exit code (2 usage, 1 failed run, 130 interrupted)."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait starve a busy machine
     debug = "--debug" in sys.argv
     sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
     try:

@@ -61,6 +61,9 @@ def train(
             rich_help_panel=_METHOD,
         ),
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A cell of the paper, see flatlab presets.", rich_help_panel=_METHOD)
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file of fields; options win over it.", rich_help_panel=_RUN)
     ] = None,
@@ -92,7 +95,7 @@ def train(
     from flatlab.config import RunConfig
 
     options = {name: value for name, value in context.params.items() if name in RunConfig.model_fields}
-    run_config = read_fields(config, options, settings or [], resume=resume, out=out)
+    run_config = read_fields(config, preset, options, settings or [], resume=resume, out=out)
     if show_split:
         print_split(run_config, data_root)
     else:

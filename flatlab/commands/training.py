@@ -19,6 +19,7 @@ from flatlab.engine.sequential import SequentialEngine
 from flatlab.errors import UsageError
 from flatlab.memory import keep_freed_memory
 from flatlab.partition import class_counts
+from flatlab.presets import preset_fields
 from flatlab.rounds import SAVE_SECONDS, Record, Run, most_participants, run_folder, train
 from flatlab.world import World, make_world
 
@@ -34,16 +35,23 @@ class Execution:
 
 
 def read_fields(
-    path: Path | None, options: dict[str, Any], settings: list[str], *, resume: bool, out: Path | None
+    path: Path | None,
+    preset: str | None,
+    options: dict[str, Any],
+    settings: list[str],
+    *,
+    resume: bool,
+    out: Path | None,
 ) -> RunConfig:
-    """Merge the TOML file at `path`, the command line's `options` (None: not given) and its `--set` `settings`.
+    """Merge, each over the one before: `preset`, the TOML file at `path`, `options` (None: not given), `settings`.
 
     A resumed run takes its configuration from its own folder, and any field given beside must agree with it.
     """
     given = {name: value for name, value in options.items() if value is not None} | _parse_settings(settings)
-    fields = read_config(path) if path else {}
+    merged = _over(read_config(path) if path else {}, given)
+    if preset:
+        merged = _over(preset_fields(preset, merged.get("algorithm", "fedavg"), bool(merged.get("man"))), merged)
     source = f"{path} and the options" if path else "the options"
-    merged = {**fields, **given}
     if resume:
         folder = out or default_folder(make_config(merged, source))
         saved = _saved_config(folder)
@@ -205,6 +213,12 @@ def _saved_config(folder: Path) -> RunConfig:
     if not path.exists():
         raise UsageError(f"There is no run to resume in {folder}; check --out, or leave --resume out to start one.")
     return make_config(read_config(path), str(path))
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Lay fields over others; hyperparameters one by one."""
+    hyper = {**below.get("hyper", {}), **above.get("hyper", {})}
+    return {**below, **above, **({"hyper": hyper} if hyper else {})}
 
 
 def _parse_settings(settings: list[str]) -> dict[str, Any]:

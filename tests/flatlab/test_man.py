@@ -18,7 +18,7 @@ def naive_cifar_cnn(model: nn.Sequential, x: Tensor) -> tuple[Tensor, list[Tenso
     layers = dict(model.named_children())
     a1 = layers["conv1"](x).clamp_min(0)
     a2 = layers["conv2"](F.max_pool2d(a1, 2)).clamp_min(0)
-    a3 = layers["fc1"](F.max_pool2d(a2, 2).flatten(1)).clamp_min(0)
+    a3 = layers["fc1"](F.max_pool2d(a2, 2).permute(0, 2, 3, 1).flatten(1)).clamp_min(0)
     a4 = layers["fc2"](a3).clamp_min(0)
     return layers["fc3"](a4), [(a**2).flatten(1).mean(1).mean(0) for a in (a1, a2, a3, a4)]
 

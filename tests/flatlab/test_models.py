@@ -53,7 +53,7 @@ def test_cifar_cnn_computes_the_papers_layers() -> None:
     a = x
     for name in ("conv1", "conv2"):
         a = F.max_pool2d(F.relu(F.conv2d(a, *layer(name))), 2)
-    a = a.flatten(1)
+    a = a.permute(0, 2, 3, 1).flatten(1)  # the features channels last
     assert a.shape == (4, 1600)
     for name in ("fc1", "fc2"):
         a = F.relu(F.linear(a, *layer(name)))
@@ -72,7 +72,7 @@ def test_tiny_convnet_computes_the_papers_layers() -> None:
     for i in (1, 2, 3):
         a = F.conv2d(a, *layer(f"conv{i}"), padding=1)
         a = F.max_pool2d(F.relu(F.group_norm(a, 4, *layer(f"norm{i}"))), 2)
-    a = a.flatten(1)
+    a = a.permute(0, 2, 3, 1).flatten(1)  # the features channels last
     assert a.shape == (2, 4096)
     for name in ("fc1", "fc2"):
         a = F.relu(F.linear(a, *layer(name)))
