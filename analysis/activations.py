@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from analysis.distributed import summed_number
 from analysis.layers import Layer, find_layers
 from analysis.problem import Problem
 from flatlab.man import tap_activations
@@ -65,8 +66,12 @@ def forward_pass(problem: Problem, names: Sequence[str] | None = None) -> Forwar
                     inputs[name] = event.input_sum + (0.0 if math.isnan(inputs[name]) else inputs[name])
                     outputs[name] = _leaving(events, position) + (0.0 if math.isnan(outputs[name]) else outputs[name])
     wanted = [layer.name for layer in find_layers(problem, names)]
-    means = {name: ActivationNorms(inputs[name] / problem.samples, outputs[name] / problem.samples) for name in wanted}
-    return ForwardPass(loss, means)
+
+    def mean(sum_over_samples: float) -> float:
+        return summed_number(sum_over_samples, problem.device, problem.distributed) / problem.samples
+
+    norms = {name: ActivationNorms(mean(inputs[name]), mean(outputs[name])) for name in wanted}
+    return ForwardPass(summed_number(loss, problem.device, problem.distributed), norms)
 
 
 def _leaving(events: Sequence[_Event], position: int) -> float:

@@ -32,6 +32,43 @@ class _Reread:
         return map(_as_batch, self.source)
 
 
+class Part:
+    """Every `parts`-th sample of some batches from sample `index` on: the parts are disjoint and make the whole."""
+
+    def __init__(self, batches: Iterable[Batch], index: int, parts: int) -> None:
+        self.batches = batches
+        self.index = index
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[Batch]:
+        passed = 0
+        for inputs, targets in self.batches:
+            chosen = slice((self.index - passed) % self.parts, None, self.parts)
+            passed += len(targets)
+            if isinstance(inputs, dict):
+                yield {name: x[chosen] for name, x in inputs.items()}, targets[chosen]
+            else:
+                yield tuple(x[chosen] for x in inputs), targets[chosen]
+
+
+def regrouped(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The same samples in batches of exactly `size`; what is left over at the end is dropped."""
+    waiting: Batch | None = None
+    for batch in batches:
+        waiting = batch if waiting is None else joined(waiting, batch)
+        while batch_length(waiting) >= size:
+            yield sliced(waiting, 0, size)
+            waiting = sliced(waiting, size, batch_length(waiting))
+
+
+def joined(first: Batch, second: Batch) -> Batch:
+    """The samples of both."""
+    targets = torch.cat([first[1], second[1]])
+    if isinstance(first[0], dict) and isinstance(second[0], dict):
+        return {name: torch.cat([first[0][name], second[0][name]]) for name in first[0]}, targets
+    return tuple(torch.cat(pair) for pair in zip(first[0], second[0], strict=True)), targets  # type: ignore[arg-type]
+
+
 def inspect_data(data: Any) -> Inspected:
     """Count the samples of `(inputs, targets)` or of an iterable of batches; an iterator is stored.
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
-from analysis.problem import Chunk, Problem, same_loss
+from analysis.problem import Chunk, Problem
+from analysis.refusals import same_loss
 from flatlab.errors import FlatlabError, UsageError
 
 
@@ -27,14 +28,14 @@ class GraphCache(Generic[G]):
         self.problem = problem
         self.build = build
         self.kept: list[G] = []
-        self.loss: float | None = None  # L, known after the first whole pass
+        self.complete = False  # whether all graphs are kept
+        self.loss: float | None = None  # this process's share of L, known after the first pass
 
     def __iter__(self) -> Iterator[G]:
-        everything = self.problem.cached_samples >= self.problem.samples
-        if everything and self.loss is not None:
+        if self.complete:
             yield from self.kept
             return
-        loss, seen = 0.0, 0
+        loss, seen, index = 0.0, 0, -1
         for index, chunk in enumerate(self.problem.chunks()):
             seen += len(chunk.targets)
             graph = self.kept[index] if index < len(self.kept) else self.build(chunk)
@@ -44,6 +45,7 @@ class GraphCache(Generic[G]):
             yield graph
             del graph
         self._compare(loss)
+        self.complete = index + 1 == len(self.kept)
 
     def _compare(self, loss: float) -> None:
         if self.loss is None:

@@ -47,6 +47,30 @@ def lanczos(
     return drive(steps, lambda rows: operator(rows.T).T)
 
 
+@dataclass(frozen=True)
+class Decomposition:
+    """A Q^T = Q^T T + w e_m^T, with orthonormal rows Q and w orthogonal to them."""
+
+    basis: Tensor  # (m, p) Q
+    projected: Tensor  # (m, m) float64 T, tridiagonal to rounding
+    remainder: Tensor  # (p,) w
+
+
+def decompose(operator: SymmetricOperator, start: Tensor, depth: int, generator: torch.Generator) -> Decomposition:
+    """`depth` steps from `start` (p,), fewer where the Krylov space ends before."""
+    basis = start.new_empty(depth, len(start))
+    T = torch.zeros(depth, depth, dtype=torch.float64, device=start.device)
+    w, scale = start[None], 0.0
+    for m in range(depth):
+        if norm(w[0]) <= 8 * torch.finfo(w.dtype).eps * scale:
+            return Decomposition(basis[:m], T[:m, :m], w[0])
+        _append(basis, m, w, scale, generator)
+        w, column = _orthogonalised(operator(basis[m])[None], basis[: m + 1])
+        T[: m + 1, m : m + 1], T[m : m + 1, : m + 1] = column, column.T
+        scale = max(scale, column.abs().max().item())
+    return Decomposition(basis, T, w[0])
+
+
 def lanczos_steps(
     size: int,
     like: Tensor,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from analysis.distributed import summed
 from analysis.graphs import GraphCache
 from analysis.operators import SymmetricOperator, hessian
 from analysis.problem import Chunk, Problem
@@ -89,7 +90,10 @@ class LayerBlocks:
                 block, suffix = self._blocks[name], graphs.suffixes[name]
                 for row, sum_of_chunks in zip(rows[name], total, strict=True):
                     sum_of_chunks += block.flatten(suffix.product(block.split(row)))
-        return products | {name: total.to(self._problem.dtype) for name, total in totals.items()}
+        return products | {name: self._summed(total) for name, total in totals.items()}
+
+    def _summed(self, total: Tensor) -> Tensor:
+        return summed(total, self._problem.distributed).to(self._problem.dtype)
 
     def size(self, name: str) -> int:
         """Number of parameters of a layer's block."""

@@ -33,9 +33,9 @@ def plan_chunks(problem: "Problem", first: Batch, memory: int, chunk_size: int |
         budget = memory // _WORKSPACE
         if problem.device.type == "cpu":
             budget = min(budget, _CPU_CHUNK)
-        chunk_size = max(1, min(budget // per_sample, problem.samples))
+        chunk_size = max(1, budget // per_sample)
     spare = memory - _WORKSPACE * chunk_size * per_sample
-    return ChunkPlan(chunk_size, max(0, min(spare // per_sample, problem.samples)))
+    return ChunkPlan(chunk_size, max(0, spare // per_sample))
 
 
 def graph_bytes_per_sample(problem: "Problem", first: Batch) -> int:

@@ -13,6 +13,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from analysis.distributed import summed
 from analysis.graphs import Graph, GraphCache
 from analysis.problem import Chunk, Problem
 
@@ -172,6 +173,6 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk], _ProductGraph]
         for graph in graphs:
             for row, sum_of_chunks in zip(rows, total, strict=True):
                 sum_of_chunks += problem.flatten(graph.product(problem.split(row)))
-        return total.to(rows.dtype)
+        return summed(total, problem.distributed).to(rows.dtype)
 
     return SymmetricOperator(problem.size, problem.dtype, problem.device, product)

@@ -17,8 +17,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from analysis.batches import Batch, Inputs, Inspected, batch_length, inspect_data, moved, sliced
+from analysis.batches import Batch, Inputs, Part, batch_length, inspect_data, moved, sliced
+from analysis.distributed import require_ranks, summed_number
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
+from analysis.refusals import refuse_dependent_samples, refuse_unfit
 from flatlab.errors import UsageError
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -32,10 +34,6 @@ LOSSES: Mapping[str, Loss] = {
     "binary_cross_entropy": F.binary_cross_entropy_with_logits,
 }
 """Losses by name, each with reduction "mean"."""
-
-_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
-_DROPOUTS = (nn.modules.dropout._DropoutNd,)
-_SAME_LOSS = 1e-4  # relative; float32 losses of the same samples differ by far less, other samples by far more
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,12 @@ class Problem:
     reduction: Reduction
     parameters: Mapping[str, Tensor]  # the selection, by name
     data: Iterable[Batch]
-    samples: int  # N
+    samples: int  # N, over all ranks
     dtype: torch.dtype
     device: torch.device
     chunk_size: int  # samples whose first-order graph is held at once
     cached_samples: int  # samples whose first-order graphs fit the memory budget and are kept between products
+    distributed: bool  # `data` are this rank's share; `samples` counts those of all ranks
 
     @property
     def size(self) -> int:
@@ -97,6 +96,16 @@ class Problem:
         wanted = set(names)
         return replace(self, parameters={n: p for n, p in self.parameters.items() if n in wanted})
 
+    def on(self, data: Any) -> "Problem":
+        """The same model and loss on other data, given as to `make_problem`."""
+        inspected = inspect_data(data)
+        samples = round(summed_number(inspected.samples, self.device, self.distributed))
+        return replace(self, data=inspected.batches, samples=samples)
+
+    def part(self, index: int, parts: int) -> "Problem":
+        """The mean (or sum) over every `parts`-th sample only, beginning with sample `index`."""
+        return self.on(Part(self.data, index, parts))
+
     def split(self, vector: Tensor) -> list[Tensor]:
         """Cut (p,) into views shaped like the parameters."""
         pieces = vector.split([parameter.numel() for parameter in self.parameters.values()])
@@ -123,6 +132,7 @@ def make_problem(
     device: torch.device | str | None = None,
     memory: int = DEFAULT_MEMORY,
     chunk_size: int | None = None,
+    distributed: bool = False,
 ) -> Problem:
     """Describe L for any model, loss and data.
 
@@ -131,7 +141,8 @@ def make_problem(
     of more than two items is several inputs followed by targets. Re-iterable data (a DataLoader) are read anew at every
     pass and must give the same samples each time; an iterator is stored. `parameters` names the selection (default: all
     that require a gradient), `dtype` and `device` default to the model's. `memory` is the number of bytes that
-    first-order graphs may take; `chunk_size` overrides the size chosen from it.
+    first-order graphs may take; `chunk_size` overrides the size chosen from it. With `distributed`, `data` are the
+    share of this rank of the initialised process group, and every number is that of all shares together.
 
     Raises `UsageError` where second derivatives of a sum over samples would be meaningless: dropout or batch norm in
     training mode, a random forward pass, samples that influence one another, a reduction that is not the stated one.
@@ -146,24 +157,27 @@ def make_problem(
     private.to(device=device, dtype=dtype)
     private.train(mode == "train").requires_grad_(False)
     for module in private.modules():
-        _refuse_unfit(module)
+        refuse_unfit(module)
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
     named = dict(private.named_parameters())
     inspected = inspect_data(data)
+    if distributed:
+        require_ranks()
     problem = Problem(
         model=private,
         loss=_loss(loss, reduction),
         reduction=reduction,
         parameters={name: named[name] for name in selection},
         data=inspected.batches,
-        samples=inspected.samples,
+        samples=round(summed_number(inspected.samples, device, distributed)),
         dtype=dtype,
         device=device,
         chunk_size=chunk_size or 1,
         cached_samples=0,
+        distributed=distributed,
     )
-    _refuse_dependent_samples(problem, inspected)
+    refuse_dependent_samples(problem, inspected)
     plan = plan_chunks(problem, inspected.first, memory, chunk_size)
     return replace(problem, chunk_size=plan.chunk_size, cached_samples=plan.cached_samples)
 
@@ -197,48 +211,3 @@ def _selected_names(model: nn.Module, names: Iterable[str] | None) -> list[str]:
 def _some(names: Iterable[str], most: int = 8) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _refuse_unfit(module: nn.Module) -> None:
-    kind = type(module).__name__
-    if isinstance(module, _BATCH_NORMS) and (module.training or module.running_mean is None):
-        raise UsageError(
-            f"{kind} uses batch statistics here, so the loss is no sum over samples and its Hessian depends on the "
-            "batches; use evaluation mode with running statistics."
-        )
-    if isinstance(module, _DROPOUTS) and module.training and module.p > 0:
-        raise UsageError(f"{kind} is random in training mode, so L has no fixed Hessian; use mode='eval'.")
-
-
-def _refuse_dependent_samples(problem: Problem, inspected: Inspected) -> None:
-    """Check on a few samples that L is one fixed number and a sum over samples with the stated reduction."""
-    few = min(4, batch_length(inspected.first))
-
-    def loss(start: int, end: int) -> float:
-        inputs, targets = moved(sliced(inspected.first, start, end), problem.device, problem.dtype)
-        with torch.no_grad():
-            value = problem.loss(problem.outputs(inputs, problem.leaves()), targets)
-        if value.dim() != 0:
-            raise UsageError(f"The loss must return a scalar, not a tensor of shape {tuple(value.shape)}.")
-        return float(value)
-
-    whole, again = loss(0, few), loss(0, few)
-    parts = sum(loss(n, n + 1) for n in range(few)) / (few if problem.reduction == "mean" else 1)
-    if not all(map(_finite, (whole, again, parts))):
-        raise UsageError(f"The loss of the first samples is {whole}; curvature needs a finite loss.")
-    if not same_loss(whole, again):
-        raise UsageError("The model gives another loss each time it runs; switch its randomness off first.")
-    if not same_loss(whole, parts):
-        raise UsageError(
-            f"The loss of {few} samples together ({whole:.6g}) is not the {problem.reduction} of their losses "
-            f"({parts:.6g}): either samples influence one another or the loss has another reduction than stated."
-        )
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0.0
-
-
-def same_loss(a: float, b: float) -> bool:
-    """Whether two losses agree to rounding, so that they can come from the same samples."""
-    return abs(a - b) <= _SAME_LOSS * max(abs(a), abs(b), 1e-2)

@@ -24,10 +24,12 @@ from flatlab.errors import UsageError
 def pyhessian_operator(problem: Problem) -> SymmetricOperator:
     """The Hessian of `problem` as an operator whose products PyHessian makes, in the problem's chunks.
 
-    Raises `UsageError` for what PyHessian cannot do: a loss summed over samples, or several inputs.
+    Raises `UsageError` for what PyHessian cannot do: a loss summed over samples, several inputs or ranks.
     """
     from pyhessian import hessian as pyhessian_hessian
 
+    if problem.distributed:
+        raise UsageError("The pyhessian backend runs in one process; use the flatlab backend under torchrun.")
     if problem.reduction != "mean":
         raise UsageError("The pyhessian backend averages over samples; use a loss with reduction 'mean'.")
     model = _AsPyHessianCallsIt(problem)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from analysis.activations import forward_pass
 from analysis.eigenpairs import Eigenpairs, Iteration, Progress, drive
 from analysis.lanczos import lanczos_steps
-from analysis.layers import LayerBlocks
+from analysis.layers import LayerBlocks, find_layers
 from analysis.operators import hessian
 from analysis.power import power_steps
 from analysis.problem import Problem
@@ -89,36 +90,20 @@ def eigs(
     PyHessian.
     """
     began = time.perf_counter()
-    like = problem.point().new_empty(0)
-
-    def steps(size: int, name: str, start: Tensor | None = None) -> Iteration:
-        told: Progress | None = None
-        if progress:
-            told = lambda products, residual: progress(name, products, residual)  # noqa: E731
-        if method == "power":
-            return power_steps(size, like, k, tol, max_iter, start, seed, told)
-        return lanczos_steps(size, like, k, "largest", tol, max_iter, start, seed, progress=told)
-
+    search = _Search(k, tol, max_iter, method, seed, progress)
     operator = pyhessian_operator(problem) if backend == "pyhessian" else hessian(problem)
-    whole = drive(steps(problem.size, "", start), operator.rows)
+    whole = drive(search.steps(problem, "", start), operator.rows)
     del operator  # and its graphs, before those of the layers
-    blocks = LayerBlocks(problem, layers)
-    iterations = {name: steps(blocks.size(name), name) for name in blocks.layers}
-    if backend == "pyhessian":
-        found = {}
-        for name, layer in blocks.layers.items():
-            found[name] = drive(iterations[name], pyhessian_operator(problem.select(layer.parameters.values())).rows)
-    else:
-        found = drive_together(iterations, blocks)
-    forward = forward_pass(problem, list(blocks.layers))
+    found = _layer_eigenpairs(problem, search, layers, backend)
+    forward = forward_pass(problem, list(found))
     return EigsReport(
-        eigenvalues=_listed(whole),
+        eigenvalues=listed(whole),
         vectors=whole.vectors,
         layers=tuple(
             LayerSpectrum(
                 name=name,
-                parameters=blocks.size(name),
-                eigenvalues=_listed(pairs),
+                parameters=len(pairs.vectors),
+                eigenvalues=listed(pairs),
                 input_norm2=forward.layers[name].input_norm2,
                 output_norm2=forward.layers[name].output_norm2,
                 products=pairs.products,
@@ -132,6 +117,52 @@ def eigs(
         products=whole.products + sum(pairs.products for pairs in found.values()),
         seconds=time.perf_counter() - began,
     )
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What is sought in every block, by which method."""
+
+    k: int
+    tol: float
+    max_iter: int
+    method: Method
+    seed: int
+    progress: ReportProgress | None
+
+    def steps(self, problem: Problem, name: str, start: Tensor | None = None) -> Iteration:
+        """The iteration for one block, which reports under `name`."""
+        told: Progress | None = None if self.progress is None else partial(self.progress, name)
+        like = problem.point().new_empty(0)
+        if self.method == "power":
+            return power_steps(problem.size, like, self.k, self.tol, self.max_iter, start, self.seed, told)
+        return lanczos_steps(
+            problem.size, like, self.k, "largest", self.tol, self.max_iter, start, self.seed, progress=told
+        )
+
+
+def layer_eigenpairs(
+    problem: Problem,
+    k: int = 1,
+    *,
+    tol: float = 1e-3,
+    max_iter: int = 200,
+    layers: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: ReportProgress | None = None,
+) -> dict[str, Eigenpairs]:
+    """The top k eigenpairs of every layer's block, or of the layers named, all found together by Lanczos."""
+    return _layer_eigenpairs(problem, _Search(k, tol, max_iter, "lanczos", seed, progress), layers, "flatlab")
+
+
+def _layer_eigenpairs(
+    problem: Problem, search: _Search, layers: Sequence[str] | None, backend: Backend
+) -> dict[str, Eigenpairs]:
+    parts = {layer.name: problem.select(layer.parameters.values()) for layer in find_layers(problem, layers)}
+    iterations = {name: search.steps(part, name) for name, part in parts.items()}
+    if backend == "pyhessian":
+        return {name: drive(iterations[name], pyhessian_operator(part).rows) for name, part in parts.items()}
+    return drive_together(iterations, LayerBlocks(problem, list(parts)))
 
 
 def drive_together(
@@ -151,6 +182,7 @@ def drive_together(
     return {name: found[name] for name in iterations}
 
 
-def _listed(pairs: Eigenpairs) -> tuple[Eigenvalue, ...]:
+def listed(pairs: Eigenpairs) -> tuple[Eigenvalue, ...]:
+    """The pairs one by one, without their vectors."""
     columns = (pairs.values, pairs.residuals, pairs.relative_residuals, pairs.quadratic, pairs.converged)
     return tuple(Eigenvalue(*row) for row in zip(*(column.tolist() for column in columns), strict=True))

@@ -1,0 +1,170 @@
+"""How the top of the spectrum changes with the data: disjoint subsets, mini-batches, the clients of a federation.
+
+The Hessian of a mean over samples is the mean of the samples' Hessians, and lambda_max is convex. So for parts k with
+weights p_k,  lambda_max(sum_k p_k H_k) <= sum_k p_k lambda_max(H_k):  a mean of the parts' top eigenvalues never is the
+whole's, but bounds it from above.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from analysis.batches import regrouped
+from analysis.eigenpairs import Eigenpairs
+from analysis.lanczos import lanczos
+from analysis.operators import SymmetricOperator, hessian
+from analysis.problem import Problem
+from analysis.spectrum import Eigenvalue, listed
+from flatlab.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Top eigenvalues over disjoint equal parts of the samples."""
+
+    values: tuple[Eigenvalue, ...]  # one per part
+    samples: int  # in a part
+    mean: float
+    deviation: float  # standard deviation over the parts
+    standard_error: float  # of lambda_max on all samples together: deviation / sqrt(parts)
+
+
+def sampling_spread(
+    problem: Problem, parts: int = 4, *, tol: float = 1e-2, start: Tensor | None = None, seed: int = 0
+) -> Spread:
+    """How much lambda_max moves between `parts` disjoint subsets of the problem's samples.
+
+    The mean over the parts lies above lambda_max of all samples (the module says why), by about the square of the
+    spread. `start` (p, m), e.g. the eigenvector of all samples, saves products. Together the parts cost what one run on
+    all costs.
+    """
+    if not 2 <= parts <= problem.samples:
+        raise UsageError(
+            f"Cannot split {problem.samples} samples into {parts} parts; use 2 to {problem.samples} parts."
+        )
+    values: list[Eigenvalue] = []
+    for index in range(parts):
+        pairs = lanczos(hessian(problem.part(index, parts)), tol=tol, start=start, seed=seed)
+        values.extend(listed(pairs))
+    numbers = torch.tensor([value.value for value in values], dtype=torch.float64)
+    deviation = numbers.std().item()
+    return Spread(
+        tuple(values), problem.samples // parts, numbers.mean().item(), deviation, deviation / math.sqrt(parts)
+    )
+
+
+@dataclass(frozen=True)
+class BatchSpectra:
+    """The top k eigenvalues of every mini-batch's own loss."""
+
+    values: Tensor  # (batches, k) float64
+    residuals: Tensor  # (batches, k) float64
+    converged: Tensor  # (batches, k) bool
+    batch_size: int
+
+
+def batch_spectra(
+    problem: Problem,
+    batch_size: int,
+    k: int = 1,
+    *,
+    tol: float = 1e-2,
+    start: Tensor | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> BatchSpectra:
+    """The distribution of the top k eigenvalues over the mini-batches of the data ("max eigenvalue spectrum").
+
+    A last batch smaller than `batch_size` is left out. `progress` is told the batches done and their number.
+    """
+    if not 1 <= batch_size <= problem.samples:
+        raise UsageError(f"The batch size must lie between 1 and the {problem.samples} samples, not {batch_size}.")
+    if problem.distributed:
+        raise UsageError("Spectra of single batches are computed in one process; run them without torchrun.")
+    found: list[Eigenpairs] = []
+    count = problem.samples // batch_size
+    for index, batch in enumerate(regrouped(problem.data, batch_size)):
+        found.append(lanczos(hessian(problem.on([batch])), k, tol=tol, start=start, seed=seed))
+        if progress:
+            progress(index + 1, count)
+    return BatchSpectra(
+        values=torch.stack([pairs.values for pairs in found]),
+        residuals=torch.stack([pairs.residuals for pairs in found]),
+        converged=torch.stack([pairs.converged for pairs in found]),
+        batch_size=batch_size,
+    )
+
+
+@dataclass(frozen=True)
+class ClientSpectra:
+    """Statement F: lambda_max(sum_k p_k H_k) <= sum_k p_k lambda_max(H_k)."""
+
+    clients: Mapping[str, tuple[Eigenvalue, ...]]  # top k of each client's own loss
+    weights: Mapping[str, float]  # p_k, sum one
+    whole: tuple[Eigenvalue, ...]  # top k of the weighted sum
+    mean: float  # sum_k p_k lambda_max(H_k)
+    mean_error: float  # sum_k p_k residual_k
+
+    @property
+    def slack(self) -> float:
+        """Right side minus left side of F, which is not negative but for the errors of both."""
+        return self.mean - self.whole[0].value
+
+    @property
+    def holds(self) -> bool:
+        """Whether F holds within the errors of both sides."""
+        return self.slack >= -(self.mean_error + self.whole[0].residual)
+
+
+def client_spectra(
+    problems: Mapping[str, Problem],
+    weights: Mapping[str, float] | None = None,
+    k: int = 1,
+    *,
+    tol: float = 1e-3,
+    seed: int = 0,
+    progress: Callable[[str, int, float], None] | None = None,
+) -> ClientSpectra:
+    """Top eigenvalues of each client's loss at the same parameters, and of their weighted sum.
+
+    `problems` are one model on each client's data (`problem.on`); `weights` default to the shares of the samples.
+    `progress` is called with a client's name (or "" for the sum), its products so far and its worst relative residual.
+    """
+    if not problems:
+        raise UsageError("No clients are given; name at least one.")
+    raw = {name: float(problem.samples) for name, problem in problems.items()} if weights is None else dict(weights)
+    if set(raw) != set(problems) or min(raw.values()) < 0 or sum(raw.values()) <= 0:
+        raise UsageError("Every client needs a weight that is not negative, and some weight must be positive.")
+    share = {name: weight / sum(raw.values()) for name, weight in raw.items()}
+
+    def top(operator: SymmetricOperator, name: str, start: Tensor | None) -> Eigenpairs:
+        told = None if progress is None else lambda products, residual: progress(name, products, residual)
+        return lanczos(operator, k, tol=tol, start=start, seed=seed, progress=told)
+
+    whole = top(_weighted_sum(problems, share), "", None)
+    clients = {name: listed(top(hessian(problem), name, whole.vectors)) for name, problem in problems.items()}
+    return ClientSpectra(
+        clients=clients,
+        weights=share,
+        whole=listed(whole),
+        mean=sum(share[name] * values[0].value for name, values in clients.items()),
+        mean_error=sum(share[name] * values[0].residual for name, values in clients.items()),
+    )
+
+
+def _weighted_sum(problems: Mapping[str, Problem], weights: Mapping[str, float]) -> SymmetricOperator:
+    """sum_k weights_k H_k, all clients sharing one memory budget."""
+    share = min(problem.cached_samples for problem in problems.values()) // len(problems)
+    parts = [(weights[name], hessian(replace(problem, cached_samples=share))) for name, problem in problems.items()]
+    one = parts[0][1]
+
+    def product(rows: Tensor) -> Tensor:
+        total = torch.zeros_like(rows, dtype=torch.float64)
+        for weight, operator in parts:
+            total += weight * operator.rows(rows)
+        return total.to(rows.dtype)
+
+    return SymmetricOperator(one.size, one.torch_dtype, one.device, product)

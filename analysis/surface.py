@@ -1,0 +1,79 @@
+"""The loss on a line or a plane through the model's parameters.
+
+    L(theta + a d_1)    or    L(theta + a d_1 + b d_2)
+
+Along eigenvectors of the Hessian the curvature at the centre is the eigenvalue. Random directions are
+filter-normalised: each filter (output unit) of the direction has the norm of the model's filter, so that networks of
+different scale can be compared (Li, Xu, Taylor, Studer and Goldstein 2018); biases and normalisation parameters do not
+move.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from analysis.objective import loss_at
+from analysis.problem import Problem
+from analysis.vectors import random_rows
+from flatlab.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Losses on a grid; the centre (0, 0) is the model itself."""
+
+    a: Tensor  # (n,) float64, multiples of the first direction
+    b: Tensor  # (m,) float64 of the second, (1,) zero on a line
+    losses: Tensor  # (n, m) float64
+    directions: Tensor  # (p, 1 or 2)
+
+
+def loss_surface(
+    problem: Problem,
+    directions: Tensor,
+    *,
+    extent: float = 1.0,
+    points: int = 21,
+    progress: Callable[[int, int], None] | None = None,
+) -> Surface:
+    """L at `points` equally spaced multiples in [-extent, extent] of each of one or two directions (p, 1) or (p, 2).
+
+    Each point costs a forward pass over all samples. `progress` is told the points done and their number.
+    """
+    if directions.dim() != 2 or directions.shape[0] != problem.size or directions.shape[1] not in (1, 2):
+        raise UsageError(f"Directions must have shape ({problem.size}, 1 or 2), not {tuple(directions.shape)}.")
+    if points < 2:
+        raise UsageError(f"A surface needs at least 2 points per direction, not {points}.")
+    theta = problem.point()
+    first = directions[:, 0].to(theta)
+    second = directions[:, -1].to(theta)
+    a = torch.linspace(-extent, extent, points, dtype=torch.float64)
+    b = a if directions.shape[1] == 2 else torch.zeros(1, dtype=torch.float64)
+    losses = torch.empty(len(a), len(b), dtype=torch.float64)
+    for i, along in enumerate(a.tolist()):
+        for j, across in enumerate(b.tolist()):
+            losses[i, j] = loss_at(problem, theta + along * first + across * second)
+            if progress:
+                progress(i * len(b) + j + 1, losses.numel())
+    return Surface(a, b, losses, directions)
+
+
+def filter_normalised_directions(problem: Problem, count: int = 2, *, seed: int = 0) -> Tensor:
+    """Random directions (p, count), filter-normalised; the same random numbers for every model of this shape."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = random_rows(count, problem.size, problem.point(), generator)
+    return torch.stack([_normalised(problem, row) for row in rows], dim=1)
+
+
+def _normalised(problem: Problem, direction: Tensor) -> Tensor:
+    pieces = []
+    for piece, parameter in zip(problem.split(direction), problem.parameters.values(), strict=True):
+        if parameter.dim() < 2:
+            pieces.append(torch.zeros_like(piece))
+            continue
+        filters, own = piece.flatten(1), parameter.detach().flatten(1)
+        scale = own.norm(dim=1, keepdim=True) / filters.norm(dim=1, keepdim=True)
+        pieces.append(filters * scale)
+    return problem.flatten(pieces)

@@ -1,0 +1,130 @@
+"""Flatness measures: what each is by its definition, and which of them a rescaled ReLU network changes."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from analysis.flatness import adaptive_sharpness, flatness, sam_sharpness
+from analysis.objective import loss_and_gradient, loss_at
+from analysis.operators import hessian
+from analysis.problem import make_problem
+from analysis.surface import filter_normalised_directions, loss_surface
+from flatlab.errors import UsageError
+
+
+def relu_mlp() -> tuple[nn.Sequential, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3)).double()
+    x, y = torch.randn(20, 6, dtype=torch.float64), torch.randint(3, (20,))
+    optimiser = torch.optim.SGD(model.parameters(), 0.3)
+    for _ in range(30):
+        optimiser.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    return model, x, y
+
+
+def rescaled(model: nn.Sequential, c: float) -> nn.Sequential:
+    """The same function: first layer times c, second layer's weight divided by c."""
+    other = copy.deepcopy(model)
+    factors = {"0.weight": c, "0.bias": c, "2.weight": 1 / c}
+    for name, parameter in other.named_parameters():
+        parameter.data *= factors.get(name, 1.0)
+    return other
+
+
+def test_what_rescaling_changes_and_what_it_does_not() -> None:
+    model, x, y = relu_mlp()
+    reports = []
+    for net in (model, rescaled(model, 5.0)):
+        torch.testing.assert_close(net(x), model(x))
+        reports.append(flatness(make_problem(net, "cross_entropy", (x, y)), tol=1e-7, trace_tol=0.005))
+    before, after = reports
+    assert after.adaptive_sharpness == pytest.approx(before.adaptive_sharpness, rel=1e-9)
+    for one, other in zip(before.layers, after.layers, strict=True):
+        assert other.by_eigenvalue == pytest.approx(one.by_eigenvalue, rel=1e-5)
+        spread = one.weight_norm2 * one.trace.standard_error + other.weight_norm2 * other.trace.standard_error
+        assert abs(other.by_trace - one.by_trace) <= 4 * spread
+    assert after.eigenvalues[0].value > 2 * before.eigenvalues[0].value
+    assert after.trace.value > 2 * before.trace.value
+    assert after.sam_sharpness > 1.5 * before.sam_sharpness
+
+
+def test_every_measure_by_its_definition(make_case: Any, dense_hessian: Any) -> None:
+    case = make_case("mlp", phi="tanh")
+    report = flatness(case.problem(), tol=1e-8, trace_tol=0.01)
+    exact = dense_hessian(case)
+    values = torch.linalg.eigvalsh(exact).flip(0)
+    assert [pair.value for pair in report.eigenvalues] == pytest.approx(values[:5].tolist(), rel=1e-6)
+    assert report.spread == pytest.approx((values[0] / values[4]).item(), rel=1e-6)
+    assert report.trace.value == pytest.approx(exact.trace().item(), abs=5 * report.trace.standard_error)
+    assert report.frobenius.value == pytest.approx(exact.norm().item(), abs=5 * report.frobenius.standard_error)
+    first = report.layers[0]  # the first layer's weight lies first in theta
+    weight = case.model[1].weight
+    block = exact[: weight.numel(), : weight.numel()]
+    assert first.by_eigenvalue == pytest.approx(
+        (weight.norm() ** 2 * torch.linalg.eigvalsh(block)[-1]).item(), rel=1e-6
+    )
+    assert first.trace.value == pytest.approx(block.trace().item(), abs=5 * first.trace.standard_error)
+
+
+def test_sharpness_is_what_a_step_of_sam_climbs(make_case: Any) -> None:
+    case = make_case("cnn")
+    problem = case.problem(chunk_size=2)
+    loss, g = loss_and_gradient(problem)
+    case.model.double()
+    whole = case.loss(case.model(case.inputs.double()), case.targets)
+    plain = torch.autograd.grad(whole, list(case.model.parameters()))
+    torch.testing.assert_close(g, torch.cat([p.reshape(-1) for p in plain]))
+    assert loss == pytest.approx(whole.item())
+    assert sam_sharpness(problem, 0.05) == pytest.approx(loss_at(problem, problem.point() + 0.05 * g / g.norm()) - loss)
+    step = problem.point() ** 2 * g
+    assert adaptive_sharpness(problem, 0.5) == pytest.approx(
+        loss_at(problem, problem.point() + 0.5 * step / (problem.point() * g).norm()) - loss
+    )
+    for measure in (sam_sharpness, adaptive_sharpness):
+        assert measure(problem, 1e-3) > 0
+
+
+def test_the_surface_along_an_eigenvector_curves_by_the_eigenvalue(make_case: Any) -> None:
+    problem = make_case("mlp", phi="tanh").problem()
+    H = hessian(problem)
+    values, vectors = torch.linalg.eigh(H(torch.eye(H.size, dtype=torch.float64)))
+    surface = loss_surface(problem, vectors[:, [-1, -2]], extent=1e-3, points=3)
+    h = 1e-3
+    curvature = (surface.losses[2, 1] - 2 * surface.losses[1, 1] + surface.losses[0, 1]) / h**2
+    assert curvature.item() == pytest.approx(values[-1].item(), rel=1e-3)
+    across = (surface.losses[1, 2] - 2 * surface.losses[1, 1] + surface.losses[1, 0]) / h**2
+    assert across.item() == pytest.approx(values[-2].item(), rel=1e-3)
+    assert surface.losses[1, 1].item() == pytest.approx(loss_at(problem, problem.point()))
+
+
+def test_filter_normalised_directions(make_case: Any) -> None:
+    problem = make_case("cnn").problem()
+    directions = filter_normalised_directions(problem, seed=1)
+    assert directions.shape == (problem.size, 2)
+    for piece, parameter in zip(problem.split(directions[:, 0]), problem.parameters.values(), strict=True):
+        if parameter.dim() == 1:
+            assert (piece == 0).all()
+        else:
+            torch.testing.assert_close(piece.flatten(1).norm(dim=1), parameter.flatten(1).norm(dim=1))
+    assert (directions == filter_normalised_directions(problem, seed=1)).all()
+    assert (directions != filter_normalised_directions(problem, seed=2)).any()
+
+
+def test_a_line_and_bad_requests(make_case: Any) -> None:
+    problem = make_case("mlp").problem()
+    told: list[tuple[int, int]] = []
+    line = loss_surface(
+        problem, filter_normalised_directions(problem, 1), points=4, progress=lambda *at: told.append(at)
+    )
+    assert line.losses.shape == (4, 1)
+    assert told[-1] == (4, 4)
+    with pytest.raises(UsageError, match="shape"):
+        loss_surface(problem, torch.zeros(3, 1))
+    with pytest.raises(UsageError, match="at least 2"):
+        loss_surface(problem, torch.zeros(problem.size, 1), points=1)
