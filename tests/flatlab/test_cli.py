@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+
+from flatlab.cli import main
 
 QUICK = ("--rounds", "2", "--clients", "6", "--set", "local_epochs=1", "--workers", "1")
 
@@ -19,6 +20,19 @@ def flatlab(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flatlab", *words]
     environment = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def fails_with(code: int, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run the same entry point in this process, which saves importing torch for every case; returns what it says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["flatlab", *words])
+        patch.setenv("COLUMNS", "100")
+        with pytest.raises(SystemExit) as left:
+            main()
+    said = capsys.readouterr().err
+    assert left.value.code == code, (words, said)
+    assert "Traceback" not in said
+    return said
 
 
 def test_help_does_not_import_torch(tmp_path: Path) -> None:
@@ -82,7 +96,9 @@ def test_an_interrupted_run_goes_on_and_leaves_no_process(how: signal.Signals, t
     assert "has another rounds (100000)" in resumed.stderr
 
 
-def test_bad_input_is_one_sentence_and_changes_nothing(tmp_path: Path) -> None:
+def test_bad_input_is_one_sentence_and_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "bad.toml").write_text("rounds = 'ten'\n")
     (tmp_path / "unknown.toml").write_text("raunds = 10\n")
     cases: list[tuple[tuple[str, ...], int, str]] = [
@@ -104,13 +120,116 @@ def test_bad_input_is_one_sentence_and_changes_nothing(tmp_path: Path) -> None:
         (("--lr", "1e30", *QUICK), 1, "diverged in round 1 at client"),
         (("--workers", "0"), 2, "--workers"),
     ]
-    with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda case: flatlab("train", *case[0], cwd=tmp_path), cases))
-    for (words, code, message), result in zip(cases, done, strict=True):
-        assert result.returncode == code, (words, result.stderr)
-        assert message in " ".join(result.stderr.split()), (words, result.stderr)
-        assert "Traceback" not in result.stderr
+    monkeypatch.chdir(tmp_path)
+    for words, code, message in cases:
+        assert message in " ".join(fails_with(code, capsys, "train", *words).split()), words
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_bad_checkpoints_and_measurements_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert flatlab("train", *QUICK, "--out", "run", cwd=tmp_path).returncode == 0
+    good = "run/final.pt"
+    (tmp_path / "text.pt").write_text("no")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "foreign.pt")
+    cases: list[tuple[tuple[str, ...], str]] = [
+        (("none.pt",), "There is no file none.pt"),
+        (("text.pt",), "text.pt is"),
+        (("foreign.pt",), "not a flatlab checkpoint"),
+        ((good, "none.pt"), "There is no file none.pt"),
+        ((good, "--layers", "conv9"), "conv9"),
+        ((good, "--samples", "999999"), "999999"),
+        ((good, "--dtype", "float16"), "--dtype is float32 or float64"),
+        ((good, "--method", "qr"), "--method is lanczos or power"),
+        ((good, "--backend", "other"), "--backend is flatlab or pyhessian"),
+        ((good, "--tol", "0"), "--tol is a share"),
+        ((good, "--device", "cuda"), "There is no device 'cuda'"),
+    ]
+    for words, message in cases:
+        assert message in " ".join(fails_with(2, capsys, "eigs", *words).split()), words
+    assert not list(tmp_path.rglob("*.eigs.json"))
+
+
+def test_eigs_measures_checkpoints_side_by_side(tmp_path: Path) -> None:
+    for name, man in (("a", "--no-man"), ("b", "--man")):
+        assert flatlab("train", man, *QUICK, "--out", name, cwd=tmp_path).returncode == 0
+    done = flatlab("eigs", "a/final.pt", "b/final.pt", "--top-k", "2", "--json", "e.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows if row and row[0] in ("network", "fc1", "fc2", "fc3")] == [
+        "network",
+        "fc1",
+        "fc2",
+        "fc3",
+    ]
+    assert "/[1]" in done.stdout
+    result = json.loads((tmp_path / "e.json").read_text())["checkpoints"][0]
+    assert result == json.loads((tmp_path / "a" / "final.eigs.json").read_text())
+    assert set(result) >= {"checkpoint", "data", "global", "layers", "method", "hvps", "seconds", "versions"}
+    assert result["data"] == {"dataset": "digits", "split": "train", "samples": 1438}
+    assert [len(layer["eigenvalues"]) for layer in result["layers"]] == [2, 2, 2]
+    assert set(result["layers"][0]) == {"name", "parameters", "eigenvalues", "input_norm2", "output_norm2"}
+    assert set(result["global"]["eigenvalues"][0]) >= {"value", "residual"}
+
+    power = flatlab(
+        "eigs", "a/final.pt", "--method", "power", "--dtype", "float64", "--backend", "pyhessian", "--layers", "fc2",
+        "--tol", "1e-4", "--json", "p.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert power.returncode == 0, power.stderr
+    check = json.loads((tmp_path / "p.json").read_text())
+    assert [layer["name"] for layer in check["layers"]] == ["fc2"]
+    top, same = (content["global"]["eigenvalues"][0] for content in (result, check))
+    assert top["value"] == pytest.approx(same["value"], abs=top["residual"] + same["residual"] + 1e-5)
+
+
+def test_a_users_model_trains_and_is_measured_only_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def net(input_shape, classes):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, classes))\n"
+    )
+    assert flatlab("train", "--model", "mine:net", "--man", *QUICK, "--out", "run", cwd=tmp_path).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    assert "add --model mine:net" in fails_with(2, capsys, "eigs", "run/final.pt")
+    done = flatlab("eigs", "run/final.pt", "--model", "mine:net", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_demo_tells_what_happened(tmp_path: Path) -> None:
+    done = flatlab("demo", "--out", "demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "With MAN, mean |a|² of the hidden layers fell" in text
+    assert "the top eigenvalue of the network" in text
+    assert {"layers.png", "layers.pdf", "layers.csv"} <= {path.name for path in (tmp_path / "demo").iterdir()}
+
+
+@pytest.mark.shared
+def test_two_rounds_on_real_cifar100(shared_datasets: Path, tmp_path: Path) -> None:
+    done = flatlab(
+        "train", "--preset", "cifar100-iid", "--man", "--rounds", "2", "--set", "train_samples=2000",
+        "--set", "test_samples=500", "--data-root", str(shared_datasets), "--out", "run", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cifar100" in done.stdout
+    measured = flatlab(
+        "eigs",
+        "run/final.pt",
+        "--samples",
+        "100",
+        "--data-root",
+        str(shared_datasets),
+        "--json",
+        "e.json",
+        cwd=tmp_path,
+    )
+    assert measured.returncode == 0, measured.stderr
+    names = [layer["name"] for layer in json.loads((tmp_path / "e.json").read_text())["layers"]]
+    assert names == ["conv1", "conv2", "fc1", "fc2", "fc3"]
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
