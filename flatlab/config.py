@@ -5,7 +5,7 @@ Where it runs (worker processes, device, folder) is not part of it: the same `Ru
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -41,6 +41,9 @@ class RunConfig(BaseModel):
     )
     man: bool = Field(False, description="add zeta/2 times the layerwise activation norm to every client's loss")
     zeta: float = Field(0.15, ge=0, description="coefficient of MAN, used where man is true")
+    zeta_logits: float = Field(
+        0.0, ge=0, description="coefficient of the logits' mean square, part of MAN; 0: the paper's"
+    )
 
     rounds: int = Field(60, ge=1, description="communication rounds")
     participation: float = Field(0.5, gt=0, le=1, description="share of the clients that take part in a round")
@@ -90,6 +93,14 @@ class RunConfig(BaseModel):
                 known = ", ".join(hyper.model_fields) or "none"
                 raise ValueError(f"{name} has no hyperparameter {key!r} (it has: {known})")
         return {**fields, "hyper": hyper.model_validate(given).model_dump()}
+
+    @model_validator(mode="after")
+    def _logits_belong_to_man(self) -> Self:
+        if self.zeta_logits and not self.man:
+            raise ValueError(
+                f"zeta_logits = {self.zeta_logits:g} is part of MAN, which is off; set man to true as well"
+            )
+        return self
 
     @property
     def rules(self) -> Algorithm:

@@ -7,6 +7,10 @@ Source: "Minimizing Layerwise Activation Norm Improves Generalization in Federat
 a_l is the activation of hidden layer l: what a nonlinearity returns, before any pooling, and never the logits. The
 nonlinearities are found while the model runs, whether it calls `nn.ReLU`, `F.relu` or `x.relu()`, so that MAN works on
 any `nn.Module`.
+
+R leaves the input x, which enters the first layer, and the last layer's weights alone: at large zeta these weights grow
+and the curvature moves into the first layer. An option beyond the paper removes that (docs/theory.md): it adds
+(zeta_logits / 2) mean_batch( mean_units( z^2 ) ) of the logits z, which holds the product of all weights down.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -109,11 +109,14 @@ class BatchedEngine:
         with tap_activations(tap):
             logits = functional_call(self.model, parameters, (x,))
         loss = weight @ F.cross_entropy(logits, y, reduction="none")
-        if not self.world.config.man:
+        config = self.world.config
+        if not config.man:
             return loss, loss
         hidden = [a for a in activations if a is not logits]
-        penalty = sum(weight @ a.flatten(1).square().mean(1) for a in hidden)
-        return loss + self.world.config.zeta / 2 * penalty, loss
+        penalty = config.zeta * sum(weight @ a.flatten(1).square().mean(1) for a in hidden)
+        if config.zeta_logits:
+            penalty = penalty + config.zeta_logits * (weight @ logits.square().mean(1))
+        return loss + penalty / 2, loss
 
     def _batches(self, inputs: RoundInputs) -> Iterator[StackedBatch]:
         """The clients' batches, each from the client's own stream, stacked step by step until the last is done."""

@@ -78,12 +78,15 @@ def take(inputs: Tensor, batch: Batch) -> Tensor:
 
 
 def loss_gradient(world: World, model: nn.Module, x: Tensor, y: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """(f, g) at the flat vector `at` (P,): cross-entropy f, and the gradient (P,) of f + zeta/2 R."""
+    """(f, g) at the flat vector `at` (P,): cross-entropy f, and the gradient (P,) of f + zeta/2 R (see man.py)."""
+    config = world.config
     parameters = bind(model, world, at)
-    if world.config.man:
+    if config.man:
         logits, mean_squares = activation_mean_squares(model, x)
         loss = F.cross_entropy(logits, y)
-        objective = loss + world.config.zeta / 2 * sum(mean_squares)
+        objective = loss + config.zeta / 2 * sum(mean_squares)
+        if config.zeta_logits:
+            objective = objective + config.zeta_logits / 2 * logits.square().mean()
     else:
         objective = loss = F.cross_entropy(model(x), y)
     gradients = torch.autograd.grad(objective, parameters, materialize_grads=True)
