@@ -36,6 +36,9 @@ RESUME_VERSION = 1
 Record = dict[str, Any]
 """One line of metrics.jsonl."""
 
+Probe = Callable[[Tensor, Tensor | None], tuple[Record, Tensor]]
+"""Measures the server model w (P,): (w, what it returned last time) -> (what to record, where to start next time)."""
+
 
 @dataclass
 class ServerState:
@@ -47,6 +50,7 @@ class ServerState:
     all: Tensor  # (P,), mean over all clients of each one's last model
     selected: Tensor  # (P,), mean over the newest round's participants
     evaluated: Record = field(default_factory=dict)  # newest record with an evaluation
+    probed: Tensor | None = None  # what the probe starts from
 
 
 def sample_clients(config: RunConfig, t: int) -> list[int]:
@@ -172,6 +176,7 @@ class Run:
             all=server.all + moved / weights.sum(),
             selected=(weights[ids] * outputs.theta).sum(0) / weights[ids].sum(),
             evaluated=server.evaluated,
+            probed=server.probed,
         )
         self.clients.write(ids, {**outputs.after, "last model": outputs.theta}, t + 1)
         return outputs
@@ -208,10 +213,18 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
 
-def train(run: Run, engine: Engine, on_round: Callable[[Record], None], save_every: float = SAVE_SECONDS) -> Path:
+def train(
+    run: Run,
+    engine: Engine,
+    on_round: Callable[[Record], None],
+    save_every: float = SAVE_SECONDS,
+    probe: Probe | None = None,
+    probe_every: int = 1,
+) -> Path:
     """Carry `run` to its last round and return the path of its final checkpoint.
 
-    `on_round` gets the record of each completed round. The whole state is saved at checkpoints and whenever a round
+    `on_round` gets the record of each completed round; `probe` measures the server model every `probe_every` rounds
+    and at the end, under "curvature" of the record. The whole state is saved at checkpoints and whenever a round
     ends `save_every` seconds or more after the last save. Raises `FlatlabError` on divergence; what was saved stays.
     """
     config = run.world.config
@@ -230,6 +243,8 @@ def train(run: Run, engine: Engine, on_round: Callable[[Record], None], save_eve
             record |= _evaluate(run, engine)
             record["evaluation_seconds"] = time.monotonic() - trained
             run.server.evaluated = record
+        if probe and (last or done % probe_every == 0):
+            record["curvature"], run.server.probed = probe(run.server.w, run.server.probed)
         run.record(record)
         if not last and done % config.checkpoint_every == 0:
             run.checkpoint(run.folder / f"round-{done:04d}.pt")

@@ -79,6 +79,21 @@ def train(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Worker processes (default: one per core).", rich_help_panel=_RUN)
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="auto, process (worker processes) or batched (all clients of a round as one stack, for a GPU).",
+            rich_help_panel=_RUN,
+        ),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="cpu or cuda, for the batched engine.", rich_help_panel=_RUN)] = "auto",
+    track_eigs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Record top eigenvalues of the server model every N rounds.", rich_help_panel=_RUN),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard event files into the run.", rich_help_panel=_RUN)
+    ] = False,
     state: Annotated[
         str, typer.Option(help="Where the clients' own vectors are kept: memory or disk.", rich_help_panel=_RUN)
     ] = "memory",
@@ -99,4 +114,5 @@ def train(
     if show_split:
         print_split(run_config, data_root)
     else:
-        train_run(run_config, data_root, out, Execution(workers, state, resume, save_every), json)
+        execution = Execution(workers, engine, device, state, resume, save_every, track_eigs, tensorboard)
+        train_run(run_config, data_root, out, execution, json)

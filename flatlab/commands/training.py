@@ -3,17 +3,23 @@
 import os
 import time
 import tomllib
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from flatlab.commands.events import event_writer
 from flatlab.commands.output import console, status, write_json
+from flatlab.commands.tracking import curvature_probe, draw_run
 from flatlab.config import RunConfig, make_config, read_config
 from flatlab.engine.base import Engine
+from flatlab.engine.batched import BatchedEngine
 from flatlab.engine.process import ProcessEngine
 from flatlab.engine.sequential import SequentialEngine
 from flatlab.errors import UsageError
@@ -26,12 +32,16 @@ from flatlab.world import World, make_world
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how a run is carried out; none of it changes the result."""
+    """Where and how a run is carried out; none of it changes the trained model."""
 
     workers: int | None = None
+    engine: str = "auto"
+    device: str = "auto"
     state: str = "memory"
     resume: bool = False
     save_every: float = SAVE_SECONDS
+    track_eigs: int | None = None  # rounds between measurements of the server model's curvature
+    tensorboard: bool = False
 
 
 def read_fields(
@@ -94,7 +104,7 @@ def train_run(
         last: Record = run.server.evaluated
         if run.server.round < config.rounds:
             with _open_engine(world, execution) as engine:
-                last = _train_with_progress(run, engine, execution.save_every)
+                last = _train_with_progress(run, engine, execution)
     checkpoint = folder / "final.pt"
     seconds = time.monotonic() - began
     summary = {
@@ -107,6 +117,8 @@ def train_run(
     }
     _print_summary(world, last, seconds)
     write_json(json, summary)
+    if execution.track_eigs:
+        console.print(f"Eigenvalues: [bold]{draw_run(folder)}[/bold]", soft_wrap=True)
     console.print(
         f"Checkpoint: [bold]{checkpoint}[/bold]\nNext:       [bold]flatlab eigs {checkpoint}[/bold]", soft_wrap=True
     )
@@ -139,9 +151,11 @@ def print_split(config: RunConfig, data_root: Path | None) -> None:
 
 
 def _open_engine(world: World, execution: Execution) -> Engine:
-    workers = execution.workers or len(os.sched_getaffinity(0))
+    device = "cuda" if execution.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if execution.engine == "batched" or (execution.engine == "auto" and device == "cuda"):
+        return BatchedEngine(world, torch.device(device))
     slots = most_participants(world.config)
-    workers = min(workers, slots)
+    workers = min(execution.workers or len(os.sched_getaffinity(0)), slots)
     return SequentialEngine(world) if workers == 1 else ProcessEngine(world, workers, slots)
 
 
@@ -158,7 +172,7 @@ class _Latest(ProgressColumn):
         return Text("" if value is None else self.form.format(value), no_wrap=True)
 
 
-def _train_with_progress(run: Run, engine: Engine, save_every: float) -> Record:
+def _train_with_progress(run: Run, engine: Engine, execution: Execution) -> Record:
     config = run.world.config
     columns = (
         TextColumn("round {task.completed}/{task.total}"),
@@ -170,15 +184,21 @@ def _train_with_progress(run: Run, engine: Engine, save_every: float) -> Record:
         TimeRemainingColumn(compact=True),
     )
     latest: Record = dict(run.server.evaluated)
-    with Progress(*columns, console=status) as progress:
+    with ExitStack() as stack:
+        observers: list[Callable[[Record], None]] = [latest.update]
+        if execution.tensorboard:
+            observers.append(stack.enter_context(event_writer(run.folder, run.server.round)))
+        probe = curvature_probe(run.world) if execution.track_eigs else None
+        progress = stack.enter_context(Progress(*columns, console=status))
         task = progress.add_task("", total=config.rounds, completed=run.server.round, **latest)
+        observers.append(lambda record: progress.update(task, advance=1, **latest))
 
-        def show(record: Record) -> None:
-            latest.update(record)
-            progress.update(task, advance=1, **latest)
+        def on_round(record: Record) -> None:
+            for observe in observers:
+                observe(record)
 
         try:
-            train(run, engine, show, save_every)
+            train(run, engine, on_round, execution.save_every, probe, execution.track_eigs or 1)
         except KeyboardInterrupt as interruption:
             progress.stop()
             status.print(f"\nInterrupted. Go on with: flatlab train --resume --out {run.folder}", soft_wrap=True)
@@ -200,8 +220,15 @@ def _print_summary(world: World, last: Record, seconds: float) -> None:
 
 
 def _check(folder: Path, execution: Execution) -> None:
-    if execution.state not in ("memory", "disk"):
-        raise UsageError(f"--state is memory or disk, not {execution.state!r}.")
+    choices = {"state": ("memory", "disk"), "engine": ("auto", "process", "batched"), "device": ("auto", "cpu", "cuda")}
+    for option, allowed in choices.items():
+        value = getattr(execution, option)
+        if value not in allowed:
+            raise UsageError(f"--{option} is one of {', '.join(allowed)}, not {value!r}.")
+    if execution.device == "cuda" and execution.engine == "process":
+        raise UsageError("--engine process trains on the CPU; leave --device out, or use --engine batched.")
+    if execution.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("There is no CUDA device here; leave --device out to use the CPU.")
     if not execution.resume and (folder / "config.toml").exists():
         raise UsageError(
             f"{folder} already holds a run; go on with it by --resume, or choose another folder with --out."

@@ -20,7 +20,7 @@ from flatlab.engine.base import Engine
 from flatlab.engine.batched import BatchedEngine
 from flatlab.engine.sequential import SequentialEngine
 from flatlab.parameters import flatten
-from flatlab.rounds import Run, sample_clients
+from flatlab.rounds import Run, ServerState, sample_clients
 from flatlab.streams import stream
 from flatlab.world import World
 
@@ -42,8 +42,8 @@ HYPER: dict[str, dict[str, Any]] = {
 }
 
 
-def run_rounds(world: World, folder: Path, rounds: int, engine: str = "sequential") -> list[Run]:
-    """The run's server vectors after each round."""
+def run_rounds(world: World, folder: Path, rounds: int, engine: str = "sequential") -> list[ServerState]:
+    """The server's state after each round."""
     run = Run(world, folder)
     history = []
     with ENGINES[engine](world) as running:

@@ -115,7 +115,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
         (("--preset", "mnist"), 2, "There is no preset 'mnist'"),
         (("--model", "nowhere:net"), 2, "nowhere"),
         (("--dataset", "./nothing"), 2, "nothing"),
-        (("--state", "cloud"), 2, "memory or disk"),
+        (("--state", "cloud"), 2, "--state is one of memory, disk"),
         (("--resume", "--out", "never"), 2, "no run to resume in never"),
         (("--lr", "1e30", *QUICK), 1, "diverged in round 1 at client"),
         (("--workers", "0"), 2, "--workers"),
@@ -276,3 +276,26 @@ def _alive(session: int) -> bool:
     """Whether any process of the session that the run started is left."""
     done = subprocess.run(["ps", "-o", "pid=", "-s", str(session)], capture_output=True, text=True, check=False)
     return bool(done.stdout.split())
+
+
+def test_curvature_is_tracked_and_shown_in_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ("train", "--rounds", "5", "--workers", "1", "--track-eigs", "2", "--tensorboard", "--out", "run")
+    done = flatlab(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    tracked = {line["round"]: line["curvature"] for line in lines if "curvature" in line}
+    assert sorted(tracked) == [2, 4, 5]
+    assert set(tracked[5]["layers"]) == {"fc1", "fc2", "fc3"}
+    assert (tmp_path / "run" / "tracking.png").exists()
+    # the last measurement again, of the final checkpoint, on the same samples and without a warm start
+    assert flatlab("eigs", "run/final.pt", "--samples", "500", "--json", "e.json", cwd=tmp_path).returncode == 0
+    again = json.loads((tmp_path / "e.json").read_text())["global"]["eigenvalues"][0]
+    assert tracked[5]["global"]["value"] == pytest.approx(
+        again["value"], abs=again["residual"] + tracked[5]["global"]["residual"]
+    )
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert {"train/loss", "test/accuracy", "eigenvalue/network", "eigenvalue/fc1"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]

@@ -58,15 +58,16 @@ def test_square_sum_of_any_layout(shape: list[int], seed: int, order: "object") 
 def test_the_gradient_can_be_differentiated_again() -> None:
     """The Hessian of the penalised loss exists too: MAN's own backward is differentiable."""
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)).double()
-    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
-    weight = model[0].weight
+    first = nn.Linear(3, 5).double()
+    model = nn.Sequential(first, nn.Tanh(), nn.Linear(5, 2).double())
+    weight = first.weight
 
     def gradient(penalty: Callable[[], Tensor]) -> Tensor:
         (g,) = torch.autograd.grad(penalty(), weight, create_graph=True)
         return torch.autograd.grad(g.square().sum(), weight)[0]
 
     ours = gradient(lambda: activation_mean_squares(model, x)[1][0])
-    naive = gradient(lambda: torch.tanh(model[0](x)).square().mean())
+    naive = gradient(lambda: torch.tanh(first(x)).square().mean())
     torch.testing.assert_close(ours, naive)
 
 

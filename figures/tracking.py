@@ -1,0 +1,59 @@
+"""Top eigenvalues, global and per layer, and accuracy against rounds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
+
+from figures.saving import COLUMN, PALETTE, paper_style, save_figure
+
+STYLES = ("-", "--", ":", "-.")
+
+
+def draw_tracking(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, provenance: Mapping[str, str]
+) -> list[Path]:
+    """Draw the records (lines of metrics.jsonl) of runs that tracked eigenvalues, one line style per run.
+
+    Above, the eigenvalue of the whole Hessian (black) and of each layer (colours) on a log axis; below, test accuracy.
+    Returns the written paths.
+    """
+    rows = []
+    with paper_style():
+        figure, (above, below) = plt.subplots(
+            2, 1, figsize=(COLUMN, 3.4), sharex=True, constrained_layout=True, height_ratios=(2, 1)
+        )
+        for (label, records), style in zip(runs.items(), STYLES, strict=False):
+            tracked = [record for record in records if "curvature" in record]
+            names = list(tracked[0]["curvature"]["layers"]) if tracked else []
+            note = f" ({label})" if len(runs) > 1 else ""
+            for name, colour in zip(["network", *names], ["black", *PALETTE], strict=False):
+                points = [(record["round"], _entry(record["curvature"], name)) for record in tracked]
+                rounds, values = [t for t, _ in points], [entry["value"] for _, entry in points]
+                above.plot(rounds, values, style, color=colour, label=name + note, lw=1)
+                rows += [
+                    {"run": label, "round": t, "quantity": name, "value": e["value"], "residual": e["residual"]}
+                    for t, e in points
+                ]
+            evaluated = [(record["round"], record["test_accuracy"]) for record in records if "test_accuracy" in record]
+            below.plot(*zip(*evaluated, strict=True), style, color="black", lw=1)
+            rows += [
+                {"run": label, "round": t, "quantity": "test accuracy", "value": accuracy, "residual": ""}
+                for t, accuracy in evaluated
+            ]
+        above.set(ylabel="top Hessian eigenvalue", yscale="log")
+        above.yaxis.set_major_formatter("{x:g}")
+        above.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        above.yaxis.set_minor_formatter("{x:g}")
+        above.legend(ncols=2, frameon=True, fontsize=6)
+        below.set(xlabel="round", ylabel="test accuracy")
+        written = save_figure(figure, path, rows, provenance)
+        plt.close(figure)
+    return written
+
+
+def _entry(curvature: Mapping[str, Any], name: str) -> Mapping[str, float]:
+    entry: Mapping[str, float] = curvature["global"] if name == "network" else curvature["layers"][name]
+    return entry
