@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from flatlab.rounds import Run, run_folder, train
 from flatlab.state import Place
 from flatlab.world import World
 
+FILE_EVENTS = ("open", "os.rename", "os.remove", "os.chmod", "tempfile.mkstemp")
 TIMES = ("seconds", "images_per_second", "evaluation_seconds")
 
 
@@ -51,31 +52,44 @@ def assert_same_outcome(one: Path, other: Path) -> None:
             assert torch.equal(value, theirs[name][key]), (name, key)
 
 
+def die_at(event: int) -> None:
+    """Kill this process, as kill -9 does, just before its `event`-th operation on a file."""
+    count = 0
+
+    def hook(name: str, arguments: object) -> None:
+        nonlocal count
+        if name in FILE_EVENTS:
+            count += 1
+            if count == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def doomed(event: int, *arguments: Any, **keywords: Any) -> None:
+    torch.set_num_threads(1)
+    die_at(event)
+    carry_on(*arguments, **keywords)
+
+
 @pytest.mark.parametrize("place", ["memory", "disk"])
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "feddyn", "feddc", "fedspeed"])
 def test_killed_at_random_moments(name: str, place: Place, toy_world: Callable[..., World], tmp_path: Path) -> None:
-    world = toy_world(algorithm=name, man=True, rounds=12, eval_every=3, checkpoint_every=5, hidden=(40, 30))
-    torch.set_num_threads(1)
-    began = time.monotonic()
+    world = toy_world(algorithm=name, man=True, rounds=6, eval_every=3, checkpoint_every=4)
     carry_on(world, tmp_path / "whole", place, resume=False)
-    whole = time.monotonic() - began
 
     moments = random.Random(f"{name} {place}")
     context = multiprocessing.get_context("fork")
-    killed, folder = 0, tmp_path / "killed"
-    for attempt in range(60):
-        child = context.Process(target=carry_on, args=(world, folder, place), kwargs={"resume": attempt > 0})
+    folder = tmp_path / "killed"
+    for attempt in range(7):
+        event = moments.randint(5, 60)  # a round of the run makes 25 to 40 such operations
+        keywords = {"resume": attempt > 0}
+        child = context.Process(target=doomed, args=(event, world, folder, place), kwargs=keywords)
         child.start()
-        child.join(moments.uniform(0.05, 0.5) * whole)
-        if child.exitcode is None:
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGKILL)
-            killed += 1
         child.join()
-        if child.exitcode == 0:
-            break
-        assert child.exitcode == -signal.SIGKILL
-    assert killed >= 2
+        assert child.exitcode in (0, -signal.SIGKILL)
+        assert attempt > 0 or child.exitcode == -signal.SIGKILL
+    carry_on(world, folder, place, resume=True)
     assert_same_outcome(tmp_path / "whole", folder)
     assert not list(folder.rglob("*.part"))
 
