@@ -10,7 +10,10 @@ import typer
 from flatlab import __version__
 from flatlab.commands.demo import demo
 from flatlab.commands.eigs import eigs
+from flatlab.commands.figures import figures
 from flatlab.commands.presets import presets
+from flatlab.commands.report import report
+from flatlab.commands.reproduce import reproduce
 from flatlab.commands.train import train
 from flatlab.errors import FlatlabError
 
@@ -25,6 +28,9 @@ app.command()(demo)
 app.command()(train)
 app.command()(eigs)
 app.command()(presets)
+app.command()(reproduce)
+app.command()(figures)
+app.command()(report)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,7 +1,8 @@
 """About how long a cell takes, from a short calibration on this machine.
 
-Work is counted in images that pass forward and backward, as training does; how fast that goes is measured, for every
-method apart. A product with the Hessian of n samples is taken as two such passes of n images, a loss as a third of one.
+Training is counted in images that pass forward and backward, at a speed measured for every method apart; curvature in
+products with the Hessian, one of which is timed on a few samples. A forward pass is taken as a third of a training
+step, and as a sixth of a product.
 """
 
 import time
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import torch
 
+from analysis.operators import hessian
+from analysis.problem import make_problem
 from flatlab.config import RunConfig
+from flatlab.data import normalise
 from flatlab.engine.base import RoundInputs
 from flatlab.grid import Cell, Kind, Measure
 from flatlab.parameters import flatten
@@ -19,7 +23,9 @@ from flatlab.reproduce import open_engine
 from flatlab.world import World, make_world
 
 ENOUGH_SECONDS = 0.5
-"""A round that took less was mostly warm-up, and is timed once more."""
+"""A trial that took less was mostly warm-up, and is timed once more."""
+
+PRODUCT_SAMPLES = 200
 
 EIGS_PRODUCTS, TRACE_PRODUCTS = 25, 30
 """Products that eigenvalues (whole network and layers) and trace typically take; the others' numbers are settings."""
@@ -30,47 +36,48 @@ class Calibration:
     """Speeds on this machine."""
 
     images_per_second: dict[tuple[str, bool], float]  # (algorithm, man): of local training
+    product_seconds: float  # of one Hessian product, per sample
     train_images: int  # in the training set
     test_images: int
 
 
 def calibrate(cells: Sequence[Cell], device: torch.device, data_root: Path | None) -> Calibration:
-    """Time one client's epoch of every method among `cells`; on a GPU, a whole round's clients at once."""
-    methods = {(cell.config.algorithm, cell.config.man): cell.config for cell in cells}
-    speeds: dict[tuple[str, bool], float] = {}
-    world = None
-    for method, config in methods.items():
-        if world is None:
-            world = make_world(config, data_root)
+    """Time one client's epoch of every method among `cells` (on a GPU, of a round's clients), and a Hessian product."""
+    world = make_world(cells[0].config, data_root)
+    speeds = {}
+    for config in {(cell.config.algorithm, cell.config.man): cell.config for cell in cells}.values():
         short = config.model_copy(update={"local_epochs": 1, "model": world.config.model})
-        speeds[method] = _images_per_second(World(short, world.data, world.parts, world.layout), device)
-    if world is None:
-        return Calibration({}, 0, 0)
-    return Calibration(speeds, len(world.data.train.labels), len(world.data.test.labels))
+        trial = World(short, world.data, world.parts, world.layout)
+        speeds[config.algorithm, config.man] = _images_per_second(trial, device)
+    return Calibration(
+        images_per_second=speeds,
+        product_seconds=_product_seconds(world, device),
+        train_images=len(world.data.train.labels),
+        test_images=len(world.data.test.labels),
+    )
 
 
 def training_seconds(config: RunConfig, rounds: int, calibration: Calibration) -> float:
     """Time of `rounds` rounds, with their evaluations."""
-    images = rounds * config.participation * calibration.train_images * config.local_epochs
+    trained = rounds * config.participation * calibration.train_images * config.local_epochs
     evaluations = rounds / config.eval_every if config.eval_every else 0  # by itself, under 5 % of training
-    images += 3 * evaluations * calibration.test_images / 3
-    return images / calibration.images_per_second[config.algorithm, config.man]
+    evaluated = 3 * evaluations * calibration.test_images  # three models at most
+    return (trained + evaluated / 3) / calibration.images_per_second[config.algorithm, config.man]
 
 
 def measuring_seconds(config: RunConfig, kinds: Sequence[Kind], measure: Measure, calibration: Calibration) -> float:
     """Time of measuring `kinds` of one cell."""
-    samples = min(measure.samples, calibration.train_images)
     earlier = (config.rounds - 1) // config.checkpoint_every
-    passes: dict[Kind, float] = {
-        "eigs": 2 * EIGS_PRODUCTS,
-        "trace": 2 * TRACE_PRODUCTS,
-        "density": 2 * measure.density_depth * measure.density_probes,
-        "surface": measure.surface_points**2 / 3,
+    products: dict[Kind, float] = {
+        "eigs": EIGS_PRODUCTS,
+        "trace": TRACE_PRODUCTS,
+        "density": measure.density_depth * measure.density_probes,
+        "surface": measure.surface_points**2 / 6,
         "split": 0,
-        "training": 2 * EIGS_PRODUCTS * earlier,
+        "training": EIGS_PRODUCTS * earlier,
     }
-    plain = max(calibration.images_per_second.values())
-    return sum(passes[kind] for kind in kinds) * samples / plain
+    samples = min(measure.samples, calibration.train_images)
+    return sum(products[kind] for kind in kinds) * samples * calibration.product_seconds
 
 
 def _images_per_second(world: World, device: torch.device) -> float:
@@ -87,3 +94,15 @@ def _images_per_second(world: World, device: torch.device) -> float:
             if seconds > ENOUGH_SECONDS:
                 break
     return outputs.images / seconds
+
+
+def _product_seconds(world: World, device: torch.device) -> float:
+    train = world.data.train
+    images = normalise(train.images[:PRODUCT_SAMPLES], world.data.mean, world.data.std, dtype=world.dtype)
+    data = (images, train.labels[:PRODUCT_SAMPLES])
+    operator = hessian(make_problem(world.new_model(), "cross_entropy", data, device=device))
+    vector = torch.ones(operator.size, dtype=world.dtype, device=device)
+    operator(vector)  # the first also builds the graph
+    began = time.perf_counter()
+    operator(vector).sum().item()
+    return (time.perf_counter() - began) / len(images)

@@ -11,9 +11,7 @@ def reproduce(
         str, typer.Argument(help="toy, cifar100-small, cifar100, tiny-imagenet, cifar10, or a TOML file of your own.")
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the results (default: checkpoints/<grid>).")] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at once (default: one per core; one on a GPU).")
-    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once (default: one per core; one on a GPU).")] = None,
     backend: Annotated[
         str, typer.Option(help="loky: processes on this machine; dask: a cluster (pip install 'flatlab[dask]').")
     ] = "loky",

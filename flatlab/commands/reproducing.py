@@ -74,12 +74,15 @@ def plan_grid(name: str, where: Where, json: Path | None) -> None:
     plan = _plan(name, where)
     progress = plan.progress()
     todo = [cell for cell in plan.cells if not progress[cell.name].done]
-    with status.status("Calibrating: one client of every method"):
-        calibration = calibrate(todo, torch.device(plan.device), where.data_root)
-    seconds = {cell.name: _seconds(plan, cell, progress[cell.name], calibration) for cell in todo}
+    seconds: dict[str, float] = {}
+    if todo:
+        with status.status("Calibrating: one client of every method"):
+            calibration = calibrate(todo, torch.device(plan.device), where.data_root)
+        seconds = {cell.name: _seconds(plan, cell, progress[cell.name], calibration) for cell in todo}
     table = Table(title=plan.grid.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("cells", "seeds", "done", "to train", "to measure", "time of one"):
-        table.add_column(heading, justify="left" if heading == "cells" else "right")
+    table.add_column("cells", overflow="fold")
+    for heading in ("seeds", "done", "to train", "to measure", "time of one"):
+        table.add_column(heading, justify="right")
     for row, cells in _rows(plan.cells).items():
         states = [progress[cell.name] for cell in cells]
         longest = max((seconds.get(cell.name, 0.0) for cell in cells), default=0.0)
@@ -164,15 +167,13 @@ def _run_with_table(plan: Plan, todo: Sequence[Cell], where: Where) -> dict[str,
     return {name: reason for name, reason in ended.items() if reason}
 
 
-def _table(
-    plan: Plan, progress: Mapping[str, Progress], ended: Mapping[str, str], todo: int, seconds: float
-) -> Table:
+def _table(plan: Plan, progress: Mapping[str, Progress], ended: Mapping[str, str], todo: int, seconds: float) -> Table:
     """The grid as it fills: a row per method and partition, a column per seed."""
     left = f", about {duration(seconds / len(ended) * (todo - len(ended)))} left" if ended else ""
     done = sum(p.done for p in progress.values())
     title = f"{plan.grid.title}: {done} of {len(plan.cells)} cells, {duration(seconds)}{left}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("test accuracy, or how far")
+    table.add_column("test accuracy, or how far", overflow="fold")
     for seed in plan.grid.axes.seeds:
         table.add_column(f"seed {seed}", justify="right")
     for row, cells in _rows(plan.cells).items():

@@ -1,0 +1,71 @@
+"""Test accuracy against communication rounds, without and with MAN."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from figures.labels import algorithm_label, man_label, partition_label
+from figures.results import MissingResultsError, Result, Results
+from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, save_figure
+
+
+def draw_accuracy_curves(results: Results, path: Path) -> list[Path]:
+    """One panel per partition and algorithm: the mean over seeds, and a band of one standard deviation."""
+    runs = [run for run in results.usual if run.trained]
+    if not runs:
+        raise MissingResultsError("no run is trained to its end")
+    rows: list[dict[str, Any]] = []
+    shape = (len(results.partitions), len(results.algorithms))
+    with paper_style():
+        width = 2 * COLUMN if shape[1] > 2 else COLUMN
+        figure, grid = plt.subplots(
+            *shape,
+            figsize=(width, 0.5 + 1.5 * shape[0]),
+            squeeze=False,
+            sharex=True,
+            sharey=True,
+            constrained_layout=True,
+        )
+        for line, partition in zip(grid, results.partitions, strict=True):
+            for axes, algorithm in zip(line, results.algorithms, strict=True):
+                for man, colour in ((False, WITHOUT_MAN), (True, WITH_MAN)):
+                    found = [run for run in results.select(algorithm, partition, man) if run.trained]
+                    points = _mean_curve(found)
+                    _draw_line(axes, points, colour, man_label(man, results.zeta))
+                    key = {"partition": partition, "algorithm": algorithm, "man": man}
+                    rows += [{**key, "round": t, "mean": m, "deviation": s, "seeds": len(found)} for t, m, s in points]
+                axes.set_title(algorithm_label(algorithm))
+        for line, partition in zip(grid, results.partitions, strict=True):
+            line[0].set_ylabel(f"test accuracy, %\n{partition_label(partition)}")
+        for axes in grid[-1]:
+            axes.set_xlabel("round")
+        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        written = save_figure(figure, path, rows, results.provenance(runs))
+        plt.close(figure)
+    return written
+
+
+def _mean_curve(runs: Sequence[Result]) -> list[tuple[int, float, float]]:
+    """(round, mean, standard deviation) in percent, where every run was evaluated."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        for t, accuracy in run.curve:
+            values[t].append(100 * accuracy)
+    return [
+        (t, float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else 0.0)
+        for t, found in sorted(values.items())
+        if len(found) == len(runs)
+    ]
+
+
+def _draw_line(axes: Axes, points: Sequence[tuple[int, float, float]], colour: Any, label: str) -> None:
+    if not points:
+        return
+    t, mean, deviation = np.array(points).T
+    axes.plot(t, mean, color=colour, label=label, lw=1.2)
+    axes.fill_between(t, mean - deviation, mean + deviation, color=colour, alpha=0.25, lw=0)

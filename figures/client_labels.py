@@ -1,0 +1,48 @@
+"""Which classes each client holds."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from numpy.typing import NDArray
+
+from figures.labels import partition_label
+from figures.results import MissingResultsError, Results
+from figures.saving import COLUMN, paper_style, save_figure
+
+
+def draw_client_labels(results: Results, path: Path) -> list[Path]:
+    """One panel per partition: each class's share of each client's samples; clients are columns, classes rows."""
+    runs = {run.partition: run for run in results.usual if "split" in run.measured}
+    if not runs:
+        raise MissingResultsError("no run has its final.split.json")
+    rows: list[dict[str, Any]] = []
+    with paper_style():
+        figure, panels = plt.subplots(
+            len(runs), 1, figsize=(COLUMN, 0.4 + 1.5 * len(runs)), squeeze=False, sharex=True, constrained_layout=True
+        )
+        shares = {name: _shares(run.measured["split"]["counts"]) for name, run in runs.items()}
+        highest = max(share.max() for share in shares.values())
+        for axes, (partition, share) in zip(panels[:, 0], shares.items(), strict=True):
+            image = axes.imshow(100 * share.T, cmap="Blues", vmin=0, vmax=100 * highest, aspect="auto", origin="lower")
+            axes.set(ylabel="class", title=partition_label(partition))
+            axes.grid(visible=False)
+            counts = runs[partition].measured["split"]["counts"]
+            rows += [
+                {"partition": partition, "client": client, "class": label, "samples": count}
+                for client, held in enumerate(counts)
+                for label, count in enumerate(held)
+            ]
+        panels[-1, 0].set_xlabel("client")
+        figure.colorbar(image, ax=panels[:, 0], label="share of the client's samples, %", shrink=0.9)
+        written = save_figure(figure, path, rows, results.provenance(runs.values()))
+        plt.close(figure)
+    return written
+
+
+def _shares(counts: list[list[int]]) -> NDArray[np.float64]:
+    """(clients, classes), every row the shares of one client's samples."""
+    held = np.array(counts, dtype=np.float64)
+    shares: NDArray[np.float64] = held / held.sum(axis=1, keepdims=True)
+    return shares

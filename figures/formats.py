@@ -1,0 +1,80 @@
+"""A table as Markdown, CSV and LaTeX."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from figures.tables import Table
+from flatlab.files import write_text
+
+TEXT_COLUMNS = 2
+"""The first columns name the row; the others are numbers, set to the right."""
+
+_LATEX = {
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "%": r"\%",
+    "&": r"\&",
+    "#": r"\#",
+    "_": r"\_",
+    "“": "``",
+    "”": "''",
+}
+
+
+def write_table(table: Table, folder: Path) -> list[Path]:
+    """Write `folder`/<name>.md, .csv and .tex, each atomically; returns their paths."""
+    paths = []
+    for kind, text in (("md", as_markdown(table)), ("csv", as_csv(table.numbers)), ("tex", as_latex(table))):
+        paths.append(folder / f"{table.name}.{kind}")
+        write_text(paths[-1], text)
+    return paths
+
+
+def as_markdown(table: Table) -> str:
+    """Return title, table and notes; the source lines up in a fixed-width font."""
+    lines = [table.columns, *table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if i < TEXT_COLUMNS else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if i < TEXT_COLUMNS else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    body = "\n".join([line(table.columns), line(rule), *(line(row) for row in table.rows)])
+    return f"**{table.title}**\n\n{body}\n\n{' '.join(table.notes)}\n"
+
+
+def as_csv(numbers: Sequence[Mapping[str, Any]]) -> str:
+    """Return the numbers in full precision; what does not exist is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(numbers[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(numbers)
+    return text.getvalue()
+
+
+def as_latex(table: Table) -> str:
+    """Return a table environment that needs the package booktabs; partitions are set apart by a rule."""
+    columns = "l" * TEXT_COLUMNS + "r" * (len(table.columns) - TEXT_COLUMNS)
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(' '.join((table.title + '.', *table.notes)))}}}"]
+    lines += [rf"\label{{tab:{table.name.replace('_', '-')}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [_latex_row(table.columns), r"\midrule"]
+    for previous, row in zip((None, *table.rows), table.rows, strict=False):
+        if previous and previous[0] != row[0]:
+            lines.append(r"\midrule")
+        lines.append(_latex_row(row))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(_latex(cell) for cell in cells) + r" \\"
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)

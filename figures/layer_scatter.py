@@ -1,0 +1,70 @@
+"""Top eigenvalue of every layer's Hessian block against the norm of the activations that enter the layer."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from figures.results import MissingResultsError, Results
+from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, save_figure
+
+MARKERS = "osD^vPX*<>hd"
+
+
+def draw_layer_scatter(results: Results, path: Path) -> list[Path]:
+    """One mark per layer and run, all runs but those of the sensitivity to zeta; both axes are logarithmic.
+
+    The activations entering a layer bound its eigenvalue; the first layer's are the images, the same in every run.
+    """
+    runs = [run for run in results.usual if "eigs" in run.measured]
+    rows: list[dict[str, Any]] = [
+        {
+            "run": run.name,
+            "man": run.config.man,
+            "layer": layer["name"],
+            "input_norm2": layer["input_norm2"],
+            "eigenvalue": layer["eigenvalues"][0]["value"],
+        }
+        for run in runs
+        for layer in run.measured["eigs"]["layers"]
+        if layer["input_norm2"] and layer["eigenvalues"][0]["value"] > 0
+    ]
+    if not rows:
+        raise MissingResultsError("no run has layers in its final.eigs.json")
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    markers = dict(zip(layers, MARKERS * (1 + len(layers) // len(MARKERS)), strict=False))
+    with paper_style():
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.6), constrained_layout=True)
+        for row in rows:
+            axes.plot(
+                row["input_norm2"],
+                row["eigenvalue"],
+                markers[row["layer"]],
+                color=WITH_MAN if row["man"] else WITHOUT_MAN,
+                ms=4,
+                mew=0.4,
+                mec="white",
+                alpha=0.8,
+            )
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel=r"mean $|a|^2$ entering the layer",
+            ylabel="top eigenvalue of the layer's block",
+        )
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+        colours = [
+            Line2D([], [], marker="o", color=colour, ls="", ms=4, label=label)
+            for colour, label in ((WITHOUT_MAN, "without MAN"), (WITH_MAN, "with MAN"))
+        ]
+        axes.legend(handles=colours, frameon=True)
+        shapes = [Line2D([], [], marker=markers[name], color="0.35", ls="", ms=4, label=name) for name in layers]
+        figure.legend(handles=shapes, loc="outside lower center", ncols=min(len(shapes), 6), frameon=False)
+        written = save_figure(figure, path, rows, results.provenance(runs))
+        plt.close(figure)
+    return written

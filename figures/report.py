@@ -1,0 +1,161 @@
+"""One HTML page with the tables, the figures and how each number is made; it needs nothing but itself."""
+
+import base64
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from figures.formats import as_csv, as_latex, as_markdown
+from figures.gallery import FIGURES
+from figures.labels import partition_label
+from figures.results import Result, Results
+from figures.tables import Table
+
+SECTIONS = {
+    "findings": "What MAN changed",
+    "tables": "Tables",
+    "figures": "Figures",
+    "verdicts": "Verdicts",
+    "missing": "What is not here",
+    "reproduce": "How to reproduce",
+}
+
+WIDE_PIXELS = 1000
+"""Pictures wider than this take two columns of the page."""
+
+COMMIT_DIGITS = 10
+
+MEDIA = {"png": "image/png", "pdf": "application/pdf", "csv": "text/csv", "md": "text/markdown", "tex": "text/plain"}
+
+
+def make_report(
+    results: Results,
+    tables: Sequence[Table],
+    pictures: Mapping[str, Sequence[Path]],
+    skipped: Mapping[str, str],
+    verdicts: Table | None = None,
+) -> str:
+    """Return the page. `pictures` are the files of each drawn figure; `skipped` says why others are not here."""
+    content: dict[str, Any] = {
+        "title": results.grid.title if results.grid else f"Runs in {results.folder.name}",
+        "done": sum(run.trained for run in results.runs),
+        "total": len(results.runs) + len(results.absent),
+        "made_by": _made_by(results),
+        "findings": [finding for table in tables for finding in _findings(table)],
+        "tables": [_table(table) for table in tables],
+        "figures": [_figure(name, files) for name, files in pictures.items()],
+        "verdicts": verdicts,
+        "skipped": list(skipped.items()),
+        "unfinished": _unfinished(results),
+        "command": f"flatlab reproduce grid.toml --out {_word(results.folder)}"
+        if results.grid
+        else f"flatlab report {_word(results.folder)}",
+        "grid": (results.folder / "grid.toml").read_text() if results.grid else "",
+        "folder": str(results.folder),
+        "run_commands": _run_commands(results),
+        "runs": _runs(results.runs),
+        "configurations": [(run.name, tomli_w.dumps(run.config.plain())) for run in results.runs],
+    }
+    present = {"tables": True, "figures": True, "reproduce": True, "missing": skipped or content["unfinished"]}
+    content["sections"] = [(key, name) for key, name in SECTIONS.items() if present.get(key) or content.get(key)]
+    environment = Environment(
+        loader=PackageLoader("figures", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html").render(content)
+
+
+def _findings(table: Table) -> list[str]:
+    """In how many rows the number is higher, lower or either with MAN, by the interval of the paired difference."""
+    intervals = [
+        (row["difference_low"], row["difference_high"]) for row in table.numbers if row.get("difference_low", "") != ""
+    ]
+    if not intervals:
+        return []
+    higher = sum(low > 0 for low, _ in intervals)
+    lower = sum(high < 0 for _, high in intervals)
+    return [
+        f"{table.title}: higher with MAN in {higher}, lower in {lower}, undecided in "
+        f"{len(intervals) - higher - lower} of {len(intervals)} rows."
+    ]
+
+
+def _table(table: Table) -> dict[str, Any]:
+    texts = {"csv": as_csv(table.numbers), "md": as_markdown(table), "tex": as_latex(table)}
+    return {**vars(table), "files": [(kind, _embedded(kind, text.encode())) for kind, text in texts.items()]}
+
+
+def _figure(name: str, paths: Sequence[Path]) -> dict[str, Any]:
+    data = {path.suffix[1:]: path.read_bytes() for path in paths}
+    embedded = {kind: _embedded(kind, content) for kind, content in data.items()}
+    width = int.from_bytes(data["png"][16:20])  # in the header of every PNG
+    return {
+        "name": name,
+        "caption": FIGURES[name].caption,
+        "image": embedded.pop("png"),
+        "wide": width > WIDE_PIXELS,
+        "files": list(embedded.items()),
+    }
+
+
+def _embedded(kind: str, data: bytes) -> str:
+    return f"data:{MEDIA[kind]};base64,{base64.b64encode(data).decode()}"
+
+
+def _made_by(results: Results) -> str:
+    """The versions that measured, where they are known."""
+    measured = [run for run in results.runs if run.measured]
+    if not measured:
+        return ""
+    versions = results.provenance(measured)
+    commits = ", ".join(commit[:COMMIT_DIGITS] for commit in versions["commit"].split(", "))
+    return f"Measured by flatlab {versions['flatlab']} at commit {commits}, torch {versions['torch']}."
+
+
+def _unfinished(results: Results) -> list[tuple[str, str]]:
+    """Cells that are not trained to their end: why, or how far they are."""
+    return [
+        (run.name, run.failure or f"trained for {len(run.records)} of {run.config.rounds} rounds.")
+        for run in results.runs
+        if not run.trained
+    ] + [(name, "not begun.") for name in results.absent]
+
+
+def _run_commands(results: Results) -> str:
+    """The lines that make and measure one run anew, with the settings of the grid."""
+    folder = _word(results.folder)
+    lines = [f"flatlab train --config {folder}/RUN/config.toml --out again/RUN"]
+    measure = results.grid.measure if results.grid else None
+    if measure:
+        lines += [
+            f"flatlab eigs again/RUN/final.pt --samples {measure.samples}",
+            f"flatlab trace again/RUN/final.pt --samples {measure.samples} --tol {measure.trace_tol:g}",
+        ]
+    return "\n".join(lines)
+
+
+def _runs(runs: Sequence[Result]) -> dict[str, Any]:
+    columns = ("run", "zeta", "partition", "seed", "test accuracy, %", "top eigenvalue", "trace", "commit")
+    rows = []
+    for run in runs:
+        commit = next((m["versions"]["commit"][:COMMIT_DIGITS] for m in run.measured.values() if "versions" in m), "")
+        rows.append(
+            (
+                run.name,
+                f"{run.config.effective_zeta:g}",
+                partition_label(run.partition),
+                str(run.config.seed),
+                "" if run.accuracy is None else f"{100 * run.accuracy:.2f}",
+                "" if run.top_eigenvalue is None else f"{run.top_eigenvalue:.4g}",
+                "" if run.trace is None else f"{run.trace:.4g}",
+                commit,
+            )
+        )
+    return {"columns": columns, "rows": rows}
+
+
+def _word(path: Path) -> str:
+    return shlex.quote(str(path))

@@ -1,0 +1,279 @@
+"""The paper's tables from saved results: ours over seeds, without and with MAN, beside the published numbers."""
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from figures.labels import algorithm_label, partition_label
+from figures.results import MissingResultsError, Result, Results
+from figures.statistics import Difference, Sample, paired_difference, sample
+from flatlab.paper import SOURCE, Quantity, published
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is read, and its numbers as they are computed with."""
+
+    name: str
+    title: str
+    notes: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers: tuple[dict[str, Any], ...]  # one per row, for CSV
+
+
+@dataclass(frozen=True)
+class _Quantity:
+    """What a comparison table shows of a run, and how."""
+
+    name: Quantity
+    title: str
+    value: Callable[[Result], float | None]
+    places: Callable[[float], int]  # decimals of a number of this size
+    change: str  # heading of with minus without
+    notes: tuple[str, ...]
+
+
+def make_tables(results: Results) -> tuple[list[Table], dict[str, str]]:
+    """Return the tables that the results allow, and the reason for each that they do not."""
+    tables, skipped = [], {}
+    for name, make in TABLES.items():
+        try:
+            tables.append(make(results))
+        except MissingResultsError as reason:
+            skipped[name] = str(reason)
+    return tables, skipped
+
+
+def accuracy_table(results: Results) -> Table:
+    """Final test accuracy in percent."""
+    return _comparison(
+        results,
+        _Quantity(
+            name="accuracy",
+            title="Test accuracy after the last round, %",
+            value=lambda run: None if run.accuracy is None else 100 * run.accuracy,
+            places=lambda number: 2,
+            change="gain",
+            notes=(),
+        ),
+    )
+
+
+def eigenvalue_table(results: Results) -> Table:
+    """Top eigenvalue of the Hessian."""
+    return _comparison(
+        results,
+        _Quantity(
+            name="top_eigenvalue",
+            title="Top eigenvalue of the Hessian after the last round",
+            value=lambda run: run.top_eigenvalue,
+            places=_three_digits,
+            change="change",
+            notes=(_measured_on(results, "eigs"),),
+        ),
+    )
+
+
+def trace_table(results: Results) -> Table:
+    """Trace of the Hessian."""
+    return _comparison(
+        results,
+        _Quantity(
+            name="trace",
+            title="Trace of the Hessian after the last round",
+            value=lambda run: run.trace,
+            places=_three_digits,
+            change="change",
+            notes=(_measured_on(results, "trace"),),
+        ),
+    )
+
+
+def rounds_table(results: Results) -> Table:
+    """Communication rounds to the target accuracy that the grid states."""
+    target = results.grid.target_accuracy if results.grid else None
+    if target is None:
+        raise MissingResultsError("the grid states no target_accuracy")
+    rows, numbers, beside = [], [], False
+    for partition, algorithm in _cells(results):
+        row: dict[str, Any] = {"partition": partition, "algorithm": algorithm}
+        shown, theirs = [], []
+        for man in (False, True):
+            runs = [run for run in results.select(algorithm, partition, man) if run.trained]
+            row |= _rounds(runs, target, "with" if man else "without")
+            shown.append(_shown_rounds(runs, target))
+            printed = published("rounds", runs[0].config.dataset, partition, algorithm, man) if runs else None
+            theirs.append(printed or "")
+            row[f"paper_{'with' if man else 'without'}"] = printed or ""
+        if any(shown):
+            rows.append((partition_label(partition), algorithm_label(algorithm), *shown, *theirs))
+            numbers.append(row)
+            beside = beside or any(theirs)
+    if not rows:
+        raise MissingResultsError("no run is trained to its end")
+    columns = ["partition", "algorithm", "without MAN", "with MAN"] + ["paper, without", "paper, with"] * beside
+    every = max(run.curve[0][0] for run in results.usual if run.curve)
+    notes = [
+        f"First round evaluated with a test accuracy of at least {target:.0%}; median over seeds; R+ where that is not "
+        f"reached within R rounds. Evaluated every {f'{every} rounds' if every > 1 else 'round'}.",
+        results.grid.target_note.strip() if results.grid else "",
+    ]
+    return Table(
+        name="rounds",
+        title=f"Communication rounds to {target:.0%} test accuracy",
+        notes=tuple(note for note in notes if note) + ((f"Paper: {SOURCE}.",) if beside else ()),
+        columns=tuple(columns),
+        rows=tuple(row[: len(columns)] for row in rows),
+        numbers=tuple(numbers),
+    )
+
+
+TABLES: dict[str, Callable[[Results], Table]] = {
+    "accuracy": accuracy_table,
+    "top_eigenvalue": eigenvalue_table,
+    "trace": trace_table,
+    "rounds": rounds_table,
+}
+
+
+def rounds_to_target(run: Result, target: float) -> float:
+    """The first evaluated round with a test accuracy of at least `target`; infinite if there is none."""
+    return next((float(done) for done, accuracy in run.curve if accuracy >= target), math.inf)
+
+
+def _comparison(results: Results, quantity: _Quantity) -> Table:
+    """Rows of partition and algorithm; ours without, with and the paired difference; the paper's likewise."""
+    rows, numbers, beside = [], [], False
+    seeds = len({run.config.seed for run in results.usual})
+    for partition, algorithm in _cells(results):
+        ours = [_by_seed(results.select(algorithm, partition, man), quantity.value) for man in (False, True)]
+        means = [sample(list(values.values())) for values in ours]
+        if means == [None, None]:
+            continue
+        gain = paired_difference(*ours)
+        dataset = results.select(algorithm, partition, man=means[0] is None)[0].config.dataset
+        paper = [published(quantity.name, dataset, partition, algorithm, man) or "" for man in (False, True)]
+        places = quantity.places(next(mean.mean for mean in means if mean))
+        rows.append(
+            (
+                partition_label(partition),
+                algorithm_label(algorithm),
+                *(_shown(mean, places, seeds) for mean in means),
+                _shown_difference(gain, places),
+                *paper,
+                _printed_difference(*paper),
+            )
+        )
+        numbers.append(
+            {
+                "partition": partition,
+                "algorithm": algorithm,
+                **_sample_numbers("without", means[0]),
+                **_sample_numbers("with", means[1]),
+                "difference": gain.mean if gain else "",
+                "difference_low": gain.low if gain and gain.low is not None else "",
+                "difference_high": gain.high if gain and gain.high is not None else "",
+                "pairs": gain.pairs if gain else 0,
+                "paper_without": paper[0],
+                "paper_with": paper[1],
+            }
+        )
+        beside = beside or any(paper)
+    if not rows:
+        raise MissingResultsError(f"no run has a {quantity.name.replace('_', ' ')}")
+    columns = ["partition", "algorithm", "without MAN", "with MAN", f"{quantity.change} [95 %]"]
+    columns += ["paper, without", "paper, with", f"paper, {quantity.change}"] * beside
+    return Table(
+        name=quantity.name,
+        title=quantity.title,
+        notes=(_seeds_note(results), *quantity.notes, *([f"Paper: {SOURCE}."] if beside else [])),
+        columns=tuple(columns),
+        rows=tuple(row[: len(columns)] for row in rows),
+        numbers=tuple(numbers),
+    )
+
+
+def _cells(results: Results) -> list[tuple[str, str]]:
+    return [(partition, algorithm) for partition in results.partitions for algorithm in results.algorithms]
+
+
+def _by_seed(runs: list[Result], value: Callable[[Result], float | None]) -> dict[int, float]:
+    found = {run.config.seed: value(run) for run in runs}
+    return {seed: number for seed, number in found.items() if number is not None}
+
+
+def _seeds_note(results: Results) -> str:
+    seeds = sorted({run.config.seed for run in results.usual if run.trained})
+    return (
+        f"Mean ± standard deviation over seeds ({', '.join(map(str, seeds))}; in brackets how many, where fewer); "
+        f"MAN with zeta {results.zeta:g}; difference with minus without, paired by seed, with its 95 % interval "
+        "(Student's t)."
+    )
+
+
+def _measured_on(results: Results, kind: str) -> str:
+    samples = sorted({run.measured[kind]["data"]["samples"] for run in results.usual if kind in run.measured})
+    if not samples:
+        raise MissingResultsError(f"no run has its final.{kind}.json")
+    return f"Of the mean cross-entropy, without MAN's term, on {' or '.join(map(str, samples))} training images."
+
+
+def _rounds(runs: list[Result], target: float, side: str) -> dict[str, Any]:
+    counts = [rounds_to_target(run, target) for run in runs]
+    return {
+        f"{side}_median": statistics.median(counts) if counts else "",
+        f"{side}_reached": sum(math.isfinite(count) for count in counts),
+        f"{side}_seeds": len(counts),
+    }
+
+
+def _shown_rounds(runs: list[Result], target: float) -> str:
+    if not runs:
+        return ""
+    counts = [rounds_to_target(run, target) for run in runs]
+    middle = statistics.median(counts)
+    reached = sum(math.isfinite(count) for count in counts)
+    text = f"{middle:g}" if math.isfinite(middle) else f"{runs[0].config.rounds}+"
+    return text if reached in (0, len(counts)) else f"{text} ({reached} of {len(counts)})"
+
+
+def _shown(mean: Sample | None, places: int, seeds: int) -> str:
+    if mean is None:
+        return ""
+    spread = "" if mean.deviation is None else f" ± {mean.deviation:.{places}f}"
+    return f"{mean.mean:.{places}f}{spread}" + (f" ({mean.count})" if mean.count < seeds else "")
+
+
+def _shown_difference(gain: Difference | None, places: int) -> str:
+    if gain is None:
+        return ""
+    if gain.low is None or gain.high is None:
+        return _signed(gain.mean, places)
+    return f"{_signed(gain.mean, places)} [{_signed(gain.low, places)}, {_signed(gain.high, places)}]"
+
+
+def _printed_difference(without: str, with_: str) -> str:
+    """The difference of two printed numbers, to the decimals that they are printed with."""
+    if not (without and with_):
+        return ""
+    places = max(len(number.partition(".")[2]) for number in (without, with_))
+    return _signed(float(with_) - float(without), places)
+
+
+def _signed(number: float, places: int) -> str:
+    return f"{number:+.{places}f}".replace("-", "−")
+
+
+def _three_digits(number: float) -> int:
+    """Decimals that leave three significant digits."""
+    return max(0, 2 - math.floor(math.log10(abs(number)))) if number else 2
+
+
+def _sample_numbers(side: str, mean: Sample | None) -> dict[str, Any]:
+    if mean is None:
+        return {f"{side}_mean": "", f"{side}_deviation": "", f"{side}_seeds": 0}
+    deviation = "" if mean.deviation is None else mean.deviation
+    return {f"{side}_mean": mean.mean, f"{side}_deviation": deviation, f"{side}_seeds": mean.count}

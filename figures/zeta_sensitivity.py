@@ -1,0 +1,62 @@
+"""Accuracy, top eigenvalue and trace against MAN's coefficient."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from figures.results import MissingResultsError, Result, Results
+from figures.saving import COLUMN, PALETTE, paper_style, save_figure
+from figures.statistics import sample
+
+QUANTITIES = {"test accuracy, %": "accuracy", "top eigenvalue": "top_eigenvalue", "trace": "trace"}
+
+
+def draw_zeta_sensitivity(results: Results, path: Path) -> list[Path]:
+    """Means over seeds with standard deviations, for the method that was run at several zetas; 0 is without MAN."""
+    runs = _several_zetas(results)
+    zetas = sorted({run.config.zeta if run.config.man else 0.0 for run in runs})
+    rows: list[dict[str, Any]] = []
+    with paper_style():
+        figure, panels = plt.subplots(3, 1, figsize=(COLUMN, 3.8), sharex=True, constrained_layout=True)
+        for axes, (label, name) in zip(panels, QUANTITIES.items(), strict=True):
+            for place, zeta in enumerate(zetas):
+                same = [run for run in runs if (run.config.zeta if run.config.man else 0.0) == zeta]
+                values = [getattr(run, name) for run in same if getattr(run, name) is not None]
+                summary = sample([100 * value if name == "accuracy" else value for value in values])
+                if summary is None:
+                    continue
+                axes.errorbar(
+                    place, summary.mean, summary.deviation or 0.0, fmt="o", color=PALETTE[0], ms=4, capsize=2, lw=1
+                )
+                rows.append(
+                    {
+                        "quantity": label,
+                        "zeta": zeta,
+                        "mean": summary.mean,
+                        "deviation": summary.deviation,
+                        "seeds": summary.count,
+                    }
+                )
+            axes.set_ylabel(label)
+            axes.margins(x=0.1, y=0.15)
+        panels[-1].set_xticks(range(len(zetas)), [f"{zeta:g}" for zeta in zetas])
+        panels[-1].set_xlabel("ζ, coefficient of MAN (not to scale)")
+        panels[0].set_title(runs[0].setting)
+        figure.align_ylabels(panels)
+        written = save_figure(figure, path, rows, results.provenance(runs))
+        plt.close(figure)
+    return written
+
+
+def _several_zetas(results: Results) -> list[Result]:
+    """The runs of the first algorithm and partition with three coefficients or more, no MAN being one of them."""
+    groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for run in results.runs:
+        if run.trained:
+            groups[run.config.algorithm, run.partition].append(run)
+    for runs in groups.values():
+        if len({run.config.zeta if run.config.man else 0.0 for run in runs}) > 2:
+            return runs
+    raise MissingResultsError("no method was run at several zetas; the grid's [sensitivity] asks for them")
