@@ -39,15 +39,25 @@ def draw(n: int, generator: torch.Generator) -> Draws:
     return Draws(flip, shift_y, shift_x)
 
 
-def augment(images: Tensor, draws: Draws) -> Tensor:
-    """Flip and shift `images`, (n, channels, height, width) of any floating dtype, as `draws` says; a new tensor.
+def pad(images: Tensor) -> Tensor:
+    """(n, c, h, w) -> (n, h + 8, w + 8, c): zeros on every side, channels last, for any number of `crop`s."""
+    return F.pad(images, (PADDING,) * 4).permute(0, 2, 3, 1).contiguous()
 
-    `draws` must be on the device of `images`. A stack of clients is passed with its two leading dimensions flattened.
+
+def crop(padded: Tensor, index: Tensor, draws: Draws) -> Tensor:
+    """Take images `index` (b,) of `padded` (see `pad`), flipped and shifted as `draws` says, in one gather of pixels.
+
+    Everything is on one device. Returns (b, c, h, w), laid out channels last.
     """
-    n, channels, height, width = images.shape
-    rows = torch.arange(height, device=images.device) + (draws.shift_y[:, None] + PADDING)  # (n, height), padded image
-    columns = torch.arange(width, device=images.device) + draws.shift_x[:, None]
-    columns = torch.where(draws.flip[:, None], width - 1 - columns, columns) + PADDING  # (n, width)
-    pixels = rows[:, :, None] * (width + 2 * PADDING) + columns[:, None, :]
-    pixels = pixels.view(n, 1, -1).expand(-1, channels, -1)
-    return F.pad(images, (PADDING,) * 4).flatten(2).gather(2, pixels).view_as(images)
+    height, width = padded.shape[1] - 2 * PADDING, padded.shape[2] - 2 * PADDING
+    rows = torch.arange(height, device=index.device) + (draws.shift_y[:, None] + PADDING)  # (b, h)
+    columns = torch.arange(width, device=index.device) + draws.shift_x[:, None]
+    columns = torch.where(draws.flip[:, None], width - 1 - columns, columns) + PADDING  # (b, w)
+    pixels = (index[:, None] * padded.shape[1] + rows)[:, :, None] * padded.shape[2] + columns[:, None, :]
+    taken = padded.flatten(0, 2).index_select(0, pixels.flatten())
+    return taken.view(len(index), height, width, -1).permute(0, 3, 1, 2)
+
+
+def augment(images: Tensor, draws: Draws) -> Tensor:
+    """Flip and shift each of `images` (n, c, h, w) as `draws` says; for a single use of every image."""
+    return crop(pad(images), torch.arange(len(images), device=images.device), draws)

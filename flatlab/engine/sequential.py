@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatlab.augment import augment
+from flatlab.augment import crop, pad
 from flatlab.batches import Batch, local_batches
 from flatlab.data import Split, normalise
 from flatlab.engine.base import Evaluation, RoundInputs, RoundOutputs
@@ -64,17 +64,17 @@ def train_client(
 
 
 def client_data(world: World, k: int) -> tuple[Tensor, Tensor]:
-    """Client k's normalised training images (n_k, c, h, w) in the run's dtype, and labels (n_k,)."""
+    """Client k's normalised training images in the run's dtype, as `take` wants them, and labels (n_k,)."""
     split, index = world.data.train, torch.from_numpy(world.parts[k])
-    return _network_input(world, split.images[index]), split.labels[index]
+    images = _network_input(world, split.images[index])
+    return pad(images) if world.data.augment else images, split.labels[index]
 
 
-def take(inputs: Tensor, batch: Batch) -> Tensor:
-    """The batch's images, augmented if the batch says so, laid out as convolutions like them on a CPU."""
-    x = inputs[batch.index]
+def take(images: Tensor, batch: Batch) -> Tensor:
+    """The batch's images (b, c, h, w), augmented if the batch says so, laid out as convolutions like them on a CPU."""
     if batch.draws is not None:
-        x = augment(x, batch.draws)
-    return x.contiguous(memory_format=torch.channels_last)
+        return crop(images, batch.index, batch.draws)
+    return images[batch.index].contiguous(memory_format=torch.channels_last)
 
 
 def loss_gradient(world: World, model: nn.Module, x: Tensor, y: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:

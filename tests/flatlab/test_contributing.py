@@ -1,0 +1,34 @@
+"""The worked example in CONTRIBUTING.md is a whole algorithm: registered, it trains."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flatlab.algorithms import ALGORITHMS
+from flatlab.engine.sequential import SequentialEngine
+from flatlab.rounds import Run
+from flatlab.world import World
+
+CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
+
+
+def test_the_worked_example_follows_its_equation(
+    toy_world: Callable[..., World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)  # our own document
+    monkeypatch.setitem(ALGORITHMS, "fedavgm", names["ALGORITHM"])
+    world = toy_world(algorithm="fedavgm", hyper={"beta": 0.5}, man=True)
+    run = Run(world, tmp_path)
+    m = torch.zeros_like(run.server.w)
+    with SequentialEngine(world) as engine:
+        for _ in range(3):
+            before = run.server.w
+            run.advance(engine)
+            m = 0.5 * m + before - run.server.selected
+            torch.testing.assert_close(run.server.w, before - m)
