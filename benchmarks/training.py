@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from flatlab.algorithms import ALGORITHMS
@@ -25,11 +26,12 @@ from flatlab.config import make_config
 from flatlab.engine.base import RoundInputs
 from flatlab.engine.process import ProcessEngine
 from flatlab.engine.sequential import SequentialEngine, train_client
+from flatlab.man import activation_mean_squares, tap_activations
 from flatlab.memory import keep_freed_memory
 from flatlab.rounds import Run, sample_clients
 from flatlab.world import World, make_world
 
-TURNS = 7
+TURNS = 5
 STEPS = 10  # of 50 images: one local epoch of one of 100 CIFAR-100 clients
 
 
@@ -39,6 +41,7 @@ def main() -> None:
     default = in_fresh_process(partial(bare_speed, tuned=False))
     torch.set_num_threads(1)
     keep_freed_memory()
+    cost_of_man()
     local_training(default)
     workers_against_one()
 
@@ -58,6 +61,43 @@ def cifar_world(**fields: Any) -> World:
             }
         )
     )
+
+
+def cost_of_man() -> None:
+    """One step of the CIFAR CNN without MAN, with it, and with it written naively, taking turns step by step."""
+    model = _bare_world().new_model()
+    x, y = torch.randn(50, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.arange(50)
+    parameters = list(model.parameters())
+
+    def naive(inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        squares: list[Tensor] = []
+
+        def tap(activation: Tensor) -> Tensor:
+            squares.append(activation.pow(2).mean())
+            return activation
+
+        with tap_activations(tap):
+            return model(inputs), squares
+
+    def step(forward: Callable[[Tensor], tuple[Tensor, list[Tensor]]]) -> None:
+        logits, squares = forward(x)
+        penalty = sum(squares, start=torch.zeros(()))
+        torch.autograd.grad(F.cross_entropy(logits, y) + 0.075 * penalty, parameters)
+
+    forms = {
+        "without MAN": lambda inputs: (model(inputs), []),
+        "with MAN": lambda inputs: activation_mean_squares(model, inputs),
+        "with MAN, naive": naive,
+    }
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(STEPS * TURNS):
+        for name, forward in forms.items():
+            times[name].append(seconds(partial(step, forward)))
+    bare = median(times["without MAN"])
+    print("| one step | ms | over the step without MAN |\n|---|---|---|")
+    for name, values in times.items():
+        print(f"| {name} | {1000 * median(values):.1f} | {100 * (median(values) / bare - 1):+.1f} % |")
+    print()
 
 
 def local_training(default: float) -> None:
@@ -81,10 +121,12 @@ def local_training(default: float) -> None:
             fractions[key].append(client_speed(other) / speed)
             bare.append(speed)
     print(f"bare loop {median(bare):.0f} images/s (with PyTorch's defaults {default:.0f}), one thread\n")
-    print("| algorithm | fraction of the bare loop | with MAN | MAN costs, points |\n|---|---|---|---|")
+    print("| algorithm | fraction of the bare loop | with MAN | fraction of PyTorch's defaults | with MAN |")
+    print("|---|---|---|---|---|")
     for name in ALGORITHMS:
         plain, man = median(fractions[name, False]), median(fractions[name, True])
-        print(f"| {name} | {plain:.3f} | {man:.3f} | {100 * (plain - man):.1f} |")
+        ratio = median(bare) / default
+        print(f"| {name} | {plain:.2f} | {man:.2f} | {plain * ratio:.2f} | {man * ratio:.2f} |")
 
 
 def client_speed(world: World) -> float:
@@ -146,7 +188,7 @@ def workers_against_one() -> None:
     print(f"\nround of 8 clients: 2 workers are {median(times[1]) / median(times[2]):.2f} times as fast as 1")
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         list(pool.map(_bare_process, [1, 1]))
-        alone = list(pool.map(_bare_process, [3]))[0]
+        alone = next(iter(pool.map(_bare_process, [3])))
         together = sum(pool.map(_bare_process, [3, 3]))
     print(f"bare loop: 2 processes are {together / alone:.2f} times as fast as 1")
     print(f"evaluating one model on 10,000 images: {median(evaluation):.2f} s on 2 workers")
