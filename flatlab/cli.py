@@ -15,6 +15,7 @@ from flatlab.commands.presets import presets
 from flatlab.commands.report import report
 from flatlab.commands.reproduce import reproduce
 from flatlab.commands.train import train
+from flatlab.commands.verify import verify
 from flatlab.errors import FlatlabError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(train)
 app.command()(eigs)
+app.command()(verify)
 app.command()(presets)
 app.command()(reproduce)
 app.command()(figures)

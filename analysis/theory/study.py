@@ -1,0 +1,186 @@
+"""Does training with MAN do what the theory suggests? What is measured of each network, and what many of them say."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.activations import forward_pass
+from analysis.flatness import flatness
+from analysis.problem import Problem
+from analysis.spectrum import layer_eigenpairs
+from analysis.theory.verdicts import Answer, Claim, Comparison, Correlation, compare, corrected, correlate, verdict
+
+TRACE_TOL = 0.05
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class LayerMeasures:
+    """One layer."""
+
+    name: str
+    top: float  # lambda_max(H_ll)
+    top_error: float  # its residual
+    input_norm2: float  # mean |a|^2 entering
+    output_norm2: float  # mean |a|^2 leaving, after the nonlinearity
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is compared between networks; relative flatness is summed over the layers' weights (analysis.flatness)."""
+
+    loss: float
+    top: float  # lambda_max(H)
+    top_error: float
+    trace: float
+    trace_error: float
+    relative_top: float  # sum_l |W_l|_F^2 lambda_max
+    relative_trace: float  # sum_l |W_l|_F^2 tr
+    adaptive_sharpness: float
+    layers: Sequence[LayerMeasures]
+
+
+def measure(problem: Problem, progress: Progress = lambda stage: None) -> Measures:
+    """Measure one network."""
+    report = flatness(problem, trace_tol=TRACE_TOL, progress=lambda stage, *_: progress(stage or "whole network"))
+    tops = layer_eigenpairs(problem, progress=lambda stage, *_: progress(stage))
+    norms = forward_pass(problem).layers
+    whole = report.eigenvalues[0]
+    return Measures(
+        loss=report.loss,
+        top=whole.value,
+        top_error=whole.residual,
+        trace=report.trace.value,
+        trace_error=report.trace.standard_error,
+        relative_top=sum(layer.by_eigenvalue for layer in report.layers),
+        relative_trace=sum(layer.by_trace for layer in report.layers),
+        adaptive_sharpness=report.adaptive_sharpness,
+        layers=[
+            LayerMeasures(
+                name,
+                pairs.values[0].item(),
+                pairs.residuals[0].item(),
+                norms[name].input_norm2,
+                norms[name].output_norm2,
+            )
+            for name, pairs in tops.items()
+        ],
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One checkpoint: where it stands in the study, and what was measured of it."""
+
+    checkpoint: str
+    group: str  # what it shares with the runs it is compared with
+    zeta: float  # 0 without MAN
+    zeta_logits: float
+    seed: int
+    round: int
+    accuracy: float
+    measures: Measures
+
+    @property
+    def setting(self) -> str:
+        """MAN's coefficients."""
+        logits = f", logits {self.zeta_logits:g}" if self.zeta_logits else ""
+        return f"ζ = {self.zeta:g}{logits}"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it was trained without MAN."""
+        return self.zeta == self.zeta_logits == 0
+
+    @property
+    def quantities(self) -> dict[str, float]:
+        """What claims are made of."""
+        layers = self.measures.layers
+        return {
+            **{f"mean |a|² after {layer.name}": layer.output_norm2 for layer in layers[:-1]},
+            **{f"λmax of {layer.name}": layer.top for layer in layers},
+            "λmax of the network": self.measures.top,
+            "trace": self.measures.trace,
+            "relative flatness (λmax)": self.measures.relative_top,
+            "relative flatness (trace)": self.measures.relative_trace,
+            "adaptive sharpness": self.measures.adaptive_sharpness,
+            "test accuracy": self.accuracy,
+        }
+
+
+@dataclass(frozen=True)
+class ClaimVerdict:
+    """What one group of runs says to one claim, over all settings of MAN alone, or of MAN with the logits."""
+
+    group: str
+    claim: Claim
+    with_logits: bool
+    comparisons: Sequence[Comparison]
+
+    @property
+    def answer(self) -> Answer:
+        """Supported at every setting, contradicted at one, or undecided."""
+        return verdict(self.comparisons)
+
+
+def claims_about(subject: Subject) -> list[Claim]:
+    """The paper's claims: every quantity lower, and accuracy higher."""
+    return [
+        Claim(quantity, "higher", ratio=False) if quantity == "test accuracy" else Claim(quantity, "lower")
+        for quantity in subject.quantities
+    ]
+
+
+def conclude(subjects: Iterable[Subject]) -> list[ClaimVerdict]:
+    """Compare, in every group, the runs with MAN with those without at the same seed and at the last round of all.
+
+    The p-values of all groups are corrected together.
+    """
+    compared: list[tuple[str, bool, Comparison]] = []
+    for group, runs in _grouped(subjects, lambda s: s.group).items():
+        last = [run for run in runs if run.round == max(other.round for other in runs)]
+        baseline = {run.seed: run.quantities for run in last if run.is_baseline}
+        with_man = [run for run in last if not run.is_baseline]
+        for logits in (False, True):
+            settings = _grouped((run for run in with_man if bool(run.zeta_logits) == logits), lambda s: s.setting)
+            measured = {name: {run.seed: run.quantities for run in own} for name, own in settings.items()}
+            compared += [(group, logits, c) for c in compare(claims_about(last[0]), baseline, measured)]
+    together = corrected([comparison for _, _, comparison in compared])
+    verdicts: dict[tuple[str, Claim, bool], list[Comparison]] = defaultdict(list)
+    for (group, logits, _), comparison in zip(compared, together, strict=True):
+        verdicts[group, comparison.claim, logits].append(comparison)
+    return [ClaimVerdict(group, claim, logits, own) for (group, claim, logits), own in verdicts.items()]
+
+
+def correlations(subjects: Sequence[Subject]) -> list[Correlation]:
+    """Activation norm entering a layer against its eigenvalue, with the means of what is held fixed taken away.
+
+    Over layers (within a run), over coefficients (within a seed), over seeds (within a coefficient), all after the last
+    round, and over rounds (within a run).
+    """
+    last = [s for s in subjects if s.round == max(o.round for o in subjects if o.group == s.group)]
+    found = [correlate("layers", "", [_points(run, None) for run in last])]
+    names = list(dict.fromkeys(layer.name for subject in subjects for layer in subject.measures.layers))
+    ways: list[tuple[str, Sequence[Subject], Callable[[Subject], object]]] = [
+        ("coefficients", last, lambda s: (s.group, s.seed)),
+        ("seeds", last, lambda s: (s.group, s.setting)),
+        ("rounds", subjects, lambda s: (s.group, s.setting, s.seed)),
+    ]
+    for over, chosen, fixed in ways:
+        for name in names:
+            groups = _grouped(chosen, fixed).values()
+            found.append(correlate(over, name, [[p for run in own for p in _points(run, name)] for own in groups]))
+    return [correlation for correlation in found if correlation is not None]
+
+
+def _points(subject: Subject, name: str | None) -> list[tuple[float, float]]:
+    return [(layer.input_norm2, layer.top) for layer in subject.measures.layers if name in (None, layer.name)]
+
+
+def _grouped(subjects: Iterable[Subject], key: Callable[[Subject], Any]) -> dict[Any, list[Subject]]:
+    groups: dict[Any, list[Subject]] = defaultdict(list)
+    for subject in subjects:
+        groups[key(subject)].append(subject)
+    return groups

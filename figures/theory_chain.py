@@ -1,0 +1,63 @@
+"""The chain of bounds above every layer's top eigenvalue."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from figures.saving import COLUMN, PALETTE, paper_style, save_figure
+
+LINKS = {
+    "top": ("top eigenvalue", "o", PALETTE[0]),
+    "a1": ("A1: sample by sample", "^", PALETTE[1]),
+    "a2": ("A2: mean norm, worst curvature", "s", PALETTE[2]),
+    "a3": ("A3: mean norm, later weights", "D", PALETTE[4]),
+}
+
+
+def draw_theory_chain(results: Sequence[dict[str, Any]], path: Path) -> list[Path]:
+    """Draw saved results of `flatlab verify CKPT...` (as in `<checkpoint>.verify.json`), one panel per checkpoint.
+
+    For every layer its top eigenvalue and the bounds above it, on one logarithmic axis. Layers for which the bounds are
+    not claimed are left out.
+    """
+    rows: list[dict[str, Any]] = []
+    with paper_style():
+        width = COLUMN if len(results) == 1 else 2 * COLUMN
+        figure, panels = plt.subplots(
+            1, len(results), figsize=(width, 2.5), sharey=True, squeeze=False, constrained_layout=True
+        )
+        for axes, result in zip(panels[0], results, strict=True):
+            layers = [layer for layer in result["layers"] if layer["a1"] is not None]
+            names = [layer["name"] for layer in layers]
+            for shift, (link, (label, marker, colour)) in zip((-0.18, -0.06, 0.06, 0.18), LINKS.items(), strict=True):
+                ends = [layer[link] or [np.nan, np.nan] for layer in layers]
+                middles = [(low + high) / 2 for low, high in ends]
+                places = np.arange(len(layers)) + shift
+                axes.plot(places, middles, marker, color=colour, ms=5, mec="white", mew=0.4, label=label)
+                rows += [
+                    {"checkpoint": result["checkpoint"], "layer": name, "quantity": link, "low": low, "high": high}
+                    for name, (low, high) in zip(names, ends, strict=True)
+                ]
+            axes.set_yscale("log")
+            axes.set_xticks(range(len(layers)), names)
+            axes.set_title(_title(result))
+            axes.grid(visible=False, axis="x")
+        panels[0][0].set_ylabel(r"$\lambda_{\max}(H_{ll})$ and its bounds")
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(results) == 1 else 4, frameon=False)
+        written = save_figure(figure, path, rows, {**results[0]["versions"], "configuration": _configuration(results)})
+        plt.close(figure)
+    return written
+
+
+def _title(result: dict[str, Any]) -> str:
+    config = result["run"]["config"]
+    man = f"MAN, ζ = {config['zeta']:g}" if config["man"] else "without MAN"
+    return f"{config['dataset']}, {man}, round {result['run']['round']}"
+
+
+def _configuration(results: Sequence[dict[str, Any]]) -> str:
+    return "; ".join(str(result["run"]["config"]) for result in results)

@@ -1,0 +1,62 @@
+"""Every layer's top eigenvalue over MAN's coefficients."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from figures.saving import COLUMN, paper_style, save_figure
+
+
+def draw_theory_heatmap(results: dict[str, Any], path: Path) -> list[Path]:
+    """Draw a saved result of `flatlab verify --study` (study.json): geometric means over seeds, after the last round.
+
+    The numbers are eigenvalues; the colour is the ratio to the same layer without MAN, on a logarithmic scale: purple
+    is flatter, orange is sharper. Runs in which the logits are penalised too are on the right.
+    """
+    subjects = [s for s in results["subjects"] if s["group"] == results["subjects"][0]["group"]]
+    last = [s for s in subjects if s["round"] == max(other["round"] for other in subjects)]
+    settings = sorted({(s["zeta_logits"], s["zeta"]) for s in last})
+    names = ["network", *(layer["name"] for layer in last[0]["measures"]["layers"])]
+    tops = np.array([[_mean_top(last, setting, i) for setting in settings] for i in range(len(names))])
+    ratios = np.log2(tops / tops[:, [settings.index((0.0, 0.0))]])
+    rows = [
+        {"layer": name, "zeta": zeta, "zeta_logits": logits, "top": tops[i, j], "ratio": 2 ** ratios[i, j]}
+        for i, name in enumerate(names)
+        for j, (logits, zeta) in enumerate(settings)
+    ]
+    with paper_style():
+        size = (0.9 + 0.42 * len(settings), 0.9 + 0.28 * len(names))
+        figure, axes = plt.subplots(figsize=(max(COLUMN, size[0]), size[1]), constrained_layout=True)
+        reach = max(1.0, np.abs(ratios).max())
+        image = axes.imshow(ratios, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
+        for i, j in np.ndindex(*tops.shape):
+            dark = abs(ratios[i, j]) > 0.65 * reach
+            axes.text(j, i, f"{tops[i, j]:.2g}", ha="center", va="center", fontsize=7, color="white" if dark else "0.1")
+        axes.set_xticks(range(len(settings)), [f"{zeta:g}" for _, zeta in settings])
+        axes.set_yticks(range(len(names)), names)
+        axes.grid(visible=False)
+        axes.set_xlabel(_axis_label(settings))
+        for j in range(1, len(settings)):
+            if settings[j][0] != settings[j - 1][0]:
+                axes.axvline(j - 0.5, color="0.2", lw=1.2)
+        bar = figure.colorbar(image, ax=axes, label="over no MAN")
+        powers = np.arange(-int(reach), int(reach) + 1, max(1, int(reach) // 2))
+        bar.set_ticks(list(powers), labels=[f"×{2.0**power:g}" for power in powers])
+        written = save_figure(figure, path, rows, {**results["versions"], "configuration": subjects[0]["group"]})
+        plt.close(figure)
+    return written
+
+
+def _mean_top(subjects: Sequence[dict[str, Any]], setting: tuple[float, float], row: int) -> float:
+    """The geometric mean over the seeds of one setting: of the network in row 0, of a layer in the others."""
+    own = [s["measures"] for s in subjects if (s["zeta_logits"], s["zeta"]) == setting]
+    values = [m["top"] if row == 0 else m["layers"][row - 1]["top"] for m in own]
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def _axis_label(settings: Sequence[tuple[float, float]]) -> str:
+    logits = [f"{coefficient:g}" for coefficient in dict.fromkeys(logits for logits, _ in settings) if coefficient]
+    return "ζ" + (f" (right of the line: logits penalised too, {', '.join(logits)})" if logits else "")

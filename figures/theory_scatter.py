@@ -1,0 +1,60 @@
+"""The norm of the activations entering a layer against the layer's top eigenvalue, over coefficients and seeds."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from figures.saving import COLUMN, PALETTE, paper_style, save_figure
+
+MARKERS = "osD^vP<>"
+
+
+def draw_theory_scatter(results: dict[str, Any], path: Path) -> list[Path]:
+    """Draw a saved result of `flatlab verify --study` (study.json): one mark per layer and run, after the last round.
+
+    Colour is the coefficient, shape the layer; hollow marks have the logits penalised too.
+    """
+    subjects = results["subjects"]
+    last = [s for s in subjects if s["round"] == max(o["round"] for o in subjects if o["group"] == s["group"])]
+    rows = [
+        {
+            "checkpoint": subject["checkpoint"],
+            "zeta": subject["zeta"],
+            "zeta_logits": subject["zeta_logits"],
+            "seed": subject["seed"],
+            "layer": layer["name"],
+            "input_norm2": layer["input_norm2"],
+            "top": layer["top"],
+        }
+        for subject in last
+        for layer in subject["measures"]["layers"]
+        if layer["input_norm2"] and layer["top"] > 0
+    ]
+    zetas, layers = sorted({row["zeta"] for row in rows}), list(dict.fromkeys(row["layer"] for row in rows))
+    colours = dict(zip(zetas, PALETTE, strict=False))
+    markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(layers)}
+    with paper_style():
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.8), constrained_layout=True)
+        for row in rows:
+            colour = colours[row["zeta"]]
+            face, edge = ("none", colour) if row["zeta_logits"] else (colour, "white")
+            axes.plot(row["input_norm2"], row["top"], markers[row["layer"]], mfc=face, mec=edge, ms=4, mew=0.6)
+        axes.set(xscale="log", yscale="log")
+        axes.set(xlabel=r"mean $|a|^2$ entering the layer", ylabel="top eigenvalue of the layer's block")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+        handles = [
+            Line2D([], [], marker="o", ls="", ms=4, color=colours[zeta], label=f"ζ = {zeta:g}") for zeta in zetas
+        ]
+        handles += [Line2D([], [], marker=markers[name], ls="", ms=4, color="0.4", label=name) for name in layers]
+        if any(row["zeta_logits"] for row in rows):
+            handles.append(Line2D([], [], marker="o", ls="", ms=4, mfc="none", mec="0.4", label="logits too"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+        written = save_figure(figure, path, rows, {**results["versions"], "configuration": subjects[0]["group"]})
+        plt.close(figure)
+    return written

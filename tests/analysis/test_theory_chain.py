@@ -1,0 +1,231 @@
+"""The statements by products alone: patches, curvatures sample by sample, and the chain against dense matrices."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from analysis.layers import LayerBlocks, Suffix, find_layers
+from analysis.problem import Problem, make_problem
+from analysis.theory.chain import chain
+from analysis.theory.dense import dense_checks, dense_hessian, examine
+from analysis.theory.networks import is_piecewise_linear, modules_after, squared_lipschitz
+from analysis.theory.samplewise import as_outputs, at_positions, has_patches, patches, squared_norms, top_curvatures
+from analysis.theory.statements import broken, exactly
+from flatlab.errors import UsageError
+from flatlab.models import FlattenPixels
+
+
+def mlp(phi: type[nn.Module] = nn.ReLU, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 6), phi(), nn.Linear(6, 4), phi(), nn.Linear(4, 3)).double()
+
+
+def cnn(phi: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, stride=2, padding=1),
+        phi(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(3, 4, 2, dilation=1, bias=False),
+        phi(),
+        FlattenPixels(),
+        nn.Linear(4, 3),
+    ).double()
+
+
+def normalised_cnn() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    ).double()  # fmt: skip
+
+
+def samples(*shape: int, classes: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return x, torch.randint(classes, (len(x),), generator=generator)
+
+
+def problem_of(model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Problem:
+    return make_problem(model, "cross_entropy", (x, y), **options)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Linear(5, 3), (4, 5)),
+        (nn.Linear(5, 3), (4, 7, 5)),  # a layer applied at every position of a sequence
+        (nn.Linear(5, 3, bias=False), (4, 5)),
+        (nn.Conv2d(2, 3, 3, stride=2, padding=1), (4, 2, 7, 6)),
+        (nn.Conv2d(2, 3, (2, 3), dilation=2, bias=False), (4, 2, 8, 9)),
+    ],
+)
+def test_patches_times_the_weights_are_the_outputs(module: nn.Module, shape: tuple[int, ...]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = module.double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            s: Tensor = self.layer(x)
+            return s.flatten(1)
+
+    x, _ = samples(*shape)
+    (layer,) = find_layers(problem_of(Model(), x, torch.zeros(len(x), dtype=torch.int64)))
+    assert has_patches(layer)
+    parameters = dict(module.named_parameters())
+    W = parameters["weight"].flatten(1)
+    extended = torch.cat([W, parameters["bias"][:, None]], 1) if "bias" in parameters else W
+    rows, s = patches(layer, x), module(x)
+    torch.testing.assert_close(rows @ extended.T, at_positions(module, s))
+    torch.testing.assert_close(as_outputs(module, at_positions(module, s), s), s)
+    spectral, frobenius = squared_norms(rows)
+    torch.testing.assert_close(spectral, torch.linalg.matrix_norm(rows, 2) ** 2)
+    torch.testing.assert_close(frobenius, torch.linalg.matrix_norm(rows) ** 2)
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(2, 2, 3, padding_mode="circular", padding=1)]
+)
+def test_other_convolutions_have_no_patches(module: nn.Conv2d) -> None:
+    model = nn.Sequential(module, nn.Flatten()).double()
+    x, _ = samples(3, module.in_channels, 4, 4)
+    (layer,) = find_layers(problem_of(model, x, torch.zeros(3, dtype=torch.int64)))
+    assert not has_patches(layer)
+
+
+@pytest.mark.parametrize("size", [1, 4, 30])
+def test_top_curvatures_are_the_largest_eigenvalues(size: int) -> None:
+    """Of a zero, a negative definite, a low-rank and an indefinite matrix at once."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(4, size, size, generator=generator, dtype=torch.float64)
+    B = A + A.mT
+    B[0] = 0
+    B[1] = -A[1] @ A[1].T
+    B[2] = A[2, :, :1] @ A[2, :, :1].T
+    found = top_curvatures(lambda u: (B @ u[:, :, None])[:, :, 0], A[:, 0], torch.ones(4).double(), 1e-6)
+    expected = torch.linalg.eigvalsh(B)[:, -1].clamp(min=0)
+    scale = torch.linalg.matrix_norm(B, 2)
+    assert (found.values <= expected + 1e-12 * scale).all()
+    assert (found.values + found.errors >= expected - 1e-12 * scale).all()
+    assert found.errors.sum() <= 1e-6 * found.values.sum()
+
+
+def test_lipschitz_constants_are_matrix_norms() -> None:
+    conv, x = nn.Conv2d(2, 3, 3, stride=2, padding=1).double(), samples(1, 2, 5, 4)[0]
+    matrix = torch.stack(
+        [(conv(e[None]) - conv(torch.zeros_like(x)))[0].flatten() for e in torch.eye(40).double().view(40, 2, 5, 4)]
+    )
+    norm2 = squared_lipschitz([conv, nn.ReLU(), nn.MaxPool2d(2), FlattenPixels()], x)
+    assert norm2 is not None
+    true = float(torch.linalg.matrix_norm(matrix, 2)) ** 2
+    assert norm2.low <= true * (1 + 1e-12)
+    assert true <= norm2.high
+    assert norm2.high < 1.01 * true
+    linear = nn.Linear(4, 2).double()
+    squared = float(torch.linalg.matrix_norm(linear.weight.detach(), 2)) ** 2
+    assert squared_lipschitz([nn.LeakyReLU(0.3), linear], torch.zeros(1, 4).double()) == exactly(squared)
+
+
+@pytest.mark.parametrize("module", [nn.MaxPool2d(3, stride=1), nn.LeakyReLU(2.0), nn.Tanh(), nn.GroupNorm(1, 2)])
+def test_other_maps_have_no_such_constant(module: nn.Module) -> None:
+    assert squared_lipschitz([module], torch.zeros(1, 2, 5, 5)) is None
+
+
+def test_what_comes_after_a_layer() -> None:
+    model = cnn()
+    after = modules_after(model, "3")
+    assert after is not None
+    assert [type(module) for module in after] == [nn.ReLU, FlattenPixels, nn.Linear]
+    assert is_piecewise_linear(after)
+    assert not is_piecewise_linear([nn.Tanh()])
+    assert modules_after(nn.ModuleList([nn.Linear(1, 1)]), "0") is None
+
+
+@pytest.mark.parametrize("phi", [nn.ReLU, nn.Tanh])
+def test_the_chain_finds_what_dense_matrices_give(phi: type[nn.Module]) -> None:
+    model, (x, y) = mlp(phi), samples(12, 5)
+    problem = problem_of(model, x, y, chunk_size=5)
+    parts = [slice(0, 3), slice(3, 12)]
+    clients = {str(k): problem.on((x[part], y[part])) for k, part in enumerate(parts)}
+    found = chain(problem, clients)
+    hessians = [((part.stop - part.start) / 12, dense_hessian(model, x[part], y[part])) for part in parts]
+    dense = {(c.statement, c.layer): c for c in dense_checks(examine(model, x, y), hessians)}
+    assert {c.statement for c in found.checks} >= {"K", "A1", "A2", "A3", "P", "S1", "S2", "F"}
+    for check in found.checks:
+        expected = dense[check.statement, check.layer]
+        assert (check.outcome, check.claimed) == (expected.outcome, expected.claimed)
+        if check.statement in ("K", "P"):
+            continue
+        for side, exact in ((check.left, expected.left.middle), (check.right, expected.right.middle)):
+            assert side.low - 1e-9 <= exact <= side.high + 1e-9
+            assert side.high - side.low <= 0.03 * abs(exact)
+
+
+@pytest.mark.parametrize("phi", [nn.ReLU, nn.Tanh])
+def test_convolutions(phi: type[nn.Module]) -> None:
+    x, y = samples(6, 2, 9, 9)
+    found = chain(problem_of(cnn(phi), x, y, chunk_size=4))
+    assert not broken(found.checks)
+    layers = {layer.name: layer for layer in found.layers}
+    checked = {(check.statement, check.layer) for check in found.checks}
+    assert {(s, name) for s in ("K", "A1", "A2") for name in ("0", "3", "6")} <= checked
+    assert (("A3", "0") in checked) == (("P", "0") in checked) == (phi is nn.ReLU)
+    unfolded = F.unfold(x, 3, padding=1, stride=2)
+    assert layers["0"].norm2 == pytest.approx((unfolded.square().sum() / 6 + unfolded.shape[2]).item())
+    assert all(layer.a1 and layer.a2 and layer.a1.high <= layer.a2.high for layer in found.layers)
+
+
+def test_layers_without_patches_still_count_as_blocks() -> None:
+    x, y = samples(6, 2, 6, 6)
+    found = chain(problem_of(normalised_cnn(), x, y))
+    assert not broken(found.checks)
+    assert [layer.a1 is not None for layer in found.layers] == [True, False, True]
+    checked = {(check.statement, check.layer) for check in found.checks}
+    assert ("P", "0") not in checked  # normalisation lies after it
+    assert {("P", "4"), ("S2", "")} <= checked
+
+
+def test_a_wrong_block_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suffix whose curvature is off by 0.1 % is noticed."""
+    x, y = samples(12, 5)
+    right = Suffix.curve
+    monkeypatch.setattr(Suffix, "curve", lambda self, u: 1.001 * right(self, u))
+    failed = {check.statement for check in broken(chain(problem_of(mlp(), x, y)).checks)}
+    assert failed == {"K"}
+
+
+def test_p_notices_curvature_of_the_activations() -> None:
+    """Told that tanh were piecewise linear, the chain finds that the block is not its Gauss-Newton matrix."""
+
+    class Curved(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.tanh()
+
+    x, y = samples(12, 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analysis.theory.networks._PIECEWISE_LINEAR", (nn.Linear, Curved))
+        failed = {(c.statement, c.layer) for c in broken(chain(problem_of(mlp(Curved), x, y)).checks)}
+    assert failed == {("P", "0"), ("P", "2")}
+
+
+def test_only_a_mean_in_float64_is_checked() -> None:
+    x, y = samples(4, 5)
+    problem = problem_of(mlp(), x, y)
+    for wrong in (problem_of(mlp(), x, y, dtype=torch.float32), replace(problem, reduction="sum")):
+        with pytest.raises(UsageError, match="float64"):
+            chain(wrong)
+
+
+def test_the_suffix_is_the_curvature_of_the_mean() -> None:
+    """The chain multiplies it by N."""
+    x, y = samples(4, 5)
+    model = mlp()
+    layer = examine(model, x, y).layers[1]
+    (suffix,) = LayerBlocks(problem_of(model, x, y), ["2"]).suffixes("2")
+    u = torch.randn(4, 4, dtype=torch.float64)
+    torch.testing.assert_close(4 * suffix.curve(u), (layer.curvatures @ u[:, :, None])[:, :, 0])

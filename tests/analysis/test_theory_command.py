@@ -1,0 +1,158 @@
+"""`flatlab verify` as a user meets it: what it prints and writes, how it ends; and the figures from what it wrote."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.layers import Suffix
+from analysis.theory import battery
+from flatlab.cli import main
+from flatlab.commands.training import Execution, train_run
+from flatlab.config import make_config
+
+RUN = {"rounds": 2, "clients": 4, "local_epochs": 1, "hidden": (8, 6), "train_samples": 300}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    return train_run(make_config(RUN), None, folder / "digits", Execution(workers=1), None)
+
+
+def flatlab(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """Run the entry point in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["flatlab", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    return int(left.value.code or 0)
+
+
+def assert_drawn(folder: Path, name: str, rows: int) -> list[dict[str, str]]:
+    assert (folder / f"{name}.png").stat().st_size > 5000
+    assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    with (folder / f"{name}.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == rows
+    return table
+
+
+def test_a_checkpoint(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    code = flatlab(monkeypatch, "verify", checkpoint, "--samples", 100, "--figures", tmp_path)
+    said = capsys.readouterr().out
+    assert code == 0
+    assert "100 training samples, float64" in said
+    for statement in ("K", "A1", "A2", "A3", "P"):
+        assert f"\n{statement:6} " in said
+    assert "FAILS" not in said
+    saved = json.loads(checkpoint.with_suffix(".verify.json").read_text())
+    assert saved["data"]["samples"] == 100
+    assert [layer["name"] for layer in saved["layers"]] == ["fc1", "fc2", "fc3"]
+    for layer in saved["layers"]:
+        assert layer["top"][1] <= layer["a1"][0] <= layer["a2"][1] <= layer["a3"][1] * 1.0001
+    assert {check["statement"] for check in saved["checks"]} == {"K", "A1", "A2", "A3", "P", "S1", "S1 (G)", "S2", "F"}
+    assert saved["run"]["config"]["clients"] == 4
+    rows = assert_drawn(tmp_path, "theory-chain", 12)
+    assert float(rows[0]["low"]) == saved["layers"][0]["top"][0]
+
+
+def test_a_wrong_product_ends_with_exit_code_1(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = Suffix.curve
+    monkeypatch.setattr(Suffix, "curve", lambda self, u: 1.01 * right(self, u))
+    assert flatlab(monkeypatch, "verify", checkpoint, "--samples", 50) == 1
+    said = capsys.readouterr()
+    assert "FAILS in fc1, fc2, fc3" in said.out
+    assert "Statement K must hold in layer fc1 and does not" in said.err
+
+
+def test_toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {
+        "DEPTHS": (1, 2),
+        "WIDTHS": (4,),
+        "SEEDS": (0,),
+        "STEPS": 30,
+        "MOMENTS": (0, 50),
+        "SHIFT_STEPS": 50,
+        "SHIFT_SEEDS": (0,),
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(battery, name, value)
+    assert flatlab(monkeypatch, "verify", "--json", tmp_path / "toys.json", "--figures", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "12 toy networks" in said
+    assert "S1 fails in" in said
+    saved = json.loads((tmp_path / "toys.json").read_text())
+    claimed = {row["statement"]: row for row in saved["statements"] if row["claimed"]}
+    assert all(row["fails"] == 0 for row in claimed.values())
+    assert claimed["K"]["cases"] == 6 * 2 + 6 * 3
+    assert_drawn(tmp_path, "theory-slack", 2 * 3)
+    assert_drawn(tmp_path, "theory-shift", 8 * 5 + 4 * 3)
+
+
+STUDY = ("--seeds", 3, "--rounds", 1, "--zetas", "0.5", "--zeta-logits", 0, "--samples", 200)
+
+
+def test_a_study_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    assert flatlab(monkeypatch, "verify", "--study", "--out", out, *STUDY, "--figures", tmp_path) == 0
+    first = json.loads((out / "study.json").read_text())
+    said = capsys.readouterr().out
+    assert "3 pairs of runs" in said
+    assert len(first["subjects"]) == 3 * 2
+    quantities = {verdict["claim"]["quantity"] for verdict in first["verdicts"]}
+    assert {"λmax of the network", "λmax of fc1", "trace", "test accuracy", "mean |a|² after fc2"} <= quantities
+    rows = assert_drawn(tmp_path, "theory-scatter", 3 * 2 * 3)
+    assert {row["layer"] for row in rows} == {"fc1", "fc2", "fc3"}
+    rows = assert_drawn(tmp_path, "theory-heatmap", 2 * 4)
+    assert [float(row["ratio"]) for row in rows if row["zeta"] == "0.0"] == [1.0] * 4
+
+    kept = out / "zeta-0-logits-0-s0" / "final.pt"
+    lost = out / "zeta-0.5-logits-0-s1"
+    written = kept.stat().st_mtime_ns
+    for name in ("final.pt", "final.measures.json", "resume.pt"):
+        (lost / name).unlink()
+    assert flatlab(monkeypatch, "verify", "--study", "--out", out, *STUDY) == 0
+    again = json.loads((out / "study.json").read_text())
+    assert kept.stat().st_mtime_ns == written
+    assert again["subjects"] == first["subjects"]
+
+    checkpoints = sorted(out.glob("*/final.pt"))
+    assert flatlab(monkeypatch, "verify", "--study", "--out", tmp_path / "other", "--samples", 200, *checkpoints) == 0
+    given = json.loads((tmp_path / "other" / "study.json").read_text())
+    assert given["verdicts"] == first["verdicts"]
+
+    other = ("--seeds", 3, "--rounds", 3, "--zetas", "0.5")
+    assert flatlab(monkeypatch, "verify", "--study", "--out", out, *other) == 2
+    assert "holds a run of another configuration" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--study", "--zetas", "0.1,no"), "--zetas are positive numbers separated by commas"),
+        (("--study", "--zetas", "-1"), "--zetas are positive numbers"),
+        (("nowhere.pt",), "There is no file nowhere.pt"),
+        (("--study", "nowhere.pt"), "There is no file nowhere.pt"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    words: tuple[str, ...], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert flatlab(monkeypatch, "verify", *words) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_a_study_of_runs_without_partners_says_so(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert flatlab(monkeypatch, "verify", "--study", checkpoint, "--out", tmp_path, "--samples", 50) == 2
+    assert "There is nothing to compare" in capsys.readouterr().err

@@ -1,0 +1,221 @@
+"""From numbers to verdicts: constructed cases of each kind."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from analysis.theory.study import LayerMeasures, Measures, Subject, conclude, correlations
+from analysis.theory.verdicts import Claim, Comparison, compare, corrected, correlate, holm, verdict
+
+LOWER, HIGHER = Claim("lambda", "lower"), Claim("accuracy", "higher", ratio=False)
+NOISE = np.array([0.03, -0.02, 0.01, -0.04, 0.02])
+
+
+def compared(claim: Claim, x: list[float], y: list[float]) -> Comparison:
+    without = {seed: {claim.quantity: value} for seed, value in enumerate(y)}
+    settings = {"zeta": {seed: {claim.quantity: value} for seed, value in enumerate(x)}}
+    (comparison,) = corrected(compare([claim], without, settings))
+    return comparison
+
+
+@pytest.mark.parametrize(
+    ("factors", "answer"),
+    [
+        (0.5 * np.exp(NOISE), "supported"),
+        (2.0 * np.exp(NOISE), "contradicted"),
+        (np.exp(10 * NOISE), "undecided"),  # the sign differs from seed to seed
+        (np.ones(5), "undecided"),  # nothing changes
+        (np.full(5, 0.9), "supported"),  # the same change in every pair
+        (0.5 * np.exp(NOISE[:2]), "undecided"),  # too few pairs, whatever they show
+    ],
+)
+def test_a_claim_about_a_ratio(factors: np.ndarray, answer: str) -> None:
+    y = [4.0, 7.0, 5.0, 6.0, 4.5][: len(factors)]
+    comparison = compared(LOWER, list(np.array(y) * factors), y)
+    assert comparison.answer == answer
+    assert comparison.effect == pytest.approx(np.exp(np.log(factors).mean()))
+    assert comparison.pairs == len(factors)
+
+
+@pytest.mark.parametrize(("gain", "answer"), [(0.2, "supported"), (-0.2, "contradicted"), (0.0, "undecided")])
+def test_a_claim_about_a_difference(gain: float, answer: str) -> None:
+    y = [0.6, 0.7, 0.5, 0.65, 0.55]
+    comparison = compared(HIGHER, list(np.array(y) + gain + NOISE), y)
+    assert comparison.answer == answer
+    assert comparison.effect == pytest.approx(gain + NOISE.mean())
+
+
+def test_interval_and_p_value_are_those_of_the_paired_t_test() -> None:
+    y = np.array([4.0, 7.0, 5.0, 6.0, 4.5])
+    x = y * 0.8 * np.exp(3 * NOISE)
+    comparison = compared(LOWER, list(x), list(y))
+    expected = stats.ttest_rel(np.log(x), np.log(y))
+    interval = expected.confidence_interval(0.95)
+    assert comparison.p == pytest.approx(expected.pvalue)
+    assert (comparison.low, comparison.high) == pytest.approx((math.exp(interval.low), math.exp(interval.high)))
+
+
+def test_only_runs_with_a_partner_are_compared() -> None:
+    without = {0: {"lambda": 2.0}, 1: {"lambda": 3.0}, 5: {"lambda": 1.0}}
+    with_man = {1: {"lambda": 6.0}, 2: {"lambda": 1.0}, 5: {"lambda": 2.0}}
+    (comparison,) = compare([LOWER], without, {"zeta": with_man})
+    assert comparison.pairs == 2
+    assert comparison.effect == pytest.approx(2.0)
+    (alone,) = compare([LOWER], without, {"zeta": {9: {"lambda": 1.0}}})
+    assert alone.pairs == 0
+    assert math.isnan(alone.effect)
+    assert alone.answer == "undecided"
+
+
+def test_holm() -> None:
+    """Example worked by hand: 0.01 x 4, then 0.02 x 3, 0.03 x 2, and the last no smaller than the one before."""
+    assert holm([0.03, 0.01, 0.05, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_lies_between_no_correction_and_bonferroni(p: list[float]) -> None:
+    for raw, corrected_ in zip(p, holm(p), strict=True):
+        assert raw <= corrected_ <= min(1.0, len(p) * raw) + 1e-15
+
+
+def test_the_number_of_comparisons_can_undo_a_support() -> None:
+    y = [4.0, 7.0, 5.0, 6.0, 4.5]
+    factors = np.exp(3 * (NOISE - 0.05))
+    one = compared(LOWER, list(np.array(y) * factors), y)
+    assert one.answer == "supported"
+    many = corrected([one, *[replace(one, p=0.8)] * 30])
+    assert many[0].answer == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("effects", "answer"),
+    [
+        ((0.5, 0.5), "supported"),
+        ((0.5, 1.0), "undecided"),
+        ((0.5, 2.0), "contradicted"),
+        ((1.0, 1.0), "undecided"),
+        ((), "undecided"),
+    ],
+)
+def test_a_claim_needs_every_coefficient_and_falls_by_one(effects: tuple[float, ...], answer: str) -> None:
+    y = [4.0, 7.0, 5.0, 6.0, 4.5]
+    spread = np.exp(NOISE)
+    comparisons = [compared(LOWER, list(np.array(y) * effect * spread), y) for effect in effects]
+    assert verdict(comparisons) == answer
+
+
+def subject(zeta: float, seed: int, tops: tuple[float, float], accuracy: float = 0.9, **fields: Any) -> Subject:
+    norms = 100 / (1 + 10 * zeta) * (1 + 0.1 * seed)
+    layers = [LayerMeasures("fc1", tops[0], 0.0, 64.0, norms), LayerMeasures("fc2", tops[1], 0.0, norms, 10.0)]
+    whole = sum(tops) * (1 + 0.01 * seed)
+    measures = Measures(0.1, whole, 0.0, 3 * whole, 0.0, 5.0 + 0.1 * seed, 7.0, 0.2 - 0.01 * seed, layers)
+    known: dict[str, Any] = {"zeta_logits": 0.0, "round": 10, "group": "digits"} | fields
+    return Subject("final.pt", zeta=zeta, seed=seed, accuracy=accuracy, measures=measures, **known)
+
+
+def study(tops: Callable[[float, int], tuple[float, float]], **fields: Any) -> list[Subject]:
+    return [subject(zeta, seed, tops(zeta, seed), **fields) for zeta in (0.0, 0.1, 0.5) for seed in range(5)]
+
+
+def answers(subjects: list[Subject]) -> dict[str, str]:
+    return {result.claim.quantity: result.answer for result in conclude(subjects) if result.comparisons}
+
+
+def test_a_study_in_which_man_does_what_is_claimed() -> None:
+    found = answers(study(lambda zeta, seed: (4 / (1 + zeta) * (1 + 0.01 * seed), 2 / (1 + 3 * zeta))))
+    assert found["λmax of the network"] == found["λmax of fc1"] == found["mean |a|² after fc1"] == "supported"
+    assert found["relative flatness (λmax)"] == "undecided"
+
+
+def test_a_study_in_which_the_curvature_moves_into_the_first_layer() -> None:
+    found = answers(study(lambda zeta, seed: (4 * (1 + 3 * zeta) * (1 + 0.01 * seed), 2 / (1 + 3 * zeta))))
+    assert found["λmax of fc1"] == found["λmax of the network"] == "contradicted"
+    assert found["λmax of fc2"] == "supported"
+
+
+def test_a_study_without_effect() -> None:
+    sign = {0: 1, 1: -1, 2: 1, 3: -1, 4: 0}
+    found = answers(study(lambda zeta, seed: (4 * math.exp(zeta * sign[seed]), 2 * math.exp(zeta * sign[seed]))))
+    assert found["λmax of the network"] == found["λmax of fc1"] == "undecided"
+
+
+def test_accuracy_is_compared_by_difference() -> None:
+    subjects = study(lambda zeta, seed: (4.0, 2.0))
+    better = [replace(s, accuracy=0.9 + 0.02 * (s.zeta > 0) + 0.001 * s.seed * s.zeta) for s in subjects]
+    worse = [replace(s, accuracy=1.8 - s.accuracy) for s in better]
+    assert answers(better)["test accuracy"] == "supported"
+    assert answers(worse)["test accuracy"] == "contradicted"
+    assert answers(subjects)["test accuracy"] == "undecided"
+
+
+def test_only_the_last_round_is_compared() -> None:
+    last = study(lambda zeta, seed: (4 / (1 + zeta) * (1 + 0.01 * seed), 2.0))
+    early = study(lambda zeta, seed: (4 * (1 + zeta), 2.0), round=5)
+    assert answers(early + last) == answers(last)
+
+
+def test_groups_are_never_mixed_but_corrected_together() -> None:
+    lower = study(lambda zeta, seed: (4 / (1 + zeta) * (1 + 0.01 * seed), 2.0))
+    higher = study(lambda zeta, seed: (4 * (1 + zeta) * (1 + 0.01 * seed), 2.0), group="other")
+    found = {(r.group, r.claim.quantity): r for r in conclude(lower + higher) if r.comparisons}
+    assert found["digits", "λmax of fc1"].answer == "supported"
+    assert found["other", "λmax of fc1"].answer == "contradicted"
+    alone = {r.claim.quantity: r for r in conclude(lower) if r.comparisons}
+    together = found["digits", "mean |a|² after fc1"].comparisons[0]
+    assert together.p == alone["mean |a|² after fc1"].comparisons[0].p
+    assert found["digits", "λmax of the network"].comparisons[0].p_holm > (
+        alone["λmax of the network"].comparisons[0].p_holm
+    )
+
+
+def test_settings_with_penalised_logits_have_verdicts_of_their_own() -> None:
+    plain = study(lambda zeta, seed: (4 * (1 + zeta) * (1 + 0.01 * seed), 2.0))
+    logits = study(lambda zeta, seed: (4 / (1 + 2 * zeta) * (1 + 0.01 * seed), 2.0), zeta_logits=1.0)
+    found = {
+        result.with_logits: result
+        for result in conclude(plain + [s for s in logits if s.zeta])
+        if result.claim.quantity == "λmax of the network"
+    }
+    assert found[False].answer == "contradicted"
+    assert found[True].answer == "supported"
+    assert [c.setting for c in found[True].comparisons] == ["ζ = 0.1, logits 1", "ζ = 0.5, logits 1"]
+
+
+def test_correlations_are_taken_within_what_is_held_fixed() -> None:
+    """Within a group the eigenvalue is the norm squared; between groups it falls: only the first is what is asked."""
+    groups = [[(x * 10.0**g, (x * 10.0**g) ** 2 / 1000.0**g) for x in (1.0, 2.0, 3.0)] for g in range(3)]
+    found = correlate("seeds", "fc2", groups)
+    assert found is not None
+    assert found.r == pytest.approx(1)
+    assert found.points == 9
+    assert correlate("seeds", "fc1", [[(64.0, 1.0), (64.0, 2.0), (64.0, 3.0), (64.0, 4.0)]]) is None
+    assert correlate("seeds", "fc1", [[(1.0, 1.0), (2.0, 2.0)]]) is None
+
+
+def test_the_interval_of_a_correlation_is_fishers() -> None:
+    generator = np.random.default_rng(0)
+    a = generator.normal(size=20)
+    b = a + generator.normal(size=20)
+    found = correlate("layers", "", [list(zip(np.exp(a), np.exp(b), strict=True))])
+    expected = stats.pearsonr(a, b)
+    interval = expected.confidence_interval()
+    assert found is not None
+    assert (found.r, found.low, found.high) == pytest.approx((expected.statistic, interval.low, interval.high))
+
+
+def test_the_correlations_of_a_study() -> None:
+    subjects = study(lambda zeta, seed: (4 * (1 + zeta), 100 / (1 + 10 * zeta) * (1 + 0.1 * seed)))
+    found = {(c.over, c.layer): c.r for c in correlations(subjects)}
+    assert found["coefficients", "fc2"] == pytest.approx(1)
+    assert found["seeds", "fc2"] == pytest.approx(1)
+    assert ("seeds", "fc1") not in found  # the norm of the images does not vary
+    assert ("layers", "") in found
+    assert ("rounds", "fc2") not in found  # a single round
