@@ -87,12 +87,13 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 def _paired(claim: Claim, setting: str, x: Sequence[float], y: Sequence[float]) -> Comparison:
     a, b = np.array(x, dtype=float), np.array(y, dtype=float)
+    usable = np.isfinite(a) & np.isfinite(b)
     if claim.ratio:
-        usable = (a > 0) & (b > 0)
+        usable &= (a > 0) & (b > 0)
         d = np.log(a[usable] / b[usable])
         back: Callable[[float], float] = math.exp
     else:
-        d, back = a - b, float
+        d, back = (a - b)[usable], float
     n = len(d)
     if n < 2:
         effect = back(float(d[0])) if n else math.nan

@@ -76,9 +76,13 @@ def study_run(
     """
     for path in paths:
         load_checkpoint(path)
-    with status.status("study") as spinner:
-        checkpoints = paths or _train(plan, out, spinner.update)  # measured as they come
-        subjects = [_subject(path, measurement, spinner.update) for path in checkpoints]
+    try:
+        with status.status("study") as spinner:
+            checkpoints = paths or _train(plan, out, spinner.update)  # measured as they come
+            subjects = [_subject(path, measurement, spinner.update) for path in checkpoints]
+    except KeyboardInterrupt as interruption:
+        status.print("\nInterrupted. The same command goes on from here.")
+        raise SystemExit(130) from interruption
     verdicts, correlated = conclude(subjects), correlations(subjects)
     if not any(verdict.comparisons and verdict.comparisons[0].pairs for verdict in verdicts):
         raise UsageError(
@@ -86,7 +90,7 @@ def study_run(
             "but the coefficient, with the same seed and round."
         )
     results = {
-        "subjects": [{**asdict(subject), "setting": subject.setting} for subject in subjects],
+        "subjects": [{**_without_nan(asdict(subject)), "setting": subject.setting} for subject in subjects],
         "verdicts": [_plain_verdict(verdict) for verdict in verdicts],
         "correlations": [vars(correlation) for correlation in correlated],
         "versions": provenance(),
@@ -152,7 +156,7 @@ def _subject(path: Path, measurement: Measurement, tell: Callable[[str], None]) 
         zeta_logits=config.zeta_logits,
         seed=config.seed,
         round=checkpoint.round,
-        accuracy=checkpoint.metrics["test_accuracy"],
+        accuracy=checkpoint.metrics.get("test_accuracy", math.nan),
         measures=_measures(content["measures"]),
     )
 

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch import nn
 
-from analysis.theory.study import LayerMeasures, Measures, Subject, conclude, correlations
+from analysis.problem import make_problem
+from analysis.theory.dense import examine
+from analysis.theory.study import LayerMeasures, Measures, Subject, conclude, correlations, measure
 from analysis.theory.verdicts import Claim, Comparison, compare, corrected, correlate, holm, verdict
 
 LOWER, HIGHER = Claim("lambda", "lower"), Claim("accuracy", "higher", ratio=False)
@@ -72,6 +76,11 @@ def test_only_runs_with_a_partner_are_compared() -> None:
     assert alone.pairs == 0
     assert math.isnan(alone.effect)
     assert alone.answer == "undecided"
+
+
+def test_numbers_that_are_missing_are_left_out() -> None:
+    assert compared(HIGHER, [0.9, math.nan, 0.8], [0.5, 0.5, 0.5]).pairs == 2
+    assert compared(LOWER, [1.0, 0.0, 2.0], [2.0, 2.0, 2.0]).pairs == 2
 
 
 def test_holm() -> None:
@@ -219,3 +228,21 @@ def test_the_correlations_of_a_study() -> None:
     assert ("seeds", "fc1") not in found  # the norm of the images does not vary
     assert ("layers", "") in found
     assert ("rounds", "fc2") not in found  # a single round
+
+
+def test_what_is_measured_of_a_network_is_what_dense_matrices_give() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 3
+    measured = measure(make_problem(model, "cross_entropy", (x, y)))
+    network = examine(model, x, y)
+    assert measured.top == pytest.approx(network.eigenvalues[-1].item(), rel=1e-4)
+    assert abs(measured.trace - network.hessian.trace().item()) < 5 * measured.trace_error
+    relative = 0.0
+    for layer, expected in zip(measured.layers, network.layers, strict=True):
+        H = network.hessian[expected.block, expected.block]
+        assert layer.top == pytest.approx(torch.linalg.eigvalsh(H)[-1].item(), rel=1e-4)
+        weight = expected.linear.weight.detach()
+        relative += (weight.square().sum() * torch.linalg.eigvalsh(H[: weight.numel(), : weight.numel()])[-1]).item()
+    assert measured.relative_top == pytest.approx(relative, rel=1e-4)
+    assert measured.layers[1].input_norm2 == pytest.approx(model[1](model[0](x)).square().sum(1).mean().item())
