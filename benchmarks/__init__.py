@@ -1,1 +1,1 @@
-"""Side-by-side measurements; `python -m benchmarks` runs them all, `python -m benchmarks training` one."""
+"""Side-by-side measurements; `python -m benchmarks` runs them all."""
