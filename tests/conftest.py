@@ -4,6 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.load_profile("suite")  # the same examples in every run; `--hypothesis-profile=default` looks for new ones
 
 SHARED_DATASETS = Path(__file__).parents[2] / "shared" / "datasets"
 

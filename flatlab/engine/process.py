@@ -5,6 +5,7 @@ vectors and images lie in shared memory; only client numbers and losses pass thr
 """
 
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -126,6 +127,7 @@ _worker: _Worker
 
 def _start_worker(world: World, shared: Shared) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the server decides what it means
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     keep_freed_memory()
