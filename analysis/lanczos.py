@@ -18,7 +18,7 @@ from torch import Tensor
 
 from analysis.eigenpairs import Eigenpairs, Iteration, Progress, certified, drive, is_converged, relative
 from analysis.operators import SymmetricOperator
-from analysis.vectors import combine, dots, norm, random_rows
+from analysis.vectors import combine, dots, norm, random_rows, start_rows
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 
@@ -40,9 +40,11 @@ def lanczos(
     """k eigenpairs, min(k, p) at most: the largest, the smallest, both ends (the k // 2 smallest last) or by magnitude.
 
     `max_iter` limits the products to max_iter * k; `start` (p, m) is a warm start, e.g. eigenvectors of a nearby
-    matrix; `max_basis` is the number of vectors kept (default max(2 k + 20, 40)).
+    matrix (default: the operator's own); `max_basis` is the number of vectors kept (default max(2 k + 20, 40)).
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
+    if start is None and operator.start is not None:
+        start = operator.start()[:, None]
     steps = lanczos_steps(operator.size, like, k, which, tol, max_iter, start, seed, max_basis, progress)
     return drive(steps, lambda rows: operator(rows.T).T)
 
@@ -86,9 +88,7 @@ def lanczos_steps(
     """The iteration of `lanczos`, asking for a block of products (b, p) at a time; vectors are of `like`'s kind."""
     k = min(k, size)
     generator = torch.Generator().manual_seed(seed)
-    rows = random_rows(min(k, 2), size, like, generator)
-    if start is not None:
-        rows = torch.stack([start.T[i :: len(rows)].sum(0).to(rows) for i in range(min(len(rows), start.shape[1]))])
+    rows = start_rows(min(k, 2), size, like, start, generator)
     search = _Search(k, which, tol, max_iter * k, max_basis or max(2 * k + 20, 40), generator, progress)
     pairs = yield from _thick_restart(rows, search)
     if len(rows) < k and _repeated(pairs):

@@ -12,25 +12,20 @@ the weights) fall back to the Hessian of L in their parameters, with the same re
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from analysis.distributed import summed
 from analysis.graphs import GraphCache
 from analysis.operators import SymmetricOperator, hessian
-from analysis.problem import Chunk, Problem
+from analysis.problem import Problem
+from analysis.suffix import Suffix, SuffixGraphs, can_be_cut
 from flatlab.errors import UsageError
 
-_LINEAR_IN_WEIGHTS = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-    nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
-)  # fmt: skip
+__all__ = ["Layer", "LayerBlocks", "Suffix", "find_layers"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ class LayerBlocks:
         self.products: Counter[str] = Counter()
         self._problem = problem
         self._blocks = {name: problem.select(layer.parameters.values()) for name, layer in self.layers.items()}
-        self._cut = _can_be_cut(problem, list(self.layers.values()))
+        self._cut = can_be_cut(problem, list(self.layers.values()))
         whole = [name for name in self.layers if name not in self._cut]
         share = problem.cached_samples // max(1, bool(self._cut) + len(whole))
         self._whole = {name: hessian(replace(self._blocks[name], cached_samples=share)) for name in whole}
@@ -92,6 +87,18 @@ class LayerBlocks:
                     sum_of_chunks += block.flatten(suffix.product(block.split(row)))
         return products | {name: self._summed(total) for name, total in totals.items()}
 
+    def gradients(self) -> dict[str, Tensor]:
+        """dL/dW of every layer, (p_l,), from the same graphs."""
+        found = {name: operator.start() for name, operator in self._whole.items() if operator.start}
+        totals = {
+            name: torch.zeros(self.size(name), dtype=torch.float64, device=self._problem.device) for name in self._cut
+        }
+        for graphs in self._graphs if totals else ():
+            for name, total in totals.items():
+                suffix = graphs.suffixes[name]
+                total += self._blocks[name].flatten(suffix.pull_back(suffix.slope.detach()))
+        return found | {name: self._summed(total) for name, total in totals.items()}
+
     def _summed(self, total: Tensor) -> Tensor:
         return summed(total, self._problem.distributed).to(self._problem.dtype)
 
@@ -99,7 +106,7 @@ class LayerBlocks:
         """Number of parameters of a layer's block."""
         return self._blocks[name].size
 
-    def suffixes(self, name: str) -> Iterator["Suffix"]:
+    def suffixes(self, name: str) -> Iterator[Suffix]:
         """The suffix after one layer, chunk by chunk.
 
         Raises `UsageError` for a layer after which the network cannot be cut.
@@ -114,130 +121,3 @@ class LayerBlocks:
         """The block of one layer as an operator."""
         problem = self._problem
         return SymmetricOperator(self.size(name), problem.dtype, problem.device, lambda rows: self({name: rows})[name])
-
-
-@dataclass(frozen=True)
-class Suffix:
-    """One chunk's network after one layer, as a function of the layer's output s."""
-
-    module: nn.Module
-    weights: Mapping[str, Tensor]  # the block's parameters, by their names in the module
-    inputs: Tensor  # a, (n, ...)
-    outputs: Tensor  # s, (n, ...)
-    slope: Tensor  # dL/ds with its graph, the shape of s
-
-    def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The block's product with a vector cut into pieces shaped like the weights."""
-        return self.pull_back(self.curve(self.push_forward(pieces)))
-
-    def push_forward(self, pieces: Sequence[Tensor]) -> Tensor:
-        """A v, the change of s when the weights change by v."""
-        change = {name: torch.zeros_like(p) for name, p in self.module.named_parameters(recurse=False)}
-        change.update(zip(self.weights, pieces, strict=True))
-        with torch.no_grad():
-            moved: Tensor = functional_call(self.module, change, (self.inputs,))
-        return moved
-
-    def curve(self, u: Tensor) -> Tensor:
-        """B u for all samples at once, u of the shape of s; B is d^2 L / ds^2, block-diagonal over samples."""
-        if not self.slope.requires_grad:
-            return torch.zeros_like(u)
-        (curved,) = torch.autograd.grad(self.slope, self.outputs, u, retain_graph=True, materialize_grads=True)
-        return curved
-
-    def pull_back(self, u: Tensor) -> Sequence[Tensor]:
-        """A^T u, pieces shaped like the weights."""
-        return torch.autograd.grad(self.outputs, list(self.weights.values()), u, retain_graph=True)
-
-
-@dataclass(frozen=True)
-class SuffixGraphs:
-    """The suffixes of several layers for one chunk, which share one forward and one backward pass."""
-
-    loss: float
-    suffixes: Mapping[str, Suffix]
-
-    @classmethod
-    def build(cls, problem: Problem, layers: Sequence[Layer], chunk: Chunk) -> "SuffixGraphs":
-        """Run the model on the chunk; the layers must be such that `_can_be_cut` names them."""
-        leaves = problem.select(full for layer in layers for full in layer.parameters.values()).leaves()
-        with _recorded(layers) as calls:
-            loss = problem.chunk_loss(chunk, leaves)
-        outputs = [calls[layer.name][0].outputs for layer in layers]
-        slopes = torch.autograd.grad(loss, outputs, create_graph=True, materialize_grads=True)
-        suffixes = {
-            layer.name: Suffix(
-                module=layer.module,
-                weights={short: leaves[full] for short, full in layer.parameters.items()},
-                inputs=calls[layer.name][0].inputs.detach(),
-                outputs=output,
-                slope=slope,
-            )
-            for layer, output, slope in zip(layers, outputs, slopes, strict=True)
-        }
-        return cls(loss.item(), suffixes)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One run of a layer; `version` tells whether its output was overwritten later."""
-
-    inputs: Tensor
-    outputs: Tensor
-    version: int
-    plain: bool  # called with one tensor and nothing else
-
-
-@contextmanager
-def _recorded(layers: Iterable[Layer]) -> Iterator[dict[str, list[_Call]]]:
-    """Within the block, note every call of the layers' modules."""
-    calls: dict[str, list[_Call]] = {layer.name: [] for layer in layers}
-
-    def record(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            plain = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
-            if plain:
-                calls[name].append(_Call(args[0], output, output._version, plain))
-            else:
-                calls[name].append(_Call(torch.empty(0), torch.empty(0), 0, plain))
-
-        return hook
-
-    handles = [layer.module.register_forward_hook(record(layer.name), with_kwargs=True) for layer in layers]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _can_be_cut(problem: Problem, layers: Sequence[Layer]) -> list[str]:
-    """The layers whose weights act on L through the output of one plain call only, found by trying a few samples.
-
-    For those, dL/dW is the pull-back of dL/ds; a weight that is used elsewhere too shows in the difference.
-    """
-    few = next(replace(problem, chunk_size=2, data=[next(iter(problem.data))]).chunks())
-    candidates = [layer for layer in layers if type(layer.module) in _LINEAR_IN_WEIGHTS and not _hooked(layer.module)]
-    leaves = problem.leaves()
-    with _recorded(candidates) as calls:
-        loss = problem.chunk_loss(few, leaves)
-    cut = []
-    for layer in candidates:
-        made = calls[layer.name]
-        if len(made) != 1 or not made[0].plain or made[0].outputs._version != made[0].version:
-            continue
-        weights = [leaves[full] for full in layer.parameters.values()]
-        direct = torch.autograd.grad(loss, [*weights, made[0].outputs], retain_graph=True, materialize_grads=True)
-        through = torch.autograd.grad(made[0].outputs, weights, direct[-1], retain_graph=True, materialize_grads=True)
-        if all(_agree(a, b) for a, b in zip(direct, through, strict=False)):
-            cut.append(layer.name)
-    return cut
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether a hook may change what the module computes (as spectral normalisation does)."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _agree(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).norm() <= 100 * torch.finfo(a.dtype).eps * (a.norm() + b.norm()))

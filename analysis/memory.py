@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY = 1 << 30
 """Bytes that first-order graphs may take unless the caller says otherwise."""
 
-_CPU_CHUNK = 32 << 20  # bytes of graph per chunk; larger chunks fall out of the CPU's cache and run slower per sample
+_CPU_CHUNK = 40 << 20  # bytes of graph per chunk; larger chunks fall out of the CPU's cache and run slower per sample
 _WORKSPACE = 2  # differentiating a graph a second time takes about as much again while it lasts
 
 
@@ -39,15 +39,16 @@ def plan_chunks(problem: "Problem", first: Batch, memory: int, chunk_size: int |
 
 
 def graph_bytes_per_sample(problem: "Problem", first: Batch) -> int:
-    """Bytes of the tensors that a gradient with its graph keeps alive, per sample, parameters not counted."""
+    """Bytes of the tensors that a gradient with its graph keeps alive, per sample, beside parameters and data."""
     few = min(8, batch_length(first))
     inputs, targets = moved(sliced(first, 0, few), problem.device, problem.dtype)
-    parameters = {p.untyped_storage().data_ptr() for p in problem.model.parameters()}
+    given = [*problem.model.parameters(), *(inputs.values() if isinstance(inputs, dict) else inputs), targets]
+    not_counted = {tensor.untyped_storage().data_ptr() for tensor in given}
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
+        if storage.data_ptr() not in not_counted:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -22,14 +22,25 @@ Product = Callable[[Tensor], Tensor]
 
 
 class SymmetricOperator(LinearOperator):  # type: ignore[misc]
-    """A symmetric p x p matrix given by its product with a block of row vectors; counts the vectors multiplied."""
+    """A symmetric p x p matrix given by its product with a block of row vectors; counts the vectors multiplied.
 
-    def __init__(self, size: int, dtype: torch.dtype, device: torch.device, product: Product) -> None:
+    `start` makes a vector (p,) that is rich in the leading eigenvectors, where one is known: iterations begin there.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        product: Product,
+        start: Callable[[], Tensor] | None = None,
+    ) -> None:
         super().__init__(np.dtype(str(dtype).removeprefix("torch.")), (size, size))
         self.size = size
         self.torch_dtype = dtype
         self.device = device
         self.rows = product
+        self.start = start
         self.products = 0
 
     @overload
@@ -101,6 +112,8 @@ def _derived(operator: SymmetricOperator, product: Product) -> SymmetricOperator
 class _ProductGraph(Graph, Protocol):
     def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]: ...
 
+    def gradient(self) -> Sequence[Tensor]: ...
+
 
 @dataclass(frozen=True)
 class _GradientGraph:
@@ -108,17 +121,20 @@ class _GradientGraph:
 
     loss: float
     leaves: list[Tensor]
-    gradient: list[Tensor | None]  # None: this part of the gradient is constant
+    slopes: Sequence[Tensor]  # dL/dtheta, where it is not constant with its graph
 
     @classmethod
     def build(cls, problem: Problem, chunk: Chunk) -> "_GradientGraph":
         leaves = problem.leaves()
         loss = problem.chunk_loss(chunk, leaves)
-        gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, materialize_grads=True)
-        return cls(loss.item(), list(leaves.values()), [g if g.requires_grad else None for g in gradient])
+        slopes = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, materialize_grads=True)
+        return cls(loss.item(), list(leaves.values()), slopes)
 
     def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
-        return _transposed(self.gradient, self.leaves, pieces)
+        return _transposed(self.slopes, self.leaves, pieces)
+
+    def gradient(self) -> Sequence[Tensor]:
+        return [slope.detach() for slope in self.slopes]
 
 
 @dataclass(frozen=True)
@@ -129,7 +145,7 @@ class _OutputGraph:
     leaves: list[Tensor]
     outputs: Tensor
     dummy: Tensor  # u, shaped like the outputs
-    pulled_back: list[Tensor | None]  # J^T u
+    pulled_back: Sequence[Tensor]  # J^T u
     output_leaf: Tensor
     output_gradient: Tensor
 
@@ -144,20 +160,20 @@ class _OutputGraph:
         leaf = outputs.detach().requires_grad_()
         loss = chunk.weight * problem.loss(leaf, chunk.targets)
         (output_gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
-        linear = [g if g.requires_grad else None for g in pulled_back]
-        return cls(loss.item(), list(leaves.values()), outputs, dummy, linear, leaf, output_gradient)
+        return cls(loss.item(), list(leaves.values()), outputs, dummy, pulled_back, leaf, output_gradient)
 
     def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
         (forward,) = _transposed(self.pulled_back, [self.dummy], pieces)
         (curved,) = _transposed([self.output_gradient], [self.output_leaf], [forward])
         return _transposed([self.outputs], self.leaves, [curved])
 
+    def gradient(self) -> Sequence[Tensor]:
+        return _transposed([self.outputs], self.leaves, [self.output_gradient.detach()])
 
-def _transposed(
-    outputs: Sequence[Tensor | None], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
-) -> Sequence[Tensor]:
+
+def _transposed(outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]) -> Sequence[Tensor]:
     """The transposed Jacobian of outputs in inputs times vectors; the graph is kept."""
-    pairs = [(o, v) for o, v in zip(outputs, vectors, strict=True) if o is not None and o.requires_grad]
+    pairs = [(o, v) for o, v in zip(outputs, vectors, strict=True) if o.requires_grad]
     if not pairs:
         return [torch.zeros_like(x) for x in inputs]
     differentiable, weights = zip(*pairs, strict=True)
@@ -165,7 +181,11 @@ def _transposed(
 
 
 def _operator(problem: Problem, build: Callable[[Problem, Chunk], _ProductGraph]) -> SymmetricOperator:
-    """The sum over chunks of a product, every graph serving all vectors of the block."""
+    """The sum over chunks of a product, every graph serving all vectors of the block.
+
+    Iterations start from the gradient of L, much of which lies along the leading eigenvectors of a network in training
+    (Gur-Ari, Roberts and Dyer 2018); the graphs hold it already.
+    """
     graphs = GraphCache(problem, lambda chunk: build(problem, chunk))
 
     def product(rows: Tensor) -> Tensor:
@@ -175,4 +195,10 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk], _ProductGraph]
                 sum_of_chunks += problem.flatten(graph.product(problem.split(row)))
         return summed(total, problem.distributed).to(rows.dtype)
 
-    return SymmetricOperator(problem.size, problem.dtype, problem.device, product)
+    def gradient() -> Tensor:
+        total = torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
+        for graph in graphs:
+            total += problem.flatten(graph.gradient())
+        return summed(total, problem.distributed).to(problem.dtype)
+
+    return SymmetricOperator(problem.size, problem.dtype, problem.device, product, gradient)

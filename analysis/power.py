@@ -22,7 +22,7 @@ from analysis.eigenpairs import (
     relative,
 )
 from analysis.operators import SymmetricOperator
-from analysis.vectors import combine, dot, dots, norm, random_rows
+from analysis.vectors import combine, dot, dots, norm, start_rows
 
 _SAFETY = 0.9  # of the tolerance, so that the final rotation among the pairs does not lift a residual above it
 
@@ -39,10 +39,13 @@ def power_iteration(
 ) -> Eigenpairs:
     """The k eigenvalues of largest magnitude, in that order, and min(k, p) pairs at most.
 
-    `max_iter` limits the products per pair; `start` (p, m) gives start vectors for the first m pairs.
+    `max_iter` limits the products per pair; `start` (p, m) gives start vectors for the first m pairs
+    (default: the operator's own for the first).
     Eigenvalues lambda and -lambda of equal magnitude do not converge one by one; the result then says so.
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
+    if start is None and operator.start is not None:
+        start = operator.start()[:, None]
     return drive(power_steps(operator.size, like, k, tol, max_iter, start, seed, progress), lambda v: operator(v.T).T)
 
 
@@ -58,9 +61,7 @@ def power_steps(
 ) -> Iteration:
     """The iteration of `power_iteration`, asking for one product (1, p) at a time; vectors are of `like`'s kind."""
     k = min(k, size)
-    starts = random_rows(k, size, like, torch.Generator().manual_seed(seed))
-    if start is not None:
-        starts[: start.shape[1]] = start.T[:k]
+    starts = start_rows(k, size, like, start, torch.Generator().manual_seed(seed))
     found, images = starts.new_empty(0, size), starts.new_empty(0, size)
     products, scale = 0, 0.0
     for direction in starts:

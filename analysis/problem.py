@@ -21,6 +21,7 @@ from analysis.batches import Batch, Inputs, Part, batch_length, inspect_data, mo
 from analysis.distributed import require_ranks, summed_number
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
 from analysis.refusals import refuse_dependent_samples, refuse_unfit
+from analysis.second_derivatives import LeanSecondDerivatives
 from flatlab.errors import UsageError
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -84,7 +85,7 @@ class Problem:
     def outputs(self, inputs: Inputs, parameters: Mapping[str, Tensor]) -> Any:
         """The model's outputs on `inputs`, with `parameters` in place of its own."""
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        with LeanSecondDerivatives(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
             return functional_call(self.model, dict(parameters), args, kwargs)
 
     def chunk_loss(self, chunk: Chunk, parameters: Mapping[str, Tensor]) -> Tensor:

@@ -92,6 +92,8 @@ def eigs(
     began = time.perf_counter()
     search = _Search(k, tol, max_iter, method, seed, progress)
     operator = pyhessian_operator(problem) if backend == "pyhessian" else hessian(problem)
+    if start is None and operator.start is not None:
+        start = operator.start()[:, None]
     whole = drive(search.steps(problem, "", start), operator.rows)
     del operator  # and its graphs, before those of the layers
     found = _layer_eigenpairs(problem, search, layers, backend)
@@ -159,10 +161,12 @@ def _layer_eigenpairs(
     problem: Problem, search: _Search, layers: Sequence[str] | None, backend: Backend
 ) -> dict[str, Eigenpairs]:
     parts = {layer.name: problem.select(layer.parameters.values()) for layer in find_layers(problem, layers)}
-    iterations = {name: search.steps(part, name) for name, part in parts.items()}
+    blocks = LayerBlocks(problem, list(parts))
+    starts = blocks.gradients()
+    iterations = {name: search.steps(part, name, starts[name][:, None]) for name, part in parts.items()}
     if backend == "pyhessian":
         return {name: drive(iterations[name], pyhessian_operator(part).rows) for name, part in parts.items()}
-    return drive_together(iterations, LayerBlocks(problem, list(parts)))
+    return drive_together(iterations, blocks)
 
 
 def drive_together(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _PIECE = 1 << 15
+_NOISE = 0.01  # of a start vector's length
 
 
 def dots(left: Tensor, right: Tensor) -> Tensor:
@@ -40,3 +41,18 @@ def combine(weights: Tensor, rows: Tensor) -> Tensor:
 def random_rows(count: int, size: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal rows (count, size), the same on every device for a given CPU generator."""
     return torch.randn(count, size, dtype=torch.float64, generator=generator).to(like)
+
+
+def start_rows(count: int, size: int, like: Tensor, start: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Rows (count, size) to start an iteration from: random ones, or those of `start` (size, m) with a little noise.
+
+    More start vectors than rows are shared out and added up; the noise keeps every eigenvector within reach.
+    """
+    rows = random_rows(count, size, like, generator)
+    columns = like.new_empty(size, 0) if start is None else start.to(rows)
+    for i in range(min(count, columns.shape[1])):
+        known = columns[:, i::count].sum(1)
+        length = norm(known)
+        if length > 0:
+            rows[i] = known / length + (_NOISE / norm(rows[i])) * rows[i]
+    return rows

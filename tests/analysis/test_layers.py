@@ -35,7 +35,7 @@ def dense_block(blocks: LayerBlocks, name: str) -> Tensor:
     reduction=st.sampled_from(["mean", "sum"]),
     memory=st.sampled_from([1, 1 << 30]),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_every_block_is_the_dense_one(make_case: Any, dense_hessian: Any, memory: int, **case_of: Any) -> None:
     case = make_case(**case_of)
     problem = case.problem(chunk_size=4, memory=memory)
@@ -105,9 +105,9 @@ def test_what_cannot_be_cut_falls_back_to_the_same_block() -> None:
     def loss(*pieces: Tensor) -> Tensor:
         return F.cross_entropy(problem.outputs((x.double(),), dict(zip(names, pieces, strict=True))), y)
 
+    parts: Any = torch.autograd.functional.hessian(loss, tuple(problem.parameters.values()))
     for name, layer in blocks.layers.items():
         own = [names.index(full) for full in layer.parameters.values()]
-        parts: Any = torch.autograd.functional.hessian(loss, tuple(problem.parameters.values()))
         sizes = [problem.parameters[names[i]].numel() for i in own]
         rows = [torch.cat([parts[i][j].reshape(n, -1) for j in own], 1) for i, n in zip(own, sizes, strict=True)]
         torch.testing.assert_close(dense_block(blocks, name), torch.cat(rows), rtol=0, atol=1e-12)

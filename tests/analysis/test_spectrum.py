@@ -32,7 +32,7 @@ def test_eigs_of_network_and_layers(
     case = make_case(architecture, phi="tanh", seed=3)
     dense = dense_hessian(case)
     problem = case.problem(chunk_size=3)
-    report = eigs(problem, 2, tol=1e-6, max_iter=3000, method=method, backend=backend)
+    report = eigs(problem, 2, tol=1e-3, max_iter=3000, method=method, backend=backend)
     assert report.converged
 
     def top(matrix: torch.Tensor) -> list[float]:
@@ -40,11 +40,11 @@ def test_eigs_of_network_and_layers(
         order = values.abs().argsort(descending=True) if method == "power" else values.argsort(descending=True)
         return [float(value) for value in values[order][:2]]
 
-    assert [e.value for e in report.eigenvalues] == pytest.approx(top(dense), rel=1e-6)
+    assert [e.value for e in report.eigenvalues] == pytest.approx(top(dense), rel=1e-4)
     blocks = exact_blocks(case, dense)
     assert [layer.name for layer in report.layers] == list(blocks)
     for layer in report.layers:
-        assert [e.value for e in layer.eigenvalues] == pytest.approx(top(blocks[layer.name]), rel=1e-6, abs=1e-9)
+        assert [e.value for e in layer.eigenvalues] == pytest.approx(top(blocks[layer.name]), rel=1e-4, abs=1e-9)
         assert layer.parameters == len(blocks[layer.name])
         assert all(e.error <= e.residual + 1e-12 for e in layer.eigenvalues)
     assert report.products > 0

@@ -1,0 +1,167 @@
+"""Convolutions and ReLU whose second derivatives compute what is needed and no more.
+
+A convolution y = C(x, w) belongs to the trilinear form <g, C(x, w)>: its gradients are the other two partial maps, X(g,
+w) = d<g, y>/dx and W(g, x) = d<g, y>/dw, and theirs are the three maps again. torch's own second derivative computes
+all of them whenever a weight changes, also the one that belongs to an input without gradient, and goes slow ways to two
+of them; that of ReLU carries a tensor of zeros along. Without both, a Hessian-vector product of the CIFAR network costs
+a third less.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+Sizes = tuple[int, ...]
+Geometry = tuple[Sizes, Sizes, Sizes, int]
+"""Stride, padding and dilation per dimension, and the number of groups."""
+
+_DIMENSIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_RELUS = (torch.relu, torch.nn.functional.relu, Tensor.relu)
+
+
+class LeanSecondDerivatives(TorchFunctionMode):
+    """Within the block, convolutions and ReLU are computed by the functions of this module."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in _DIMENSIONS:
+            return convolution(_DIMENSIONS[func], *args, **(kwargs or {}))
+        if func in _RELUS and len(args) == 1 and not (kwargs or {}).get("inplace", False):
+            return _ReLU.apply(args[0])  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+def convolution(
+    dimensions: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sizes = 1,
+    padding: int | Sizes | str = 0,
+    dilation: int | Sizes = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`torch.conv<dimensions>d` of a batch, differentiable twice."""
+    plain = (torch.conv1d, torch.conv2d, torch.conv3d)[dimensions - 1]
+    if isinstance(padding, str) or input.dim() != dimensions + 2:
+        return plain(input, weight, bias, stride, padding, dilation, groups)
+    geometry = (_each(stride, dimensions), _each(padding, dimensions), _each(dilation, dimensions), groups)
+    y: Tensor = _Convolution.apply(input, weight, bias, geometry)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _each(size: int | Sizes, dimensions: int) -> Sizes:
+    sizes = (size,) if isinstance(size, int) else tuple(size)
+    return sizes * dimensions if len(sizes) == 1 else sizes
+
+
+def weight_gradients(x: Tensor, w: Tensor, g: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """W(g, x) and the bias's gradient, without a forward pass; `w` gives the shape only."""
+    _, by_weight, by_bias = _partial_maps(g, x, w, (False, True, True), geometry)
+    return by_weight, by_bias
+
+
+class _Convolution(Function):
+    """x, w, b -> y = C(x, w) + b."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.geometry = geometry
+        return _map(x, w, b, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, w = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            return *_Gradients.apply(gradients[0], x, w, needed, ctx.geometry), None  # type: ignore[no-untyped-call]
+        return *_partial_maps(gradients[0], x, w, needed, ctx.geometry), None
+
+
+class _Gradients(Function):
+    """g, x, w -> X(g, w), W(g, x) and the sum of g over all but its channels, those `needed`."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, needed: Any, geometry: Geometry) -> Any:
+        ctx.save_for_backward(g, x, w)
+        ctx.geometry = geometry
+        ctx.set_materialize_grads(False)
+        return _partial_maps(g, x, w, needed, geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        """With h, k, c the gradients of the three results: C(h, w) + C(x, k) + c, X(g, k), W(g, h)."""
+        g, x, w = ctx.saved_tensors
+        h, k, c = gradients
+        by_g = by_x = by_w = None
+        if ctx.needs_input_grad[0]:
+            by_g = _map(h, w, None, ctx.geometry) if h is not None else None
+            if k is not None:
+                along_weights = _map(x, k, c, ctx.geometry)
+                by_g = along_weights if by_g is None else by_g.add_(along_weights)
+            elif c is not None:
+                spread = c.view(-1, *[1] * (g.dim() - 2)).expand_as(g)
+                by_g = spread if by_g is None else by_g.add_(spread)
+        if ctx.needs_input_grad[1] and k is not None:
+            by_x = _partial_maps(g, x, k, (True, False, False), ctx.geometry)[0]
+        if ctx.needs_input_grad[2] and h is not None:
+            by_w = _partial_maps(g, h, w, (False, True, False), ctx.geometry)[1]
+        return by_g, by_x, by_w, None, None
+
+
+def _map(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
+    """C(x, w) + b."""
+    stride, padding, dilation, groups = geometry
+    return torch.convolution(x, w, b, stride, padding, dilation, False, [0] * len(stride), groups)
+
+
+def _partial_maps(g: Tensor, x: Tensor, w: Tensor, needed: Any, geometry: Geometry) -> Any:
+    """X(g, w), W(g, x), sum g; None for what is not `needed`."""
+    stride, padding, dilation, groups = geometry
+    return torch.ops.aten.convolution_backward(
+        g, x, w, [w.shape[0]], stride, padding, dilation, False, [0] * len(stride), groups, list(needed)
+    )
+
+
+class _ReLU(Function):
+    """x -> max(x, 0)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        masked: Tensor = _Masked.apply(gradients[0], y.detach())  # type: ignore[no-untyped-call]
+        return masked
+
+
+class _Masked(Function):
+    """g, y -> g where y > 0, else 0; linear in g, and flat in y almost everywhere."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        masked: Tensor = torch.ops.aten.threshold_backward(g, y, 0)
+        return masked
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradients[0], y, 0), None

@@ -1,0 +1,81 @@
+"""Our convolutions and ReLU against torch's own, value and first and second derivatives."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from analysis.second_derivatives import LeanSecondDerivatives, convolution
+
+PLAIN = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def second_derivatives(y: Tensor, leaves: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """y, its gradients along a random direction, and the gradients of those along random directions."""
+
+    def random_like(t: Tensor) -> Tensor:
+        return torch.randn(t.shape, dtype=t.dtype, generator=generator)
+
+    first = torch.autograd.grad((y * random_like(y)).sum() + (y**2).sum(), leaves, create_graph=True)
+    second = torch.autograd.grad(first, leaves, [random_like(g) for g in first], retain_graph=True)
+    return [y, *first, *second]
+
+
+@given(
+    dimensions=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2]),
+    with_bias=st.booleans(),
+    input_is_data=st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_convolutions(
+    dimensions: int, stride: int, padding: int, dilation: int, groups: int, with_bias: bool, input_is_data: bool
+) -> None:
+    torch.manual_seed(0)
+    sizes = [5, 6, 5][:dimensions]
+    x = torch.randn(3, 4, *sizes, dtype=torch.float64)
+    w = torch.randn(6, 4 // groups, *[2] * dimensions, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(6, dtype=torch.float64, requires_grad=True) if with_bias else None
+    leaves = [t for t in (w, b) if t is not None] + ([] if input_is_data else [x.requires_grad_()])
+    ours = convolution(dimensions, x, w, b, stride, padding, dilation, groups)
+    theirs = PLAIN[dimensions](x, w, b, stride, padding, dilation, groups)
+    results = [second_derivatives(y, leaves, torch.Generator().manual_seed(1)) for y in (ours, theirs)]
+    for a, e in zip(*results, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_relu_and_calls_in_every_spelling() -> None:
+    x = torch.tensor([-1.0, -0.5, 0.0, 0.0, 0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    for relu in (F.relu, torch.relu, Tensor.relu, nn.ReLU(), lambda x: F.relu(x, inplace=False)):
+        with LeanSecondDerivatives():
+            y: Any = relu(x)
+        assert "_ReLU" in type(y.grad_fn).__name__
+        assert y.tolist() == [0, 0, 0, 0, *x.tolist()[4:]]
+        (slope,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope, x, torch.ones_like(x))
+        torch.testing.assert_close(curvature, 6 * y.detach())
+
+
+def test_what_is_computed_otherwise_is_left_alone() -> None:
+    x = torch.randn(2, 3, 5, 5)
+    with LeanSecondDerivatives():
+        same = nn.Conv2d(3, 2, 3, padding="same")(x)
+        alone = nn.Conv2d(3, 2, 3)(x[0])
+        F.relu(x.clone(), True)
+    assert same.shape == (2, 2, 5, 5)
+    assert alone.shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("module", [nn.Conv2d(3, 2, 3, padding_mode="circular", padding=1), nn.Conv1d(3, 2, 3)])
+def test_modules(module: nn.Module) -> None:
+    x = torch.randn(2, 3, 5, 5) if isinstance(module, nn.Conv2d) else torch.randn(2, 3, 5)
+    with LeanSecondDerivatives():
+        inside = module(x)
+    torch.testing.assert_close(inside, module(x))
