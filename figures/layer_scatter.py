@@ -37,17 +37,11 @@ def draw_layer_scatter(results: Results, path: Path) -> list[Path]:
     markers = dict(zip(layers, MARKERS * (1 + len(layers) // len(MARKERS)), strict=False))
     with paper_style():
         figure, axes = plt.subplots(figsize=(COLUMN, 2.6), constrained_layout=True)
-        for row in rows:
-            axes.plot(
-                row["input_norm2"],
-                row["eigenvalue"],
-                markers[row["layer"]],
-                color=WITH_MAN if row["man"] else WITHOUT_MAN,
-                ms=4,
-                mew=0.4,
-                mec="white",
-                alpha=0.8,
-            )
+        for name in layers:
+            for man, colour in ((False, WITHOUT_MAN), (True, WITH_MAN)):
+                own = [row for row in rows if (row["layer"], row["man"]) == (name, man)]
+                x, y = ([row[key] for row in own] for key in ("input_norm2", "eigenvalue"))
+                axes.plot(x, y, markers[name], color=colour, ms=4, mew=0.4, mec="white", alpha=0.8)
         axes.set(
             xscale="log",
             yscale="log",

@@ -14,6 +14,7 @@ from figures.gallery import FIGURES
 from figures.labels import partition_label
 from figures.results import Result, Results
 from figures.tables import Table
+from figures.verdicts import verdict_tables
 
 SECTIONS = {
     "findings": "What MAN changed",
@@ -37,9 +38,11 @@ def make_report(
     tables: Sequence[Table],
     pictures: Mapping[str, Sequence[Path]],
     skipped: Mapping[str, str],
-    verdicts: Table | None = None,
 ) -> str:
-    """Return the page. `pictures` are the files of each drawn figure; `skipped` says why others are not here."""
+    """Return the page. `pictures` are the files of each drawn figure; `skipped` says why others are not here.
+
+    The verdicts of `flatlab verify` are taken from the folder of results.
+    """
     content: dict[str, Any] = {
         "title": results.grid.title if results.grid else f"Runs in {results.folder.name}",
         "done": sum(run.trained for run in results.runs),
@@ -48,7 +51,7 @@ def make_report(
         "findings": [finding for table in tables for finding in _findings(table)],
         "tables": [_table(table) for table in tables],
         "figures": [_figure(name, files) for name, files in pictures.items()],
-        "verdicts": verdicts,
+        "verdicts": [_table(table) for table in verdict_tables(results)],
         "skipped": list(skipped.items()),
         "unfinished": _unfinished(results),
         "command": f"flatlab reproduce grid.toml --out {_word(results.folder)}"

@@ -29,7 +29,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from flatlab.config import RunConfig, make_config
 from flatlab.errors import UsageError
@@ -58,6 +58,13 @@ class Axes(BaseModel):
     man: tuple[bool, ...] = Field((False, True), min_length=1)
     partitions: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)
+
+    @field_validator("partitions")
+    @classmethod
+    def _partitions_are_known(cls, partitions: tuple[str, ...]) -> tuple[str, ...]:
+        for partition in partitions:
+            partition_fields(partition)
+        return partitions
 
 
 class Sensitivity(BaseModel):
@@ -154,14 +161,14 @@ def partition_name(config: RunConfig) -> str:
 
 
 def partition_fields(name: str) -> dict[str, Any]:
-    """Return the fields that `name` ("iid" or "dirichlet-0.3") stands for; raises `UsageError` for another."""
+    """Return the fields that `name` ("iid" or "dirichlet-0.3") stands for; raises `ValueError` for another."""
     rule, _, delta = name.partition("-")
     if name == "iid":
         return {"partition": "iid"}
     try:
         return {"partition": {"dirichlet": "dirichlet"}[rule], "delta": float(delta)}
     except (KeyError, ValueError) as error:
-        raise UsageError(f"A partition is iid or dirichlet-<delta>, as in dirichlet-0.3, not {name!r}.") from error
+        raise ValueError(f"a partition is iid or dirichlet-<delta>, as in dirichlet-0.3, not {name!r}") from error
 
 
 def shipped_grids() -> list[str]:
@@ -189,7 +196,8 @@ def parse_grid(text: str, source: str) -> Grid:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"][0].lower() + first["msg"][1:]
+        reason = first["msg"].removeprefix("Value error, ")
+        reason = reason[0].lower() + reason[1:]
         raise UsageError(f"In the grid {source}, {field} does not fit: {reason}.") from error
     grid_cells(grid)
     return grid

@@ -10,7 +10,6 @@ import os
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -41,9 +40,6 @@ FAILURE = "failure.txt"
 """In the folder of a cell that failed: its reason in one sentence, then the traceback of an unexpected error."""
 
 DIED = "The process that ran this cell died (killed, or out of memory)."
-
-ATTEMPTS = 2
-"""How often a cell is tried that was running when a worker process died: it may not be the one to blame."""
 
 
 @dataclass(frozen=True)
@@ -116,25 +112,27 @@ def run_cells(
 ) -> Iterator[tuple[Cell, str]]:
     """Do `work` for every cell, `jobs` at once, and yield each as it ends with the reason why it failed, or "".
 
-    With "dask", the cells go to the cluster whose scheduler has the address `scheduler`, which must see `results` under
-    the same path; without one, to a cluster of `jobs` processes on this machine.
+    Where a worker process dies, every cell that was running is tried again alone, and the one that dies alone has
+    failed. With "dask", the cells go to the cluster whose scheduler has the address `scheduler`, every machine of which
+    must see `results` under the same path; without one, to a cluster of `jobs` processes on this machine.
     """
     waiting = {cell.name: cell for cell in cells}
-    attempts: Counter[str] = Counter()
+    for name in waiting:
+        (results / name / FAILURE).unlink(missing_ok=True)
+    suspects: list[Cell] = []
     while waiting:
+        batch = suspects[:1] or list(waiting.values())
         try:
             with _workers(backend, jobs, scheduler) as parallel:
-                tasks = [joblib.delayed(_attempt)(work, cell, results) for cell in waiting.values()]
-                for name, failure in parallel(tasks):
+                for name, failure in parallel([joblib.delayed(_attempt)(work, cell, results) for cell in batch]):
                     yield waiting.pop(name), failure
         except Exception as error:
-            died = [cell for name, cell in waiting.items() if _failure(results / name) == DIED]
-            if not died:
+            suspects = [cell for name, cell in waiting.items() if _failure(results / name) == DIED]
+            if not suspects:
                 raise FlatlabError(f"The worker processes stopped: {error}.") from error
-            attempts.update(cell.name for cell in died)
-            for cell in died:
-                if attempts[cell.name] == ATTEMPTS:
-                    yield waiting.pop(cell.name), DIED
+            if len(batch) == 1:
+                yield waiting.pop(batch[0].name), DIED
+        suspects = [cell for cell in suspects if cell.name in waiting]
 
 
 def _attempt(work: Work, cell: Cell, results: Path) -> tuple[str, str]:
@@ -171,10 +169,10 @@ def _failure(folder: Path) -> str:
 
 @contextmanager
 def _workers(backend: Backend, jobs: int, scheduler: str | None) -> Iterator[joblib.Parallel]:
-    options: dict[str, Any] = {"n_jobs": jobs, "batch_size": 1, "return_as": "generator_unordered"}
-    if backend == "loky":
+    options: dict[str, Any] = {"batch_size": 1, "return_as": "generator_unordered"}
+    if backend == "loky":  # with n_jobs = 1 it would work in this process; so `pre_dispatch` limits what runs at once
         with joblib.parallel_config("loky", inner_max_num_threads=1):
-            yield joblib.Parallel(**options)
+            yield joblib.Parallel(n_jobs=max(jobs, 2), pre_dispatch=jobs, **options)
         return
     try:
         import distributed
@@ -189,7 +187,7 @@ def _workers(backend: Backend, jobs: int, scheduler: str | None) -> Iterator[job
     }
     client: Any = distributed.Client  # without types
     with client(**({"address": scheduler} if scheduler else local)), joblib.parallel_config("dask"):
-        yield joblib.Parallel(**{**options, "n_jobs": -1})
+        yield joblib.Parallel(n_jobs=-1, **options)
 
 
 def _die_with_parent(parent: int) -> None:

@@ -1,0 +1,79 @@
+"""What `flatlab verify` concluded, where it left its results beside the runs."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from analysis.theory.statements import STATEMENTS
+from figures.labels import partition_label
+from figures.results import Results
+from figures.tables import Table
+
+
+def verdict_tables(results: Results) -> list[Table]:
+    """The claims of study.json (`flatlab verify --study`) and the statements of every final.verify.json, if any."""
+    path = results.folder / "study.json"
+    verdicts = json.loads(path.read_text())["verdicts"] if path.exists() else []
+    return [*_claims([verdict for verdict in verdicts if verdict["comparisons"]]), *_statements(results)]
+
+
+def _claims(verdicts: list[dict[str, Any]]) -> list[Table]:
+    if not verdicts:
+        return []
+    rows, numbers = [], []
+    for verdict in verdicts:
+        claim, runs = verdict["claim"], _group(verdict)
+        for comparison in verdict["comparisons"]:
+            rows.append(
+                (
+                    f"{claim['quantity']} {claim['direction']}",
+                    runs,
+                    comparison["setting"],
+                    str(comparison["pairs"]),
+                    _effect(comparison, claim["ratio"]),
+                    comparison["answer"],
+                    verdict["answer"],
+                )
+            )
+            numbers.append({**claim, **comparison, "runs": runs, "verdict": verdict["answer"]})
+    note = (
+        "By flatlab verify --study: effect of MAN as a ratio (of accuracy: a difference in points), paired by seed, "
+        "with its 95 % interval; answers by the paired t test, corrected for all comparisons (Holm). A claim is "
+        "supported where every setting supports it, contradicted where one contradicts it."
+    )
+    columns = ("claim: MAN makes", "runs", "setting", "pairs", "effect [95 %]", "answer", "verdict on the claim")
+    return [Table("claims", "Does MAN do what is claimed?", (note,), columns, tuple(rows), tuple(numbers))]
+
+
+def _group(verdict: dict[str, Any]) -> str:
+    config = json.loads(verdict["group"])
+    name = "iid" if config["partition"] == "iid" else f"dirichlet-{config['delta']:g}"
+    return f"{config['dataset']}, {config['algorithm']}, {partition_label(name)}"
+
+
+def _effect(comparison: dict[str, Any], ratio: bool) -> str:
+    numbers = [comparison[key] for key in ("effect", "low", "high")]
+    if None in numbers:
+        return ""
+    effect, low, high = (f"{number:.2f}" if ratio else f"{100 * number:+.1f}" for number in numbers)
+    return f"{effect} [{low}, {high}]"
+
+
+def _statements(results: Results) -> list[Table]:
+    checks = [check for run in results.runs for check in run.measured.get("verify", {}).get("checks", [])]
+    if not checks:
+        return []
+    rows, numbers = [], []
+    for statement, formula in STATEMENTS.items():
+        for claimed in (True, False):
+            own = [c["outcome"] for c in checks if c["statement"] == statement and c["claimed"] == claimed]
+            if own:
+                counts = Counter(own)
+                outcomes = {outcome: counts[outcome] for outcome in ("holds", "unclear", "fails")}
+                where = "" if claimed else " (where it is not claimed)"
+                rows.append((statement, formula + where, *map(str, outcomes.values())))
+                numbers.append({"statement": statement, "claimed": claimed, **outcomes})
+    checked = sum("verify" in run.measured for run in results.runs)
+    note = f"By flatlab verify, on {checked} final checkpoints, in float64, a layer or a network each."
+    columns = ("statement", "formula", "holds", "unclear", "fails")
+    return [Table("statements", "The chain of inequalities", (note,), columns, tuple(rows), tuple(numbers))]

@@ -1,0 +1,122 @@
+"""Every figure from saved results: drawn, with its numbers beside it and its origin in it, or skipped with a reason."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from figures.gallery import FIGURES, draw_figures
+from figures.results import MissingResultsError, read_results
+
+Command = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def drawn(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """The files of every figure."""
+    files, skipped = draw_figures(read_results(finished), tmp_path_factory.mktemp("drawn"))
+    assert not skipped
+    return files
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_drawn_with_its_numbers_and_its_origin(name: str, drawn: dict[str, list[Path]]) -> None:
+    picture, print_, numbers = drawn[name]
+    with Image.open(picture) as image:
+        description = image.info["Description"]
+        shades = np.asarray(image.convert("L"))
+    assert "commit 0123456789abcdef" in description
+    assert '"dataset": "cifar100"' in description
+    assert 600 < shades.shape[1] < 1500  # one or two columns of a paper, at 200 dots per inch
+    assert (shades < 128).mean() > 0.002  # not blank
+    assert b"0123456789abcdef" in print_.read_bytes() or b"/Subject" in print_.read_bytes()
+    rows = list(csv.DictReader(numbers.open()))
+    assert rows
+    assert all(value not in (None, "nan") for row in rows for value in row.values())
+
+
+def test_the_plotted_numbers_are_the_saved_ones(finished: Path, drawn: dict[str, list[Path]]) -> None:
+    tables = {name: list(csv.DictReader(paths[2].open())) for name, paths in drawn.items()}
+
+    bars = {
+        (r["partition"], r["algorithm"], r["man"]): float(r["mean"])
+        for r in tables["curvature"]
+        if r["quantity"] == "trace"
+    }
+    assert bars["iid", "fedsam", "True"] == pytest.approx(3200)
+    last = [
+        r for r in tables["accuracy"] if r["round"] == "20" and r["partition"] == "iid" and r["algorithm"] == "fedavg"
+    ]
+    assert [float(r["mean"]) for r in last] == pytest.approx([49, 55])
+    assert [float(r["deviation"]) for r in last] == pytest.approx([1, 1])
+    zetas = [(float(r["zeta"]), int(r["seeds"])) for r in tables["zeta"] if r["quantity"] == "trace"]
+    assert zetas == [(0.0, 3), (0.05, 3), (0.15, 3), (0.5, 3)]
+    surface = json.loads((finished / "fedavg-man-dirichlet-0.3-s0" / "final.surface.json").read_text())
+    corner = next(r for r in tables["surface"] if "man" in r["run"] and float(r["a"]) == float(r["b"]) == -1)
+    assert float(corner["loss"]) == surface["losses"][0][0]
+    assert len(tables["layers"]) == 5 * 2 * 2 * 2 * 3  # layers, algorithms, MAN, partitions, seeds: not the other zetas
+    rounds = {int(r["round"]) for r in tables["training"] if r["block"] == "network"}
+    assert rounds == {10, 20}
+    counts = [int(r["samples"]) for r in tables["labels"] if r["partition"] == "iid" and r["client"] == "7"]
+    assert len(counts) == 100
+    assert sum(counts) == 50
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "said"),
+    [
+        ("accuracy", "final.pt", "no run is trained"),
+        ("curvature", "final.*.json", "final.eigs.json or final.trace.json"),
+        ("surface", "final.surface.json", "final.surface.json"),
+        ("density", "final.density.json", "final.density.json"),
+        ("layers", "final.eigs.json", "layers"),
+        ("training", "round-*.json", "eigenvalues of several rounds"),
+        ("labels", "final.split.json", "final.split.json"),
+    ],
+)
+def test_a_figure_without_its_results_is_skipped_with_the_reason(
+    name: str, pattern: str, said: str, results: Path, tmp_path: Path
+) -> None:
+    for path in results.glob(f"*/{pattern}"):
+        path.unlink()
+    with pytest.raises(MissingResultsError) as reason:
+        FIGURES[name].draw(read_results(results), tmp_path / name)
+    assert said in str(reason.value)
+    assert not list(tmp_path.glob(f"{name}.*"))
+
+
+def test_tracked_eigenvalues_come_before_those_of_checkpoints(results: Path, tmp_path: Path) -> None:
+    for name in ("fedavg-dirichlet-0.3-s0", "fedavg-man-dirichlet-0.3-s0"):
+        metrics = results / name / "metrics.jsonl"
+        records = [json.loads(line) for line in metrics.read_text().splitlines()]
+        for record in records[::4]:
+            record["curvature"] = {"global": {"value": 7.0}, "layers": {"fc1": {"value": 3.0}}}
+        metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    rows = list(csv.DictReader(FIGURES["training"].draw(read_results(results), tmp_path / "t")[2].open()))
+    assert {(row["block"], float(row["eigenvalue"])) for row in rows} == {("network", 7.0), ("fc1", 3.0)}
+
+
+def test_the_command_lists_draws_and_names_what_it_skipped(
+    flatlab: Command, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in [*results.glob("*/final.*.json"), *results.glob("*/round-*.json")]:
+        path.unlink()
+    assert flatlab("figures", "--list") == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in FIGURES)
+    assert flatlab("figures", str(results), "--json", str(tmp_path / "f.json")) == 0
+    said = capsys.readouterr().out
+    assert "figure density skipped: no two runs" in said
+    written = json.loads((tmp_path / "f.json").read_text())
+    assert set(written["figures"]) == {"accuracy", "zeta"}
+    assert set(written["skipped"]) == {f"figure {name}" for name in set(FIGURES) - {"accuracy", "zeta"}} | {
+        "table top_eigenvalue",
+        "table trace",
+    }
+    assert all(Path(path).exists() for paths in written["figures"].values() for path in paths)
+    assert flatlab("figures") == 2
+    assert flatlab("figures", str(tmp_path / "none")) == 2

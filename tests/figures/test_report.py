@@ -1,0 +1,138 @@
+"""The report: all in one file, and what a browser makes of it."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from figures.report import make_report
+from figures.results import read_results
+from figures.verdicts import verdict_tables
+
+Command = Callable[..., int]
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+LISTEN = """<script>
+window.complaints = [];
+addEventListener("error", event => complaints.push(String(event.message || event.target.src)), true);
+for (const kind of ["error", "warn"]) console[kind] = (...words) => complaints.push(words.join(" "));
+</script>"""
+
+PROBE = """<pre id="probe"></pre><script>
+addEventListener("load", () => {
+  const found = {};
+  for (const frame of document.querySelectorAll("iframe")) {
+    const page = frame.contentDocument, root = page.documentElement;
+    const table = page.querySelector("#table-accuracy + .sortable table");
+    const column = () => [...table.tBodies[0].rows].map(row => row.cells[3].textContent);
+    const sorted = [];
+    for (let clicks = 0; clicks < 2; clicks++) {
+      table.querySelectorAll("thead button")[3].click();
+      sorted.push(column());
+    }
+    found[frame.width] = {
+      complaints: frame.contentWindow.complaints,
+      overflow: root.scrollWidth - root.clientWidth,
+      images: [...page.images].map(image => image.complete && image.naturalWidth),
+      smallest: Math.min(...[...page.images].map(image => image.clientWidth)),
+      sorted: sorted,
+      marked: table.querySelectorAll("thead th")[3].getAttribute("aria-sort"),
+    };
+  }
+  document.getElementById("probe").textContent = JSON.stringify(found);
+});
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def page(flatlab: Command, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of a grid with a failed cell and one that is not begun."""
+    results = tmp_path_factory.mktemp("reported") / "results"
+    shutil.copytree(finished, results)
+    (results / "fedsam-iid-s2" / "final.pt").unlink()
+    (results / "fedsam-iid-s2" / "failure.txt").write_text("Training diverged <here>.\n\nTraceback ...\n")
+    shutil.rmtree(results / "fedsam-man-iid-s2")
+    assert flatlab("report", str(results), "--json", str(results / "made.json")) == 0
+    assert json.loads((results / "made.json").read_text())["report"] == str(results / "report.html")
+    return (results / "report.html").read_text()
+
+
+def test_the_page_needs_nothing_but_itself(page: str) -> None:
+    addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
+    assert addresses
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert "<link" not in page
+    assert "@import" not in page
+
+
+def test_the_page_says_what_was_found_what_failed_and_how_to_make_it_again(page: str) -> None:
+    assert "<h1>Made-up &lt;numbers&gt; &amp; more</h1>" in page
+    assert "28 of 30 runs finished" in page
+    assert "Test accuracy after the last round, %: higher with MAN in 4, lower in 0, undecided in 0 of 4 rows" in page
+    assert "<b>fedsam-iid-s2</b>: Training diverged &lt;here&gt;." in page
+    assert "<b>fedsam-man-iid-s2</b>: not begun." in page
+    assert "flatlab reproduce grid.toml --out" in page
+    assert "flatlab eigs again/RUN/final.pt --samples 500" in page
+    assert "algorithm = &#34;fedsam&#34;" in page
+
+
+def test_verdicts_are_read_where_verify_left_them(results: Path) -> None:
+    claim = {"quantity": "trace", "direction": "lower", "ratio": True}
+    comparison = {"setting": "ζ 0.15", "pairs": 3, "effect": 0.6, "low": 0.5, "high": 0.7, "p": 0.01, "p_holm": 0.02}
+    group = json.dumps({"dataset": "cifar100", "algorithm": "fedavg", "partition": "dirichlet", "delta": 0.3})
+    verdict: dict[str, Any] = {"claim": claim, "group": group, "with_logits": False, "answer": "supported"}
+    verdict["comparisons"] = [{**comparison, "answer": "supported"}]
+    (results / "study.json").write_text(json.dumps({"verdicts": [verdict]}))
+    checks = [{"statement": "S1", "claimed": False, "outcome": outcome} for outcome in ("holds", "fails", "fails")]
+    (results / "fedavg-iid-s0" / "final.verify.json").write_text(json.dumps({"checks": checks}))
+    claims, statements = verdict_tables(read_results(results))
+    page = make_report(read_results(results), [], {}, {})
+    assert "Does MAN do what is claimed?" in page
+    assert claims.rows == (
+        (
+            "trace lower",
+            "cifar100, fedavg, Dirichlet 0.3",
+            "ζ 0.15",
+            "3",
+            "0.60 [0.50, 0.70]",
+            "supported",
+            "supported",
+        ),
+    )
+    assert statements.rows[0][0] == "S1"
+    assert statements.rows[0][2:] == ("1", "0", "2")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here to open the page in")
+def test_a_browser_opens_it_without_complaint_at_two_widths(page: str, tmp_path: Path) -> None:
+    listening = page.replace("<head>", "<head>" + LISTEN, 1)
+    frames = [f'<iframe width="{width}" height="900" srcdoc="{escape(listening)}"></iframe>' for width in (380, 1400)]
+    (tmp_path / "probe.html").write_text(f"<!doctype html><body>{''.join(frames)}{PROBE}</body>")
+    words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    opened = subprocess.run(
+        [str(CHROMIUM), *words, "--virtual-time-budget=10000", "--dump-dom", (tmp_path / "probe.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = re.search(r'<pre id="probe">(.*?)</pre>', opened.stdout, re.DOTALL)
+    assert found, opened.stdout[-2000:]
+    for seen in json.loads(found[1]).values():
+        assert seen["complaints"] == []
+        assert seen["overflow"] <= 0
+        assert len(seen["images"]) == 8
+        assert all(width > 600 for width in seen["images"])
+        assert seen["smallest"] > 300
+        ascending, descending = ([float(cell.split()[0]) for cell in column] for column in seen["sorted"])
+        assert ascending == sorted(ascending)
+        assert descending == sorted(ascending, reverse=True)
+        assert len(set(ascending)) > 1
+        assert seen["marked"] == "descending"

@@ -1,0 +1,116 @@
+"""Tables: their numbers from the runs, the published ones beside them, and the three formats."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from figures.formats import as_csv, as_latex, as_markdown, write_table
+from figures.results import read_results
+from figures.tables import make_tables, rounds_to_target
+from flatlab.errors import UsageError
+from flatlab.paper import published
+
+
+def test_accuracy_is_the_mean_over_seeds_with_the_paired_gain_and_the_paper_s_beside(results: Path) -> None:
+    tables, skipped = make_tables(read_results(results))
+    assert not skipped
+    accuracy = tables[0]
+    assert accuracy.columns[:5] == ("partition", "algorithm", "without MAN", "with MAN", "gain [95 %]")
+    assert accuracy.columns[5:] == ("paper, without", "paper, with", "paper, gain")
+    assert [row[:2] for row in accuracy.rows] == [
+        ("Dirichlet 0.3", "FedAvg"), ("Dirichlet 0.3", "FedSAM"), ("IID", "FedAvg"), ("IID", "FedSAM")
+    ]  # fmt: skip
+    # made up: 48, 49, 50 % without MAN and 54, 55, 56 % with it; the gain is the same at every seed
+    assert accuracy.rows[0][2:] == ("49.00 ± 1.00", "55.00 ± 1.00", "+6.00 [+6.00, +6.00]", "49.9", "52", "+2.1")
+    assert accuracy.rows[3][5:] == ("41.31", "52.85", "+11.54")
+    assert any("WACV 2024" in note for note in accuracy.notes)
+
+
+def test_curvature_tables_pair_by_seed(results: Path) -> None:
+    top = next(table for table in make_tables(read_results(results))[0] if table.name == "top_eigenvalue")
+    without, with_ = [50.0, 51.0, 52.0], [30.0, 32.0, 34.0]
+    low, high = stats.ttest_rel(with_, without).confidence_interval(0.95)
+    numbers = top.numbers[0]
+    assert numbers["without_mean"] == pytest.approx(51)
+    assert numbers["with_deviation"] == pytest.approx(np.std(with_, ddof=1))
+    assert (numbers["difference_low"], numbers["difference_high"]) == pytest.approx((low, high))
+    assert top.rows[0][2:] == ("51.0 ± 1.0", "32.0 ± 2.0", "−19.0 [−21.5, −16.5]", "51.49", "43.8", "−7.69")
+    assert top.rows[2][5:] == ("", "", "")  # the paper has no eigenvalues on IID data
+
+
+def test_seeds_that_are_missing_are_counted(results: Path) -> None:
+    (results / "fedavg-man-dirichlet-0.3-s1" / "final.pt").unlink()
+    shutil.rmtree(results / "fedsam-iid-s0")
+    shutil.rmtree(results / "fedsam-iid-s1")
+    read = read_results(results)
+    assert read.absent == ("fedsam-iid-s0", "fedsam-iid-s1")
+    accuracy = make_tables(read)[0][0]
+    assert accuracy.rows[0][2:5] == ("49.00 ± 1.00", "55.00 ± 1.41 (2)", "+6.00 [+6.00, +6.00]")
+    assert accuracy.rows[3][2:5] == ("52.00 (1)", "57.00 ± 1.00", "+6.00")
+
+
+def test_rounds_to_target_are_medians_and_say_where_it_is_not_reached(results: Path) -> None:
+    read = read_results(results)
+    rounds = next(table for table in make_tables(read)[0] if table.name == "rounds")
+    for run in read.runs:
+        first = rounds_to_target(run, 0.5)
+        assert first == next((t for t, accuracy in run.curve if accuracy >= 0.5), float("inf"))
+    # without MAN the best seed of FedAvg ends at exactly 50 %
+    assert rounds.rows[0] == ("Dirichlet 0.3", "FedAvg", "20+ (1 of 3)", "15", "500+", "206")
+    assert rounds.rows[1][2:4] == ("20", "10")
+    assert rounds.title == "Communication rounds to 50% test accuracy"
+    assert any("evaluated" in note.lower() for note in rounds.notes)
+
+
+def test_without_a_grid_file_any_folder_of_runs_is_read(results: Path) -> None:
+    (results / "grid.toml").unlink()
+    tables, skipped = make_tables(read_results(results))
+    assert [table.name for table in tables] == ["accuracy", "top_eigenvalue", "trace"]
+    assert skipped == {"rounds": "the grid states no target_accuracy"}
+    assert tables[0].rows[0][2] == "49.00 ± 1.00"
+
+
+def test_the_formats_hold_the_same_table(results: Path, tmp_path: Path) -> None:
+    table = make_tables(read_results(results))[0][1]
+    lines = [line for line in as_markdown(table).splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1
+    cells = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+    assert cells[0] == table.columns
+    assert tuple(cells[2:]) == table.rows
+
+    read = list(csv.DictReader(io.StringIO(as_csv(table.numbers))))
+    assert [float(row["with_mean"]) for row in read] == [row["with_mean"] for row in table.numbers]
+
+    latex = as_latex(table)
+    assert latex.count(r"\midrule") == 2  # below the head, and between the partitions
+    assert r"51.0 $\pm$ 1.0 & 32.0 $\pm$ 2.0 & $-$19.0 [$-$21.5, $-$16.5] & 51.49 & 43.8 & $-$7.69 \\" in latex
+    body = latex[latex.index(r"\toprule") :]
+    assert all(line.count("&") == 7 for line in body.splitlines() if line.endswith(r"\\"))
+    assert "%" not in latex.replace(r"\%", "")
+
+    assert [path.name for path in write_table(table, tmp_path)] == [f"top_eigenvalue.{k}" for k in ("md", "csv", "tex")]
+
+
+def test_the_published_numbers_are_all_there() -> None:
+    methods = [(a, man) for a in ("fedavg", "fedsam", "feddyn", "feddc", "fedspeed") for man in (False, True)]
+    for dataset in ("cifar100", "tiny-imagenet"):
+        for partition in ("dirichlet-0.3", "dirichlet-0.6", "iid"):
+            assert all(published("accuracy", dataset, partition, a, man) for a, man in methods)
+    assert published("rounds", "cifar100", "iid", "fedavg", False) == "500+"
+    assert published("trace", "cifar100", "dirichlet-0.3", "fedavg", False) == "8744"
+    assert published("trace", "cifar100", "iid", "fedavg", False) is None
+
+
+def test_a_folder_without_runs_and_a_damaged_measurement_are_one_sentence(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="There are no runs in"):
+        read_results(tmp_path / "nothing")
+    damaged = results / "fedavg-iid-s0" / "final.eigs.json"
+    damaged.write_text(json.dumps({})[:-1])
+    with pytest.raises(UsageError, match="delete it and measure again"):
+        read_results(results)

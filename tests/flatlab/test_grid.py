@@ -1,0 +1,114 @@
+"""Grids: what cells a TOML file stands for, and that every mistake in it is named."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flatlab.algorithms import ALGORITHMS
+from flatlab.commands.training import read_fields
+from flatlab.errors import UsageError
+from flatlab.grid import grid_cells, parse_grid, partition_fields, partition_name, read_grid_text, shipped_grids
+
+GRID = """
+title = "small"
+[common]
+rounds = 2
+[axes]
+algorithms = ["fedavg", "fedsam"]
+partitions = ["dirichlet-0.3", "iid"]
+seeds = [0, 1]
+"""
+
+
+@pytest.mark.parametrize("name", shipped_grids())
+def test_shipped_grids_are_methods_times_partitions_times_seeds(name: str) -> None:
+    grid = parse_grid(read_grid_text(name), name)
+    cells = {cell.name: cell for cell in grid_cells(grid)}
+    axes, default = grid.axes, next(iter(cells.values())).config.zeta
+    further = {zeta for zeta in grid.sensitivity.zetas if zeta not in (0, default)}
+    expected = len(axes.algorithms) * len(axes.man) * len(axes.partitions) * len(axes.seeds)
+    assert len(cells) == expected + len(further) * len(axes.seeds)
+    assert all({"eigs", "trace"} <= set(cell.kinds) for cell in cells.values())
+    assert sum("surface" in cell.kinds for cell in cells.values()) == 2  # one run without, one with MAN
+
+
+def test_the_small_grid_is_the_paper_s_preset_cut_down() -> None:
+    cells = {cell.name: cell for cell in grid_cells(parse_grid(read_grid_text("cifar100-small"), "x"))}
+    words = ["rounds=40", "train_samples=5000", "test_samples=2000", "batch_size=20", "eval_every=5"]
+    words += ["checkpoint_every=20", "seed=2"]
+    options = {"algorithm": "feddyn", "man": True}
+    trained = read_fields(None, "cifar100-dir0.3", options, words, resume=False, out=None)
+    assert cells["feddyn-man-s2"].config == trained
+
+
+def test_a_cell_keeps_the_hyperparameters_that_the_paper_tuned_apart() -> None:
+    cells = {cell.name: cell.config for cell in grid_cells(parse_grid(read_grid_text("tiny-imagenet"), "x"))}
+    assert cells["fedsam-iid-s0"].hyper["rho"] == 0.03
+    assert cells["fedsam-man-iid-s0"].hyper["rho"] == 0.01
+    assert cells["fedsam-man-dirichlet-0.6-s0"].hyper["rho"] == 0.05
+    assert cells["fedsam-man-dirichlet-0.6-s0"].delta == 0.6
+
+
+def test_sensitivity_adds_only_what_the_grid_does_not_have() -> None:
+    grid = parse_grid(GRID + "[sensitivity]\nzetas = [0.0, 0.05, 0.15]\n", "x")
+    names = [cell.name for cell in grid_cells(grid)]
+    assert len(names) == len(set(names)) == 2 * 2 * 2 * 2 + 2
+    further = [cell for cell in grid_cells(grid) if "zeta" in cell.name]
+    assert [cell.name for cell in further] == [
+        "fedavg-man-zeta0.05-dirichlet-0.3-s0",
+        "fedavg-man-zeta0.05-dirichlet-0.3-s1",
+    ]
+    assert all(cell.config.man and cell.config.zeta == 0.05 for cell in further)
+
+
+@given(
+    algorithms=st.lists(st.sampled_from(sorted(ALGORITHMS)), min_size=1, unique=True),
+    deltas=st.lists(st.sampled_from([0.01, 0.3, 0.6, 1.5]), unique=True),
+    iid=st.booleans(),
+    seeds=st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True),
+)
+def test_every_combination_has_one_cell_of_its_own(
+    algorithms: list[str], deltas: list[float], iid: bool, seeds: list[int]
+) -> None:
+    partitions = [f"dirichlet-{delta}" for delta in deltas] + ["iid"] * (iid or not deltas)
+    text = f'title = "t"\n[axes]\nalgorithms = {algorithms}\npartitions = {partitions}\nseeds = {seeds}\n'
+    cells = grid_cells(parse_grid(text, "x"))
+    assert len({cell.name for cell in cells}) == len(cells)
+    described = {(c.config.algorithm, c.config.man, partition_name(c.config), c.config.seed) for c in cells}
+    assert described == {(a, m, p, s) for a in algorithms for m in (False, True) for p in partitions for s in seeds}
+
+
+def test_partitions_have_one_name() -> None:
+    assert partition_fields("iid") == {"partition": "iid"}
+    assert partition_fields("dirichlet-0.6") == {"partition": "dirichlet", "delta": 0.6}
+    for wrong in ("dirichlet", "dirichlet-x", "pareto-1", "iid-0.3"):
+        with pytest.raises(ValueError, match="dirichlet-<delta>"):
+            partition_fields(wrong)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (("title", "titel"), "title does not fit"),
+        (("[axes]", "[axes"), "not valid TOML"),
+        (('"iid"', '"pareto"'), "'pareto'"),
+        (('"fedsam"', '"fedsum"'), "algorithm = 'fedsum'"),
+        (("rounds = 2", "rounds = 0"), "rounds = 0"),
+        (("rounds = 2", "round = 2"), "Unknown field 'round'"),
+        (("seeds = [0, 1]", "seeds = []"), "axes.seeds does not fit"),
+        (("seeds = [0, 1]", "seeds = [0.5]"), "axes.seeds.0 does not fit"),
+        (("[common]", "target_accuracy = 95\n[common]"), "target_accuracy does not fit"),
+    ],
+)
+def test_a_mistake_is_named_in_one_sentence(edit: tuple[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match="small") as caught:
+        parse_grid(GRID.replace(*edit), "small")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_grid_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="toy, or a TOML file"):
+        read_grid_text(str(tmp_path / "none.toml"))
