@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from hypothesis import settings
 
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile("suite")  # the same examples in every run; `--hypothesis-profile=default` looks for new ones
+
+# Where a shell runs the tests in the background, they and the commands they start would ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATASETS = Path(__file__).parents[2] / "shared" / "datasets"
 

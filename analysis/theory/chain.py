@@ -37,7 +37,7 @@ from analysis.vectors import norm
 from flatlab.errors import UsageError
 
 TOL = 1e-3
-_SMALLEST_TOL, _SMALLEST_PRODUCTS = 2e-2, 150
+_SMALLEST_TOL, _SMALLEST_PRODUCTS = 5e-2, 60
 
 Progress = Callable[[str], None]
 

@@ -16,7 +16,7 @@ def verify(
         bool, typer.Option("--study", help="Ask what MAN does, over coefficients and seeds, with a verdict per claim.")
     ] = False,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Training samples of the loss (default: 500, of a study 2000).")
+        int | None, typer.Option(min=1, help="Training samples of the loss (default: 200, of a study 2000).")
     ] = None,
     data_root: Annotated[
         Path | None, typer.Option(help="Folder that holds local copies of data sets (or FLATLAB_DATA).")
@@ -39,7 +39,7 @@ def verify(
             help="Study each of them with the logits penalised by this as well; 0: don't.",
             rich_help_panel=_STUDY,
         ),
-    ] = 1.0,
+    ] = 2.0,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ... of every run.", rich_help_panel=_STUDY)] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of every run.", rich_help_panel=_STUDY)] = 60,
 ) -> None:

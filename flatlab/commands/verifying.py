@@ -24,7 +24,7 @@ from flatlab.errors import FlatlabError
 from flatlab.memory import keep_freed_memory
 from flatlab.world import make_world
 
-DEFAULT_SAMPLES = 500
+DEFAULT_SAMPLES = 200
 
 
 def verify_toys(figures: Path | None, json: Path | None) -> None:
@@ -181,11 +181,11 @@ def _number(interval: Interval | None) -> str:
     if interval is None:
         return ""
     middle = interval.middle
-    for digits in (4, 3, 2, 1):
+    for digits in (4, 3, 2):
         text = f"{middle:.{digits}g}"
         if f"{interval.low:.{digits}g}" == text == f"{interval.high:.{digits}g}":
             return text
-    return f"{interval.low:.2g} to {interval.high:.2g}"
+    return f"{interval.low:.3g} to {interval.high:.3g}"
 
 
 def _print_tallies(title: str, rows: Sequence[Tally]) -> None:
