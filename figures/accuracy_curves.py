@@ -1,7 +1,7 @@
 """Test accuracy against communication rounds, without and with MAN."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, save_figu
 
 
 def draw_accuracy_curves(results: Results, path: Path) -> list[Path]:
-    """One panel per partition and algorithm: the mean over seeds, and a band of one standard deviation."""
+    """One panel per partition and algorithm: the mean over seeds, and a band of one standard deviation.
+
+    The axis leaves out the steep beginning; the CSV has it.
+    """
     runs = [run for run in results.usual if run.trained]
     if not runs:
         raise MissingResultsError("no run is trained to its end")
@@ -39,7 +42,9 @@ def draw_accuracy_curves(results: Results, path: Path) -> list[Path]:
                     _draw_line(axes, points, colour, man_label(man, results.zeta))
                     key = {"partition": partition, "algorithm": algorithm, "man": man}
                     rows += [{**key, "round": t, "mean": m, "deviation": s, "seeds": len(found)} for t, m, s in points]
-                axes.set_title(algorithm_label(algorithm))
+        for axes, algorithm in zip(grid[0], results.algorithms, strict=True):
+            axes.set_title(algorithm_label(algorithm))
+        grid[0, 0].set_ylim(_bottom(rows), min(100, grid[0, 0].get_ylim()[1]))
         for line, partition in zip(grid, results.partitions, strict=True):
             line[0].set_ylabel(f"test accuracy, %\n{partition_label(partition)}")
         for axes in grid[-1]:
@@ -61,6 +66,12 @@ def _mean_curve(runs: Sequence[Result]) -> list[tuple[int, float, float]]:
         for t, found in sorted(values.items())
         if len(found) == len(runs)
     ]
+
+
+def _bottom(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Where the axis begins: at the lowest curve after a tenth of the rounds, so that ends can be told apart."""
+    last = max(row["round"] for row in rows)
+    return min(float(row["mean"] - row["deviation"]) for row in rows if row["round"] >= last / 10)
 
 
 def _draw_line(axes: Axes, points: Sequence[tuple[int, float, float]], colour: Any, label: str) -> None:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from figures.labels import man_label
 from figures.results import Result, Results
-from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, save_figure
+from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, plain_log_ticks, save_figure
 
 NETWORK = "network"
 
@@ -41,13 +40,15 @@ def draw_along_training(results: Results, path: Path) -> list[Path]:
                 axes.plot(list(points), list(points.values()), "o-", color=colour, ms=2.5, lw=1, label=label)
                 rows += [{"run": run.name, "round": t, "block": name, "eigenvalue": v} for t, v in points.items()]
             axes.set(title=name, yscale="log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        for axes in list(grid.flat)[len(names) :]:
-            axes.set_visible(False)
-        figure.supxlabel("round", fontsize=8)
-        figure.supylabel("top eigenvalue", fontsize=8)
+        for place, axes in enumerate(grid.flat):
+            if place >= len(names):
+                axes.set_visible(False)
+            elif place >= len(names) - columns:  # nothing below it
+                axes.set_xlabel("round")
+                axes.tick_params(labelbottom=True)
+        plain_log_ticks(grid[0, 0].yaxis)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("top eigenvalue")
         figure.suptitle(runs[0].setting, fontsize=8)
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         written = save_figure(figure, path, rows, results.provenance(runs))

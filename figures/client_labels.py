@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from figures.labels import partition_label
@@ -28,6 +29,8 @@ def draw_client_labels(results: Results, path: Path) -> list[Path]:
             image = axes.imshow(100 * share.T, cmap="Blues", vmin=0, vmax=100 * highest, aspect="auto", origin="lower")
             axes.set(ylabel="class", title=partition_label(partition))
             axes.grid(visible=False)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(integer=True))
             counts = runs[partition].measured["split"]["counts"]
             rows += [
                 {"partition": partition, "client": client, "class": label, "samples": count}

@@ -37,7 +37,7 @@ def draw_curvature_bars(results: Results, path: Path) -> list[Path]:
                 for side, man in enumerate((False, True)):
                     found = [_over_seeds(results, algorithm, partition, man, name) for algorithm in algorithms]
                     place = np.arange(len(algorithms)) + 0.4 * (side - 0.5)
-                    heights = [s.mean if s else 0.0 for s in found]
+                    heights = [s.mean if s else np.nan for s in found]
                     errors = [(s.deviation or 0.0) if s else 0.0 for s in found]
                     colour, label = (WITHOUT_MAN, WITH_MAN)[side], man_label(man, results.zeta)
                     axes.bar(place, heights, 0.38, yerr=errors, color=colour, label=label, error_kw={"lw": 0.8})

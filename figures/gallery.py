@@ -26,7 +26,8 @@ class Figure:
 
 FIGURES: Mapping[str, Figure] = {
     "accuracy": Figure(
-        "Test accuracy against communication rounds; mean over seeds, band of one standard deviation.",
+        "Test accuracy against communication rounds; mean over seeds, band of one standard deviation. "
+        "The axis leaves out the steep beginning.",
         "metrics.jsonl of trained runs",
         draw_accuracy_curves,
     ),

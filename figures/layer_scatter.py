@@ -5,10 +5,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from figures.results import MissingResultsError, Results
-from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, save_figure
+from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, plain_log_ticks, save_figure
 
 MARKERS = "osD^vPX*<>hd"
 
@@ -38,10 +37,10 @@ def draw_layer_scatter(results: Results, path: Path) -> list[Path]:
     with paper_style():
         figure, axes = plt.subplots(figsize=(COLUMN, 2.6), constrained_layout=True)
         for name in layers:
-            for man, colour in ((False, WITHOUT_MAN), (True, WITH_MAN)):
+            for man, colour in ((True, WITH_MAN), (False, WITHOUT_MAN)):  # hollow marks on top hide nothing
                 own = [row for row in rows if (row["layer"], row["man"]) == (name, man)]
                 x, y = ([row[key] for row in own] for key in ("input_norm2", "eigenvalue"))
-                axes.plot(x, y, markers[name], color=colour, ms=4, mew=0.4, mec="white", alpha=0.8)
+                axes.plot(x, y, markers[name], color=colour, ms=4, mew=0.8, mfc=colour if man else "none", alpha=0.8)
         axes.set(
             xscale="log",
             yscale="log",
@@ -49,12 +48,10 @@ def draw_layer_scatter(results: Results, path: Path) -> list[Path]:
             ylabel="top eigenvalue of the layer's block",
         )
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter(NullFormatter())
+            plain_log_ticks(axis)
         colours = [
-            Line2D([], [], marker="o", color=colour, ls="", ms=4, label=label)
-            for colour, label in ((WITHOUT_MAN, "without MAN"), (WITH_MAN, "with MAN"))
+            Line2D([], [], marker="o", color=colour, mfc=face, ls="", ms=4, label=label)
+            for colour, face, label in ((WITHOUT_MAN, "none", "without MAN"), (WITH_MAN, WITH_MAN, "with MAN"))
         ]
         axes.legend(handles=colours, frameon=True)
         shapes = [Line2D([], [], marker=markers[name], color="0.35", ls="", ms=4, label=name) for name in layers]

@@ -5,11 +5,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import LogLocator
 
 from figures.labels import algorithm_label, man_label
 from figures.results import Results
-from figures.saving import COLUMN, paper_style, save_figure
+from figures.saving import COLUMN, paper_style, plain_log_ticks, save_figure
 
 LEVELS = 16
 
@@ -31,7 +30,7 @@ def draw_loss_surface(results: Results, path: Path) -> list[Path]:
     ]
     with paper_style():
         figure, panels = plt.subplots(
-            1, 2, figsize=(2 * COLUMN, 2.7), sharex=True, sharey=True, constrained_layout=True
+            1, 2, figsize=(2 * COLUMN, 2.9), sharex=True, sharey=True, constrained_layout=True
         )
         norm = LogNorm(levels[0], levels[-1])
         for axes, run, surface, loss in zip(panels, runs, saved, losses, strict=True):
@@ -48,8 +47,7 @@ def draw_loss_surface(results: Results, path: Path) -> list[Path]:
             axes.grid(visible=False)
         panels[0].set_ylabel("second direction")
         bar = figure.colorbar(filled, ax=panels, label="training loss")
-        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        bar.ax.yaxis.set_major_formatter("{x:g}")
+        plain_log_ticks(bar.ax.yaxis)
         bar.ax.minorticks_off()
         written = save_figure(figure, path, rows, results.provenance(runs))
         plt.close(figure)

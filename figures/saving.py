@@ -9,7 +9,9 @@ from typing import Any
 
 import matplotlib
 import seaborn as sns
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from flatlab.files import atomic_write, write_text
 
@@ -32,11 +34,21 @@ def paper_style() -> Iterator[None]:
         "legend.fontsize": 7,
         "xtick.labelsize": 7,
         "ytick.labelsize": 7,
+        "axes.linewidth": 0.6,
+        "grid.linewidth": 0.5,
         "pdf.fonttype": 42,
     }
     matplotlib.use("agg")
     with sns.axes_style("whitegrid"), matplotlib.rc_context(settings):
         yield
+
+
+def plain_log_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers: powers of ten, and 2 and 5 times these where there is room."""
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1,) if high > 300 * low else (1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save_figure(
