@@ -11,6 +11,13 @@ ALGORITHM_NAMES = {
     "fedspeed": "FedSpeed",
 }
 
+REPORTED = {
+    "server": "the model that the server sends out",
+    "selected": "the mean of the models of the round's participants",
+    "all": "the mean over all clients of each one's last model",
+}
+"""The model that a run reports, `RunConfig.report`, in words."""
+
 
 def algorithm_label(name: str) -> str:
     """The algorithm's usual spelling."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from figures.labels import algorithm_label, partition_label
+from figures.labels import REPORTED, algorithm_label, partition_label
 from figures.results import MissingResultsError, Result, Results
 from figures.statistics import Difference, Sample, paired_difference, sample
 from flatlab.paper import SOURCE, Quantity, published
@@ -57,7 +57,7 @@ def accuracy_table(results: Results) -> Table:
             value=lambda run: None if run.accuracy is None else 100 * run.accuracy,
             places=lambda number: 2,
             change="gain",
-            notes=(),
+            notes=(_reported_model(results),),
         ),
     )
 
@@ -214,11 +214,20 @@ def _seeds_note(results: Results) -> str:
     )
 
 
+def _reported_model(results: Results) -> str:
+    rounds = sorted({run.config.rounds for run in results.usual if run.trained})
+    models = sorted({REPORTED[run.config.report] for run in results.usual if run.trained})
+    return f"After {' or '.join(map(str, rounds))} rounds, of {' or '.join(models)}."
+
+
 def _measured_on(results: Results, kind: str) -> str:
     samples = sorted({run.measured[kind]["data"]["samples"] for run in results.usual if kind in run.measured})
     if not samples:
         raise MissingResultsError(f"no run has its final.{kind}.json")
-    return f"Of the mean cross-entropy, without MAN's term, on {' or '.join(map(str, samples))} training images."
+    return (
+        f"Of the reported model, with the mean cross-entropy on {' or '.join(map(str, samples))} training images as loss, "
+        "without MAN's term."
+    )
 
 
 def _rounds(runs: list[Result], target: float, side: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def test_accuracy_is_the_mean_over_seeds_with_the_paired_gain_and_the_paper_s_be
     assert accuracy.rows[0][2:] == ("49.00 ± 1.00", "55.00 ± 1.00", "+6.00 [+6.00, +6.00]", "49.9", "52", "+2.1")
     assert accuracy.rows[3][5:] == ("41.31", "52.85", "+11.54")
     assert any("WACV 2024" in note for note in accuracy.notes)
+    assert "After 20 rounds, of the mean over all clients of each one's last model." in accuracy.notes
 
 
 def test_curvature_tables_pair_by_seed(results: Path) -> None:
