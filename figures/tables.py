@@ -224,10 +224,8 @@ def _measured_on(results: Results, kind: str) -> str:
     samples = sorted({run.measured[kind]["data"]["samples"] for run in results.usual if kind in run.measured})
     if not samples:
         raise MissingResultsError(f"no run has its final.{kind}.json")
-    return (
-        f"Of the reported model, with the mean cross-entropy on {' or '.join(map(str, samples))} training images as loss, "
-        "without MAN's term."
-    )
+    count = " or ".join(map(str, samples))
+    return f"Of the reported model; the loss is the mean cross-entropy on {count} training images, without MAN's term."
 
 
 def _rounds(runs: list[Result], target: float, side: str) -> dict[str, Any]:
