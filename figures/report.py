@@ -54,7 +54,7 @@ def make_report(
         "verdicts": [_table(table) for table in verdict_tables(results)],
         "skipped": list(skipped.items()),
         "unfinished": _unfinished(results),
-        "command": f"flatlab reproduce grid.toml --out {_word(results.folder)}"
+        "command": f"flatlab reproduce {_word(results.folder / 'grid.toml')} --out {_word(results.folder)}"
         if results.grid
         else f"flatlab report {_word(results.folder)}",
         "grid": (results.folder / "grid.toml").read_text() if results.grid else "",

@@ -78,7 +78,7 @@ def test_the_page_says_what_was_found_what_failed_and_how_to_make_it_again(page:
     assert "Test accuracy after the last round, %: higher with MAN in 4, lower in 0, undecided in 0 of 4 rows" in page
     assert "<b>fedsam-iid-s2</b>: Training diverged &lt;here&gt;." in page
     assert "<b>fedsam-man-iid-s2</b>: not begun." in page
-    assert "flatlab reproduce grid.toml --out" in page
+    assert re.search(r"flatlab reproduce (\S+)/grid.toml --out \1\n?<", page)
     assert "flatlab eigs again/RUN/final.pt --samples 500" in page
     assert "algorithm = &#34;fedsam&#34;" in page
 
@@ -87,7 +87,7 @@ def test_verdicts_are_read_where_verify_left_them(results: Path) -> None:
     claim = {"quantity": "trace", "direction": "lower", "ratio": True}
     comparison = {"setting": "ζ 0.15", "pairs": 3, "effect": 0.6, "low": 0.5, "high": 0.7, "p": 0.01, "p_holm": 0.02}
     group = json.dumps({"dataset": "cifar100", "algorithm": "fedavg", "partition": "dirichlet", "delta": 0.3})
-    verdict: dict[str, Any] = {"claim": claim, "group": group, "with_logits": False, "answer": "supported"}
+    verdict: dict[str, Any] = {"claim": claim, "group": group, "penalised": "activations", "answer": "supported"}
     verdict["comparisons"] = [{**comparison, "answer": "supported"}]
     (results / "study.json").write_text(json.dumps({"verdicts": [verdict]}))
     checks = [{"statement": "S1", "claimed": False, "outcome": outcome} for outcome in ("holds", "fails", "fails")]
