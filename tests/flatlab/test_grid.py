@@ -1,5 +1,7 @@
 """Grids: what cells a TOML file stands for, and that every mistake in it is named."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 from flatlab.algorithms import ALGORITHMS
 from flatlab.commands.training import read_fields
 from flatlab.errors import UsageError
-from flatlab.grid import grid_cells, parse_grid, partition_fields, partition_name, read_grid_text, shipped_grids
+from flatlab.grid import Grid, grid_cells, parse_grid, partition_fields, partition_name, read_grid_text, shipped_grids
+
+GRIDS_DOCUMENT = Path(__file__).parents[2] / "docs" / "grids.md"
 
 GRID = """
 title = "small"
@@ -41,6 +45,16 @@ def test_the_small_grid_is_the_paper_s_preset_cut_down() -> None:
     options = {"algorithm": "feddyn", "man": True}
     trained = read_fields(None, "cifar100-dir0.3", options, words, resume=False, out=None)
     assert cells["feddyn-man-s2"].config == trained
+
+
+def test_the_document_speaks_of_these_grids() -> None:
+    document = GRIDS_DOCUMENT.read_text()
+    listed = {name: int(count) for name, count in re.findall(r"^\| `([\w-]+)` \|.*\| (\d+) \|", document, re.MULTILINE)}
+    assert listed == {name: len(grid_cells(parse_grid(read_grid_text(name), name))) for name in shipped_grids()}
+    (example,) = re.findall(r"```toml\n(.*?)```", document, re.DOTALL)
+    grid = parse_grid(example, "example")
+    assert len(grid_cells(grid)) == 2 * 2 * 2 * 3 + 2 * 3
+    assert set(Grid.model_fields) == set(tomllib.loads(example))  # every part of a grid is shown
 
 
 def test_a_cell_keeps_the_hyperparameters_that_the_paper_tuned_apart() -> None:
