@@ -14,7 +14,7 @@ def verdict_tables(results: Results) -> list[Table]:
     """The claims of study.json (`flatlab verify --study`) and the statements of every final.verify.json, if any."""
     path = results.folder / "study.json"
     verdicts = json.loads(path.read_text())["verdicts"] if path.exists() else []
-    return [*_claims([verdict for verdict in verdicts if verdict["comparisons"]]), *_statements(results)]
+    return [*_claims(verdicts), *_statements(results)]
 
 
 def _claims(verdicts: list[dict[str, Any]]) -> list[Table]:

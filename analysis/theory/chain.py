@@ -32,7 +32,7 @@ from analysis.theory.samplewise import (
     squared_norms,
     top_curvatures,
 )
-from analysis.theory.statements import ROUNDING, Check, Interval, exactly, total
+from analysis.theory.statements import LEAST_BLOCK, ROUNDING, Check, Interval, exactly, total
 from analysis.vectors import norm
 from flatlab.errors import UsageError
 
@@ -82,23 +82,24 @@ def chain(
     progress("whole network")
     whole = _above(lanczos(hessian(problem), tol=TOL))
     smallest = _below(lanczos(hessian(problem), which="smallest", tol=_SMALLEST_TOL, max_iter=_SMALLEST_PRODUCTS))
+    scale = max(whole.high, -smallest.low)
     progress("layers")
     tops = {name: _above(pairs) for name, pairs in layer_eigenpairs(problem, tol=TOL).items()}
     layers, checks = [], []
     for name, top in tops.items():
         progress(name)
-        layer, own = _layer_chain(problem, name, top)
+        layer, own = _layer_chain(problem, name, top, max(top.high, LEAST_BLOCK * scale))
         layers.append(layer)
         checks += own
     progress("whole network")
-    checks += _network_checks(problem, whole, smallest, tops)
+    checks += _network_checks(problem, whole, smallest, tops, scale)
     if clients:
         checks.append(_clients_check(clients, progress))
     loss = forward_pass(problem).loss
     return Chain(loss, problem.samples, whole, smallest, layers, checks, time.perf_counter() - began)
 
 
-def _layer_chain(problem: Problem, name: str, top: Interval) -> tuple[LayerChain, list[Check]]:
+def _layer_chain(problem: Problem, name: str, top: Interval, scale: float) -> tuple[LayerChain, list[Check]]:
     blocks = LayerBlocks(problem, [name])
     layer, size = blocks.layers[name], blocks.size(name)
     if not has_patches(layer):
@@ -108,19 +109,19 @@ def _layer_chain(problem: Problem, name: str, top: Interval) -> tuple[LayerChain
     own = problem.select(layer.parameters.values())
     H_v = hessian(own)(v)
     checks = [
-        Check("K", name, _frobenius(H_v - factors.product, v), exactly(0.0), top.high),
-        Check("A1", name, top, factors.a1, top.high),
-        Check("A2", name, top, factors.a2, top.high),
+        Check("K", name, _frobenius(H_v - factors.product, v), exactly(0.0), scale),
+        Check("A1", name, top, factors.a1, scale),
+        Check("A2", name, top, factors.a2, scale),
     ]
     after = modules_after(problem.model, name)
     a3 = None
     if after is not None and is_piecewise_linear(after) and problem.loss is LOSSES["cross_entropy"]:
         difference = _frobenius(H_v - gauss_newton(own)(v), v)
-        checks.append(Check("P", name, exactly(0.0), difference.times(-1.0), top.high))
+        checks.append(Check("P", name, exactly(0.0), difference.times(-1.0), scale))
         lipschitz2 = squared_lipschitz(after, factors.outputs)
         if lipschitz2 is not None:
             a3 = lipschitz2.times(factors.norm2 / 2)
-            checks.append(Check("A3", name, top, a3, top.high))
+            checks.append(Check("A3", name, top, a3, scale))
     return LayerChain(name, size, top, factors.norm2, factors.curvature, factors.a1, factors.a2, a3), checks
 
 
@@ -177,9 +178,8 @@ def _as_vector(matrix: Tensor, layer: Layer) -> Tensor:
 
 
 def _network_checks(
-    problem: Problem, top: Interval, smallest: Interval, tops: Mapping[str, Interval]
+    problem: Problem, top: Interval, smallest: Interval, tops: Mapping[str, Interval], scale: float
 ) -> Iterator[Check]:
-    scale = max(top.high, -smallest.low)
     layers = total(tops.values())
     yield Check("S1", "", top, layers, scale, claimed=smallest.low >= -ROUNDING * scale)
     if all(_locally_linear_after(problem, name) for name in tops):  # then G_ll = H_ll

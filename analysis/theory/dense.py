@@ -10,9 +10,7 @@ from torch.func import functional_call, hessian, jacrev, vmap
 from torch.nn import functional as F
 
 from analysis.theory.networks import is_piecewise_linear, modules_after, squared_lipschitz
-from analysis.theory.statements import ROUNDING, Check, exactly
-
-_SMALLEST = 1e-5  # of the Hessian's norm: rounding in blocks smaller than that is judged as in one of that norm
+from analysis.theory.statements import LEAST_BLOCK, ROUNDING, Check, exactly
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def dense_checks(network: DenseNetwork, clients: Sequence[tuple[float, Tensor]] 
         H = network.hessian[layer.block, layer.block]
         values = torch.linalg.eigvalsh(H)
         tops.append(values[-1].item())
-        checks += _layer_checks(layer, H, values, max(values.abs().max().item(), _SMALLEST * network.norm))
+        checks += _layer_checks(layer, H, values, max(values.abs().max().item(), LEAST_BLOCK * network.norm))
     return [*checks, *_network_checks(network, sum(tops), clients)]
 
 

@@ -15,6 +15,9 @@ ROUNDING = 1e-9
 """What float64 may leave between two sides that are equal, as a share of the matrix's norm: hundreds of times less than
 any wrong factor, millions of times more than seen (the table of `flatlab verify`)."""
 
+LEAST_BLOCK = 1e-5
+"""Of the norm of the whole Hessian: rounding in a block that is smaller is judged as in one of this size."""
+
 STATEMENTS: Mapping[str, str] = {
     "K": "H_ll = 1/N Σ ã ãᵀ ⊗ B_n",
     "A1": "λ(H_ll) ≤ 1/N Σ |ã|² λ(B_n)⁺",
@@ -23,11 +26,11 @@ STATEMENTS: Mapping[str, str] = {
     "P": "H_ll ≥ 0",
     "S1": "λ(H) ≤ Σ λ(H_ll)",
     "S1 (G)": "λ(G) ≤ Σ λ(G_ll)",
-    "S2": "λ(H) ≤ Σ λ(H_ll) − (m−1) λmin(H)",
+    "S2": "λ(H) ≤ Σ λ(H_ll) − (m−1) λmin",
     "F": "λ(H) ≤ Σ p_k λ(H⁽ᵏ⁾)",
 }
-"""Every statement by its name; λ is the largest eigenvalue, λ⁺ = max(λ, 0), m the number of blocks, G the Gauss-Newton
-matrix, H⁽ᵏ⁾ the Hessian of client k and p_k its share."""
+"""Every statement by its name; λ is the largest eigenvalue, λ⁺ = max(λ, 0), λmin the smallest of H, m the number of
+blocks, G the Gauss-Newton matrix, H⁽ᵏ⁾ the Hessian of client k and p_k its share."""
 
 CONDITIONS: Mapping[str, str] = {
     "A3": "the loss is cross-entropy and what follows the layer is piecewise linear with slopes of at most 1",

@@ -13,6 +13,9 @@ from analysis.theory.verdicts import Answer, Claim, Comparison, Correlation, com
 
 TRACE_TOL = 0.05
 
+PENALISED = ("activations", "activations and logits", "logits")
+"""What a run may make small: MAN as published, MAN with the logits, and, to tell the two apart, the logits alone."""
+
 Progress = Callable[[str], None]
 
 
@@ -90,9 +93,10 @@ class Subject:
         return f"ζ = {self.zeta:g}{logits}"
 
     @property
-    def is_baseline(self) -> bool:
-        """Whether it was trained without MAN."""
-        return self.zeta == self.zeta_logits == 0
+    def penalised(self) -> str:
+        """What training made small: one of `PENALISED`, or "" for the baseline."""
+        terms = {"activations": self.zeta, "logits": self.zeta_logits}
+        return " and ".join(name for name, coefficient in terms.items() if coefficient)
 
     @property
     def quantities(self) -> dict[str, float]:
@@ -112,11 +116,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """What one group of runs says to one claim, over all settings of MAN alone, or of MAN with the logits."""
+    """What one group of runs says to one claim, over all coefficients of one kind of penalty."""
 
     group: str
     claim: Claim
-    with_logits: bool
+    penalised: str  # one of `PENALISED`
     comparisons: Sequence[Comparison]
 
     @property
@@ -134,24 +138,23 @@ def claims_about(subject: Subject) -> list[Claim]:
 
 
 def conclude(subjects: Iterable[Subject]) -> list[ClaimVerdict]:
-    """Compare, in every group, the runs with MAN with those without at the same seed and at the last round of all.
+    """Compare, in every group, the runs with a penalty with those without, seed by seed, after the last round of all.
 
     The p-values of all groups are corrected together.
     """
-    compared: list[tuple[str, bool, Comparison]] = []
+    compared: list[tuple[str, str, Comparison]] = []
     for group, runs in _grouped(subjects, lambda s: s.group).items():
         last = [run for run in runs if run.round == max(other.round for other in runs)]
-        baseline = {run.seed: run.quantities for run in last if run.is_baseline}
-        with_man = [run for run in last if not run.is_baseline]
-        for logits in (False, True):
-            settings = _grouped((run for run in with_man if bool(run.zeta_logits) == logits), lambda s: s.setting)
+        baseline = {run.seed: run.quantities for run in last if not run.penalised}
+        for penalised in PENALISED:
+            settings = _grouped((run for run in last if run.penalised == penalised), lambda s: s.setting)
             measured = {name: {run.seed: run.quantities for run in own} for name, own in settings.items()}
-            compared += [(group, logits, c) for c in compare(claims_about(last[0]), baseline, measured)]
+            compared += [(group, penalised, c) for c in compare(claims_about(last[0]), baseline, measured)]
     together = corrected([comparison for _, _, comparison in compared])
-    verdicts: dict[tuple[str, Claim, bool], list[Comparison]] = defaultdict(list)
-    for (group, logits, _), comparison in zip(compared, together, strict=True):
-        verdicts[group, comparison.claim, logits].append(comparison)
-    return [ClaimVerdict(group, claim, logits, own) for (group, claim, logits), own in verdicts.items()]
+    verdicts: dict[tuple[str, str, Claim], list[Comparison]] = defaultdict(list)
+    for (group, penalised, _), comparison in zip(compared, together, strict=True):
+        verdicts[group, penalised, comparison.claim].append(comparison)
+    return [ClaimVerdict(group, claim, penalised, own) for (group, penalised, claim), own in verdicts.items()]
 
 
 def correlations(subjects: Sequence[Subject]) -> list[Correlation]:

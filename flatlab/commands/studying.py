@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.table import Table
 from analysis.theory.study import ClaimVerdict, LayerMeasures, Measures, Subject, conclude, correlations, measure
 from analysis.theory.verdicts import Comparison, Correlation
 from flatlab.checkpoint import load_checkpoint, provenance
-from flatlab.commands.measuring import Measurement, open_problem
+from flatlab.commands.curvature.subjects import Measurement, open_checkpoint
 from flatlab.commands.output import console, status, write_json
 from flatlab.config import RunConfig, make_config, read_config
 from flatlab.engine.batched import BatchedEngine
@@ -38,12 +39,10 @@ class Plan:
 
     def configs(self) -> Iterator[tuple[str, RunConfig]]:
         """Every run with the name of its folder, seed by seed, so that what is there early can be compared."""
-        settings = [(0.0, 0.0)]
-        for logits in dict.fromkeys((0.0, self.zeta_logits)):
-            settings += [(zeta, logits) for zeta in self.zetas]
+        settings = list(product(dict.fromkeys((0.0, self.zeta_logits)), (0.0, *self.zetas)))
         every = math.ceil(self.rounds / PARTS)
         for seed in range(self.seeds):
-            for zeta, logits in settings:
+            for logits, zeta in settings:
                 fields: dict[str, Any] = {
                     "model": "mlp",
                     "seed": seed,
@@ -84,7 +83,7 @@ def study_run(
         status.print("\nInterrupted. The same command goes on from here.")
         raise SystemExit(130) from interruption
     verdicts, correlated = conclude(subjects), correlations(subjects)
-    if not any(verdict.comparisons and verdict.comparisons[0].pairs for verdict in verdicts):
+    if not any(verdict.comparisons[0].pairs for verdict in verdicts):
         raise UsageError(
             "There is nothing to compare: a study needs runs with MAN beside runs without it, alike in all else "
             "but the coefficient, with the same seed and round."
@@ -145,7 +144,7 @@ def _subject(path: Path, measurement: Measurement, tell: Callable[[str], None]) 
     if saved.exists() and saved.stat().st_mtime >= path.stat().st_mtime:
         content = json_.loads(saved.read_text())
     if content is None or content["samples"] != measurement.samples:
-        _, problem = open_problem(path, measurement)
+        problem = open_checkpoint(path, measurement).problem
         measures = asdict(measure(problem, lambda stage: tell(f"{path}: {stage}")))
         content = {"samples": measurement.samples, "measures": _without_nan(measures), "versions": provenance()}
         write_json(saved, content)
@@ -193,14 +192,14 @@ def _plain_verdict(verdict: ClaimVerdict) -> dict[str, Any]:
 
 def _print(verdicts: Sequence[ClaimVerdict], correlated: Iterable[Correlation]) -> None:
     for group in dict.fromkeys(verdict.group for verdict in verdicts):
-        for logits in (False, True):
-            own = [v for v in verdicts if v.group == group and v.with_logits == logits and v.comparisons]
+        for penalised, what in _TITLES.items():
+            own = [verdict for verdict in verdicts if (verdict.group, verdict.penalised) == (group, penalised)]
             if own:
-                _print_verdicts(_title(group, logits), own)
+                _print_verdicts(_title(what, group), own)
     console.print(
-        "Each cell: x / y, for accuracy x - y in points, of runs with (x) and without (y) MAN and the same seed, with "
-        "its 95 % interval. + supports the claim, - contradicts it, ? leaves it undecided: paired t test, p-values "
-        "corrected for all comparisons (Holm). A claim is supported where every coefficient supports it, and "
+        "Each cell: x / y, for accuracy x - y in points, of runs with (x) and without (y) the penalty, seed by seed, "
+        "with its 95 % interval. + supports the claim, - contradicts it, ? leaves it undecided: paired t test, "
+        "p-values corrected for all comparisons (Holm). A claim is supported where every coefficient supports it, and "
         "contradicted where one contradicts it.\n",
         highlight=False,
     )
@@ -217,10 +216,16 @@ _MARKS = {"supported": "+", "contradicted": "-", "undecided": "?"}
 _COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
-def _title(group: str, logits: bool) -> str:
+_TITLES = {
+    "activations": "MAN",
+    "activations and logits": "MAN with the logits penalised as well",
+    "logits": "Only the logits penalised",
+}
+
+
+def _title(what: str, group: str) -> str:
     config = json_.loads(group)
     partition = "iid" if config["partition"] == "iid" else f"Dirichlet {config['delta']:g}"
-    what = "MAN with the logits penalised as well" if logits else "MAN"
     return f"{what}: {config['dataset']}, {config['algorithm']}, {partition}, {config['rounds']} rounds"
 
 

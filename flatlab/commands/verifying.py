@@ -16,7 +16,7 @@ from analysis.theory.battery import ToyChecks, along_training, battery, shifts
 from analysis.theory.chain import Chain, chain
 from analysis.theory.statements import CONDITIONS, STATEMENTS, Check, Interval, Tally, broken, tally
 from flatlab.checkpoint import Checkpoint, load_checkpoint, provenance, rebuild
-from flatlab.commands.measuring import Measurement
+from flatlab.commands.curvature.subjects import Measurement
 from flatlab.commands.output import console, status, write_json
 from flatlab.data import normalise
 from flatlab.data.images import stratified_choice
@@ -29,6 +29,7 @@ DEFAULT_SAMPLES = 200
 
 def verify_toys(figures: Path | None, json: Path | None) -> None:
     """Check the statements on toys; raises `FlatlabError` where one fails that must hold."""
+    keep_freed_memory()
     began = time.perf_counter()
     with status.status("Toys") as spinner:
         cases = list(battery(spinner.update))
@@ -189,10 +190,10 @@ def _number(interval: Interval | None) -> str:
 
 
 def _print_tallies(title: str, rows: Sequence[Tally]) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column(no_wrap=True)
     table.add_column("statement", no_wrap=True)
-    for heading in ("holds in", "worst slack", "bound / value"):
+    for heading in ("holds in", "worst slack", "bound/value"):
         table.add_column(heading, justify="right", no_wrap=True)
     for claimed in (True, False):
         if not claimed:
@@ -203,7 +204,7 @@ def _print_tallies(title: str, rows: Sequence[Tally]) -> None:
                 table.add_row(*_tally_cells(row))
     console.print(table)
     console.print(
-        "λ: largest eigenvalue. Slack: right minus left side, over the matrix's norm. Bound / value: median (largest) "
+        "λ: largest eigenvalue. Slack: right minus left side, over the matrix's norm. Bound/value: median (largest) "
         "ratio of the sides. " + " ".join(f"{name} is claimed where {where}." for name, where in CONDITIONS.items()),
         highlight=False,
     )

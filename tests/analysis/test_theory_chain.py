@@ -190,6 +190,16 @@ def test_layers_without_patches_still_count_as_blocks() -> None:
     assert {("P", "4"), ("S2", "")} <= checked
 
 
+def test_a_layer_of_dead_units_is_judged_against_the_whole_network() -> None:
+    """Its block is zero, and so are the bounds above it: there is no norm of its own to divide by."""
+    model, (x, y) = mlp(), samples(12, 5)
+    nn.init.constant_(model.get_submodule("0").get_parameter("bias"), -100.0)
+    found = chain(problem_of(model, x, y))
+    assert found.layers[0].top.high == pytest.approx(0, abs=1e-12)
+    assert {check.outcome for check in found.checks if check.layer == "0"} == {"holds"}
+    assert not broken(found.checks)
+
+
 def test_a_wrong_block_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """A suffix whose curvature is off by 0.1 % is noticed."""
     x, y = samples(12, 5)

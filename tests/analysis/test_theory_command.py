@@ -10,6 +10,7 @@ import pytest
 
 from analysis.layers import Suffix
 from analysis.theory import battery
+from analysis.theory.dense import DenseLayer
 from flatlab.cli import main
 from flatlab.commands.training import Execution, train_run
 from flatlab.config import make_config
@@ -70,7 +71,9 @@ def test_a_wrong_product_ends_with_exit_code_1(
     assert "Statement K must hold in layer fc1 and does not" in said.err
 
 
-def test_toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def small_battery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer and smaller toys."""
     settings = {
         "DEPTHS": (1, 2),
         "WIDTHS": (4,),
@@ -82,6 +85,10 @@ def test_toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     }
     for name, value in settings.items():
         monkeypatch.setattr(battery, name, value)
+
+
+@pytest.mark.usefixtures("small_battery")
+def test_toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert flatlab(monkeypatch, "verify", "--json", tmp_path / "toys.json", "--figures", tmp_path) == 0
     said = capsys.readouterr().out
     assert "12 toy networks" in said
@@ -92,6 +99,19 @@ def test_toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert claimed["K"]["cases"] == 6 * 2 + 6 * 3
     assert_drawn(tmp_path, "theory-slack", 2 * 3)
     assert_drawn(tmp_path, "theory-shift", 8 * 5 + 4 * 3)
+
+
+@pytest.mark.usefixtures("small_battery")
+def test_a_broken_bound_on_toys_ends_with_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A1 and A2 with a tenth of the curvature."""
+    right = DenseLayer.tops.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(DenseLayer, "tops", property(lambda layer: right(layer) / 10))
+    assert flatlab(monkeypatch, "verify") == 1
+    said = capsys.readouterr()
+    assert "12 toy networks" in said.out
+    assert "Statement A1 must hold in layer fc1 and does not" in said.err
 
 
 STUDY = ("--seeds", 3, "--rounds", 1, "--zetas", "0.5", "--zeta-logits", 0, "--samples", 200)

@@ -135,7 +135,7 @@ def study(tops: Callable[[float, int], tuple[float, float]], **fields: Any) -> l
 
 
 def answers(subjects: list[Subject]) -> dict[str, str]:
-    return {result.claim.quantity: result.answer for result in conclude(subjects) if result.comparisons}
+    return {result.claim.quantity: result.answer for result in conclude(subjects)}
 
 
 def test_a_study_in_which_man_does_what_is_claimed() -> None:
@@ -174,10 +174,10 @@ def test_only_the_last_round_is_compared() -> None:
 def test_groups_are_never_mixed_but_corrected_together() -> None:
     lower = study(lambda zeta, seed: (4 / (1 + zeta) * (1 + 0.01 * seed), 2.0))
     higher = study(lambda zeta, seed: (4 * (1 + zeta) * (1 + 0.01 * seed), 2.0), group="other")
-    found = {(r.group, r.claim.quantity): r for r in conclude(lower + higher) if r.comparisons}
+    found = {(r.group, r.claim.quantity): r for r in conclude(lower + higher)}
     assert found["digits", "λmax of fc1"].answer == "supported"
     assert found["other", "λmax of fc1"].answer == "contradicted"
-    alone = {r.claim.quantity: r for r in conclude(lower) if r.comparisons}
+    alone = {r.claim.quantity: r for r in conclude(lower)}
     together = found["digits", "mean |a|² after fc1"].comparisons[0]
     assert together.p == alone["mean |a|² after fc1"].comparisons[0].p
     assert found["digits", "λmax of the network"].comparisons[0].p_holm > (
@@ -185,17 +185,20 @@ def test_groups_are_never_mixed_but_corrected_together() -> None:
     )
 
 
-def test_settings_with_penalised_logits_have_verdicts_of_their_own() -> None:
+def test_each_kind_of_penalty_has_verdicts_of_its_own() -> None:
     plain = study(lambda zeta, seed: (4 * (1 + zeta) * (1 + 0.01 * seed), 2.0))
-    logits = study(lambda zeta, seed: (4 / (1 + 2 * zeta) * (1 + 0.01 * seed), 2.0), zeta_logits=1.0)
+    both = study(lambda zeta, seed: (4 / (1 + 2 * zeta) * (1 + 0.01 * seed), 2.0), zeta_logits=1.0)
     found = {
-        result.with_logits: result
-        for result in conclude(plain + [s for s in logits if s.zeta])
-        if result.claim.quantity == "λmax of the network"
+        result.penalised: result for result in conclude(plain + both) if result.claim.quantity == "λmax of the network"
     }
-    assert found[False].answer == "contradicted"
-    assert found[True].answer == "supported"
-    assert [c.setting for c in found[True].comparisons] == ["ζ = 0.1, logits 1", "ζ = 0.5, logits 1"]
+    assert {name: result.answer for name, result in found.items()} == {
+        "activations": "contradicted", "activations and logits": "supported", "logits": "undecided"
+    }  # fmt: skip
+    assert [c.setting for c in found["activations and logits"].comparisons] == [
+        "ζ = 0.1, logits 1",
+        "ζ = 0.5, logits 1",
+    ]
+    assert [c.setting for c in found["logits"].comparisons] == ["ζ = 0, logits 1"]
 
 
 def test_correlations_are_taken_within_what_is_held_fixed() -> None:

@@ -79,7 +79,8 @@ def test_the_page_says_what_was_found_what_failed_and_how_to_make_it_again(page:
     assert "<b>fedsam-iid-s2</b>: Training diverged &lt;here&gt;." in page
     assert "<b>fedsam-man-iid-s2</b>: not begun." in page
     assert re.search(r"flatlab reproduce (\S+)/grid.toml --out \1\n?<", page)
-    assert "flatlab eigs again/RUN/final.pt --samples 500" in page
+    assert "flatlab eigs again/RUN/final.pt --samples 500\n" in page
+    assert "flatlab density again/RUN/final.pt --samples 500 --depth 40 --probes 5\n" in page
     assert "algorithm = &#34;fedsam&#34;" in page
 
 
