@@ -133,9 +133,12 @@ def _run_commands(results: Results) -> str:
     lines = [f"flatlab train --config {folder}/RUN/config.toml --out again/RUN"]
     measure = results.grid.measure if results.grid else None
     if measure:
+        checkpoint = f"again/RUN/final.pt --samples {measure.samples}"
         lines += [
-            f"flatlab eigs again/RUN/final.pt --samples {measure.samples}",
-            f"flatlab trace again/RUN/final.pt --samples {measure.samples} --tol {measure.trace_tol:g}",
+            f"flatlab eigs {checkpoint}",
+            f"flatlab trace {checkpoint} --tol {measure.trace_tol:g}",
+            f"flatlab density {checkpoint} --depth {measure.density_depth} --probes {measure.density_probes}",
+            f"flatlab surface {checkpoint} --points {measure.surface_points}",
         ]
     return "\n".join(lines)
 
