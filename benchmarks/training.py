@@ -1,8 +1,9 @@
 """Local training against a bare forward+backward loop, workers against one another, and the time to `--help`.
 
-Every ratio compares runs that took turns in the same minutes, since machines are shared and noisy: each entry is the
-median over the turns. The bare loop is as fast as we can make it (channels_last input, freed memory kept), on one fixed
-batch that is already normalised; the same loop as PyTorch runs it by default is listed for comparison.
+Machines are shared and noisy, so what is compared takes turns, step by step where it can, and each entry is the median
+over the turns of a ratio within one turn. There are two bare loops of forward and backward on one fixed batch that is
+already normalised: plain PyTorch, in a process of its own, and the same as fast as we can make it (channels_last input,
+freed memory kept), which is how a client trains.
 """
 
 import subprocess
@@ -26,23 +27,23 @@ from flatlab.config import make_config
 from flatlab.engine.base import RoundInputs
 from flatlab.engine.process import ProcessEngine
 from flatlab.engine.sequential import SequentialEngine, train_client
-from flatlab.man import activation_mean_squares, tap_activations
+from flatlab.man import penalty_terms, tap_activations
 from flatlab.memory import keep_freed_memory
 from flatlab.rounds import Run, sample_clients
 from flatlab.world import World, make_world
 
-TURNS = 5
-STEPS = 10  # of 50 images: one local epoch of one of 100 CIFAR-100 clients
+TURNS = 7
+BATCH = 50
+STEPS = 10  # one local epoch of one of 100 CIFAR-100 clients
 
 
 def main() -> None:
     """Print the three tables."""
-    print(f"--help answers in {help_seconds():.2f} s (median of 5)\n")
-    default = in_fresh_process(partial(bare_speed, tuned=False))
+    print(f"--help answers in {help_seconds():.2f} s (median of {TURNS})\n")
     torch.set_num_threads(1)
     keep_freed_memory()
     cost_of_man()
-    local_training(default)
+    local_training()
     workers_against_one()
 
 
@@ -55,7 +56,7 @@ def cifar_world(**fields: Any) -> World:
                 "clients": 100,
                 "partition": "iid",
                 "participation": 0.1,
-                "batch_size": 50,
+                "batch_size": BATCH,
                 "local_epochs": 1,
                 **fields,
             }
@@ -66,7 +67,7 @@ def cifar_world(**fields: Any) -> World:
 def cost_of_man() -> None:
     """One step of the CIFAR CNN without MAN, with it, and with it written naively, taking turns step by step."""
     model = _bare_world().new_model()
-    x, y = torch.randn(50, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.arange(50)
+    x, y = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.arange(BATCH)
     parameters = list(model.parameters())
 
     def naive(inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -86,78 +87,84 @@ def cost_of_man() -> None:
 
     forms = {
         "without MAN": lambda inputs: (model(inputs), []),
-        "with MAN": lambda inputs: activation_mean_squares(model, inputs),
+        "with MAN": lambda inputs: penalty_terms(model, inputs),
         "with MAN, naive": naive,
     }
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(STEPS * TURNS):
         for name, forward in forms.items():
             times[name].append(seconds(partial(step, forward)))
-    bare = median(times["without MAN"])
     print("| one step | ms | over the step without MAN |\n|---|---|---|")
     for name, values in times.items():
-        print(f"| {name} | {1000 * median(values):.1f} | {100 * (median(values) / bare - 1):+.1f} % |")
+        ratio = median(with_man / without for with_man, without in zip(values, times["without MAN"], strict=True))
+        print(f"| {name} | {1000 * median(values):.1f} | {100 * (ratio - 1):+.1f} % |")
     print()
 
 
-def local_training(default: float) -> None:
-    """Images per second of every algorithm, without and with MAN, as a fraction of the bare loop beside it."""
+def local_training() -> None:
+    """Images per second of every algorithm, without and with MAN, as a fraction of the bare loops beside it."""
     world = cifar_world()
-    worlds = {
-        (name, man): World(
-            make_config({**world.config.plain(), "algorithm": name, "hyper": {}, "man": man}),
-            world.data,
-            world.parts,
-            world.layout,
-        )
-        for name in ALGORITHMS
-        for man in (False, True)
-    }
-    fractions: dict[tuple[str, bool], list[float]] = {key: [] for key in worlds}
-    bare: list[float] = []
-    for _ in range(TURNS):
-        for key, other in worlds.items():
-            speed = bare_speed(tuned=True)
-            fractions[key].append(client_speed(other) / speed)
-            bare.append(speed)
-    print(f"bare loop {median(bare):.0f} images/s (with PyTorch's defaults {default:.0f}), one thread\n")
-    print("| algorithm | fraction of the bare loop | with MAN | fraction of PyTorch's defaults | with MAN |")
-    print("|---|---|---|---|---|")
+    rows = [(name, man) for name in ALGORITHMS for man in (False, True)]
+    fractions: dict[tuple[str, bool], list[float]] = {row: [] for row in rows}
+    gains, tuned = [], []
+    with ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:
+        for _ in range(TURNS):
+            for name, man in rows:
+                fractions[name, man].append(client_fraction(_variant(world, name, man=man)))
+            for _ in range(TURNS):
+                tuned.append(bare_speed(tuned=True))
+                gains.append(tuned[-1] / elsewhere.submit(bare_speed, tuned=False).result())
+    gain = median(gains)
+    print(f"tuned bare loop {median(tuned):.0f} images/s on one thread, {gain:.2f} times plain PyTorch\n")
+    print("| algorithm | of the tuned loop | with MAN | points that MAN costs | of plain PyTorch | with MAN |")
+    print("|---|---|---|---|---|---|")
     for name in ALGORITHMS:
-        plain, man = median(fractions[name, False]), median(fractions[name, True])
-        ratio = median(bare) / default
-        print(f"| {name} | {plain:.2f} | {man:.2f} | {plain * ratio:.2f} | {man * ratio:.2f} |")
+        without, with_man = median(fractions[name, False]), median(fractions[name, True])
+        print(
+            f"| {name} | {without:.2f} | {with_man:.2f} | {100 * (without - with_man):.1f} "
+            f"| {gain * without:.2f} | {gain * with_man:.2f} |"
+        )
 
 
-def client_speed(world: World) -> float:
-    """Images/s of one client's local epoch, from the server's model to the vectors it sends back."""
+def _variant(world: World, algorithm: str, *, man: bool) -> World:
+    config = make_config({**world.config.plain(), "algorithm": algorithm, "hyper": {}, "man": man})
+    return World(config, world.data, world.parts, world.layout)
+
+
+def client_fraction(world: World) -> float:
+    """Speed of a client's local epoch, from the server's model to the vectors it sends back, over the tuned bare loop.
+
+    A step of the bare loop runs before each of the client's forward passes, so that both see the same machine.
+    """
+    bare: list[float] = []
+    bare_step = make_bare_step(tuned=True)
     model = world.new_model()
+    model.register_forward_pre_hook(lambda *_: bare.append(seconds(bare_step)))
     w = torch.zeros(world.layout.size).normal_(std=0.02)
     own = {name: torch.zeros_like(w) for name in world.config.rules.own}
     server = {name: torch.zeros_like(w) for name in world.config.rules.server}
     began = time.perf_counter()
     result = train_client(world, model, 0, 0, w, own, server)
-    return result.samples / (time.perf_counter() - began)
+    client = time.perf_counter() - began - sum(bare)
+    return result.samples / client * sum(bare) / (BATCH * len(bare))
 
 
 def bare_speed(*, tuned: bool) -> float:
-    """Images/s of forward and backward alone on a fixed batch of 50, on one thread."""
+    """Images/s of forward and backward alone, on one thread."""
     torch.set_num_threads(1)
-    world = _bare_world()
-    model = world.new_model()
-    x, y = torch.randn(50, 3, 32, 32), torch.arange(50)
+    step = make_bare_step(tuned=tuned)
+    step()
+    return BATCH * STEPS / seconds(lambda: [step() for _ in range(STEPS)])
+
+
+def make_bare_step(*, tuned: bool) -> Callable[[], object]:
+    """One forward and backward pass on a fixed batch."""
+    model = _bare_world().new_model()
+    x, y = torch.randn(BATCH, 3, 32, 32), torch.arange(BATCH)
     if tuned:
         x = x.contiguous(memory_format=torch.channels_last)
     parameters = list(model.parameters())
-
-    def step() -> None:
-        torch.autograd.grad(F.cross_entropy(model(x), y), parameters)
-
-    step()
-    began = time.perf_counter()
-    for _ in range(STEPS):
-        step()
-    return 50 * STEPS / (time.perf_counter() - began)
+    return lambda: torch.autograd.grad(F.cross_entropy(model(x), y), parameters)
 
 
 _bare: list[World] = []
@@ -206,13 +213,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def in_fresh_process(work: Callable[[], float]) -> float:
-    """The value of `work()` in a process of its own, where nothing was tuned."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return median(pool.submit(work).result() for _ in range(3))
-
-
 def help_seconds() -> float:
     """Median wall time of `flatlab --help`."""
     command = [sys.executable, "-m", "flatlab", "--help"]
-    return median(seconds(lambda: subprocess.run(command, capture_output=True, check=True)) for _ in range(5))
+    return median(seconds(lambda: subprocess.run(command, capture_output=True, check=True)) for _ in range(TURNS))

@@ -63,15 +63,16 @@ def tap_activations(tap: Callable[[Tensor], Tensor]) -> Iterator[None]:
 
 
 class _MeanSquare(Function):
-    """a -> (a, mean(a^2)), so that the gradient of the mean joins the gradient of `a` in one pass over memory.
+    """a -> (a, r), where r stands for mean(a^2): it has its gradient, but the value 0.
 
-    Written as `a.pow(2).mean()`, the same gradient costs a squared copy forward, a product and a sum backward.
+    A training step needs the gradient alone, 2 a / numel(a), which joins the gradient of `a` in one pass over memory.
+    The value would cost one more pass; written as `a.pow(2).mean()`, a squared copy forward, a product and a sum back.
     """
 
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(a)
-        return a.view_as(a), square_sum(a) / a.numel()
+        return a.view_as(a), a.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -92,11 +93,12 @@ def square_sum(a: Tensor) -> Tensor:
     return total
 
 
-def activation_mean_squares(model: nn.Module, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Run `model` on `inputs` and return (logits, [mean(a_l^2) for every hidden layer l, in the order computed]).
+def penalty_terms(model: nn.Module, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Run `model` on `inputs` and return (logits, [r_l for every hidden layer l, in the order computed]).
 
-    `inputs` has shape (batch, ...); logits (batch, classes); each mean is a scalar over batch and units, in the model's
-    dtype, with its gradient. R of the module's docstring is the sum of the list.
+    `inputs` has shape (batch, ...); logits (batch, classes). Each r_l is a scalar in the model's dtype that stands for
+    mean(a_l^2) over batch and units in a loss to be differentiated: its gradient is exact, its value is 0 (measure
+    activations with `tap_activations`). R of the module's docstring is the sum of the list.
     """
     taken: list[tuple[Tensor, Tensor]] = []
 
@@ -107,4 +109,4 @@ def activation_mean_squares(model: nn.Module, inputs: Tensor) -> tuple[Tensor, l
 
     with tap_activations(tap):
         logits: Tensor = model(inputs)
-    return logits, [mean_square for passed_on, mean_square in taken if passed_on is not logits]
+    return logits, [term for passed_on, term in taken if passed_on is not logits]

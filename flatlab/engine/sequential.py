@@ -12,7 +12,7 @@ from flatlab.augment import crop, pad
 from flatlab.batches import Batch, local_batches
 from flatlab.data import Split, normalise
 from flatlab.engine.base import Evaluation, RoundInputs, RoundOutputs
-from flatlab.man import activation_mean_squares, square_sum, tap_activations
+from flatlab.man import penalty_terms, square_sum, tap_activations
 from flatlab.sgd import local_step_
 from flatlab.streams import stream, stream_seed
 from flatlab.world import World
@@ -82,9 +82,9 @@ def loss_gradient(world: World, model: nn.Module, x: Tensor, y: Tensor, at: Tens
     config = world.config
     parameters = bind(model, world, at)
     if config.man:
-        logits, mean_squares = activation_mean_squares(model, x)
+        logits, terms = penalty_terms(model, x)
         loss = F.cross_entropy(logits, y)
-        objective = loss + config.zeta / 2 * sum(mean_squares)
+        objective = loss + config.zeta / 2 * sum(terms)
         if config.zeta_logits:
             objective = objective + config.zeta_logits / 2 * logits.square().mean()
     else:

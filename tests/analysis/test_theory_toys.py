@@ -10,7 +10,7 @@ from analysis.theory import battery as batteries
 from analysis.theory.battery import along_training, battery, shifts
 from analysis.theory.statements import broken
 from analysis.theory.toys import BATCH, LR, WEIGHT_DECAY, Penalty, Toys, accuracy, load_toys, new_toy, train_stack
-from flatlab.man import activation_mean_squares
+from flatlab.man import penalty_terms
 from flatlab.streams import stream
 
 
@@ -35,7 +35,7 @@ def test_a_network_in_the_stack_trains_as_alone(toys: Toys) -> None:
     for model, penalty, trained in zip(start, penalties, stack, strict=True):
         for step in range(2):
             batch = torch.randint(len(toys.y), (BATCH,), generator=stream(0, "toy batch", step))
-            logits, squares = activation_mean_squares(model, toys.x[batch])
+            logits, squares = penalty_terms(model, toys.x[batch])
             loss = F.cross_entropy(logits, toys.y[batch]) + penalty.zeta / 2 * torch.stack(squares).sum()
             loss = loss + penalty.zeta_logits / 2 * logits.square().mean()
             gradients = torch.autograd.grad(loss, list(model.parameters()))
