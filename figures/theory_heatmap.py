@@ -42,7 +42,7 @@ def draw_theory_heatmap(results: dict[str, Any], path: Path) -> list[Path]:
         for j in range(1, len(settings)):
             if settings[j][0] != settings[j - 1][0]:
                 axes.axvline(j - 0.5, color="0.2", lw=1.2)
-        bar = figure.colorbar(image, ax=axes, label="relative to no MAN")
+        bar = figure.colorbar(image, ax=axes, label="relative to no penalty")
         powers = np.arange(-int(reach), int(reach) + 1, max(1, int(reach) // 2))
         bar.set_ticks(list(powers), labels=[f"×{2**power}" if power >= 0 else f"×1/{2**-power}" for power in powers])
         written = save_figure(figure, path, rows, {**results["versions"], "configuration": subjects[0]["group"]})

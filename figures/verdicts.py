@@ -26,6 +26,7 @@ def _claims(verdicts: list[dict[str, Any]]) -> list[Table]:
         for comparison in verdict["comparisons"]:
             rows.append(
                 (
+                    verdict["contrast"],
                     f"{claim['quantity']} {claim['direction']}",
                     runs,
                     comparison["setting"],
@@ -35,13 +36,15 @@ def _claims(verdicts: list[dict[str, Any]]) -> list[Table]:
                     verdict["answer"],
                 )
             )
-            numbers.append({**claim, **comparison, "runs": runs, "verdict": verdict["answer"]})
+            numbers.append(
+                {"contrast": verdict["contrast"], **claim, **comparison, "runs": runs, "verdict": verdict["answer"]}
+            )
     note = (
-        "By flatlab verify --study: effect of MAN as a ratio (of accuracy: a difference in points), paired by seed, "
-        "with its 95 % interval; answers by the paired t test, corrected for all comparisons (Holm). A claim is "
-        "supported where every setting supports it, contradicted where one contradicts it."
+        "By flatlab verify --study: the effect as a ratio (of accuracy: a difference in points), paired by seed, with "
+        "its 95 % interval; answers by the paired t test, corrected for all comparisons (Holm). A claim is supported "
+        "where every setting supports it, contradicted where one contradicts it."
     )
-    columns = ("claim: MAN makes", "runs", "setting", "pairs", "effect [95 %]", "answer", "verdict on the claim")
+    columns = ("compared", "claim", "runs", "setting", "pairs", "effect [95 %]", "answer", "verdict on the claim")
     return [Table("claims", "Does MAN do what is claimed?", (note,), columns, tuple(rows), tuple(numbers))]
 
 

@@ -13,8 +13,13 @@ from analysis.theory.verdicts import Answer, Claim, Comparison, Correlation, com
 
 TRACE_TOL = 0.05
 
-PENALISED = ("activations", "activations and logits", "logits")
-"""What a run may make small: MAN as published, MAN with the logits, and, to tell the two apart, the logits alone."""
+CONTRASTS = {
+    "MAN": ("activations", ""),
+    "MAN with the logits penalised as well": ("activations and logits", ""),
+    "only the logits penalised": ("logits", ""),
+    "the logits penalised beside MAN, against MAN alone": ("activations and logits", "activations"),
+}
+"""What is compared: the runs that penalise the one (`Subject.penalised`) with those that penalise the other."""
 
 Progress = Callable[[str], None]
 
@@ -94,7 +99,7 @@ class Subject:
 
     @property
     def penalised(self) -> str:
-        """What training made small: one of `PENALISED`, or "" for the baseline."""
+        """What training made small: "activations" (MAN), "logits", both, or "" for neither."""
         terms = {"activations": self.zeta, "logits": self.zeta_logits}
         return " and ".join(name for name, coefficient in terms.items() if coefficient)
 
@@ -116,11 +121,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """What one group of runs says to one claim, over all coefficients of one kind of penalty."""
+    """What one group of runs says to one claim in one contrast, over all coefficients."""
 
     group: str
     claim: Claim
-    penalised: str  # one of `PENALISED`
+    contrast: str  # of `CONTRASTS`
     comparisons: Sequence[Comparison]
 
     @property
@@ -138,23 +143,23 @@ def claims_about(subject: Subject) -> list[Claim]:
 
 
 def conclude(subjects: Iterable[Subject]) -> list[ClaimVerdict]:
-    """Compare, in every group, the runs with a penalty with those without, seed by seed, after the last round of all.
+    """Answer every contrast in every group of runs, seed by seed, after the last round of all.
 
-    The p-values of all groups are corrected together.
+    The p-values of all groups and contrasts are corrected together.
     """
     compared: list[tuple[str, str, Comparison]] = []
     for group, runs in _grouped(subjects, lambda s: s.group).items():
         last = [run for run in runs if run.round == max(other.round for other in runs)]
-        baseline = {run.seed: run.quantities for run in last if not run.penalised}
-        for penalised in PENALISED:
-            settings = _grouped((run for run in last if run.penalised == penalised), lambda s: s.setting)
-            measured = {name: {run.seed: run.quantities for run in own} for name, own in settings.items()}
-            compared += [(group, penalised, c) for c in compare(claims_about(last[0]), baseline, measured)]
+        for contrast, (penalised, other) in CONTRASTS.items():
+            for setting, own in _grouped((r for r in last if r.penalised == penalised), lambda s: s.setting).items():
+                without = [r for r in last if r.penalised == other and r.zeta in (0.0, own[0].zeta)]
+                x, y = ({run.seed: run.quantities for run in side} for side in (own, without))
+                compared += [(group, contrast, c) for c in compare(claims_about(own[0]), y, {setting: x})]
     together = corrected([comparison for _, _, comparison in compared])
     verdicts: dict[tuple[str, str, Claim], list[Comparison]] = defaultdict(list)
-    for (group, penalised, _), comparison in zip(compared, together, strict=True):
-        verdicts[group, penalised, comparison.claim].append(comparison)
-    return [ClaimVerdict(group, claim, penalised, own) for (group, penalised, claim), own in verdicts.items()]
+    for (group, contrast, _), comparison in zip(compared, together, strict=True):
+        verdicts[group, contrast, comparison.claim].append(comparison)
+    return [ClaimVerdict(group, claim, contrast, own) for (group, contrast, claim), own in verdicts.items()]
 
 
 def correlations(subjects: Sequence[Subject]) -> list[Correlation]:

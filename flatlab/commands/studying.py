@@ -13,7 +13,16 @@ import torch
 from rich import box
 from rich.table import Table
 
-from analysis.theory.study import ClaimVerdict, LayerMeasures, Measures, Subject, conclude, correlations, measure
+from analysis.theory.study import (
+    CONTRASTS,
+    ClaimVerdict,
+    LayerMeasures,
+    Measures,
+    Subject,
+    conclude,
+    correlations,
+    measure,
+)
 from analysis.theory.verdicts import Comparison, Correlation
 from flatlab.checkpoint import load_checkpoint, provenance
 from flatlab.commands.curvature.subjects import Measurement, open_checkpoint
@@ -192,15 +201,15 @@ def _plain_verdict(verdict: ClaimVerdict) -> dict[str, Any]:
 
 def _print(verdicts: Sequence[ClaimVerdict], correlated: Iterable[Correlation]) -> None:
     for group in dict.fromkeys(verdict.group for verdict in verdicts):
-        for penalised, what in _TITLES.items():
-            own = [verdict for verdict in verdicts if (verdict.group, verdict.penalised) == (group, penalised)]
+        for contrast in CONTRASTS:
+            own = [verdict for verdict in verdicts if (verdict.group, verdict.contrast) == (group, contrast)]
             if own:
-                _print_verdicts(_title(what, group), own)
+                _print_verdicts(_title(contrast, group), own)
     console.print(
-        "Each cell: x / y, for accuracy x - y in points, of runs with (x) and without (y) the penalty, seed by seed, "
-        "with its 95 % interval. + supports the claim, - contradicts it, ? leaves it undecided: paired t test, "
-        "p-values corrected for all comparisons (Holm). A claim is supported where every coefficient supports it, and "
-        "contradicted where one contradicts it.\n",
+        "Each cell: x / y, for accuracy x - y in points, of runs with (x) and without (y) what the title names, paired "
+        "by seed, with its 95 % interval. + supports the claim, - contradicts it, ? leaves it undecided: paired t "
+        "test, p-values corrected for all comparisons (Holm). A claim is supported where every coefficient supports "
+        "it, and contradicted where one contradicts it.\n",
         highlight=False,
     )
     table = Table(title="log mean|a|² entering a layer against log λmax", title_justify="left", **_BARE)
@@ -216,16 +225,10 @@ _MARKS = {"supported": "+", "contradicted": "-", "undecided": "?"}
 _COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
-_TITLES = {
-    "activations": "MAN",
-    "activations and logits": "MAN with the logits penalised as well",
-    "logits": "Only the logits penalised",
-}
-
-
-def _title(what: str, group: str) -> str:
+def _title(contrast: str, group: str) -> str:
     config = json_.loads(group)
     partition = "iid" if config["partition"] == "iid" else f"Dirichlet {config['delta']:g}"
+    what = contrast[0].upper() + contrast[1:]
     return f"{what}: {config['dataset']}, {config['algorithm']}, {partition}, {config['rounds']} rounds"
 
 

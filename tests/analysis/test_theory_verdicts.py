@@ -15,7 +15,7 @@ from torch import nn
 
 from analysis.problem import make_problem
 from analysis.theory.dense import examine
-from analysis.theory.study import LayerMeasures, Measures, Subject, conclude, correlations, measure
+from analysis.theory.study import CONTRASTS, LayerMeasures, Measures, Subject, conclude, correlations, measure
 from analysis.theory.verdicts import Claim, Comparison, compare, corrected, correlate, holm, verdict
 
 LOWER, HIGHER = Claim("lambda", "lower"), Claim("accuracy", "higher", ratio=False)
@@ -185,20 +185,23 @@ def test_groups_are_never_mixed_but_corrected_together() -> None:
     )
 
 
-def test_each_kind_of_penalty_has_verdicts_of_its_own() -> None:
-    plain = study(lambda zeta, seed: (4 * (1 + zeta) * (1 + 0.01 * seed), 2.0))
-    both = study(lambda zeta, seed: (4 / (1 + 2 * zeta) * (1 + 0.01 * seed), 2.0), zeta_logits=1.0)
-    found = {
-        result.penalised: result for result in conclude(plain + both) if result.claim.quantity == "λmax of the network"
-    }
-    assert {name: result.answer for name, result in found.items()} == {
-        "activations": "contradicted", "activations and logits": "supported", "logits": "undecided"
-    }  # fmt: skip
-    assert [c.setting for c in found["activations and logits"].comparisons] == [
-        "ζ = 0.1, logits 1",
-        "ζ = 0.5, logits 1",
+def test_every_contrast_has_verdicts_of_its_own() -> None:
+    """MAN alone doubles the eigenvalue, the logits alone change nothing, both halve it: a quarter of MAN's."""
+    tops = {(True, False): 8.0, (False, True): 4.0, (True, True): 2.0, (False, False): 4.0}
+    subjects = [
+        subject(zeta, seed, (tops[zeta > 0, logits > 0] * (1 + 0.01 * seed * zeta), 2.0), zeta_logits=logits)
+        for zeta in (0.0, 0.1, 0.5)
+        for logits in (0.0, 1.0)
+        for seed in range(5)
     ]
-    assert [c.setting for c in found["logits"].comparisons] == ["ζ = 0, logits 1"]
+    found = {result.contrast: result for result in conclude(subjects) if result.claim.quantity == "λmax of fc1"}
+    assert list(found) == list(CONTRASTS)
+    assert [result.answer for result in found.values()] == ["contradicted", "supported", "undecided", "supported"]
+    effects = [[comparison.effect for comparison in result.comparisons] for result in found.values()]
+    for own, expected in zip(effects, ([2.0, 2.0], [0.5, 0.5], [1.0], [0.25, 0.25]), strict=True):
+        assert own == pytest.approx(expected, rel=0.02)
+    assert [c.setting for c in found["MAN"].comparisons] == ["ζ = 0.1", "ζ = 0.5"]
+    assert [c.setting for c in found["only the logits penalised"].comparisons] == ["ζ = 0, logits 1"]
 
 
 def test_correlations_are_taken_within_what_is_held_fixed() -> None:

@@ -88,7 +88,7 @@ def test_verdicts_are_read_where_verify_left_them(results: Path) -> None:
     claim = {"quantity": "trace", "direction": "lower", "ratio": True}
     comparison = {"setting": "ζ 0.15", "pairs": 3, "effect": 0.6, "low": 0.5, "high": 0.7, "p": 0.01, "p_holm": 0.02}
     group = json.dumps({"dataset": "cifar100", "algorithm": "fedavg", "partition": "dirichlet", "delta": 0.3})
-    verdict: dict[str, Any] = {"claim": claim, "group": group, "penalised": "activations", "answer": "supported"}
+    verdict: dict[str, Any] = {"claim": claim, "group": group, "contrast": "MAN", "answer": "supported"}
     verdict["comparisons"] = [{**comparison, "answer": "supported"}]
     (results / "study.json").write_text(json.dumps({"verdicts": [verdict]}))
     checks = [{"statement": "S1", "claimed": False, "outcome": outcome} for outcome in ("holds", "fails", "fails")]
@@ -98,6 +98,7 @@ def test_verdicts_are_read_where_verify_left_them(results: Path) -> None:
     assert "Does MAN do what is claimed?" in page
     assert claims.rows == (
         (
+            "MAN",
             "trace lower",
             "cifar100, fedavg, Dirichlet 0.3",
             "ζ 0.15",
