@@ -73,6 +73,7 @@ def flatness(
     *,
     tol: float = 1e-3,
     trace_tol: float = 0.02,
+    max_probes: int = 400,
     sam_radius: float = 0.05,
     adaptive_radius: float = 0.5,
     seed: int = 0,
@@ -93,7 +94,9 @@ def flatness(
     told = None if progress is None else lambda probes, error: progress("trace", probes, error)
     places = positions(problem)
     groups = {name: torch.cat([places[full] for full in own]) for name, own in weights.items()}
-    moments = hutchinson(hessian(problem), tol=trace_tol, groups=groups, seed=seed, progress=told)
+    moments = hutchinson(
+        hessian(problem), tol=trace_tol, max_probes=max_probes, groups=groups, seed=seed, progress=told
+    )
     return FlatnessReport(
         loss=whole.loss,
         eigenvalues=whole.eigenvalues,

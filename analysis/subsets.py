@@ -64,6 +64,7 @@ class BatchSpectra:
     residuals: Tensor  # (batches, k) float64
     converged: Tensor  # (batches, k) bool
     batch_size: int
+    products: int  # each with the Hessian of one batch
 
 
 def batch_spectra(
@@ -72,6 +73,7 @@ def batch_spectra(
     k: int = 1,
     *,
     tol: float = 1e-2,
+    max_iter: int = 200,
     start: Tensor | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -80,14 +82,11 @@ def batch_spectra(
 
     A last batch smaller than `batch_size` is left out. `progress` is told the batches done and their number.
     """
-    if not 1 <= batch_size <= problem.samples:
-        raise UsageError(f"The batch size must lie between 1 and the {problem.samples} samples, not {batch_size}.")
-    if problem.distributed:
-        raise UsageError("Spectra of single batches are computed in one process; run them without torchrun.")
+    require_batches(problem, batch_size)
     found: list[Eigenpairs] = []
     count = problem.samples // batch_size
     for index, batch in enumerate(regrouped(problem.data, batch_size)):
-        found.append(lanczos(hessian(problem.on([batch])), k, tol=tol, start=start, seed=seed))
+        found.append(lanczos(hessian(problem.on([batch])), k, tol=tol, max_iter=max_iter, start=start, seed=seed))
         if progress:
             progress(index + 1, count)
     return BatchSpectra(
@@ -95,7 +94,16 @@ def batch_spectra(
         residuals=torch.stack([pairs.residuals for pairs in found]),
         converged=torch.stack([pairs.converged for pairs in found]),
         batch_size=batch_size,
+        products=sum(pairs.products for pairs in found),
     )
+
+
+def require_batches(problem: Problem, batch_size: int) -> None:
+    """Raise `UsageError` where there is no batch of this size, or where no process has a whole one."""
+    if not 1 <= batch_size <= problem.samples:
+        raise UsageError(f"The batch size must lie between 1 and the {problem.samples} samples, not {batch_size}.")
+    if problem.distributed:
+        raise UsageError("Spectra of single batches are computed in one process; run them without torchrun.")
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ class ClientSpectra:
     whole: tuple[Eigenvalue, ...]  # top k of the weighted sum
     mean: float  # sum_k p_k lambda_max(H_k)
     mean_error: float  # sum_k p_k residual_k
+    products: int  # those with the weighted sum, and each client's, which runs over that client's samples only
 
     @property
     def slack(self) -> float:
@@ -125,6 +134,7 @@ def client_spectra(
     k: int = 1,
     *,
     tol: float = 1e-3,
+    max_iter: int = 200,
     seed: int = 0,
     progress: Callable[[str, int, float], None] | None = None,
 ) -> ClientSpectra:
@@ -142,16 +152,18 @@ def client_spectra(
 
     def top(operator: SymmetricOperator, name: str, start: Tensor | None) -> Eigenpairs:
         told = None if progress is None else lambda products, residual: progress(name, products, residual)
-        return lanczos(operator, k, tol=tol, start=start, seed=seed, progress=told)
+        return lanczos(operator, k, tol=tol, max_iter=max_iter, start=start, seed=seed, progress=told)
 
     whole = top(_weighted_sum(problems, share), "", None)
-    clients = {name: listed(top(hessian(problem), name, whole.vectors)) for name, problem in problems.items()}
+    found = {name: top(hessian(problem), name, whole.vectors) for name, problem in problems.items()}
+    clients = {name: listed(pairs) for name, pairs in found.items()}
     return ClientSpectra(
         clients=clients,
         weights=share,
         whole=listed(whole),
         mean=sum(share[name] * values[0].value for name, values in clients.items()),
         mean_error=sum(share[name] * values[0].residual for name, values in clients.items()),
+        products=whole.products + sum(pairs.products for pairs in found.values()),
     )
 
 

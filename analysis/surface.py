@@ -49,7 +49,7 @@ def loss_surface(
     theta = problem.point()
     first = directions[:, 0].to(theta)
     second = directions[:, -1].to(theta)
-    a = torch.linspace(-extent, extent, points, dtype=torch.float64)
+    a = extent * (2 * torch.arange(points, dtype=torch.float64) / (points - 1) - 1)  # exactly zero in the middle
     b = a if directions.shape[1] == 2 else torch.zeros(1, dtype=torch.float64)
     losses = torch.empty(len(a), len(b), dtype=torch.float64)
     for i, along in enumerate(a.tolist()):

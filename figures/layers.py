@@ -1,85 +1,61 @@
-"""Top eigenvalue and activation norm of every layer, without and with MAN, side by side."""
+"""Top eigenvalue and activation norm of every layer, of several networks side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 
-from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, save_figure
+from figures.grouped_bars import draw_groups
+from figures.saving import COLUMN, paper_style, save_figure
+from figures.subjects import Saved, origin, setting, subject_labels, subject_name
 
 
-def draw_layers(without: dict[str, Any], with_man: dict[str, Any], path: Path) -> list[Path]:
-    """Draw two saved results of `flatlab eigs` (as in `<checkpoint>.eigs.json`) of networks with the same layers.
+def draw_layers(saved: Sequence[Saved], path: Path) -> list[Path]:
+    """Draw saved results of `flatlab eigs` (as in `<checkpoint>.eigs.json`); returns the written paths.
 
     Left, the top eigenvalue of the whole Hessian and of each layer's block with its residual as error bar; right, the
-    mean squared norm of the activation that leaves each layer. Returns the written paths.
+    mean squared norm of the activation that leaves each layer, the last one's being the logits. Without layers, only
+    the networks are drawn.
     """
-    names = [layer["name"] for layer in without["layers"]]
-    eigenvalues = [
-        [_top(result["global"]), *(_top(layer) for layer in result["layers"])] for result in (without, with_man)
-    ]
-    norms = [[layer["output_norm2"] or np.nan for layer in result["layers"]] for result in (without, with_man)]
+    names = list(dict.fromkeys(layer["name"] for one in saved for layer in one["layers"]))
+    labels = subject_labels(saved)
+    tops = [_by_layer(one, names) for one in saved]
     with paper_style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(2 * COLUMN, 2.2), constrained_layout=True)
-        _bars(
-            left,
-            ["network", *names],
-            [[value for value, _ in row] for row in eigenvalues],
-            [[r for _, r in row] for row in eigenvalues],
+        width = 2 * COLUMN if names else COLUMN
+        figure, panels = plt.subplots(
+            1, 2 if names else 1, figsize=(width, 2.3), squeeze=False, constrained_layout=True
         )
+        left = panels[0][0]
+        blocks = ["network", *names]
+        values, residuals, norms = ([[entry[key] for entry in top] for top in tops] for key in (0, 1, 2))
+        draw_groups(left, blocks, values, labels, residuals)
         left.set(ylabel="top Hessian eigenvalue")
-        _bars(right, [*names[:-1], f"{names[-1]} (logits)"], norms)
-        right.set(ylabel=r"mean $|a|^2$ leaving the layer")
-        right.legend(frameon=True)
-        config = with_man["run"]["config"]
-        figure.suptitle(
-            f"{config['dataset']}, {config['algorithm']}: {_label(without)} and {_label(with_man)}", fontsize=8
-        )
+        if names:
+            draw_groups(panels[0][1], names, [row[1:] for row in norms], labels)
+            panels[0][1].set(ylabel=r"mean $|a|^2$ leaving the layer")
+        if len(saved) > 1:
+            figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        figure.suptitle(setting(saved[0]), fontsize=8)
         rows = [
-            {
-                "checkpoint": result["checkpoint"],
-                "layer": name,
-                "eigenvalue": value,
-                "residual": residual,
-                "output_norm2": norm,
-            }
-            for result, values, activations in zip((without, with_man), eigenvalues, norms, strict=True)
-            for name, (value, residual), norm in zip(["network", *names], values, [None, *activations], strict=True)
+            {"subject": subject_name(one), "layer": block, "eigenvalue": value, "residual": residual, "norm2": norm}
+            for one, top in zip(saved, tops, strict=True)
+            for block, (value, residual, norm) in zip(blocks, top, strict=True)
         ]
-        written = save_figure(figure, path, rows, with_man["versions"])
+        written = save_figure(figure, path, rows, origin(saved))
         plt.close(figure)
     return written
 
 
-def _bars(
-    axes: Axes,
-    names: Sequence[str],
-    heights: Sequence[Sequence[float]],
-    errors: Sequence[Sequence[float]] | None = None,
-) -> None:
-    place = np.arange(len(names))
-    for side, (height, colour, label) in enumerate(
-        zip(heights, (WITHOUT_MAN, WITH_MAN), ("without MAN", "with MAN"), strict=True)
-    ):
-        yerr = errors[side] if errors else None
-        bars = axes.bar(place + 0.4 * (side - 0.5), height, 0.38, color=colour, label=label, yerr=yerr)
-        if len(names) < 7:
-            axes.bar_label(bars, fmt="%.3g", fontsize=6)
-    axes.set_xticks(place, names, rotation=0 if len(names) < 7 else 60)
-    axes.margins(y=0.15)
-    axes.grid(visible=False, axis="x")
-
-
-def _top(entry: dict[str, Any]) -> tuple[float, float]:
-    first = entry["eigenvalues"][0]
-    return first["value"], first["residual"]
-
-
-def _label(result: dict[str, Any]) -> str:
-    accuracy = result["run"]["metrics"]["test_accuracy"]
-    config = result["run"]["config"]
-    name = f"MAN (zeta {config['zeta']:g})" if config["man"] else "no MAN"
-    return f"{name} {accuracy:.1%}"
+def _by_layer(saved: Saved, names: Sequence[str]) -> list[tuple[float, float, float]]:
+    """Eigenvalue, residual and norm of the network, then of every layer; nan for what there is not."""
+    layers = {layer["name"]: layer for layer in saved["layers"]}
+    entries = [saved["global"], *(layers.get(name) for name in names)]
+    found = []
+    for entry in entries:
+        if entry is None:
+            found.append((np.nan, np.nan, np.nan))
+            continue
+        top = entry["eigenvalues"][0]
+        found.append((top["value"], top["residual"], entry.get("output_norm2") or np.nan))
+    return found

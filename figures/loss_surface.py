@@ -1,54 +1,95 @@
-"""The training loss around the final models without and with MAN, on the same directions and the same scale."""
+"""The loss around trained models, on the same scale: two runs without and with MAN, or any networks."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import LogLocator
 
 from figures.labels import algorithm_label, man_label
 from figures.results import Results
-from figures.saving import COLUMN, paper_style, plain_log_ticks, save_figure
+from figures.saving import COLUMN, paper_style, save_figure
+from figures.subjects import Saved, origin, subject_labels, subject_name
 
 LEVELS = 16
+MOST_BESIDE = 3
+"""Maps in a row."""
 
 
 def draw_loss_surface(results: Results, path: Path) -> list[Path]:
-    """Two contour maps of one logarithmic colour scale; the cross marks the model.
+    """Two runs that differ in MAN alone.
 
     Both use the same random directions, each filter of which has the norm of the model's own filter.
     """
     runs = results.pair(lambda run: run.measured.get("surface"), "final.surface.json")
     saved = [run.measured["surface"] for run in runs]
-    losses = [np.array(surface["losses"]) for surface in saved]
+    titles = [f"{algorithm_label(run.config.algorithm)}, {man_label(run.config.man, run.config.zeta)}" for run in runs]
+    return _draw(saved, [run.name for run in runs], titles, "training loss", path, results.provenance(runs))
+
+
+def draw_loss_surfaces(saved: Sequence[Saved], path: Path) -> list[Path]:
+    """Saved results of `flatlab surface` in two dimensions."""
+    names = [subject_name(one) for one in saved]
+    return _draw(saved, names, subject_labels(saved), loss_label(saved[0]), path, origin(saved))
+
+
+def loss_label(saved: Saved) -> str:
+    """The loss, as the title of an axis."""
+    return "training loss" if saved["data"]["split"] == "train" else "loss"
+
+
+def _draw(
+    saved: Sequence[Saved],
+    names: Sequence[str],
+    titles: Sequence[str],
+    label: str,
+    path: Path,
+    provenance: Mapping[str, str],
+) -> list[Path]:
+    """Contour maps of one logarithmic colour scale; the cross marks the model."""
+    losses = [np.array(one["losses"]) for one in saved]
     levels = np.geomspace(min(loss.min() for loss in losses), max(loss.max() for loss in losses), LEVELS)
     rows = [
-        {"run": run.name, "a": a, "b": b, "loss": surface["losses"][i][j]}
-        for run, surface in zip(runs, saved, strict=True)
-        for i, a in enumerate(surface["a"])
-        for j, b in enumerate(surface["b"])
+        {"run": name, "a": a, "b": b, "loss": one["losses"][i][j]}
+        for name, one in zip(names, saved, strict=True)
+        for i, a in enumerate(one["a"])
+        for j, b in enumerate(one["b"])
     ]
+    beside = min(len(saved), MOST_BESIDE)
+    lines = -(-len(saved) // beside)
     with paper_style():
-        figure, panels = plt.subplots(
-            1, 2, figsize=(2 * COLUMN, 2.9), sharex=True, sharey=True, constrained_layout=True
+        figure, grid = plt.subplots(
+            lines,
+            beside,
+            figsize=(min(2.0, 0.4 + 0.8 * beside) * COLUMN, 2.7 * lines),
+            squeeze=False,
+            sharex=True,
+            sharey=True,
+            constrained_layout=True,
         )
+        for axes in grid.flat[len(saved) :]:
+            axes.set_visible(False)
         norm = LogNorm(levels[0], levels[-1])
-        for axes, run, surface, loss in zip(panels, runs, saved, losses, strict=True):
-            filled = axes.contourf(surface["a"], surface["b"], loss.T, levels, norm=norm, cmap="cividis")
-            axes.contour(surface["a"], surface["b"], loss.T, levels, colors="white", linewidths=0.3)
+        for axes, one, title, loss in zip(grid.flat, saved, titles, losses, strict=False):
+            filled = axes.contourf(one["a"], one["b"], loss.T, levels, norm=norm, cmap="cividis")
+            axes.contour(one["a"], one["b"], loss.T, levels, colors="white", linewidths=0.3)
             axes.plot(0, 0, "+", color="white", ms=6)
             axes.set(
-                title=f"{algorithm_label(run.config.algorithm)}, {man_label(run.config.man, run.config.zeta)}",
+                title=title,
                 xlabel="first direction",
                 aspect="equal",
-                xticks=np.linspace(min(surface["a"]), max(surface["a"]), 5),
-                yticks=np.linspace(min(surface["b"]), max(surface["b"]), 5),
+                xticks=np.linspace(min(one["a"]), max(one["a"]), 5),
+                yticks=np.linspace(min(one["b"]), max(one["b"]), 5),
             )
             axes.grid(visible=False)
-        panels[0].set_ylabel("second direction")
-        bar = figure.colorbar(filled, ax=panels, label="training loss")
-        plain_log_ticks(bar.ax.yaxis)
+        for line in grid:
+            line[0].set_ylabel("second direction")
+        bar = figure.colorbar(filled, ax=grid, label=label)
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bar.ax.yaxis.set_major_formatter("{x:g}")
         bar.ax.minorticks_off()
-        written = save_figure(figure, path, rows, results.provenance(runs))
+        written = save_figure(figure, path, rows, provenance)
         plt.close(figure)
     return written

@@ -23,6 +23,11 @@ WITHOUT_MAN, WITH_MAN = PALETTE[0], PALETTE[1]
 """Blue without, orange with MAN, in every figure; told apart by colour-blind readers."""
 
 
+def colours(count: int) -> Sequence[Any]:
+    """`count` colours, told apart by colour-blind readers up to ten."""
+    return sns.color_palette("colorblind", count)
+
+
 @contextmanager
 def paper_style() -> Iterator[None]:
     """Within the block, draw for print: 8-point text, thin axes, no display needed."""

@@ -1,5 +1,6 @@
-"""Density of the Hessian's eigenvalues, without and with MAN."""
+"""Density of the Hessian's eigenvalues, of two runs without and with MAN or of any networks."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -7,29 +8,50 @@ import numpy as np
 
 from figures.labels import man_label
 from figures.results import Results
-from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, save_figure
+from figures.saving import COLUMN, colours, paper_style, save_figure
+from figures.subjects import Saved, origin, setting, subject_labels, subject_name
 
 
 def draw_spectral_density(results: Results, path: Path) -> list[Path]:
-    """Two runs that differ in MAN alone, on a logarithmic axis that ends where a single eigenvalue would stand."""
+    """Two runs that differ in MAN alone."""
     runs = results.pair(lambda run: run.measured.get("density"), "final.density.json")
+    saved = [run.measured["density"] for run in runs]
+    labels = [man_label(run.config.man, run.config.zeta) for run in runs]
+    return _draw(saved, [run.name for run in runs], labels, runs[0].setting, path, results.provenance(runs))
+
+
+def draw_densities(saved: Sequence[Saved], path: Path) -> list[Path]:
+    """Saved results of `flatlab density`."""
+    names = [subject_name(one) for one in saved]
+    return _draw(saved, names, subject_labels(saved), setting(saved[0]), path, origin(saved))
+
+
+def _draw(
+    saved: Sequence[Saved],
+    names: Sequence[str],
+    labels: Sequence[str],
+    title: str,
+    path: Path,
+    provenance: Mapping[str, str],
+) -> list[Path]:
+    """On a logarithmic axis that ends where a single eigenvalue would stand."""
     rows, floor, highest = [], np.inf, 0.0
     with paper_style():
         figure, axes = plt.subplots(figsize=(COLUMN, 2.2), constrained_layout=True)
-        for run, colour in zip(runs, (WITHOUT_MAN, WITH_MAN), strict=True):
-            saved = run.measured["density"]
-            grid, density = np.array(saved["grid"]), np.array(saved["density"])
-            axes.plot(grid, density, color=colour, lw=1.2, label=man_label(run.config.man, run.config.zeta))
-            single = 1 / (saved["size"] * saved["sigma"] * np.sqrt(2 * np.pi))
+        for one, name, colour, label in zip(saved, names, colours(len(saved)), labels, strict=True):
+            density = np.array(one["density"])
+            axes.plot(one["grid"], density, color=colour, lw=1.2, label=label)
+            single = 1 / (one["size"] * one["sigma"] * np.sqrt(2 * np.pi))
             floor, highest = min(floor, single / 10), max(highest, density.max())
             rows += [
-                {"run": run.name, "eigenvalue": x, "density": y, "standard_error": e}
-                for x, y, e in zip(saved["grid"], saved["density"], saved["standard_error"], strict=True)
+                {"run": name, "eigenvalue": x, "density": y, "standard_error": e}
+                for x, y, e in zip(one["grid"], one["density"], one["standard_error"], strict=True)
             ]
         axes.set(yscale="log", xlabel="eigenvalue of the Hessian", ylabel="density")
         axes.set_ylim(floor, 3 * highest)
-        axes.set_title(runs[0].setting)
-        axes.legend(frameon=True)
-        written = save_figure(figure, path, rows, results.provenance(runs))
+        axes.set_title(title)
+        if len(saved) > 1:
+            axes.legend(frameon=True)
+        written = save_figure(figure, path, rows, provenance)
         plt.close(figure)
     return written

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import warnings
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -70,20 +71,7 @@ def read_plain(path: Path, kind: str, newest: int) -> dict[str, Any]:
 
     Raises `UsageError` as `load_checkpoint`.
     """
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about pickles that are then refused anyway
-            plain = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UsageError(f"There is no file {path}.") from error
-    except OSError as error:
-        raise UsageError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except pickle.UnpicklingError as error:
-        raise UsageError(
-            f"{path} is not a {kind}, or it would run code when opened; nothing in it was run. "
-            "Use a file that `flatlab train` wrote."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is truncated or not a {kind}; use a file that `flatlab train` wrote.") from error
+    plain = load_tensors(path, f"a {kind}", "Use a file that `flatlab train` wrote.")
     if not isinstance(plain, dict) or plain.get("format") != kind:
         raise UsageError(f"{path} is a PyTorch file, but not a {kind}; use a file that `flatlab train` wrote.")
     if plain.get("version", newest + 1) > newest:
@@ -91,6 +79,27 @@ def read_plain(path: Path, kind: str, newest: int) -> dict[str, Any]:
             f"{path} was written by a newer flatlab (format {plain.get('version')}); update flatlab to read it."
         )
     return plain
+
+
+def load_tensors(path: Path, kind: str, advice: str) -> Any:
+    """Read what `torch.save` wrote: tensors and plain data only, no code.
+
+    Raises `UsageError`, which says that the file is not `kind` and ends with `advice`, for a file that is missing,
+    truncated, or that would run code when unpickled.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about pickles that are then refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"{path} is not {kind}, or it would run code when opened; nothing in it was run. {advice}"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is truncated or not {kind}. {advice}") from error
 
 
 def rebuild(
@@ -106,13 +115,17 @@ def rebuild(
         raise UsageError(f"This checkpoint's model is the function {named}; to let it run, add --model {named}.")
     config, data = resolve(checkpoint.config, root)
     model = initial_model(config, data).to(DTYPES[config.dtype])
-    try:
-        model.load_state_dict(checkpoint.state_dict)
-    except RuntimeError as error:
-        raise UsageError(
-            f"The checkpoint's parameters do not fit its model {config.model}: {_first_line(error)}"
-        ) from error
+    fill(model, checkpoint.state_dict, f"The checkpoint's parameters do not fit its model {config.model}")
     return model, data
+
+
+def fill(model: nn.Module, state_dict: Mapping[str, Tensor], complaint: str) -> None:
+    """Load the parameters into the model; raises `UsageError`, "`complaint`: reason", where they do not fit."""
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise UsageError(f"{complaint}: {lines[min(1, len(lines) - 1)]}") from error
 
 
 def provenance() -> dict[str, str]:
@@ -136,8 +149,3 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit + ("+" if changes else "")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines()]
-    return lines[1] if len(lines) > 1 else lines[0]

@@ -9,11 +9,14 @@ import typer
 
 from flatlab import __version__
 from flatlab.commands.demo import demo
+from flatlab.commands.density import density
 from flatlab.commands.eigs import eigs
 from flatlab.commands.figures import figures
 from flatlab.commands.presets import presets
 from flatlab.commands.report import report
 from flatlab.commands.reproduce import reproduce
+from flatlab.commands.surface import surface
+from flatlab.commands.trace import trace
 from flatlab.commands.train import train
 from flatlab.commands.verify import verify
 from flatlab.errors import FlatlabError
@@ -28,6 +31,9 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(train)
 app.command()(eigs)
+app.command()(trace)
+app.command()(density)
+app.command()(surface)
 app.command()(verify)
 app.command()(presets)
 app.command()(reproduce)

@@ -4,16 +4,14 @@ All keep PyTorch's default initialisation. Modules are named as a reader of a ta
 and every nonlinearity is a module of its own, so that layers and activations can be found from outside.
 """
 
-import importlib
-import sys
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
 from flatlab.errors import UsageError
+from flatlab.functions import import_function
 
 MODELS = ("mlp", "cifar-cnn", "tiny-convnet", "resnet18-gn")
 """The names that `build_model` knows; any other is read as `package.module:function`."""
@@ -215,7 +213,7 @@ def _require_pixels(name: str, input_shape: tuple[int, int, int], *, smallest: i
 
 
 def _users_model(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    function = _import_function(name)
+    function = import_function(name, "model")
     try:
         model = function(input_shape=input_shape, classes=classes)
     except Exception as error:
@@ -228,25 +226,3 @@ def _users_model(name: str, input_shape: tuple[int, int, int], classes: int) -> 
             f"The model function {name} must return a torch.nn.Module, but returned {type(model).__name__}."
         )
     return model
-
-
-def _import_function(name: str) -> Callable[..., Any]:
-    """Import `package.module:function`, from the installed packages first and then from the current folder."""
-    module_name, _, function_name = name.partition(":")
-    if not (function_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
-        raise UsageError(f"The model '{name}' is not of the form package.module:function.")
-    current_folder = str(Path.cwd())
-    if current_folder not in sys.path:
-        sys.path.append(current_folder)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            reason = f"there is no module {error.name}, neither installed nor in {current_folder}"
-        else:
-            reason = f"importing {module_name} raised {type(error).__name__}: {error}"
-        raise UsageError(f"The model '{name}' cannot be built: {reason}.") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UsageError(f"The model '{name}' cannot be built: {module_name} has no function {function_name}.")
-    return function  # type: ignore[no-any-return]

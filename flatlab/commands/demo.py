@@ -15,7 +15,8 @@ def demo(
     import time
 
     from figures.layers import draw_layers
-    from flatlab.commands.measuring import Measurement, eigs_run
+    from flatlab.commands.curvature.eigs import eigs_run
+    from flatlab.commands.curvature.subjects import Measurement
     from flatlab.commands.output import console
     from flatlab.commands.reading import compare
     from flatlab.commands.training import Execution, train_run
@@ -27,7 +28,7 @@ def demo(
         _remove_run(out / name)
         checkpoints.append(train_run(make_config({"man": man}), None, out / name, Execution(), None))
     without, with_man = eigs_run(checkpoints, Measurement())
-    pictures = draw_layers(without, with_man, out / "layers")
+    pictures = draw_layers([without, with_man], out / "layers")
     console.print(compare(without, with_man))
     console.print(f"Picture: [bold]{pictures[0]}[/bold] ({time.monotonic() - began:.0f} s in all)", soft_wrap=True)
 

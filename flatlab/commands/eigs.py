@@ -1,39 +1,96 @@
-"""`flatlab eigs`: the top of the Hessian spectrum of one or more checkpoints."""
+"""`flatlab eigs`: the top of the Hessian spectrum of one or more networks."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flatlab.commands.options import (
+    Checkpoints,
+    Data,
+    DataRoot,
+    Device,
+    Dtype,
+    Figure,
+    Full,
+    Json,
+    Loss,
+    Model,
+    Samples,
+    Weights,
+)
+from flatlab.errors import UsageError
+
+_PARTS = "Parts of the data"
+
 
 def eigs(
-    checkpoints: Annotated[list[Path], typer.Argument(metavar="CKPT...", help="Checkpoints of flatlab train.")],
+    checkpoints: Checkpoints = None,
     top_k: Annotated[int, typer.Option(min=1, help="Eigenvalues per network and layer.")] = 1,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Training samples of the loss (default: 2000, or all if fewer).")
-    ] = None,
+    samples: Samples = None,
+    full: Full = False,
     layers: Annotated[str, typer.Option(help="Layers to measure: all, none, or names separated by commas.")] = "all",
     method: Annotated[str, typer.Option(help="lanczos, or power (iteration with deflation).")] = "lanczos",
     backend: Annotated[str, typer.Option(help="flatlab, or pyhessian as an independent check.")] = "flatlab",
     tol: Annotated[float, typer.Option(help="Stop where |Hv - lambda v| is below this share of |lambda|.")] = 1e-3,
     max_iter: Annotated[int, typer.Option(min=1, help="Most products per eigenvalue.")] = 1000,
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    data_root: Annotated[
-        Path | None, typer.Option(help="Folder that holds local copies of data sets (or FLATLAB_DATA).")
+    clients: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|K,K,...",
+            help="Measure each client's own loss at the checkpoint instead of the layers.",
+            rich_help_panel=_PARTS,
+        ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Let this package.module:function, which the checkpoint names, run.")
+    per_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Measure each mini-batch of this size instead of the layers.", rich_help_panel=_PARTS),
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the numbers to this file too.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    data_root: DataRoot = None,
+    figure: Figure = None,
+    json: Json = None,
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    loss: Loss = None,
 ) -> None:
-    """Measure how flat a checkpoint is: top Hessian eigenvalues of the network and of every layer.
+    """Measure how flat a minimum is: top Hessian eigenvalues of the network and of every layer.
 
     Each eigenvalue comes with its residual |Hv - lambda v|: an eigenvalue of H lies within that distance. Beside each
     layer stands the mean squared norm of the activation that enters and that leaves it. Several checkpoints are shown
-    side by side, as ratios to the first. The loss is the mean cross-entropy (without MAN) on training samples.
-    """
-    from flatlab.commands.measuring import Measurement, eigs_run
+    side by side, as ratios to the first. The loss is the mean cross-entropy (without MAN) on training samples; where
+    these are some of many, λ₁ is measured on disjoint subsets too, to show how much the choice matters.
 
-    measurement = Measurement(samples, dtype, device, data_root, model)
-    eigs_run(checkpoints, measurement, top_k, layers, method, backend, tol, max_iter, json)
+    --clients also checks that λmax of the clients' loss together is at most the weighted mean of their own.
+    """
+    from flatlab.commands.curvature.batches import batches_run
+    from flatlab.commands.curvature.clients import clients_run
+    from flatlab.commands.curvature.eigs import eigs_run, read_search
+    from flatlab.commands.curvature.subjects import read_measurement
+
+    paths = checkpoints or []
+    measurement = read_measurement(
+        paths,
+        samples=samples,
+        full=full,
+        dtype=dtype,
+        device=device,
+        data_root=data_root,
+        model=model,
+        weights=weights,
+        data=data,
+        loss=loss,
+        clients=clients,
+    )
+    search = read_search(top_k, layers, method, backend, tol, max_iter)
+    if clients is not None and per_batch is not None:
+        raise UsageError("--clients and --per-batch are two measurements: ask for one at a time.")
+    if clients is not None:
+        search.require_plain("--clients")
+        clients_run(paths, measurement, search, figure, json)
+    elif per_batch is not None:
+        search.require_plain("--per-batch")
+        batches_run(paths, measurement, search, per_batch, figure, json)
+    else:
+        eigs_run(paths, measurement, search, figure, json)

@@ -49,7 +49,7 @@ def verify(
     with its error bound. A statement that must hold and does not ends with exit code 1. With --study, train the bundled
     digits without and with MAN (or take the checkpoints given), measure, and compare run by run with the same seed.
     """
-    from flatlab.commands.measuring import Measurement
+    from flatlab.commands.curvature.subjects import Measurement
 
     measurement = Measurement(samples, data_root=data_root, trusted_model=model)
     if study:

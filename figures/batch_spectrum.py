@@ -1,0 +1,46 @@
+"""How the top eigenvalues vary over mini-batches: the "Hessian max eigenvalue spectrum"."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from figures.saving import COLUMN, colours, paper_style, save_figure
+from figures.subjects import Saved, origin, setting, subject_labels, subject_name
+
+
+def draw_batch_spectrum(saved: Sequence[Saved], path: Path) -> list[Path]:
+    """Histograms of saved results of `flatlab eigs --per-batch`, all top k eigenvalues of all batches together.
+
+    The dashed lines are the eigenvalues of the mean loss, which the batches' own exceed on average. Returns the paths.
+    """
+    everything = np.concatenate([np.ravel(one["values"]) for one in saved])
+    edges = np.histogram_bin_edges(everything, bins="fd" if len(everything) > 20 else 8)
+    rows = [
+        {"subject": subject_name(one), "batch": batch, "index": index + 1, "eigenvalue": value, "residual": residual}
+        for one in saved
+        for batch, (values, residuals) in enumerate(zip(one["values"], one["residuals"], strict=True))
+        for index, (value, residual) in enumerate(zip(values, residuals, strict=True))
+    ]
+    count = len(saved[0]["values"][0])
+    with paper_style():
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.3), constrained_layout=True)
+        for one, colour, label in zip(saved, colours(len(saved)), subject_labels(saved), strict=True):
+            values = np.ravel(one["values"])
+            axes.hist(values, edges, color=colour, alpha=0.35, label=label)
+            axes.hist(values, edges, color=colour, histtype="step", lw=1)
+            for whole in one["global"]["eigenvalues"]:
+                axes.axvline(whole["value"], color=colour, ls="--", lw=1)
+        which = "top eigenvalue" if count == 1 else f"top {count} eigenvalues"
+        axes.set(
+            xlabel=f"{which} of a mini-batch's Hessian",
+            ylabel="batches" if count == 1 else "eigenvalues",
+            title=f"{setting(saved[0])}, batches of {saved[0]['batch_size']}",
+        )
+        axes.grid(visible=False, axis="x")
+        if len(saved) > 1:
+            axes.legend(frameon=True)
+        written = save_figure(figure, path, rows, origin(saved))
+        plt.close(figure)
+    return written

@@ -1,0 +1,50 @@
+"""Top eigenvalue of each client's own loss at the global model, beside that of all clients together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from figures.saving import COLUMN, colours, paper_style, save_figure
+from figures.subjects import Saved, origin, setting, subject_labels, subject_name
+
+
+def draw_client_curvature(saved: Sequence[Saved], path: Path) -> list[Path]:
+    """Draw saved results of `flatlab eigs --clients`, the clients from the sharpest to the flattest.
+
+    The dashed line is the eigenvalue of all clients' loss together; statement F says that it is not above the dotted
+    one, the weighted mean of the clients' own. Returns the written paths.
+    """
+    rows = [
+        {
+            "subject": subject_name(one),
+            "client": entry["client"],
+            "samples": entry["samples"],
+            "eigenvalue": entry["eigenvalues"][0]["value"],
+            "residual": entry["eigenvalues"][0]["residual"],
+        }
+        for one in saved
+        for entry in one["clients"]
+    ]
+    with paper_style():
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.3), constrained_layout=True)
+        for one, colour, label in zip(saved, colours(len(saved)), subject_labels(saved), strict=True):
+            values = sorted((entry["eigenvalues"][0]["value"] for entry in one["clients"]), reverse=True)
+            axes.plot(np.arange(1, len(values) + 1), values, "o", ms=3, color=colour, label=label)
+            axes.axhline(one["statement_F"]["right"], color=colour, ls=":", lw=1)
+            axes.axhline(one["statement_F"]["left"], color=colour, ls="--", lw=1)
+        for style, label in ((":", "weighted mean of the clients"), ("--", "all clients together")):
+            axes.plot([], [], style, color="0.35", lw=1, label=label)
+        axes.set(
+            xlabel="client, from the sharpest",
+            ylabel="top Hessian eigenvalue",
+            title=setting(saved[0]),
+            ylim=(0, None),
+        )
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(visible=False, axis="x")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        written = save_figure(figure, path, rows, origin(saved))
+        plt.close(figure)
+    return written

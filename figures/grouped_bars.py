@@ -1,0 +1,35 @@
+"""Bars side by side: a group per layer, a colour per subject."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from figures.saving import colours
+
+MOST_LABELLED = 14
+"""Bars in a panel up to which each carries its number."""
+
+MOST_LEVEL = 6
+"""Groups in a panel up to which their names lie level."""
+
+
+def draw_groups(
+    axes: Axes,
+    names: Sequence[str],
+    heights: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    errors: Sequence[Sequence[float]] | None = None,
+) -> None:
+    """Draw `heights` (subjects, groups), with whiskers where there are `errors`; numbers stand on bars that are few."""
+    place, width = np.arange(len(names)), 0.8 / len(heights)
+    for side, (height, colour, label) in enumerate(zip(heights, colours(len(heights)), labels, strict=True)):
+        yerr = None if errors is None else errors[side]
+        shift = width * (side - (len(heights) - 1) / 2)
+        bars = axes.bar(place + shift, height, 0.95 * width, color=colour, label=label, yerr=yerr, error_kw={"lw": 0.7})
+        if len(names) * len(heights) <= MOST_LABELLED:
+            axes.bar_label(bars, fmt="%.3g", fontsize=6, padding=1)
+    level = len(names) <= MOST_LEVEL
+    axes.set_xticks(place, names, rotation=0 if level else 40, ha="center" if level else "right")
+    axes.margins(y=0.15)
+    axes.grid(visible=False, axis="x")

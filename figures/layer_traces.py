@@ -1,0 +1,39 @@
+"""Trace of the Hessian and of every layer's block, of several networks side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from figures.grouped_bars import draw_groups
+from figures.saving import COLUMN, paper_style, save_figure
+from figures.subjects import Saved, origin, setting, subject_labels, subject_name
+
+
+def draw_layer_traces(saved: Sequence[Saved], path: Path) -> list[Path]:
+    """Draw saved results of `flatlab trace`, standard errors as whiskers; returns the written paths."""
+    names = list(dict.fromkeys(layer["name"] for one in saved for layer in one["layers"]))
+    absent = {"value": np.nan, "standard_error": np.nan}
+    rows = []
+    for one in saved:
+        traces = {"network": one["trace"], **{layer["name"]: layer["trace"] for layer in one["layers"]}}
+        rows += [
+            {"subject": subject_name(one), "layer": name, **traces.get(name, absent)} for name in ["network", *names]
+        ]
+    of_subject = [rows[i : i + 1 + len(names)] for i in range(0, len(rows), 1 + len(names))]
+    with paper_style():
+        figure, axes = plt.subplots(figsize=(1.4 * COLUMN, 2.3), constrained_layout=True)
+        draw_groups(
+            axes,
+            ["network", *names],
+            [[row["value"] for row in own] for own in of_subject],
+            subject_labels(saved),
+            [[row["standard_error"] for row in own] for own in of_subject],
+        )
+        axes.set(ylabel="trace of the Hessian", title=setting(saved[0]))
+        if len(saved) > 1:
+            figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        written = save_figure(figure, path, rows, origin(saved))
+        plt.close(figure)
+    return written

@@ -1,0 +1,39 @@
+"""The loss on a line through trained models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from figures.loss_surface import loss_label
+from figures.saving import COLUMN, colours, paper_style, save_figure
+from figures.subjects import Saved, origin, setting, subject_labels, subject_name
+
+
+def draw_loss_lines(saved: Sequence[Saved], path: Path) -> list[Path]:
+    """Draw saved results of `flatlab surface --line`; along eigenvectors also the parabolas of their eigenvalues."""
+    rows = [
+        {"subject": subject_name(one), "a": a, "loss": losses[0]}
+        for one in saved
+        for a, losses in zip(one["a"], one["losses"], strict=True)
+    ]
+    with paper_style():
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.3), constrained_layout=True)
+        for one, colour, label in zip(saved, colours(len(saved)), subject_labels(saved), strict=True):
+            a, losses = np.array(one["a"]), np.array(one["losses"])[:, 0]
+            axes.plot(a, losses, color=colour, lw=1.2, label=label)
+            if "eigenvalues" in one:
+                axes.plot(a, one["loss"] + one["eigenvalues"][0]["value"] * a**2 / 2, ":", color=colour, lw=1)
+        if any("eigenvalues" in one for one in saved):
+            axes.plot([], [], ":", color="0.35", lw=1, label=r"$L(\theta) + \lambda a^2 / 2$")
+        axes.set(
+            xlabel=f"multiple of the {'top eigenvector' if 'eigenvalues' in saved[0] else 'random direction'}",
+            ylabel=loss_label(saved[0]),
+            title=setting(saved[0]),
+        )
+        if len(axes.get_lines()) > 1:
+            axes.legend(frameon=True)
+        written = save_figure(figure, path, rows, origin(saved))
+        plt.close(figure)
+    return written

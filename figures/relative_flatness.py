@@ -1,0 +1,47 @@
+"""Relative flatness of every layer, which rescaling a ReLU network leaves as it is, of several networks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from figures.grouped_bars import draw_groups
+from figures.saving import COLUMN, paper_style, save_figure
+from figures.subjects import Saved, origin, setting, subject_labels, subject_name
+
+
+def draw_relative_flatness(saved: Sequence[Saved], path: Path) -> list[Path]:
+    """Draw saved results of `flatlab trace --flatness`: by the top eigenvalue left, by the trace right."""
+    names = list(dict.fromkeys(layer["name"] for one in saved for layer in one["layers"]))
+    rows = [
+        {
+            "subject": subject_name(one),
+            "layer": layer["name"],
+            "by_eigenvalue": layer["by_eigenvalue"],
+            "by_eigenvalue_error": layer["weight_norm2"] * layer["top"]["residual"],
+            "by_trace": layer["by_trace"],
+            "by_trace_error": layer["weight_norm2"] * layer["trace"]["standard_error"],
+        }
+        for one in saved
+        for layer in one["layers"]
+    ]
+    found = {(row["subject"], row["layer"]): row for row in rows}
+    with paper_style():
+        figure, panels = plt.subplots(1, 2, figsize=(2 * COLUMN, 2.3), constrained_layout=True)
+        for axes, key, label in zip(
+            panels, ("by_eigenvalue", "by_trace"), (r"$|W|^2\ \lambda_{\max}$", r"$|W|^2$ trace"), strict=True
+        ):
+            values, errors = (
+                [[found.get((subject_name(one), name), {}).get(column, np.nan) for name in names] for one in saved]
+                for column in (key, f"{key}_error")
+            )
+            draw_groups(axes, names, values, subject_labels(saved), errors)
+            axes.set(ylabel=f"{label} of the weights' block")
+        if len(saved) > 1:
+            handles = panels[0].get_legend_handles_labels()
+            figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+        figure.suptitle(setting(saved[0]), fontsize=8)
+        written = save_figure(figure, path, rows, origin(saved))
+        plt.close(figure)
+    return written

@@ -1,0 +1,60 @@
+"""`flatlab density`: how the eigenvalues of the Hessian are distributed."""
+
+from typing import Annotated
+
+import typer
+
+from flatlab.commands.options import (
+    Checkpoints,
+    Data,
+    DataRoot,
+    Device,
+    Dtype,
+    Figure,
+    Full,
+    Json,
+    Loss,
+    Model,
+    Samples,
+    Weights,
+)
+
+
+def density(
+    checkpoints: Checkpoints = None,
+    samples: Samples = None,
+    full: Full = False,
+    depth: Annotated[int, typer.Option(min=2, help="Products per random vector.")] = 40,
+    probes: Annotated[int, typer.Option(min=1, help="Random vectors; two or more give standard errors.")] = 5,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
+    data_root: DataRoot = None,
+    figure: Figure = None,
+    json: Json = None,
+    model: Model = None,
+    weights: Weights = None,
+    data: Data = None,
+    loss: Loss = None,
+) -> None:
+    """Estimate the density of all eigenvalues of the Hessian by stochastic Lanczos quadrature.
+
+    Prints what it says in numbers: the extent of the spectrum, the shares of negative, vanishing and positive
+    eigenvalues, and the trace; the curve itself is in the JSON and in the figure.
+    """
+    from flatlab.commands.curvature.density import Quadrature, density_run
+    from flatlab.commands.curvature.subjects import read_measurement
+
+    paths = checkpoints or []
+    measurement = read_measurement(
+        paths,
+        samples=samples,
+        full=full,
+        dtype=dtype,
+        device=device,
+        data_root=data_root,
+        model=model,
+        weights=weights,
+        data=data,
+        loss=loss,
+    )
+    density_run(paths, measurement, Quadrature(depth, probes), figure, json)

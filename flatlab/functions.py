@@ -1,0 +1,34 @@
+"""A user's own functions, named on the command line as `package.module:function`."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flatlab.errors import UsageError
+
+
+def import_function(name: str, role: str) -> Callable[..., Any]:
+    """Import `package.module:function`, from the installed packages first and then from the current folder.
+
+    `role` is what the function is for ("model", "loss"), as the errors call it. Raises `UsageError`.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not (function_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise UsageError(f"The {role} '{name}' is not of the form package.module:function.")
+    current_folder = str(Path.cwd())
+    if current_folder not in sys.path:
+        sys.path.append(current_folder)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            reason = f"there is no module {error.name}, neither installed nor in {current_folder}"
+        else:
+            reason = f"importing {module_name} raised {type(error).__name__}: {error}"
+        raise UsageError(f"The {role} '{name}' cannot be had: {reason}.") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UsageError(f"The {role} '{name}' cannot be had: {module_name} has no function {function_name}.")
+    return function  # type: ignore[no-any-return]
