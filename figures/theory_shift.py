@@ -1,4 +1,4 @@
-"""At a large coefficient MAN moves the curvature into the first layer; with the logits penalised too it does not."""
+"""At a large coefficient MAN moves the curvature into the first layer; with the logits penalised too, less of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
