@@ -9,7 +9,7 @@ nonlinearities are found while the model runs, whether it calls `nn.ReLU`, `F.re
 any `nn.Module`.
 
 R leaves the input x, which enters the first layer, and the last layer's weights alone: at large zeta these weights grow
-and the curvature moves into the first layer. An option beyond the paper halves that, at the price of a higher loss
+and the curvature moves into the first layer. An option beyond the paper weakens that, at the price of a higher loss
 (docs/theory.md): it adds (zeta_logits / 2) mean_batch( mean_units( z^2 ) ) of the logits z, which holds the product of
 all weights down.
 """
