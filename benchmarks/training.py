@@ -9,6 +9,7 @@ freed memory kept), which is how a client trains.
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -91,9 +92,11 @@ def cost_of_man() -> None:
         "with MAN, naive": naive,
     }
     times: dict[str, list[float]] = {name: [] for name in forms}
-    for _ in range(STEPS * TURNS):
-        for name, forward in forms.items():
-            times[name].append(seconds(partial(step, forward)))
+    names = deque(forms)
+    for _ in range(2 * STEPS * TURNS):
+        names.rotate()  # so that no form always runs after the same one
+        for name in names:
+            times[name].append(seconds(partial(step, forms[name])))
     print("| one step | ms | over the step without MAN |\n|---|---|---|")
     for name, values in times.items():
         ratio = median(with_man / without for with_man, without in zip(values, times["without MAN"], strict=True))
