@@ -6,11 +6,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import LogLocator
 
 from figures.labels import algorithm_label, man_label
 from figures.results import Results
-from figures.saving import COLUMN, paper_style, save_figure
+from figures.saving import COLUMN, paper_style, plain_log_ticks, save_figure
 from figures.subjects import Saved, origin, subject_labels, subject_name
 
 LEVELS = 16
@@ -63,7 +62,7 @@ def _draw(
         figure, grid = plt.subplots(
             lines,
             beside,
-            figsize=(min(2.0, 0.4 + 0.8 * beside) * COLUMN, 2.7 * lines),
+            figsize=(min(2.0, 0.4 + 0.8 * beside) * COLUMN, 2.9 * lines),
             squeeze=False,
             sharex=True,
             sharey=True,
@@ -87,8 +86,7 @@ def _draw(
         for line in grid:
             line[0].set_ylabel("second direction")
         bar = figure.colorbar(filled, ax=grid, label=label)
-        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        bar.ax.yaxis.set_major_formatter("{x:g}")
+        plain_log_ticks(bar.ax.yaxis)
         bar.ax.minorticks_off()
         written = save_figure(figure, path, rows, provenance)
         plt.close(figure)
