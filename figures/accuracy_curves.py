@@ -69,9 +69,9 @@ def _mean_curve(runs: Sequence[Result]) -> list[tuple[int, float, float]]:
 
 
 def _bottom(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Where the axis begins: at the lowest curve after a tenth of the rounds, so that ends can be told apart."""
+    """Where the axis begins: at the lowest curve after a fifth of the rounds, so that ends can be told apart."""
     last = max(row["round"] for row in rows)
-    return min(float(row["mean"] - row["deviation"]) for row in rows if row["round"] >= last / 10)
+    return min(float(row["mean"] - row["deviation"]) for row in rows if row["round"] >= last / 5)
 
 
 def _draw_line(axes: Axes, points: Sequence[tuple[int, float, float]], colour: Any, label: str) -> None:
