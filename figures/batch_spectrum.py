@@ -16,7 +16,7 @@ def draw_batch_spectrum(saved: Sequence[Saved], path: Path) -> list[Path]:
     The dashed lines are the eigenvalues of the mean loss, which the batches' own exceed on average. Returns the paths.
     """
     everything = np.concatenate([np.ravel(one["values"]) for one in saved])
-    edges = np.histogram_bin_edges(everything, bins="fd" if len(everything) > 20 else 8)
+    edges = np.histogram_bin_edges(everything, bins="fd" if len(everything) > 20 else 8).tolist()
     rows = [
         {"subject": subject_name(one), "batch": batch, "index": index + 1, "eigenvalue": value, "residual": residual}
         for one in saved

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from figures.saving import COLUMN, colours, paper_style, save_figure
 from figures.subjects import Saved, origin, setting, subject_labels, subject_name
@@ -42,7 +43,7 @@ def draw_client_curvature(saved: Sequence[Saved], path: Path) -> list[Path]:
             title=setting(saved[0]),
             ylim=(0, None),
         )
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=False, axis="x")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         written = save_figure(figure, path, rows, origin(saved))
