@@ -17,6 +17,8 @@ from analysis.vectors import combine, dots
 Iteration = Generator[Tensor, Tensor, "Eigenpairs"]
 """Yields a block of rows (b, p), is sent the block times A, and returns eigenpairs: so that many can share one pass."""
 
+_BERTH = 4.0  # times its residual that a neighbour is kept away from: unresolved, it may stand for several eigenvalues
+
 Progress = Callable[[int, float], None]
 """Called with the number of products so far and the largest relative residual of the wanted pairs."""
 
@@ -27,7 +29,7 @@ class Eigenpairs:
 
     values: Tensor  # (k,) float64, Rayleigh quotients
     vectors: Tensor  # (p, k) orthonormal columns
-    residuals: Tensor  # (k,) float64, |A v - value v|, from a fresh product: some eigenvalue is within this distance
+    residuals: Tensor  # (k,) float64, |A v - value v|, at least rounding: some eigenvalue is within this distance
     quadratic: Tensor  # (k,) float64, |r|^2 / gap where the gap found allows it, else the residual
     converged: Tensor  # (k,) bool, relative residual at most the tolerance
     products: int  # products of A with a vector
@@ -46,7 +48,12 @@ def relative(residual: float, value: float) -> float:
 
 def is_converged(residual: float, value: float, scale: float, tol: float, dtype: torch.dtype) -> bool:
     """Whether the residual is at most tol |value|, or is rounding in a product with a matrix of norm `scale`."""
-    return residual <= max(tol * abs(value), 8 * torch.finfo(dtype).eps * scale)
+    return residual <= max(tol * abs(value), _rounding(scale, dtype))
+
+
+def _rounding(scale: float, dtype: torch.dtype) -> float:
+    """What rounding may do to a product with a matrix of norm `scale`."""
+    return 8 * torch.finfo(dtype).eps * scale
 
 
 def rayleigh_ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,10 +74,12 @@ def certified(
     """Pairs from unit rows (k, p) and their products with A, whose norm is about `scale`.
 
     `others`, the remaining Ritz values with their residuals, give the gaps of the quadratic bound. It assumes that no
-    eigenvalue beside a pair was missed, which a random start makes almost sure; below rounding no bound is claimed.
+    eigenvalue beside a pair was missed (two that are closer than the residual look like one); below rounding no bound
+    is claimed.
     """
     values = (vectors.double() * images.double()).sum(1)
     residuals = (images.double() - values[:, None] * vectors.double()).norm(dim=1)
+    residuals = residuals.clamp(min=_rounding(scale, vectors.dtype))
     pairs = list(zip(residuals.tolist(), values.tolist(), strict=True))
     return Eigenpairs(
         values=values,
@@ -87,7 +96,7 @@ def _quadratic_bound(values: Tensor, residuals: Tensor, others: tuple[Tensor, Te
     if others is None:
         return residuals
     neighbours, reach = torch.cat([values, others[0]]), torch.cat([residuals, others[1]])
-    distances = (neighbours - values[:, None]).abs() - reach
+    distances = (neighbours - values[:, None]).abs() - _BERTH * reach
     distances.fill_diagonal_(torch.inf)
     gaps = distances.min(dim=1).values
     return torch.where(gaps > residuals, residuals**2 / gaps, residuals)

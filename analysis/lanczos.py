@@ -5,9 +5,16 @@
 Q (orthonormal) grows by one vector, or by a block of b, per step: w = A q, w <- w - Q (Q^T w), q = w / beta. In
 floating point Q loses orthogonality as soon as a pair converges (Paige 1971), and copies of found eigenvalues appear;
 so every w is orthogonalised twice against the whole of Q. When Q is full it is replaced by its best Ritz vectors; the
-relation then holds as before (thick restart: Wu and Simon 2000). A Krylov space of b start vectors shows at most b
-copies of a repeated eigenvalue. More than one pair is therefore sought with b = 2, and where both copies of one are
-found, again with b = k, which misses none.
+relation then holds as before (thick restart: Wu and Simon 2000).
+
+T holds the coefficients that were subtracted, and w what was left, so A Q^T = Q^T T + w e_m^T is an identity of the
+products made, whatever became of orthogonality. A y = theta y + w (e_m^T s) is therefore known to rounding without
+another product.
+
+The Krylov space of b random vectors holds min(b, multiplicity) independent eigenvectors of every eigenvalue, because
+b random vectors have as many independent parts in each eigenspace. So b = 1 is enough for one pair. More are sought
+with b = 2: what appears once among them is simple, and only where two of the wanted cannot be told apart may there be
+further copies; then the search is repeated with b = k random vectors, which miss no copy among k.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +29,7 @@ from analysis.vectors import combine, dots, norm, random_rows, start_rows
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 
-_MARGIN = 0.99  # of the tolerance, so that rounding does not lift the fresh residual above it
+_MARGIN = 0.99  # of the tolerance, so that rounding does not lift the residual above it
 
 
 def lanczos(
@@ -91,10 +98,11 @@ def lanczos_steps(
     rows = start_rows(min(k, 2), size, like, start, generator)
     search = _Search(k, which, tol, max_iter * k, max_basis or max(2 * k + 20, 40), generator, progress)
     pairs = yield from _thick_restart(rows, search)
-    if len(rows) < k and _repeated(pairs):
-        again = yield from _thick_restart(random_rows(k, size, like, generator), search)
-        return replace(again, products=pairs.products + again.products)
-    return pairs
+    if len(rows) == k or not pairs.converged.all() or not _repeated(pairs, tol):
+        return pairs
+    rest = replace(search, max_products=search.max_products - pairs.products)
+    again = yield from _thick_restart(random_rows(k, size, like, generator), rest)
+    return replace(again, products=pairs.products + again.products)
 
 
 @dataclass(frozen=True)
@@ -148,10 +156,10 @@ def _thick_restart(start: Tensor, search: _Search) -> Iteration:
             T.diagonal()[:m] = values[kept]
 
     vectors = combine(s[:, want].T, basis[:m])
-    images = yield vectors
+    images = values[want, None].to(w) * vectors + combine(last[:, want].T, w)
     rest = [i for i in range(m) if i not in set(want.tolist())]
     others = (values[rest], residuals[rest])
-    return certified(vectors, images, scale, search.tol, products + len(want), others)
+    return certified(vectors, images, scale, search.tol, products, others)
 
 
 def _append(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Generator) -> int:
@@ -191,8 +199,8 @@ def _wanted(values: Tensor, k: int, which: Which) -> Tensor:
     return torch.cat([ascending.flip(0)[: k - k // 2], ascending[: k // 2]])
 
 
-def _repeated(pairs: Eigenpairs) -> bool:
-    """Whether two of the eigenvalues cannot be told apart."""
-    ascending, order = pairs.values.sort()
-    reach = pairs.residuals[order]
-    return bool((ascending.diff() <= torch.maximum(reach[1:], reach[:-1])).any())
+def _repeated(pairs: Eigenpairs, tol: float) -> bool:
+    """Whether two of the eigenvalues differ by no more than they were asked to be exact, or than rounding."""
+    ascending = pairs.values.sort().values
+    rounding = 8 * torch.finfo(pairs.vectors.dtype).eps * ascending.abs().max()
+    return bool((ascending.diff() <= (tol * ascending[1:].abs()).clamp(min=rounding)).any())

@@ -26,7 +26,7 @@ class Eigenvalue:
     """One eigenvalue and how exact it is."""
 
     value: float
-    residual: float  # |H v - value v|, from a fresh product: an eigenvalue lies within this distance of value
+    residual: float  # |H v - value v|, no less than rounding: an eigenvalue lies within this distance of value
     relative_residual: float  # residual / |value|
     error: float  # the sharper bound residual^2 / gap where the gap is known, else the residual
     converged: bool  # relative_residual at most the tolerance asked for

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-settings.register_profile("suite", derandomize=True, deadline=None)
-settings.load_profile("suite")  # the same examples in every run; `--hypothesis-profile=default` looks for new ones
+settings.register_profile("suite", deadline=None, print_blob=True)
+settings.load_profile("suite")  # new examples in every run; a failure prints what repeats it
 
 # Where a shell runs the tests in the background, they and the commands they start would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

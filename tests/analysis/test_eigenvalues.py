@@ -96,6 +96,24 @@ def test_lanczos_on_any_spectrum(make_matrix: Any, values: list[float], k: int, 
     np.testing.assert_allclose(abs(pairs.values), abs(expected(values, k, which)), atol=1e-7 * scale + 1e-12)
 
 
+@given(
+    values=st.lists(st.integers(-2, 2), min_size=1, max_size=12),
+    k=st.integers(1, 8),
+    which=st.sampled_from(["largest", "smallest", "both"]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=60, deadline=None)
+def test_lanczos_counts_every_copy(
+    make_matrix: Any, values: list[int], k: int, which: Any, dtype: torch.dtype, seed: int
+) -> None:
+    """Few distinct eigenvalues: the Krylov space ends soon and holds one copy of each per start vector."""
+    exact = [float(value) for value in values]
+    pairs = lanczos(matrix_operator(make_matrix(exact, dtype, seed=seed)), k, which=which, tol=1e-4, seed=seed)
+    assert pairs.converged.all()
+    np.testing.assert_allclose(pairs.values, expected(exact, k, which), atol=1e-4)
+
+
 @given(seed=st.integers(0, 200), tol=st.sampled_from([1e-1, 1e-2, 1e-3]))
 @settings(max_examples=40, deadline=None)
 def test_bounds_hold_against_the_exact_spectrum(make_matrix: Any, seed: int, tol: float) -> None:
@@ -103,10 +121,12 @@ def test_bounds_hold_against_the_exact_spectrum(make_matrix: Any, seed: int, tol
     exact = np.sort(generator.standard_cauchy(60).clip(-50, 50))[::-1].copy()
     pairs = lanczos(matrix_operator(make_matrix(exact, seed=seed)), 3, tol=tol, seed=seed)
     for value, residual, sharper in zip(pairs.values, pairs.residuals, pairs.quadratic, strict=True):
-        distance = abs(exact - value.item()).min()
+        distance, next_distance = np.sort(abs(exact - value.item()))[:2]
         assert distance <= residual + 1e-12
-        assert distance <= sharper + 1e-12
         assert sharper <= residual + 1e-12
+        gap = residual**2 / sharper  # what the sharper bound presumes to hold no other eigenvalue
+        if sharper < residual and next_distance >= gap:
+            assert distance <= sharper + 1e-12
 
 
 def test_running_out_of_products_is_a_result_that_says_so(make_matrix: Any) -> None:
@@ -176,7 +196,6 @@ def test_the_same_seed_gives_the_same_numbers(make_matrix: Any) -> None:
     assert (once.vectors != other.vectors).any()
 
 
-@pytest.mark.xfail(strict=True, reason="one Krylov space holds one vector of each eigenspace; restarts can miss a copy")
 def test_lanczos_finds_every_copy_of_a_repeated_eigenvalue(make_matrix: Any) -> None:
     pairs = lanczos(matrix_operator(make_matrix([0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0], seed=0)), 3, tol=1e-8, seed=0)
     np.testing.assert_allclose(pairs.values, [1.0, 1.0, 1.0], atol=1e-7)
