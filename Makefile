@@ -15,7 +15,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/installed
+bench: .venv/peers
 	$(BIN)/python -m benchmarks
 
 clean:
@@ -25,4 +25,9 @@ clean:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flatlab needs Python 3.11 or newer; name one with make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,tensorboard,dask]"
+	touch $@
+
+# The extra "bench", pinned, without what its packages ask for beyond .venv: backpack names torchvision, which nothing uses.
+.venv/peers: .venv/installed benchmarks/peers.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/peers.txt
 	touch $@

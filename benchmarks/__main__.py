@@ -1,8 +1,9 @@
-"""`python -m benchmarks [training]`: all measurements, or those named."""
+"""`python -m benchmarks [training] [curvature] [curvature.PART]`: all measurements, or those named."""
 
 import sys
 from importlib import import_module
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ("training",):
-        import_module(f"benchmarks.{name}").main()
+    for name in sys.argv[1:] or ("training", "curvature"):
+        module, _, part = name.partition(".")
+        import_module(f"benchmarks.{module}").main(*filter(None, [part]))

@@ -1,0 +1,262 @@
+"""Hessian products and eigenvalues of the CIFAR CNN on 512 CIFAR-100 images, beside the libraries there are.
+
+Time is counted in gradients of the same loss, measured before and after every entry: the gradient of all 512 images at
+once, and the fastest one we know (batches of 128, channels_last). Every residual is ours, from products made after the
+clock was stopped, so that what stops early shows it. `python -m benchmarks curvature.top5` runs one part alone; the
+part `slow` holds what takes minutes and runs only when it is named.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+
+import torch
+from scipy.sparse.linalg import eigsh
+from torch import Tensor, nn
+
+from analysis.lanczos import lanczos
+from analysis.operators import SymmetricOperator
+from analysis.power import power_iteration
+from analysis.problem import make_problem
+from analysis.spectrum import layer_eigenpairs
+from analysis.vectors import norm
+from benchmarks import curvature_peers as peers
+from benchmarks.curvature_peers import Subject, installed, make_subject
+from flatlab.memory import keep_freed_memory
+
+TURNS = 3
+TOL = 1e-3
+
+Solution = tuple[Tensor, Tensor, int | None]
+"""Values (k,), vectors (p, k), and products where they can be counted."""
+
+
+def main(part: str | None = None) -> None:
+    """Print the table of one part, or of all but `slow`."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    subject = make_subject()
+    parts: dict[str, Callable[[Subject], None]] = {
+        "products": products,
+        "streamed": streamed,
+        "top1": lambda s: solves(s, 1, quick_solvers(s, 1) | shipped_solvers(s)),
+        "top5": lambda s: solves(s, 5, quick_solvers(s, 5)),
+        "layers": layers,
+        "slow": slow,
+    }
+    for name in [part] if part else [name for name in parts if name != "slow"]:
+        print(f"\n### {name}\n")
+        parts[name](subject)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Seconds of one gradient."""
+
+    at_once: float
+    fastest: float
+
+    def of(self, seconds: float) -> str:
+        """Two columns: in gradients at once, in fastest gradients."""
+        return f"{seconds / self.at_once:.1f} | {seconds / self.fastest:.1f}"
+
+
+def unit(subject: Subject) -> Unit:
+    """Measure both gradients."""
+    fastest = seconds_of(lambda: peers.gradient(subject, 128, torch.channels_last))
+    return Unit(seconds_of(lambda: peers.gradient(subject)), fastest)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall time of `work()`."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def products(subject: Subject) -> None:
+    """One Hessian-vector product with all graphs kept, all libraries taking turns."""
+    makers: dict[str, tuple[str, Callable[[Subject], SymmetricOperator]]] = {
+        "flatlab": ("torch", peers.flatlab_operator),
+        "PyHessian": ("pyhessian", peers.pyhessian_operator),
+        "jvp(grad)": ("torch", peers.jvp_operator),
+        "hessian-eigenthings": ("hessian_eigenthings", peers.eigenthings_operator),
+        "curvlinops": ("curvlinops", peers.curvlinops_operator),
+    }
+    operators = {name: make(subject) for name, (module, make) in makers.items() if installed(module)}
+    v = torch.randn(sum(p.numel() for p in subject.parameters), generator=torch.Generator().manual_seed(0))
+    exact = operators["flatlab"](v)  # builds the graphs
+    peers.gradient(subject)
+    units, times = [], {name: list[float]() for name in operators}
+    differences = {}
+    for _ in range(TURNS):
+        units.append(unit(subject))
+        for name, operator in operators.items():
+            began = time.perf_counter()
+            product = operator(v)
+            times[name].append(time.perf_counter() - began)
+            differences[name] = norm(product - exact) / norm(exact)
+    mean = Unit(median(u.at_once for u in units), median(u.fastest for u in units))
+    print(f"a gradient takes {mean.at_once:.2f} s at once, {mean.fastest:.2f} s at its fastest\n")
+    print("| one product, graphs kept | gradients | fastest gradients | differs from ours by |\n|---|---|---|---|")
+    for name, values in times.items():
+        print(f"| {name} | {median(values) / mean.at_once:.2f} | {median(values) / mean.fastest:.2f} "
+              f"| {differences[name]:.0e} |")  # fmt: skip
+
+
+def streamed(subject: Subject) -> None:
+    """One product over batches of 64 whose graphs are not kept; each library in a process of its own."""
+    print("| one product, streamed | gradients | fastest gradients | MiB beyond the gradient of a batch |")
+    print("|---|---|---|---|")
+    state = subject.model.state_dict()
+    for name, module in (("flatlab", "torch"), ("PyHessian", "pyhessian"), ("curvlinops", "curvlinops")):
+        if installed(module):
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                seconds, u, extra = pool.submit(_streamed_alone, name, state, subject.x, subject.y).result()
+            print(f"| {name} | {seconds / u.at_once:.2f} | {seconds / u.fastest:.2f} | {extra:.0f} |")
+
+
+def _streamed_alone(name: str, state: Mapping[str, Tensor], x: Tensor, y: Tensor) -> tuple[float, Unit, float]:
+    """Median seconds of a product, the gradients beside it, and what its peak memory adds to that of one batch."""
+    torch.set_num_threads(1)
+    model = peers.build_model("cifar-cnn", input_shape=(3, 32, 32), classes=100)
+    model.load_state_dict(state)
+    subject = Subject(model, x, y)
+    peers.gradient(subject, peers.BATCH)
+    v = torch.randn(sum(p.numel() for p in subject.parameters), generator=torch.Generator().manual_seed(0))
+    if name == "flatlab":
+        operator = peers.flatlab_streamed(subject)
+    elif name == "PyHessian":
+        operator = peers.pyhessian_streamed(subject)
+    else:
+        operator = peers.curvlinops_operator(subject, peers.BATCH)
+    before = _peak()
+    operator(v)
+    extra = _peak() - before
+    keep_freed_memory()
+    operator(v)
+    turns = [(seconds_of(lambda: operator(v)), unit(subject)) for _ in range(TURNS)]
+    at_once, fastest = median(u.at_once for _, u in turns), median(u.fastest for _, u in turns)
+    return median(s for s, _ in turns), Unit(at_once, fastest), extra
+
+
+def _peak() -> float:
+    """Highest resident memory of this process so far, in MiB (Linux; getrusage would count the parent's too)."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
+Solver = Callable[[], Solution]
+
+
+def quick_solvers(subject: Subject, k: int) -> dict[str, Solver]:
+    """Ours, and SciPy's on our product."""
+
+    def ours() -> Solution:
+        pairs = lanczos(peers.flatlab_operator(subject), k, tol=TOL)
+        return pairs.values, pairs.vectors, pairs.products
+
+    return {"flatlab": ours, "SciPy eigsh on our product": lambda: _eigsh(peers.flatlab_operator(subject), k)}
+
+
+def shipped_solvers(subject: Subject) -> dict[str, Solver]:
+    """The peers' own top 1, as shipped and at the same exactness."""
+    found: dict[str, Solver] = {}
+    if installed("pyhessian"):
+        found["PyHessian as shipped"] = lambda: _pyhessian(subject, 1)
+        found["PyHessian's iteration, stopped on the residual"] = lambda: _power(subject, 1)
+    if installed("hessian_eigenthings"):
+        found["hessian-eigenthings as shipped"] = lambda: _eigenthings(subject, 1, None)
+        found["hessian-eigenthings, 12 steps"] = lambda: _eigenthings(subject, 1, 12)
+    return found
+
+
+def slow(subject: Subject) -> None:
+    """curvlinops with SciPy for top 1, and PyHessian for top 5, as shipped and at the same exactness."""
+    if installed("curvlinops"):
+        solves(subject, 1, {"curvlinops + eigsh": lambda: _eigsh(peers.curvlinops_operator(subject), 1)})
+    if installed("pyhessian"):
+        solves(subject, 5, {"PyHessian as shipped": lambda: _pyhessian(subject, 5)})
+        solves(subject, 5, {"PyHessian's iteration, stopped on the residual": lambda: _power(subject, 5)})
+
+
+def solves(subject: Subject, k: int, solvers: Mapping[str, Solver]) -> None:
+    """Find the top k by each solver, once, and check what it returned."""
+    check = peers.flatlab_operator(subject)
+    peers.gradient(subject)
+    print(f"| top {k} | gradients | fastest gradients | products | worst residual | top eigenvalue |")
+    print("|---|---|---|---|---|---|")
+    for name, solve in solvers.items():
+        before = unit(subject)
+        began = time.perf_counter()
+        values, vectors, count = solve()
+        elapsed = time.perf_counter() - began
+        after = unit(subject)
+        beside = Unit((before.at_once + after.at_once) / 2, (before.fastest + after.fastest) / 2)
+        worst = true_residual(check, vectors)
+        print(f"| {name} | {beside.of(elapsed)} | {count or ''} | {worst:.1e} | {values.max():.3f} |", flush=True)
+
+
+def true_residual(operator: SymmetricOperator, vectors: Tensor) -> float:
+    """The largest |A v - theta v| / |theta| with theta the Rayleigh quotient, of columns (p, k)."""
+    vectors = (vectors / vectors.norm(dim=0)).float()
+    images = operator(vectors).double()
+    values = (images * vectors).sum(0)
+    return float(((images - vectors * values).norm(dim=0) / values.abs()).max())
+
+
+def _eigsh(operator: SymmetricOperator, k: int) -> Solution:
+    values, vectors = eigsh(operator, k, which="LA", tol=TOL, ncv=max(2 * k + 1, 10))
+    return torch.from_numpy(values), torch.from_numpy(vectors), operator.products
+
+
+def _power(subject: Subject, k: int) -> Solution:
+    pairs = power_iteration(peers.pyhessian_operator(subject), k, tol=TOL, max_iter=1000)
+    return pairs.values, pairs.vectors, pairs.products
+
+
+def _pyhessian(subject: Subject, k: int) -> Solution:
+    computer = peers.pyhessian_computer(subject, data=(subject.x, subject.y))
+    values, vectors = computer.eigenvalues(top_n=k)
+    return torch.tensor(values), torch.stack([peers.flat(v) for v in vectors], dim=1), None
+
+
+def _eigenthings(subject: Subject, k: int, steps: int | None) -> Solution:
+    from hessian_eigenthings import lanczos as theirs
+
+    result = theirs(peers.eigenthings(subject), k=k, max_iter=steps, which="LA", seed=0)
+    return result.eigenvalues, result.eigenvectors.T, steps or 2 * k
+
+
+def layers(subject: Subject) -> None:
+    """The top eigenvalue of every layer's block."""
+    problem = make_problem(subject.model, "cross_entropy", (subject.x, subject.y))
+    peers.gradient(subject)
+    rows = {"flatlab": lambda: {n: p.values[0].item() for n, p in layer_eigenpairs(problem, tol=TOL).items()}}
+    if installed("pyhessian"):
+        rows["PyHessian's iteration per layer, stopped on the residual"] = lambda: _power_per_layer(subject)
+    print("| top 1 of five layers | gradients | fastest gradients | eigenvalues |\n|---|---|---|---|")
+    for name, solve in rows.items():
+        before = unit(subject)
+        began = time.perf_counter()
+        values = solve()
+        elapsed = time.perf_counter() - began
+        after = unit(subject)
+        beside = Unit((before.at_once + after.at_once) / 2, (before.fastest + after.fastest) / 2)
+        listed = ", ".join(f"{layer} {value:.3f}" for layer, value in values.items())
+        print(f"| {name} | {beside.of(elapsed)} | {listed} |", flush=True)
+
+
+def _power_per_layer(subject: Subject) -> dict[str, float]:
+    found = {}
+    for name, layer in subject.model.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            subject.model.requires_grad_(False)
+            layer.requires_grad_()
+            found[name] = power_iteration(peers.pyhessian_operator(subject), 1, tol=TOL).values[0].item()
+    subject.model.requires_grad_()
+    return found
