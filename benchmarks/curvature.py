@@ -27,6 +27,7 @@ from analysis.vectors import norm
 from benchmarks import curvature_peers as peers
 from benchmarks.curvature_peers import Subject, installed, make_subject
 from flatlab.memory import keep_freed_memory
+from flatlab.models import build_model
 
 TURNS = 3
 TOL = 1e-3
@@ -123,7 +124,7 @@ def streamed(subject: Subject) -> None:
 def _streamed_alone(name: str, state: Mapping[str, Tensor], x: Tensor, y: Tensor) -> tuple[float, Unit, float]:
     """Median seconds of a product, the gradients beside it, and what its peak memory adds to that of one batch."""
     torch.set_num_threads(1)
-    model = peers.build_model("cifar-cnn", input_shape=(3, 32, 32), classes=100)
+    model = build_model("cifar-cnn", input_shape=(3, 32, 32), classes=100)
     model.load_state_dict(state)
     subject = Subject(model, x, y)
     peers.gradient(subject, peers.BATCH)
@@ -236,7 +237,9 @@ def layers(subject: Subject) -> None:
     """The top eigenvalue of every layer's block."""
     problem = make_problem(subject.model, "cross_entropy", (subject.x, subject.y))
     peers.gradient(subject)
-    rows = {"flatlab": lambda: {n: p.values[0].item() for n, p in layer_eigenpairs(problem, tol=TOL).items()}}
+    rows: dict[str, Callable[[], dict[str, float]]] = {
+        "flatlab": lambda: {n: pairs.values[0].item() for n, pairs in layer_eigenpairs(problem, tol=TOL).items()}
+    }
     if installed("pyhessian"):
         rows["PyHessian's iteration per layer, stopped on the residual"] = lambda: _power_per_layer(subject)
     print("| top 1 of five layers | gradients | fastest gradients | eigenvalues |\n|---|---|---|---|")
