@@ -21,10 +21,12 @@ G = TypeVar("G", bound=Graph)
 class GraphCache(Generic[G]):
     """Iterate over the graphs of all chunks; the first ones are built once, the others anew at each pass.
 
+    `build` is told whether the graph will be kept.
+
     Raises `FlatlabError` where the loss is not finite and `UsageError` where a later pass meets other data.
     """
 
-    def __init__(self, problem: Problem, build: Callable[[Chunk], G]) -> None:
+    def __init__(self, problem: Problem, build: Callable[[Chunk, bool], G]) -> None:
         self.problem = problem
         self.build = build
         self.kept: list[G] = []
@@ -38,8 +40,9 @@ class GraphCache(Generic[G]):
         loss, seen, index = 0.0, 0, -1
         for index, chunk in enumerate(self.problem.chunks()):
             seen += len(chunk.targets)
-            graph = self.kept[index] if index < len(self.kept) else self.build(chunk)
-            if index == len(self.kept) and seen <= self.problem.cached_samples:
+            keep = index == len(self.kept) and seen <= self.problem.cached_samples
+            graph = self.kept[index] if index < len(self.kept) else self.build(chunk, keep)
+            if keep:
                 self.kept.append(graph)
             loss += graph.loss
             yield graph

@@ -72,7 +72,7 @@ class LayerBlocks:
         self._whole = {name: hessian(replace(self._blocks[name], cached_samples=share)) for name in whole}
         layers = [self.layers[name] for name in self._cut]
         self._graphs = GraphCache(
-            replace(problem, cached_samples=share), lambda chunk: SuffixGraphs.build(problem, layers, chunk)
+            replace(problem, cached_samples=share), lambda chunk, _: SuffixGraphs.build(problem, layers, chunk)
         )
 
     def __call__(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:

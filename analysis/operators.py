@@ -5,6 +5,7 @@ Each is at once a function of torch tensors, (p,) -> (p,) and (p, k) -> (p, k), 
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol, overload
 
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from analysis.distributed import summed
 from analysis.graphs import Graph, GraphCache
+from analysis.objective import loss_and_gradient
 from analysis.problem import Chunk, Problem
+from analysis.second_derivatives import graph_only
 
 Product = Callable[[Tensor], Tensor]
 """(b, p) -> (b, p): each row times the matrix."""
@@ -121,12 +124,13 @@ class _GradientGraph:
 
     loss: float
     leaves: list[Tensor]
-    slopes: Sequence[Tensor]  # dL/dtheta, where it is not constant with its graph
+    slopes: Sequence[Tensor]  # dL/dtheta, where it is not constant with its graph; zero for convolutions unless kept
 
     @classmethod
-    def build(cls, problem: Problem, chunk: Chunk) -> "_GradientGraph":
+    def build(cls, problem: Problem, chunk: Chunk, keep: bool) -> "_GradientGraph":
         leaves = problem.leaves()
-        loss = problem.chunk_loss(chunk, leaves)
+        with nullcontext() if keep else graph_only():
+            loss = problem.chunk_loss(chunk, leaves)
         slopes = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, materialize_grads=True)
         return cls(loss.item(), list(leaves.values()), slopes)
 
@@ -150,9 +154,10 @@ class _OutputGraph:
     output_gradient: Tensor
 
     @classmethod
-    def build(cls, problem: Problem, chunk: Chunk) -> "_OutputGraph":
+    def build(cls, problem: Problem, chunk: Chunk, keep: bool) -> "_OutputGraph":
         leaves = problem.leaves()
-        outputs = problem.outputs(chunk.inputs, leaves)
+        with graph_only():
+            outputs = problem.outputs(chunk.inputs, leaves)
         dummy = torch.zeros_like(outputs, requires_grad=True)
         pulled_back = torch.autograd.grad(
             outputs, list(leaves.values()), dummy, create_graph=True, materialize_grads=True
@@ -180,13 +185,13 @@ def _transposed(outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Se
     return torch.autograd.grad(differentiable, inputs, weights, retain_graph=True, materialize_grads=True)
 
 
-def _operator(problem: Problem, build: Callable[[Problem, Chunk], _ProductGraph]) -> SymmetricOperator:
+def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], _ProductGraph]) -> SymmetricOperator:
     """The sum over chunks of a product, every graph serving all vectors of the block.
 
     Iterations start from the gradient of L, much of which lies along the leading eigenvectors of a network in training
-    (Gur-Ari, Roberts and Dyer 2018); the graphs hold it already.
+    (Gur-Ari, Roberts and Dyer 2018); where all graphs are kept they hold it already.
     """
-    graphs = GraphCache(problem, lambda chunk: build(problem, chunk))
+    graphs = GraphCache(problem, lambda chunk, keep: build(problem, chunk, keep))
 
     def product(rows: Tensor) -> Tensor:
         total = torch.zeros_like(rows, dtype=torch.float64)
@@ -196,6 +201,8 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk], _ProductGraph]
         return summed(total, problem.distributed).to(rows.dtype)
 
     def gradient() -> Tensor:
+        if problem.cached_samples < problem.samples:
+            return loss_and_gradient(problem)[1]
         total = torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
         for graph in graphs:
             total += problem.flatten(graph.gradient())

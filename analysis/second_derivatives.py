@@ -7,7 +7,9 @@ of them; that of ReLU carries a tensor of zeros along. Without both, a Hessian-v
 a third less.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,6 +24,22 @@ Geometry = tuple[Sizes, Sizes, Sizes, int]
 
 _DIMENSIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _RELUS = (torch.relu, torch.nn.functional.relu, Tensor.relu)
+
+
+_valued: ContextVar[bool] = ContextVar("_valued", default=True)
+
+
+@contextmanager
+def graph_only() -> Iterator[None]:
+    """Convolutions run within the block give weight gradients that have their graph but are zero.
+
+    What flows back enters them linearly, so no second derivative reads their values.
+    """
+    token = _valued.set(False)
+    try:
+        yield
+    finally:
+        _valued.reset(token)
 
 
 class LeanSecondDerivatives(TorchFunctionMode):
@@ -56,7 +74,7 @@ def convolution(
     if isinstance(padding, str) or input.dim() != dimensions + 2:
         return plain(input, weight, bias, stride, padding, dilation, groups)
     geometry = (_each(stride, dimensions), _each(padding, dimensions), _each(dilation, dimensions), groups)
-    y: Tensor = _Convolution.apply(input, weight, bias, geometry)  # type: ignore[no-untyped-call]
+    y: Tensor = _Convolution.apply(input, weight, bias, geometry, _valued.get())  # type: ignore[no-untyped-call]
     return y
 
 
@@ -75,9 +93,9 @@ class _Convolution(Function):
     """x, w, b -> y = C(x, w) + b."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, valued: bool) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.geometry = geometry
+        ctx.geometry, ctx.valued = geometry, valued
         return _map(x, w, b, geometry)
 
     @staticmethod
@@ -85,19 +103,23 @@ class _Convolution(Function):
         x, w = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            return *_Gradients.apply(gradients[0], x, w, needed, ctx.geometry), None  # type: ignore[no-untyped-call]
-        return *_partial_maps(gradients[0], x, w, needed, ctx.geometry), None
+            with_graph = _Gradients.apply(gradients[0], x, w, needed, ctx.geometry, ctx.valued)  # type: ignore[no-untyped-call]
+            return *with_graph, None, None
+        return *_partial_maps(gradients[0], x, w, needed, ctx.geometry), None, None
 
 
 class _Gradients(Function):
-    """g, x, w -> X(g, w), W(g, x) and the sum of g over all but its channels, those `needed`."""
+    """g, x, w -> X(g, w), W(g, x) (zero unless `valued`) and the sum of g over all but its channels, those `needed`."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, needed: Any, geometry: Geometry) -> Any:
+    def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, needed: Any, geometry: Geometry, valued: bool) -> Any:
         ctx.save_for_backward(g, x, w)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
-        return _partial_maps(g, x, w, needed, geometry)
+        if valued or not needed[1]:
+            return _partial_maps(g, x, w, needed, geometry)
+        by_x, _, by_b = _partial_maps(g, x, w, (needed[0], False, needed[2]), geometry)
+        return by_x, torch.zeros_like(w), by_b
 
     @staticmethod
     @once_differentiable
@@ -118,7 +140,7 @@ class _Gradients(Function):
             by_x = _partial_maps(g, x, k, (True, False, False), ctx.geometry)[0]
         if ctx.needs_input_grad[2] and h is not None:
             by_w = _partial_maps(g, h, w, (False, True, False), ctx.geometry)[1]
-        return by_g, by_x, by_w, None, None
+        return by_g, by_x, by_w, None, None, None
 
 
 def _map(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:

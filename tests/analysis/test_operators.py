@@ -44,6 +44,22 @@ def test_hessian_is_the_dense_one(
     assert close(operator(v), expected @ v)  # the graphs survive, or are built again
 
 
+@pytest.mark.parametrize("make", [hessian, gauss_newton])
+@pytest.mark.parametrize("memory", [1, 20_000, 1 << 30])
+def test_iterations_start_from_the_gradient_also_where_graphs_are_not_kept(
+    make_case: Any, make: Any, memory: int
+) -> None:
+    """Graphs that are thrown away after a product do not compute the values of convolutions' weight gradients."""
+    case = make_case("cnn", phi="gelu")
+    problem = case.problem(chunk_size=2, memory=memory)
+    operator = make(problem)
+    before = operator(torch.ones(operator.size, dtype=torch.float64))
+    parameters = [p.requires_grad_() for p in case.model.double().parameters()]
+    expected = torch.autograd.grad(case.loss(case.model(case.inputs.double()), case.targets), parameters)
+    torch.testing.assert_close(operator.start(), torch.cat([g.flatten() for g in expected]))
+    torch.testing.assert_close(operator(torch.ones(operator.size, dtype=torch.float64)), before)
+
+
 @given(**CASES)
 @settings(max_examples=10, deadline=None)
 def test_gauss_newton_is_the_dense_one(make_case: Any, **case_of: Any) -> None:
