@@ -25,7 +25,7 @@ def draw_batch_spectrum(saved: Sequence[Saved], path: Path) -> list[Path]:
     ]
     count = len(saved[0]["values"][0])
     with paper_style():
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.3), constrained_layout=True)
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.5), constrained_layout=True)
         for one, colour, label in zip(saved, colours(len(saved)), subject_labels(saved), strict=True):
             values = np.ravel(one["values"])
             axes.hist(values, edges, color=colour, alpha=0.35, label=label)
@@ -39,8 +39,8 @@ def draw_batch_spectrum(saved: Sequence[Saved], path: Path) -> list[Path]:
             title=f"{setting(saved[0])}, batches of {saved[0]['batch_size']}",
         )
         axes.grid(visible=False, axis="x")
-        if len(saved) > 1:
-            axes.legend(frameon=True)
+        axes.plot([], [], "--", color="0.35", lw=1, label="of the mean loss")
+        axes.legend(frameon=True)
         written = save_figure(figure, path, rows, origin(saved))
         plt.close(figure)
     return written

@@ -29,7 +29,7 @@ def draw_client_curvature(saved: Sequence[Saved], path: Path) -> list[Path]:
         for entry in one["clients"]
     ]
     with paper_style():
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.3), constrained_layout=True)
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.7), constrained_layout=True)
         for one, colour, label in zip(saved, colours(len(saved)), subject_labels(saved), strict=True):
             values = sorted((entry["eigenvalues"][0]["value"] for entry in one["clients"]), reverse=True)
             axes.plot(np.arange(1, len(values) + 1), values, "o", ms=3, color=colour, label=label)

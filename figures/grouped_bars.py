@@ -32,4 +32,6 @@ def draw_groups(
     level = len(names) <= MOST_LEVEL
     axes.set_xticks(place, names, rotation=0 if level else 40, ha="center" if level else "right")
     axes.margins(y=0.15)
+    spare = max(0.0, 2 - len(names)) / 2  # a single group must not fill the panel
+    axes.set_xlim(-0.55 - spare, len(names) - 0.45 + spare)
     axes.grid(visible=False, axis="x")

@@ -24,7 +24,7 @@ def draw_layers(saved: Sequence[Saved], path: Path) -> list[Path]:
     with paper_style():
         width = 2 * COLUMN if names else COLUMN
         figure, panels = plt.subplots(
-            1, 2 if names else 1, figsize=(width, 2.3), squeeze=False, constrained_layout=True
+            1, 2 if names else 1, figsize=(width, 2.6), squeeze=False, constrained_layout=True
         )
         left = panels[0][0]
         blocks = ["network", *names]
@@ -33,7 +33,7 @@ def draw_layers(saved: Sequence[Saved], path: Path) -> list[Path]:
         left.set(ylabel="top Hessian eigenvalue")
         if names:
             draw_groups(panels[0][1], names, [row[1:] for row in norms], labels)
-            panels[0][1].set(ylabel=r"mean $|a|^2$ leaving the layer")
+            panels[0][1].set(ylabel=r"mean $|a|^2$ leaving it")
         if len(saved) > 1:
             figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
         figure.suptitle(setting(saved[0]), fontsize=8)

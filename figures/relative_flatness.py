@@ -37,11 +37,11 @@ def draw_relative_flatness(saved: Sequence[Saved], path: Path) -> list[Path]:
                 for column in (key, f"{key}_error")
             )
             draw_groups(axes, names, values, subject_labels(saved), errors)
-            axes.set(ylabel=f"{label} of the weights' block")
+            axes.set(ylabel=label)
         if len(saved) > 1:
             handles = panels[0].get_legend_handles_labels()
             figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
-        figure.suptitle(setting(saved[0]), fontsize=8)
+        figure.suptitle(f"relative flatness of the weights; {setting(saved[0])}", fontsize=8)
         written = save_figure(figure, path, rows, origin(saved))
         plt.close(figure)
     return written

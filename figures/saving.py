@@ -25,7 +25,7 @@ WITHOUT_MAN, WITH_MAN = PALETTE[0], PALETTE[1]
 
 def colours(count: int) -> Sequence[Any]:
     """`count` colours, told apart by colour-blind readers up to ten."""
-    return sns.color_palette("colorblind", count)
+    return list(sns.color_palette("colorblind", count))
 
 
 @contextmanager

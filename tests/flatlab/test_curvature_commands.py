@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,14 @@ class Dense:
 
     def eigenvalues(self, prefix: str = "") -> Tensor:
         """Of the block of all parameters whose names begin with `prefix`, descending."""
-        return torch.linalg.eigvalsh(self.block(prefix)).flip(0)
+        values: Tensor = torch.linalg.eigvalsh(self.block(prefix)).flip(0)
+        return values
 
     def block(self, prefix: str) -> Tensor:
         places = [torch.arange(len(self.theta))[p] for name, p in self.places.items() if name.startswith(prefix)]
         chosen = torch.cat(places)
-        return self.hessian[chosen][:, chosen]
+        block: Tensor = self.hessian[chosen][:, chosen]
+        return block
 
 
 def dense(path: Path, world: World, where: Any) -> Dense:
@@ -123,7 +126,9 @@ def test_a_subset_says_how_far_its_top_eigenvalue_moves(
     result = run("eigs", path, "--samples", 80, "--layers", "none", *EXACT)
     said = " ".join(capsys.readouterr().out.split())
     problem = open_checkpoint(path, Measurement(80, "float64")).problem
-    ((inputs,), y) = next(iter(problem.data))  # type: ignore[misc]
+    (chunk,) = replace(problem, chunk_size=80).chunks()
+    assert isinstance(chunk.inputs, tuple)
+    (inputs,), y = chunk.inputs, chunk.targets
     model = rebuild(load_checkpoint(path))[0].double()
     parts = [float(Dense(model, inputs[i::4], y[i::4]).eigenvalues()[0]) for i in range(4)]
     sampling = result["sampling"]

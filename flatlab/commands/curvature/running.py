@@ -35,7 +35,7 @@ def measure(
     check(measurement, paths)
     results = []
     with joined(measurement.device):
-        for path in [*paths] or [None]:
+        for path in paths or (None,):
             began = time.perf_counter()
             with progress_line("own model" if path is None else str(path)) as tell:
                 tell("opening")
