@@ -60,7 +60,8 @@ def _print_sampling(number: str, result: dict[str, Any]) -> None:
     console.print(
         f"{number}λ₁ of {len(sampling['subsets'])} disjoint subsets of {sampling['samples_per_subset']} samples: "
         f"{values}. The choice of {result['data']['samples']} samples moves λ₁ by about "
-        f"± {sampling['standard_error']:.2g} (standard error); --full takes all.",
+        f"± {sampling['standard_error']:.2g} (standard error), and fewer samples give a larger λ₁ on average; "
+        "--full takes all.",
         markup=False,
         highlight=False,
         soft_wrap=True,
