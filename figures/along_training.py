@@ -11,6 +11,8 @@ from figures.results import Result, Results
 from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, plain_log_ticks, save_figure
 
 NETWORK = "network"
+MOST_BESIDE = 4
+"""Panels in a row."""
 
 
 def draw_along_training(results: Results, path: Path) -> list[Path]:
@@ -20,8 +22,8 @@ def draw_along_training(results: Results, path: Path) -> list[Path]:
     """
     runs = results.pair(_points, "eigenvalues of several rounds (of round-*.pt, or tracked)")
     names = list(next(iter(_points(runs[0]).values())))
-    columns = min(len(names), 4)
-    lines = -(-len(names) // columns)
+    lines = -(-len(names) // MOST_BESIDE)
+    columns = -(-len(names) // lines)
     rows: list[dict[str, Any]] = []
     with paper_style():
         figure, grid = plt.subplots(

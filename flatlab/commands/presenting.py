@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table as Shown
 
 from figures.formats import write_table
@@ -95,7 +96,7 @@ def _print(table: Table) -> None:
 
 def _print_skipped(made: Made) -> None:
     for name, reason in made.skipped.items():
-        console.print(f"[dim]{name} skipped: {reason}[/dim]", soft_wrap=True)
+        console.print(f"[dim]{name} skipped: {escape(reason)}[/dim]", soft_wrap=True)
 
 
 def _plain(made: Made) -> dict[str, object]:

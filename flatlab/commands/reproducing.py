@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from flatlab.commands.cells import CellWork
@@ -62,7 +63,7 @@ def run_grid(name: str, where: Where, json: Path | None) -> None:
     done = sum(p.done for p in progress.values())
     console.print(f"{done} of {len(plan.cells)} cells are done, {len(todo) - len(failures)} of them by this call.")
     for cell, reason in failures.items():
-        console.print(f"[bold]{cell}[/bold] failed: {reason}", soft_wrap=True)
+        console.print(f"[bold]{cell}[/bold] failed: {escape(reason)}", soft_wrap=True)
     if any(p.trained for p in progress.values()):
         present(plan.results)
     if failures:
@@ -160,7 +161,7 @@ def _run_with_table(plan: Plan, todo: Sequence[Cell], where: Where) -> dict[str,
             for cell, failure in outcomes:
                 ended[cell.name] = failure
                 if not status.is_terminal:
-                    live.console.print(f"{cell.name}: {failure or 'done'}", soft_wrap=True)
+                    live.console.print(f"{cell.name}: {escape(failure) or 'done'}", soft_wrap=True)
     except KeyboardInterrupt as interruption:
         status.print("\nInterrupted; the same command goes on from here.")
         raise SystemExit(130) from interruption
