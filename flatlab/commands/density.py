@@ -4,37 +4,24 @@ from typing import Annotated
 
 import typer
 
-from flatlab.commands.options import (
-    Checkpoints,
-    Data,
-    DataRoot,
-    Device,
-    Dtype,
-    Figure,
-    Full,
-    Json,
-    Loss,
-    Model,
-    Samples,
-    Weights,
-)
+from flatlab.commands import options
 
 
 def density(
-    checkpoints: Checkpoints = None,
-    samples: Samples = None,
-    full: Full = False,
+    checkpoints: options.Checkpoints = None,
+    samples: options.Samples = None,
+    full: options.Full = False,
     depth: Annotated[int, typer.Option(min=2, help="Products per random vector.")] = 40,
     probes: Annotated[int, typer.Option(min=1, help="Random vectors; two or more give standard errors.")] = 5,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    data_root: DataRoot = None,
-    figure: Figure = None,
-    json: Json = None,
-    model: Model = None,
-    weights: Weights = None,
-    data: Data = None,
-    loss: Loss = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    data_root: options.DataRoot = None,
+    figure: options.Figure = None,
+    json: options.Json = None,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    loss: options.Loss = None,
 ) -> None:
     """Estimate the density of all eigenvalues of the Hessian by stochastic Lanczos quadrature.
 

@@ -4,30 +4,17 @@ from typing import Annotated
 
 import typer
 
-from flatlab.commands.options import (
-    Checkpoints,
-    Data,
-    DataRoot,
-    Device,
-    Dtype,
-    Figure,
-    Full,
-    Json,
-    Loss,
-    Model,
-    Samples,
-    Weights,
-)
+from flatlab.commands import options
 from flatlab.errors import UsageError
 
 _PARTS = "Parts of the data"
 
 
 def eigs(
-    checkpoints: Checkpoints = None,
+    checkpoints: options.Checkpoints = None,
     top_k: Annotated[int, typer.Option(min=1, help="Eigenvalues per network and layer.")] = 1,
-    samples: Samples = None,
-    full: Full = False,
+    samples: options.Samples = None,
+    full: options.Full = False,
     layers: Annotated[str, typer.Option(help="Layers to measure: all, none, or names separated by commas.")] = "all",
     method: Annotated[str, typer.Option(help="lanczos, or power (iteration with deflation).")] = "lanczos",
     backend: Annotated[str, typer.Option(help="flatlab, or pyhessian as an independent check.")] = "flatlab",
@@ -45,15 +32,15 @@ def eigs(
         int | None,
         typer.Option(min=1, help="Measure each mini-batch of this size instead of the layers.", rich_help_panel=_PARTS),
     ] = None,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    data_root: DataRoot = None,
-    figure: Figure = None,
-    json: Json = None,
-    model: Model = None,
-    weights: Weights = None,
-    data: Data = None,
-    loss: Loss = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    data_root: options.DataRoot = None,
+    figure: options.Figure = None,
+    json: options.Json = None,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    loss: options.Loss = None,
 ) -> None:
     """Measure how flat a minimum is: top Hessian eigenvalues of the network and of every layer.
 

@@ -4,26 +4,13 @@ from typing import Annotated
 
 import typer
 
-from flatlab.commands.options import (
-    Checkpoints,
-    Data,
-    DataRoot,
-    Device,
-    Dtype,
-    Figure,
-    Full,
-    Json,
-    Loss,
-    Model,
-    Samples,
-    Weights,
-)
+from flatlab.commands import options
 
 
 def surface(
-    checkpoints: Checkpoints = None,
-    samples: Samples = None,
-    full: Full = False,
+    checkpoints: options.Checkpoints = None,
+    samples: options.Samples = None,
+    full: options.Full = False,
     along: Annotated[
         str, typer.Option(help="random (filter-normalised directions) or eigenvectors (of the largest eigenvalues).")
     ] = "random",
@@ -31,15 +18,15 @@ def surface(
     extent: Annotated[float, typer.Option(help="How far to go either way, in multiples of the direction.")] = 1.0,
     points: Annotated[int, typer.Option(min=2, help="Points along each direction.")] = 21,
     seed: Annotated[int, typer.Option(help="Of the random directions.")] = 0,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    data_root: DataRoot = None,
-    figure: Figure = None,
-    json: Json = None,
-    model: Model = None,
-    weights: Weights = None,
-    data: Data = None,
-    loss: Loss = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    data_root: options.DataRoot = None,
+    figure: options.Figure = None,
+    json: options.Json = None,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    loss: options.Loss = None,
 ) -> None:
     """Evaluate the loss around the model along one or two directions; several checkpoints share random directions.
 

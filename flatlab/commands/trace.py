@@ -4,41 +4,28 @@ from typing import Annotated
 
 import typer
 
-from flatlab.commands.options import (
-    Checkpoints,
-    Data,
-    DataRoot,
-    Device,
-    Dtype,
-    Figure,
-    Full,
-    Json,
-    Loss,
-    Model,
-    Samples,
-    Weights,
-)
+from flatlab.commands import options
 
 
 def trace(
-    checkpoints: Checkpoints = None,
-    samples: Samples = None,
-    full: Full = False,
+    checkpoints: options.Checkpoints = None,
+    samples: options.Samples = None,
+    full: options.Full = False,
     flatness: Annotated[
         bool,
         typer.Option("--flatness", help="Every measure: eigenvalues, sharpness, and what rescaling cannot change."),
     ] = False,
     tol: Annotated[float, typer.Option(help="Stop where the standard error is below this share of the trace.")] = 0.02,
     max_probes: Annotated[int, typer.Option(min=2, help="Most random vectors, one product each.")] = 400,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-    data_root: DataRoot = None,
-    figure: Figure = None,
-    json: Json = None,
-    model: Model = None,
-    weights: Weights = None,
-    data: Data = None,
-    loss: Loss = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    data_root: options.DataRoot = None,
+    figure: options.Figure = None,
+    json: options.Json = None,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    loss: options.Loss = None,
 ) -> None:
     """Estimate the trace of a Hessian, which is the sum of its eigenvalues, and that of every layer's block.
 
