@@ -45,13 +45,15 @@ def print_side_by_side(title: str, heading: str, column: str, rows: Sequence[Row
 
 def new_table() -> Table:
     """A table in the style of all commands."""
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)  # two subjects fit 80 columns just so
 
 
 def print_table(title: str, table: Table) -> None:
     """The title stands apart, so that it may be wider than the table."""
     console.print(title, style="italic", markup=False, highlight=False)
+    console.print()
     console.print(table)
+    console.print()
 
 
 def mark(number: int, results: Sequence[Result]) -> str:
