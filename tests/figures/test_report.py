@@ -41,6 +41,7 @@ addEventListener("load", () => {
       complaints: frame.contentWindow.complaints,
       overflow: root.scrollWidth - root.clientWidth,
       images: [...page.images].map(image => image.complete && image.naturalWidth),
+      scrolling: [...page.querySelectorAll(".sortable")].filter(box => box.scrollWidth > box.clientWidth).length,
       smallest: Math.min(...[...page.images].map(image => image.clientWidth)),
       sorted: sorted,
       marked: table.querySelectorAll("thead th")[3].getAttribute("aria-sort"),
@@ -130,6 +131,7 @@ def test_a_browser_opens_it_without_complaint_at_two_widths(page: str, tmp_path:
     for seen in json.loads(found[1]).values():
         assert seen["complaints"] == []
         assert seen["overflow"] <= 0
+        assert seen["scrolling"] == 0
         assert len(seen["images"]) == 8
         assert all(width > 600 for width in seen["images"])
         assert seen["smallest"] > 300
