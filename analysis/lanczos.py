@@ -171,19 +171,20 @@ def _append(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Gen
         candidate, _ = _orthogonalised(row[None], basis[:n])
         while norm(candidate[0]) <= 8 * torch.finfo(w.dtype).eps * scale:
             candidate, _ = _orthogonalised(random_rows(1, basis.shape[1], w, generator), basis[:n])
-        candidate = candidate / norm(candidate[0])
-        candidate, _ = _orthogonalised(candidate, basis[:n])
         basis[n] = candidate[0] / norm(candidate[0])
         n += 1
     return n
 
 
 def _orthogonalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """w - Q (Q^T w), done twice, and the coefficients Q^T w: rows (b, p), (n, p) -> (b, p), (n, b)."""
-    first = dots(basis, w)
+    """w - Q (Q^T w), done twice, and the coefficients Q^T w: rows (b, p), (n, p) -> (b, p), (n, b).
+
+    The second time removes what rounding left of the first, whose inner products therefore need not be in float64.
+    """
+    first = basis @ w.T
     w = w - combine(first.T, basis)
     second = dots(basis, w)
-    return w - combine(second.T, basis), first + second
+    return w - combine(second.T, basis), first.double() + second
 
 
 def _wanted(values: Tensor, k: int, which: Which) -> Tensor:

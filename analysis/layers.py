@@ -82,9 +82,10 @@ class LayerBlocks:
         totals = {name: torch.zeros_like(rows[name], dtype=torch.float64) for name in rows if name in self._cut}
         for graphs in self._graphs if totals else ():
             for name, total in totals.items():
-                block, suffix = self._blocks[name], graphs.suffixes[name]
+                block = self._blocks[name]
                 for row, sum_of_chunks in zip(rows[name], total, strict=True):
-                    sum_of_chunks += block.flatten(suffix.product(block.split(row)))
+                    sum_of_chunks += block.flatten(graphs.suffixes[name].product(block.split(row)))
+            del graphs  # before the next ones are built
         return products | {name: self._summed(total) for name, total in totals.items()}
 
     def gradients(self) -> dict[str, Tensor]:

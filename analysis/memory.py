@@ -50,7 +50,7 @@ def graph_bytes_per_sample(problem: "Problem", first: Batch) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in not_counted:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a saved output that knows its graph would keep the graph alive for good
 
     def unpack(tensor: Any) -> Any:
         return tensor

@@ -198,6 +198,7 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], _Product
         for graph in graphs:
             for row, sum_of_chunks in zip(rows, total, strict=True):
                 sum_of_chunks += problem.flatten(graph.product(problem.split(row)))
+            del graph  # before the next one is built
         return summed(total, problem.distributed).to(rows.dtype)
 
     def gradient() -> Tensor:

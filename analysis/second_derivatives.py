@@ -1,16 +1,16 @@
-"""Convolutions and ReLU whose second derivatives compute what is needed and no more.
+"""Convolutions, ReLU and max-pooling whose second derivatives compute what is needed and no more.
 
 A convolution y = C(x, w) belongs to the trilinear form <g, C(x, w)>: its gradients are the other two partial maps, X(g,
 w) = d<g, y>/dx and W(g, x) = d<g, y>/dw, and theirs are the three maps again. torch's own second derivative computes
 all of them whenever a weight changes, also the one that belongs to an input without gradient, and goes slow ways to two
-of them; that of ReLU carries a tensor of zeros along. Without both, a Hessian-vector product of the CIFAR network costs
-a third less.
+of them; that of ReLU carries a tensor of zeros along; its max-pooling is slow on images that are stored channel by
+channel. Without these, a Hessian-vector product of the CIFAR network costs a third less.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,17 +21,19 @@ from torch.overrides import TorchFunctionMode
 Sizes = tuple[int, ...]
 Geometry = tuple[Sizes, Sizes, Sizes, int]
 """Stride, padding and dilation per dimension, and the number of groups."""
+Window = tuple[int | Sizes, int | Sizes, int | Sizes, int | Sizes, bool]
+"""Kernel size, stride (empty: the kernel's), padding, dilation, and whether the number of windows is rounded up."""
 
 _DIMENSIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _RELUS = (torch.relu, torch.nn.functional.relu, Tensor.relu)
-
+_MAX_POOLS = (torch.max_pool2d, torch.nn.functional.max_pool2d)
 
 _valued: ContextVar[bool] = ContextVar("_valued", default=True)
 
 
 @contextmanager
 def graph_only() -> Iterator[None]:
-    """Convolutions run within the block give weight gradients that have their graph but are zero.
+    """Convolutions run within the block give gradients of weight and bias that have their graph but are zero.
 
     What flows back enters them linearly, so no second derivative reads their values.
     """
@@ -43,7 +45,7 @@ def graph_only() -> Iterator[None]:
 
 
 class LeanSecondDerivatives(TorchFunctionMode):
-    """Within the block, convolutions and ReLU are computed by the functions of this module."""
+    """Within the block, convolutions, ReLU and 2-D max-pooling are computed by the functions of this module."""
 
     def __torch_function__(
         self,
@@ -56,6 +58,8 @@ class LeanSecondDerivatives(TorchFunctionMode):
             return convolution(_DIMENSIONS[func], *args, **(kwargs or {}))
         if func in _RELUS and len(args) == 1 and not (kwargs or {}).get("inplace", False):
             return _ReLU.apply(args[0])  # type: ignore[no-untyped-call]
+        if func in _MAX_POOLS:
+            return max_pool2d(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -75,6 +79,23 @@ def convolution(
         return plain(input, weight, bias, stride, padding, dilation, groups)
     geometry = (_each(stride, dimensions), _each(padding, dimensions), _each(dilation, dimensions), groups)
     y: Tensor = _Convolution.apply(input, weight, bias, geometry, _valued.get())  # type: ignore[no-untyped-call]
+    return y
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | Sizes,
+    stride: int | Sizes | None = None,
+    padding: int | Sizes = 0,
+    dilation: int | Sizes = 1,
+    ceil_mode: bool = False,
+    return_indices: Literal[False] = False,
+) -> Tensor:
+    """`torch.max_pool2d` of a batch, differentiable twice."""
+    window = (kernel_size, stride or (), padding, dilation, ceil_mode)
+    if input.dim() != 4:
+        return torch.max_pool2d(input, *window)
+    y: Tensor = _MaxPool.apply(input, window)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -109,17 +130,21 @@ class _Convolution(Function):
 
 
 class _Gradients(Function):
-    """g, x, w -> X(g, w), W(g, x) (zero unless `valued`) and the sum of g over all but its channels, those `needed`."""
+    """g, x, w -> X(g, w), W(g, x) and the sum of g over all but its channels, those `needed`.
+
+    The last two are zero unless `valued`; torch would compute W even where only the sum is asked for.
+    """
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, needed: Any, geometry: Geometry, valued: bool) -> Any:
         ctx.save_for_backward(g, x, w)
         ctx.geometry = geometry
         ctx.set_materialize_grads(False)
-        if valued or not needed[1]:
+        if valued:
             return _partial_maps(g, x, w, needed, geometry)
-        by_x, _, by_b = _partial_maps(g, x, w, (needed[0], False, needed[2]), geometry)
-        return by_x, torch.zeros_like(w), by_b
+        by_x = _partial_maps(g, x, w, (True, False, False), geometry)[0] if needed[0] else None
+        by_w = torch.zeros_like(w) if needed[1] else None
+        return by_x, by_w, g.new_zeros(w.shape[0]) if needed[2] else None
 
     @staticmethod
     @once_differentiable
@@ -187,3 +212,39 @@ class _Masked(Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (y,) = ctx.saved_tensors
         return torch.ops.aten.threshold_backward(gradients[0], y, 0), None
+
+
+class _MaxPool(Function):
+    """x -> the largest entry of every window."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
+        # torch's loop over channels_last images is vectorised: 12 ms against 115 ms for 512 images of the CIFAR network.
+        laid_out = x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+        y, places = (t.contiguous() for t in torch.ops.aten.max_pool2d_with_indices(laid_out, *window))
+        ctx.save_for_backward(places)
+        ctx.shape, ctx.window = x.shape, window
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (places,) = ctx.saved_tensors
+        return _PutBack.apply(gradients[0], places, ctx.shape, ctx.window), None  # type: ignore[no-untyped-call]
+
+
+class _PutBack(Function):
+    """g -> zeros of the images' shape, to which g is added at the places the entries came from; linear in g."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, places: Tensor, shape: torch.Size, window: Window) -> Tensor:
+        ctx.save_for_backward(places)
+        images = g.new_empty(shape)  # only its shape is read
+        spread: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(g, images, *window, places)
+        return spread
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (places,) = ctx.saved_tensors
+        picked = gradients[0].flatten(2).gather(2, places.flatten(2)).view_as(places)
+        return picked, None, None, None

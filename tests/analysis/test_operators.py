@@ -1,5 +1,6 @@
 """Every operator against dense matrices in float64, over a table of models, losses and reductions."""
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import eigsh, lobpcg
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from analysis.layers import LayerBlocks
 from analysis.operators import SymmetricOperator, block, deflated, gauss_newton, hessian, matrix_operator, shifted
+from analysis.problem import make_problem
 
 CASES = {
     "architecture": st.sampled_from(["mlp", "cnn", "residual", "attention", "tied"]),
@@ -58,6 +61,44 @@ def test_iterations_start_from_the_gradient_also_where_graphs_are_not_kept(
     expected = torch.autograd.grad(case.loss(case.model(case.inputs.double()), case.targets), parameters)
     torch.testing.assert_close(operator.start(), torch.cat([g.flatten() for g in expected]))
     torch.testing.assert_close(operator(torch.ones(operator.size, dtype=torch.float64)), before)
+
+
+def test_a_graph_that_is_not_kept_is_freed_before_the_next_is_built() -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most: list[int] = []
+
+    class Mark:
+        pass
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.mark = Mark()  # lives as long as the graph
+            alive.add(ctx.mark)
+            most.append(len(alive))
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            return gradients[0]
+
+    class Model(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = Watched.apply(super().forward(x))  # type: ignore[no-untyped-call]
+            return y
+
+    torch.manual_seed(0)
+    model = Model(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+    problem = make_problem(model, "cross_entropy", (torch.randn(6, 2), torch.ones(6).long()), memory=1, chunk_size=2)
+    assert not alive
+    for make in (hessian, gauss_newton):
+        most.clear()
+        make(problem)(torch.ones(problem.size))
+        assert most == [1, 1, 1]
+    blocks = LayerBlocks(problem)
+    most.clear()
+    blocks({"0": torch.ones(1, 9)})
+    assert most == [1, 1, 1]
 
 
 @given(**CASES)

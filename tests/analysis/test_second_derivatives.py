@@ -1,4 +1,4 @@
-"""Our convolutions and ReLU against torch's own, value and first and second derivatives."""
+"""Our convolutions, ReLU and max-pooling against torch's own, value and first and second derivatives."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from analysis.second_derivatives import LeanSecondDerivatives, convolution
+from analysis.second_derivatives import LeanSecondDerivatives, convolution, graph_only
 
 PLAIN = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -61,6 +61,59 @@ def test_relu_and_calls_in_every_spelling() -> None:
         (slope,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
         (curvature,) = torch.autograd.grad(slope, x, torch.ones_like(x))
         torch.testing.assert_close(curvature, 6 * y.detach())
+
+
+@given(
+    kernel=st.sampled_from([2, 3, (3, 2)]),
+    stride=st.sampled_from([None, 1, 2, (2, 3)]),
+    padding=st.integers(0, 1),
+    dilation=st.integers(1, 2),
+    ceil_mode=st.booleans(),
+    ties=st.booleans(),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+)
+@settings(max_examples=30, deadline=None)
+def test_max_pooling(
+    kernel: Any, stride: Any, padding: int, dilation: int, ceil_mode: bool, ties: bool, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, 9, 8, dtype=torch.float64)
+    x = (x.round() if ties else x).contiguous(memory_format=layout).requires_grad_()
+    with LeanSecondDerivatives():
+        ours: Any = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil_mode)(x)
+    assert "_MaxPool" in type(ours.grad_fn).__name__
+    theirs = F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
+    results = [second_derivatives(y, [x], torch.Generator().manual_seed(1)) for y in (ours, theirs)]
+    for a, e in zip(*results, strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("pool", [torch.max_pool2d, F.max_pool2d, nn.MaxPool2d(2)])
+def test_max_pooling_in_every_spelling(pool: Any) -> None:
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    with LeanSecondDerivatives():
+        y = pool(x) if isinstance(pool, nn.Module) else pool(x, 2)
+        alone = nn.MaxPool2d(2)(x[0])
+        with_places = F.max_pool2d(x, 2, return_indices=True)
+    assert "_MaxPool" in type(y.grad_fn).__name__
+    torch.testing.assert_close(alone, y[0])
+    torch.testing.assert_close(with_places[0], y)
+
+
+def test_graphs_for_one_product_only_evaluate_no_weight_gradient() -> None:
+    """Weight and bias gradients are zero, and yet their derivatives are those of the true ones."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    module = nn.Conv2d(3, 4, 3).double()
+    leaves = [x, *module.parameters()]
+    outside = second_derivatives(F.softplus(module(x)), leaves, torch.Generator().manual_seed(1))
+    with LeanSecondDerivatives(), graph_only():
+        y = F.softplus(module(x))
+    inside = second_derivatives(y, leaves, torch.Generator().manual_seed(1))
+    assert [t.abs().max().item() == 0.0 for t in inside] == [False, False, True, True, False, False, False]
+    for a, e in zip(inside, outside, strict=True):
+        if a.any():
+            torch.testing.assert_close(a, e)
 
 
 def test_what_is_computed_otherwise_is_left_alone() -> None:
