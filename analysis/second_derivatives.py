@@ -219,11 +219,12 @@ class _MaxPool(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: Window) -> Tensor:
-        # torch's loop over channels_last images is vectorised: 12 ms against 115 ms for 512 images of the CIFAR network.
+        # On a CPU, torch's loop over channels_last images is vectorised, that over contiguous ones is not.
         laid_out = x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
-        y, places = (t.contiguous() for t in torch.ops.aten.max_pool2d_with_indices(laid_out, *window))
-        ctx.save_for_backward(places)
+        largest, places = torch.ops.aten.max_pool2d_with_indices(laid_out, *window)
+        ctx.save_for_backward(places.contiguous())
         ctx.shape, ctx.window = x.shape, window
+        y: Tensor = largest.contiguous()
         return y
 
     @staticmethod
