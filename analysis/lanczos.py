@@ -51,7 +51,7 @@ def lanczos(
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     if start is None and operator.start is not None:
-        start = operator.start()[:, None]
+        start = operator.start()[:, :k]
     steps = lanczos_steps(operator.size, like, k, which, tol, max_iter, start, seed, max_basis, progress)
     return drive(steps, lambda rows: operator(rows.T).T)
 

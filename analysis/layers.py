@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from analysis.distributed import summed
 from analysis.graphs import GraphCache
-from analysis.operators import SymmetricOperator, hessian
+from analysis.operators import SymmetricOperator, hessian, start_vectors
 from analysis.problem import Problem
 from analysis.suffix import Suffix, SuffixGraphs, can_be_cut
 from flatlab.errors import UsageError
@@ -88,8 +88,8 @@ class LayerBlocks:
             del graphs  # before the next ones are built
         return products | {name: self._summed(total) for name, total in totals.items()}
 
-    def gradients(self) -> dict[str, Tensor]:
-        """dL/dW of every layer, (p_l,), from the same graphs."""
+    def starts(self) -> dict[str, Tensor]:
+        """Start vectors (p_l, m) for every layer's block, made from dL/dW of the same graphs."""
         found = {name: operator.start() for name, operator in self._whole.items() if operator.start}
         totals = {
             name: torch.zeros(self.size(name), dtype=torch.float64, device=self._problem.device) for name in self._cut
@@ -98,7 +98,7 @@ class LayerBlocks:
             for name, total in totals.items():
                 suffix = graphs.suffixes[name]
                 total += self._blocks[name].flatten(suffix.pull_back(suffix.slope.detach()))
-        return found | {name: self._summed(total) for name, total in totals.items()}
+        return found | {name: start_vectors(self._blocks[name], self._summed(total)) for name, total in totals.items()}
 
     def _summed(self, total: Tensor) -> Tensor:
         return summed(total, self._problem.distributed).to(self._problem.dtype)

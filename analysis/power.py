@@ -40,12 +40,12 @@ def power_iteration(
     """The k eigenvalues of largest magnitude, in that order, and min(k, p) pairs at most.
 
     `max_iter` limits the products per pair; `start` (p, m) gives start vectors for the first m pairs
-    (default: the operator's own for the first).
+    (default: the operator's own).
     Eigenvalues lambda and -lambda of equal magnitude do not converge one by one; the result then says so.
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     if start is None and operator.start is not None:
-        start = operator.start()[:, None]
+        start = operator.start()[:, :k]
     return drive(power_steps(operator.size, like, k, tol, max_iter, start, seed, progress), lambda v: operator(v.T).T)
 
 

@@ -93,7 +93,7 @@ def eigs(
     search = _Search(k, tol, max_iter, method, seed, progress)
     operator = pyhessian_operator(problem) if backend == "pyhessian" else hessian(problem)
     if start is None and operator.start is not None:
-        start = operator.start()[:, None]
+        start = operator.start()[:, :k]
     whole = drive(search.steps(problem, "", start), operator.rows)
     del operator  # and its graphs, before those of the layers
     found = _layer_eigenpairs(problem, search, layers, backend)
@@ -162,8 +162,8 @@ def _layer_eigenpairs(
 ) -> dict[str, Eigenpairs]:
     parts = {layer.name: problem.select(layer.parameters.values()) for layer in find_layers(problem, layers)}
     blocks = LayerBlocks(problem, list(parts))
-    starts = blocks.gradients()
-    iterations = {name: search.steps(part, name, starts[name][:, None]) for name, part in parts.items()}
+    starts = blocks.starts()
+    iterations = {name: search.steps(part, name, starts[name][:, : search.k]) for name, part in parts.items()}
     if backend == "pyhessian":
         return {name: drive(iterations[name], pyhessian_operator(part).rows) for name, part in parts.items()}
     return drive_together(iterations, blocks)

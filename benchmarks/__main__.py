@@ -3,7 +3,12 @@
 import sys
 from importlib import import_module
 
+from flatlab.errors import FlatlabError
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ("training", "curvature"):
-        module, _, part = name.partition(".")
-        import_module(f"benchmarks.{module}").main(*filter(None, [part]))
+    try:
+        for name in sys.argv[1:] or ("training", "curvature"):
+            module, _, part = name.partition(".")
+            import_module(f"benchmarks.{module}").main(*filter(None, [part]))
+    except FlatlabError as error:
+        sys.exit(str(error))

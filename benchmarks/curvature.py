@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -17,6 +18,7 @@ from statistics import median
 import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from analysis.lanczos import lanczos
 from analysis.operators import SymmetricOperator
@@ -29,7 +31,7 @@ from benchmarks.curvature_peers import Subject, installed, make_subject
 from flatlab.memory import keep_freed_memory
 from flatlab.models import build_model
 
-TURNS = 3
+TURNS = 7
 TOL = 1e-3
 
 Solution = tuple[Tensor, Tensor, int | None]
@@ -89,63 +91,84 @@ def products(subject: Subject) -> None:
         "curvlinops": ("curvlinops", peers.curvlinops_operator),
     }
     operators = {name: make(subject) for name, (module, make) in makers.items() if installed(module)}
-    v = torch.randn(sum(p.numel() for p in subject.parameters), generator=torch.Generator().manual_seed(0))
-    exact = operators["flatlab"](v)  # builds the graphs
-    peers.gradient(subject)
-    units, times = [], {name: list[float]() for name in operators}
-    differences = {}
-    for _ in range(TURNS):
-        units.append(unit(subject))
-        for name, operator in operators.items():
-            began = time.perf_counter()
-            product = operator(v)
-            times[name].append(time.perf_counter() - began)
-            differences[name] = norm(product - exact) / norm(exact)
-    mean = Unit(median(u.at_once for u in units), median(u.fastest for u in units))
-    print(f"a gradient takes {mean.at_once:.2f} s at once, {mean.fastest:.2f} s at its fastest\n")
+    times, mean, differences = _in_turns(subject, operators)
     print("| one product, graphs kept | gradients | fastest gradients | differs from ours by |\n|---|---|---|---|")
-    for name, values in times.items():
-        print(f"| {name} | {median(values) / mean.at_once:.2f} | {median(values) / mean.fastest:.2f} "
-              f"| {differences[name]:.0e} |")  # fmt: skip
+    for name, seconds in times.items():
+        print(f"| {name} | {seconds / mean.at_once:.2f} | {seconds / mean.fastest:.2f} | {differences[name]:.0e} |")
 
 
 def streamed(subject: Subject) -> None:
-    """One product over batches of 64 whose graphs are not kept; each library in a process of its own."""
-    print("| one product, streamed | gradients | fastest gradients | MiB beyond the gradient of a batch |")
-    print("|---|---|---|---|")
-    state = subject.model.state_dict()
-    for name, module in (("flatlab", "torch"), ("PyHessian", "pyhessian"), ("curvlinops", "curvlinops")):
-        if installed(module):
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                seconds, u, extra = pool.submit(_streamed_alone, name, state, subject.x, subject.y).result()
-            print(f"| {name} | {seconds / u.at_once:.2f} | {seconds / u.fastest:.2f} | {extra:.0f} |")
+    """One product over batches whose graphs are not kept: time in turns, memory each in a process of its own."""
+    makers = {name: make for name, (module, make) in STREAMED.items() if installed(module)}
+    times, mean, _ = _in_turns(subject, {name: make(subject) for name, make in makers.items()})
+    print("| one product, streamed | gradients | fastest gradients | peak of tensors, MiB | resident, MiB more |")
+    print("|---|---|---|---|---|")
+    for name, seconds in times.items():
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            tensors, more = pool.submit(
+                _streamed_memory, name, subject.model.state_dict(), subject.x, subject.y
+            ).result()
+        print(f"| {name} | {seconds / mean.at_once:.2f} | {seconds / mean.fastest:.2f} | {tensors:.0f} | {more:.0f} |")
+    for size in (53, peers.BATCH):
+        tensors = _tensors_peak(lambda size=size: peers.gradient(subject, size))  # type: ignore[misc]
+        print(f"| (a gradient in batches of {size}) | | | {tensors:.0f} | |")
 
 
-def _streamed_alone(name: str, state: Mapping[str, Tensor], x: Tensor, y: Tensor) -> tuple[float, Unit, float]:
-    """Median seconds of a product, the gradients beside it, and what its peak memory adds to that of one batch."""
+STREAMED: Mapping[str, tuple[str, Callable[[Subject], SymmetricOperator]]] = {
+    "flatlab": ("torch", peers.flatlab_streamed),
+    "PyHessian": ("pyhessian", peers.pyhessian_streamed),
+    "curvlinops": ("curvlinops", lambda subject: peers.curvlinops_operator(subject, peers.BATCH)),
+}
+
+
+def _streamed_memory(name: str, state: Mapping[str, Tensor], x: Tensor, y: Tensor) -> tuple[float, float]:
+    """MiB that a product's tensors take at their peak, and by which resident memory grows beyond that of a batch."""
     torch.set_num_threads(1)
     model = build_model("cifar-cnn", input_shape=(3, 32, 32), classes=100)
     model.load_state_dict(state)
     subject = Subject(model, x, y)
     peers.gradient(subject, peers.BATCH)
-    v = torch.randn(sum(p.numel() for p in subject.parameters), generator=torch.Generator().manual_seed(0))
-    if name == "flatlab":
-        operator = peers.flatlab_streamed(subject)
-    elif name == "PyHessian":
-        operator = peers.pyhessian_streamed(subject)
-    else:
-        operator = peers.curvlinops_operator(subject, peers.BATCH)
-    before = _peak()
+    operator, v = STREAMED[name][1](subject), _direction(subject)
+    before = _resident_peak()
     operator(v)
-    extra = _peak() - before
-    keep_freed_memory()
-    operator(v)
-    turns = [(seconds_of(lambda: operator(v)), unit(subject)) for _ in range(TURNS)]
-    at_once, fastest = median(u.at_once for _, u in turns), median(u.fastest for _, u in turns)
-    return median(s for s, _ in turns), Unit(at_once, fastest), extra
+    more = _resident_peak() - before
+    return _tensors_peak(lambda: operator(v)), more
 
 
-def _peak() -> float:
+def _direction(subject: Subject) -> Tensor:
+    return torch.randn(sum(p.numel() for p in subject.parameters), generator=torch.Generator().manual_seed(0))
+
+
+def _in_turns(
+    subject: Subject, operators: Mapping[str, SymmetricOperator]
+) -> tuple[dict[str, float], Unit, dict[str, float]]:
+    """Median seconds of each operator's product, the units between them, and how far each is from the first's."""
+    v = _direction(subject)
+    first = {name: operator(v) for name, operator in operators.items()}  # builds the graphs where they are kept
+    exact = next(iter(first.values()))
+    peers.gradient(subject)
+    units, times = [], {name: list[float]() for name in operators}
+    for _ in range(TURNS):
+        units.append(unit(subject))
+        for name, operator in operators.items():
+            times[name].append(seconds_of(lambda operator=operator: operator(v)))  # type: ignore[misc]
+    mean = Unit(median(u.at_once for u in units), median(u.fastest for u in units))
+    print(f"a gradient takes {mean.at_once:.2f} s at once, {mean.fastest:.2f} s at its fastest\n")
+    differences = {name: norm(product - exact) / norm(exact) for name, product in first.items()}
+    return {name: median(seconds) for name, seconds in times.items()}, mean, differences
+
+
+def _tensors_peak(work: Callable[[], object]) -> float:
+    """The most MiB that torch's allocator had given out at one time during `work()`, beyond what it had before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    assert recorded.profiler is not None
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return float(max(accumulate(sizes))) / (1 << 20)
+
+
+def _resident_peak() -> float:
     """Highest resident memory of this process so far, in MiB (Linux; getrusage would count the parent's too)."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024

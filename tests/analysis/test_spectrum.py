@@ -100,3 +100,20 @@ def test_float32_cnn_on_images_converges_by_power_iteration() -> None:
     for ours, theirs in zip(power.layers, krylov.layers, strict=True):
         assert ours.eigenvalues[0].value == pytest.approx(theirs.eigenvalues[0].value, rel=2e-3)
     assert power.eigenvalues[0].value == pytest.approx(krylov.eigenvalues[0].value, rel=2e-3)
+
+
+@pytest.mark.parametrize("outputs", [2, 3, 5])
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_every_copy_of_a_repeated_eigenvalue_is_found_though_the_gradient_is_the_same_for_all(
+    outputs: int, k: int
+) -> None:
+    """A linear map with squared loss: the Hessian is 2 / (N m) (X^T X) once per output, all in the same state."""
+    torch.manual_seed(0)
+    x = torch.randn(50, 30, dtype=torch.float64) * torch.linspace(0.1, 2, 30, dtype=torch.float64)
+    y = torch.randn(50, 1, dtype=torch.float64).expand(50, outputs)
+    model = nn.Linear(30, outputs, bias=False).double()
+    nn.init.constant_(model.weight, 0.1)
+    report = eigs(make_problem(model, "mse", (x, y)), k, tol=1e-6, layers=())
+    once = torch.linalg.eigvalsh(2 / (50 * outputs) * x.T @ x).flip(0)
+    found = torch.tensor([e.value for e in report.eigenvalues], dtype=torch.float64)
+    torch.testing.assert_close(found, once.repeat_interleave(outputs)[:k], rtol=1e-6, atol=0)
