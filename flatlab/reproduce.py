@@ -193,7 +193,7 @@ def _workers(backend: Backend, jobs: int, scheduler: str | None) -> Iterator[job
 def _die_with_parent(parent: int) -> None:
     """End this process soon after the one that started it, so that no cell goes on unseen and keeps its folder."""
     while os.getppid() == parent:
-        time.sleep(1.0)
+        time.sleep(0.1)
     os._exit(1)
 
 
