@@ -216,7 +216,7 @@ def start_vectors(problem: Problem, gradient: Tensor) -> Tensor:
     """The gradient (p,), and the gradient with the weights of every second unit negated: (p, 2).
 
     Much of the gradient lies along the leading eigenvectors of a network in training (Gur-Ari, Roberts and Dyer 2018).
-    In the second column their parts are mixed anew, so that the two are hardly more alike than random vectors.
+    The second column mixes the same eigenvectors differently; benchmarks/README.md has what that saves.
     """
     other = gradient.clone()
     for piece in problem.split(other):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
@@ -110,7 +111,7 @@ def streamed(subject: Subject) -> None:
             ).result()
         print(f"| {name} | {seconds / mean.at_once:.2f} | {seconds / mean.fastest:.2f} | {tensors:.0f} | {more:.0f} |")
     for size in (53, peers.BATCH):
-        tensors = _tensors_peak(lambda size=size: peers.gradient(subject, size))  # type: ignore[misc]
+        tensors = _tensors_peak(partial(peers.gradient, subject, size))
         print(f"| (a gradient in batches of {size}) | | | {tensors:.0f} | |")
 
 
@@ -132,7 +133,7 @@ def _streamed_memory(name: str, state: Mapping[str, Tensor], x: Tensor, y: Tenso
     before = _resident_peak()
     operator(v)
     more = _resident_peak() - before
-    return _tensors_peak(lambda: operator(v)), more
+    return _tensors_peak(partial(operator, v)), more
 
 
 def _direction(subject: Subject) -> Tensor:
@@ -151,7 +152,7 @@ def _in_turns(
     for _ in range(TURNS):
         units.append(unit(subject))
         for name, operator in operators.items():
-            times[name].append(seconds_of(lambda operator=operator: operator(v)))  # type: ignore[misc]
+            times[name].append(seconds_of(partial(operator, v)))
     mean = Unit(median(u.at_once for u in units), median(u.fastest for u in units))
     print(f"a gradient takes {mean.at_once:.2f} s at once, {mean.fastest:.2f} s at its fastest\n")
     differences = {name: norm(product - exact) / norm(exact) for name, product in first.items()}
