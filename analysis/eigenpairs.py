@@ -48,10 +48,10 @@ def relative(residual: float, value: float) -> float:
 
 def is_converged(residual: float, value: float, scale: float, tol: float, dtype: torch.dtype) -> bool:
     """Whether the residual is at most tol |value|, or is rounding in a product with a matrix of norm `scale`."""
-    return residual <= max(tol * abs(value), _rounding(scale, dtype))
+    return residual <= max(tol * abs(value), rounding(scale, dtype))
 
 
-def _rounding(scale: float, dtype: torch.dtype) -> float:
+def rounding(scale: float, dtype: torch.dtype) -> float:
     """What rounding may do to a product with a matrix of norm `scale`."""
     return 8 * torch.finfo(dtype).eps * scale
 
@@ -79,7 +79,7 @@ def certified(
     """
     values = (vectors.double() * images.double()).sum(1)
     residuals = (images.double() - values[:, None] * vectors.double()).norm(dim=1)
-    residuals = residuals.clamp(min=_rounding(scale, vectors.dtype))
+    residuals = residuals.clamp(min=rounding(scale, vectors.dtype))
     pairs = list(zip(residuals.tolist(), values.tolist(), strict=True))
     return Eigenpairs(
         values=values,

@@ -12,11 +12,14 @@ products made, whatever became of orthogonality. A y = theta y + w (e_m^T s) is 
 another product.
 
 The Krylov space of b random vectors holds min(b, multiplicity) independent eigenvectors of every eigenvalue, because
-b random vectors have as many independent parts in each eigenspace. So b = 1 is enough for one pair. More are sought
-with b = 2: what appears once among them is simple, and only where two of the wanted cannot be told apart may there be
-further copies; then the search is repeated with b = k random vectors, which miss no copy among k.
+b random vectors have as many independent parts in each eigenspace. The search grows it from one vector, so that of a
+repeated eigenvalue it finds one copy. For more than one pair a second, short recurrence then looks for what is among
+the wanted and orthogonal to Q (`overlooked.py`); where it finds anything, the search is repeated with b = k random
+vectors, and then with more if need be. A space of `max_basis` dimensions or fewer is worked
+through whole instead.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,7 +28,8 @@ from torch import Tensor
 
 from analysis.eigenpairs import Eigenpairs, Iteration, Progress, certified, drive, is_converged, relative
 from analysis.operators import SymmetricOperator
-from analysis.vectors import combine, dots, norm, random_rows, start_rows
+from analysis.overlooked import overlooked
+from analysis.vectors import combine, dots, norm, orthogonalised, random_rows, start_rows
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 
@@ -51,7 +55,7 @@ def lanczos(
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     if start is None and operator.start is not None:
-        start = operator.start()[:, :k]
+        start = operator.start()
     steps = lanczos_steps(operator.size, like, k, which, tol, max_iter, start, seed, max_basis, progress)
     return drive(steps, lambda rows: operator(rows.T).T)
 
@@ -74,7 +78,7 @@ def decompose(operator: SymmetricOperator, start: Tensor, depth: int, generator:
         if norm(w[0]) <= 8 * torch.finfo(w.dtype).eps * scale:
             return Decomposition(basis[:m], T[:m, :m], w[0])
         _append(basis, m, w, scale, generator)
-        w, column = _orthogonalised(operator(basis[m])[None], basis[: m + 1])
+        w, column = orthogonalised(operator(basis[m])[None], basis[: m + 1])
         T[: m + 1, m : m + 1], T[m : m + 1, : m + 1] = column, column.T
         scale = max(scale, column.abs().max().item())
     return Decomposition(basis, T, w[0])
@@ -95,14 +99,23 @@ def lanczos_steps(
     """The iteration of `lanczos`, asking for a block of products (b, p) at a time; vectors are of `like`'s kind."""
     k = min(k, size)
     generator = torch.Generator().manual_seed(seed)
-    rows = start_rows(min(k, 2), size, like, start, generator)
-    search = _Search(k, which, tol, max_iter * k, max_basis or max(2 * k + 20, 40), generator, progress)
-    pairs = yield from _thick_restart(rows, search)
-    if len(rows) == k or not pairs.converged.all() or not _repeated(pairs, tol):
-        return pairs
-    rest = replace(search, max_products=search.max_products - pairs.products)
-    again = yield from _thick_restart(random_rows(k, size, like, generator), rest)
-    return replace(again, products=pairs.products + again.products)
+    max_basis = max_basis or max(2 * k + 20, 40)
+    whole = k > 1 and size <= max_basis
+    search = _Search(k, which, tol, max_iter * k, max_basis, whole, generator, progress)
+    rows, spent = start_rows(1, size, like, start, generator), 0
+    while True:
+        left = replace(search, max_products=search.max_products - spent)
+        pairs, basis = yield from _thick_restart(rows, left)
+        spent += pairs.products
+        if k == 1 or not pairs.converged.all():
+            break
+        borders, still_left = _borders(pairs.values, which), search.max_products - spent
+        missed, products = yield from overlooked(basis, borders, tol, still_left, generator)
+        spent += products
+        if not missed or spent >= search.max_products:
+            break
+        rows = random_rows(min(size, max(k, len(rows) + 1)), size, like, generator)
+    return replace(pairs, products=spent)
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,7 @@ class _Search:
     tol: float
     max_products: int
     max_basis: int
+    whole: bool  # go on until Q is the whole space, which is small enough to leave nothing to chance
     generator: torch.Generator
     progress: Progress | None
 
@@ -123,11 +137,16 @@ class _Search:
         if self.progress:
             self.progress(products, max(relative(r, x) for r, x in pairs))
         scale = values.abs().max().item()
-        enough = len(pairs) == self.k and all(is_converged(r, x, scale, _MARGIN * self.tol, dtype) for r, x in pairs)
+        enough = (
+            not self.whole
+            and len(pairs) == self.k
+            and all(is_converged(r, x, scale, _MARGIN * self.tol, dtype) for r, x in pairs)
+        )
         return enough or products >= self.max_products
 
 
-def _thick_restart(start: Tensor, search: _Search) -> Iteration:
+def _thick_restart(start: Tensor, search: _Search) -> Generator[Tensor, Tensor, tuple[Eigenpairs, Tensor]]:
+    """The pairs, and the rows Q that they were found in."""
     block, size = start.shape
     capacity = min(size, max(search.max_basis, search.k + 3 * block))
     basis = start.new_empty(min(size, capacity + block), size)  # Q, as rows
@@ -137,7 +156,7 @@ def _thick_restart(start: Tensor, search: _Search) -> Iteration:
         n = _append(basis, m, w, scale, search.generator)
         w = yield basis[m:n]
         products += n - m
-        w, column = _orthogonalised(w, basis[:n])
+        w, column = orthogonalised(w, basis[:n])
         T[:n, m:n], T[m:n, :n] = column, column.T
         m, b = n, n - m
 
@@ -159,7 +178,7 @@ def _thick_restart(start: Tensor, search: _Search) -> Iteration:
     images = values[want, None].to(w) * vectors + combine(last[:, want].T, w)
     rest = [i for i in range(m) if i not in set(want.tolist())]
     others = (values[rest], residuals[rest])
-    return certified(vectors, images, scale, search.tol, products, others)
+    return certified(vectors, images, scale, search.tol, products, others), basis[:m]
 
 
 def _append(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Generator) -> int:
@@ -168,23 +187,12 @@ def _append(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Gen
     Returns the number of rows of Q, which stays within the space.
     """
     for row in w[: basis.shape[1] - n]:
-        candidate, _ = _orthogonalised(row[None], basis[:n])
+        candidate, _ = orthogonalised(row[None], basis[:n])
         while norm(candidate[0]) <= 8 * torch.finfo(w.dtype).eps * scale:
-            candidate, _ = _orthogonalised(random_rows(1, basis.shape[1], w, generator), basis[:n])
+            candidate, _ = orthogonalised(random_rows(1, basis.shape[1], w, generator), basis[:n])
         basis[n] = candidate[0] / norm(candidate[0])
         n += 1
     return n
-
-
-def _orthogonalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """w - Q (Q^T w), done twice, and the coefficients Q^T w: rows (b, p), (n, p) -> (b, p), (n, b).
-
-    The second time removes what rounding left of the first, whose inner products therefore need not be in float64.
-    """
-    first = basis @ w.T
-    w = w - combine(first.T, basis)
-    second = dots(basis, w)
-    return w - combine(second.T, basis), first.double() + second
 
 
 def _wanted(values: Tensor, k: int, which: Which) -> Tensor:
@@ -200,8 +208,13 @@ def _wanted(values: Tensor, k: int, which: Which) -> Tensor:
     return torch.cat([ascending.flip(0)[: k - k // 2], ascending[: k // 2]])
 
 
-def _repeated(pairs: Eigenpairs, tol: float) -> bool:
-    """Whether two of the eigenvalues differ by no more than they were asked to be exact, or than rounding."""
-    ascending = pairs.values.sort().values
-    rounding = 8 * torch.finfo(pairs.vectors.dtype).eps * ascending.abs().max()
-    return bool((ascending.diff() <= (tol * ascending[1:].abs()).clamp(min=rounding)).any())
+def _borders(values: Tensor, which: Which) -> list[tuple[int, float]]:
+    """(1, x) where what is larger than x would be wanted too, (-1, x) what is smaller; `values` as they are wanted."""
+    last = values[-1].item()
+    if which == "largest":
+        return [(1, last)]
+    if which == "smallest":
+        return [(-1, last)]
+    if which == "magnitude":
+        return [(1, abs(last)), (-1, -abs(last))]
+    return [(1, values[len(values) - len(values) // 2 - 1].item()), (-1, last)]

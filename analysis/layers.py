@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from analysis.distributed import summed
 from analysis.graphs import GraphCache
-from analysis.operators import SymmetricOperator, hessian, start_vectors
+from analysis.operators import SymmetricOperator, hessian
 from analysis.problem import Problem
 from analysis.suffix import Suffix, SuffixGraphs, can_be_cut
 from flatlab.errors import UsageError
@@ -98,7 +98,7 @@ class LayerBlocks:
             for name, total in totals.items():
                 suffix = graphs.suffixes[name]
                 total += self._blocks[name].flatten(suffix.pull_back(suffix.slope.detach()))
-        return found | {name: start_vectors(self._blocks[name], self._summed(total)) for name, total in totals.items()}
+        return found | {name: self._summed(total)[:, None] for name, total in totals.items()}
 
     def _summed(self, total: Tensor) -> Tensor:
         return summed(total, self._problem.distributed).to(self._problem.dtype)

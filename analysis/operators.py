@@ -27,8 +27,7 @@ Product = Callable[[Tensor], Tensor]
 class SymmetricOperator(LinearOperator):  # type: ignore[misc]
     """A symmetric p x p matrix given by its product with a block of row vectors; counts the vectors multiplied.
 
-    `start` makes vectors (p, m) that are rich in the leading eigenvectors, where such are known, the richest first:
-    iterations begin there.
+    `start` makes vectors (p, m) rich in the leading eigenvectors, where such are known: iterations start from them.
     """
 
     def __init__(
@@ -189,7 +188,8 @@ def _transposed(outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Se
 def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], _ProductGraph]) -> SymmetricOperator:
     """The sum over chunks of a product, every graph serving all vectors of the block.
 
-    Iterations start from the gradient of L; where all graphs are kept they hold it already.
+    Iterations start from the gradient of L, much of which lies along the leading eigenvectors of a network in training
+    (Gur-Ari, Roberts and Dyer 2018); where all graphs are kept they hold it already.
     """
     graphs = GraphCache(problem, lambda chunk, keep: build(problem, chunk, keep))
 
@@ -203,23 +203,10 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], _Product
 
     def start() -> Tensor:
         if problem.cached_samples < problem.samples:
-            return start_vectors(problem, loss_and_gradient(problem)[1])
+            return loss_and_gradient(problem)[1][:, None]
         total = torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
         for graph in graphs:
             total += problem.flatten(graph.gradient())
-        return start_vectors(problem, summed(total, problem.distributed).to(problem.dtype))
+        return summed(total, problem.distributed).to(problem.dtype)[:, None]
 
     return SymmetricOperator(problem.size, problem.dtype, problem.device, product, start)
-
-
-def start_vectors(problem: Problem, gradient: Tensor) -> Tensor:
-    """The gradient (p,), and the gradient with the weights of every second unit negated: (p, 2).
-
-    Much of the gradient lies along the leading eigenvectors of a network in training (Gur-Ari, Roberts and Dyer 2018).
-    The second column mixes the same eigenvectors differently; benchmarks/README.md has what that saves.
-    """
-    other = gradient.clone()
-    for piece in problem.split(other):
-        if piece.dim():
-            piece[1::2].neg_()
-    return torch.stack([gradient, other], dim=1)

@@ -45,7 +45,7 @@ def power_iteration(
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     if start is None and operator.start is not None:
-        start = operator.start()[:, :k]
+        start = operator.start()
     return drive(power_steps(operator.size, like, k, tol, max_iter, start, seed, progress), lambda v: operator(v.T).T)
 
 

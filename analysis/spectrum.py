@@ -93,7 +93,7 @@ def eigs(
     search = _Search(k, tol, max_iter, method, seed, progress)
     operator = pyhessian_operator(problem) if backend == "pyhessian" else hessian(problem)
     if start is None and operator.start is not None:
-        start = operator.start()[:, :k]
+        start = operator.start()
     whole = drive(search.steps(problem, "", start), operator.rows)
     del operator  # and its graphs, before those of the layers
     found = _layer_eigenpairs(problem, search, layers, backend)
@@ -163,7 +163,7 @@ def _layer_eigenpairs(
     parts = {layer.name: problem.select(layer.parameters.values()) for layer in find_layers(problem, layers)}
     blocks = LayerBlocks(problem, list(parts))
     starts = blocks.starts()
-    iterations = {name: search.steps(part, name, starts[name][:, : search.k]) for name, part in parts.items()}
+    iterations = {name: search.steps(part, name, starts[name]) for name, part in parts.items()}
     if backend == "pyhessian":
         return {name: drive(iterations[name], pyhessian_operator(part).rows) for name, part in parts.items()}
     return drive_together(iterations, blocks)

@@ -38,6 +38,17 @@ def combine(weights: Tensor, rows: Tensor) -> Tensor:
     return weights.to(rows.dtype) @ rows
 
 
+def orthogonalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """w - Q (Q^T w), done twice, and the coefficients Q^T w: rows (b, p), (n, p) -> (b, p), (n, b).
+
+    The second time removes what rounding left of the first, whose inner products therefore need not be in float64.
+    """
+    first = basis @ w.T
+    w = w - combine(first.T, basis)
+    second = dots(basis, w)
+    return w - combine(second.T, basis), first.double() + second
+
+
 def random_rows(count: int, size: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal rows (count, size), the same on every device for a given CPU generator."""
     return torch.randn(count, size, dtype=torch.float64, generator=generator).to(like)

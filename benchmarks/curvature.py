@@ -2,8 +2,7 @@
 
 Time is counted in gradients of the same loss, measured before and after every entry: the gradient of all 512 images at
 once, and the fastest one we know (batches of 128, channels_last). Every residual is ours, from products made after the
-clock was stopped, so that what stops early shows it. `python -m benchmarks curvature.top5` runs one part alone; the
-part `slow` holds what takes minutes and runs only when it is named.
+clock was stopped, so that what stops early shows it. `python -m benchmarks curvature.top5` runs one part alone.
 """
 
 import time
@@ -40,19 +39,18 @@ Solution = tuple[Tensor, Tensor, int | None]
 
 
 def main(part: str | None = None) -> None:
-    """Print the table of one part, or of all but `slow`."""
+    """Print the table of one part, or of all."""
     torch.set_num_threads(1)
     keep_freed_memory()
     subject = make_subject()
     parts: dict[str, Callable[[Subject], None]] = {
         "products": products,
         "streamed": streamed,
-        "top1": lambda s: solves(s, 1, quick_solvers(s, 1) | shipped_solvers(s)),
-        "top5": lambda s: solves(s, 5, quick_solvers(s, 5)),
+        "top1": lambda s: solves(s, 1, solvers(s, 1) | eigenthings_solvers(s)),
+        "top5": lambda s: solves(s, 5, solvers(s, 5)),
         "layers": layers,
-        "slow": slow,
     }
-    for name in [part] if part else [name for name in parts if name != "slow"]:
+    for name in [part] if part else parts:
         print(f"\n### {name}\n")
         parts[name](subject)
 
@@ -178,44 +176,42 @@ def _resident_peak() -> float:
 Solver = Callable[[], Solution]
 
 
-def quick_solvers(subject: Subject, k: int) -> dict[str, Solver]:
-    """Ours, and SciPy's on our product."""
+def solvers(subject: Subject, k: int) -> dict[str, Solver]:
+    """Ours, SciPy's on our product and on curvlinops', and PyHessian's at the same exactness and as shipped."""
 
     def ours() -> Solution:
         pairs = lanczos(peers.flatlab_operator(subject), k, tol=TOL)
         return pairs.values, pairs.vectors, pairs.products
 
-    return {"flatlab": ours, "SciPy eigsh on our product": lambda: _eigsh(peers.flatlab_operator(subject), k)}
-
-
-def shipped_solvers(subject: Subject) -> dict[str, Solver]:
-    """The peers' own top 1, as shipped and at the same exactness."""
-    found: dict[str, Solver] = {}
+    found: dict[str, Solver] = {
+        "flatlab": ours,
+        "SciPy eigsh on our product": lambda: _eigsh(peers.flatlab_operator(subject), k),
+    }
+    if installed("curvlinops"):
+        found["curvlinops + eigsh"] = lambda: _eigsh(peers.curvlinops_operator(subject), k)
     if installed("pyhessian"):
-        found["PyHessian as shipped"] = lambda: _pyhessian(subject, 1)
-        found["PyHessian's iteration, stopped on the residual"] = lambda: _power(subject, 1)
-    if installed("hessian_eigenthings"):
-        found["hessian-eigenthings as shipped"] = lambda: _eigenthings(subject, 1, None)
-        found["hessian-eigenthings, 12 steps"] = lambda: _eigenthings(subject, 1, 12)
+        found["PyHessian's iteration, stopped on the residual"] = lambda: _power(subject, k)
+        found["PyHessian as shipped"] = lambda: _pyhessian(subject, k)
     return found
 
 
-def slow(subject: Subject) -> None:
-    """curvlinops with SciPy for top 1, and PyHessian for top 5, as shipped and at the same exactness."""
-    if installed("curvlinops"):
-        solves(subject, 1, {"curvlinops + eigsh": lambda: _eigsh(peers.curvlinops_operator(subject), 1)})
-    if installed("pyhessian"):
-        solves(subject, 5, {"PyHessian as shipped": lambda: _pyhessian(subject, 5)})
-        solves(subject, 5, {"PyHessian's iteration, stopped on the residual": lambda: _power(subject, 5)})
+def eigenthings_solvers(subject: Subject) -> dict[str, Solver]:
+    """hessian-eigenthings' own top 1, at the same exactness and as shipped."""
+    if not installed("hessian_eigenthings"):
+        return {}
+    return {
+        "hessian-eigenthings, 12 steps": lambda: _eigenthings(subject, 1, 12),
+        "hessian-eigenthings as shipped": lambda: _eigenthings(subject, 1, None),
+    }
 
 
-def solves(subject: Subject, k: int, solvers: Mapping[str, Solver]) -> None:
+def solves(subject: Subject, k: int, searches: Mapping[str, Solver]) -> None:
     """Find the top k by each solver, once, and check what it returned."""
     check = peers.flatlab_operator(subject)
     peers.gradient(subject)
     print(f"| top {k} | gradients | fastest gradients | products | worst residual | top eigenvalue |")
     print("|---|---|---|---|---|---|")
-    for name, solve in solvers.items():
+    for name, solve in searches.items():
         before = unit(subject)
         began = time.perf_counter()
         values, vectors, count = solve()

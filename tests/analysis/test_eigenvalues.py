@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from analysis.eigenpairs import Eigenpairs
-from analysis.lanczos import _append, _orthogonalised, lanczos
+from analysis.lanczos import _append, lanczos
 from analysis.operators import SymmetricOperator, hessian, matrix_operator
 from analysis.power import power_iteration
+from analysis.vectors import orthogonalised
 
 SPECTRA = {
     "decaying": [50.0 / (i + 1) for i in range(80)],
@@ -151,7 +152,7 @@ def test_lanczos_identity(make_matrix: Any, depth: int) -> None:
     w: Tensor = torch.randn(1, 80, dtype=torch.float64, generator=generator)
     for m in range(depth):
         _append(basis, m, w, 1.0, generator)
-        w, T[: m + 1, m : m + 1] = _orthogonalised(basis[m : m + 1] @ A, basis[: m + 1])
+        w, T[: m + 1, m : m + 1] = orthogonalised(basis[m : m + 1] @ A, basis[: m + 1])
     Q = basis[:depth]
     T = T + T.triu(1).T
     remainder = Q @ A - T @ Q
