@@ -84,7 +84,7 @@ class LayerBlocks:
             for name, total in totals.items():
                 block = self._blocks[name]
                 for row, sum_of_chunks in zip(rows[name], total, strict=True):
-                    sum_of_chunks += block.flatten(graphs.suffixes[name].product(block.split(row)))
+                    block.add_to(sum_of_chunks, graphs.suffixes[name].product(block.split(row)))
             del graphs  # before the next ones are built
         return products | {name: self._summed(total) for name, total in totals.items()}
 
@@ -97,7 +97,7 @@ class LayerBlocks:
         for graphs in self._graphs if totals else ():
             for name, total in totals.items():
                 suffix = graphs.suffixes[name]
-                total += self._blocks[name].flatten(suffix.pull_back(suffix.slope.detach()))
+                self._blocks[name].add_to(total, suffix.pull_back(suffix.slope.detach()))
         return found | {name: self._summed(total)[:, None] for name, total in totals.items()}
 
     def _summed(self, total: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def loss_and_gradient(problem: Problem) -> tuple[float, Tensor]:
     for chunk in problem.chunks():
         leaves = problem.leaves()
         share = problem.chunk_loss(chunk, leaves)
-        total += problem.flatten(torch.autograd.grad(share, list(leaves.values()), materialize_grads=True))
+        problem.add_to(total, torch.autograd.grad(share, list(leaves.values()), materialize_grads=True))
         loss += share.item()
     gradient = summed(total, problem.distributed).to(problem.dtype)
     return summed_number(loss, problem.device, problem.distributed), gradient

@@ -197,7 +197,7 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], _Product
         total = torch.zeros_like(rows, dtype=torch.float64)
         for graph in graphs:
             for row, sum_of_chunks in zip(rows, total, strict=True):
-                sum_of_chunks += problem.flatten(graph.product(problem.split(row)))
+                problem.add_to(sum_of_chunks, graph.product(problem.split(row)))
             del graph  # before the next one is built
         return summed(total, problem.distributed).to(rows.dtype)
 
@@ -206,7 +206,7 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], _Product
             return loss_and_gradient(problem)[1][:, None]
         total = torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
         for graph in graphs:
-            total += problem.flatten(graph.gradient())
+            problem.add_to(total, graph.gradient())
         return summed(total, problem.distributed).to(problem.dtype)[:, None]
 
     return SymmetricOperator(problem.size, problem.dtype, problem.device, product, start)

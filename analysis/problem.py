@@ -116,6 +116,11 @@ class Problem:
         """The vector (p,) whose parts are `pieces`."""
         return torch.cat([piece.reshape(-1) for piece in pieces])
 
+    def add_to(self, total: Tensor, pieces: Sequence[Tensor]) -> None:
+        """Add `pieces`, shaped like the parameters, to the vector `total` (p,) in place."""
+        for part, piece in zip(self.split(total), pieces, strict=True):
+            part.add_(piece)
+
     def point(self) -> Tensor:
         """theta, the selected parameters' values, shape (p,)."""
         return self.flatten([parameter.detach() for parameter in self.parameters.values()])

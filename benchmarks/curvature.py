@@ -108,7 +108,7 @@ def streamed(subject: Subject) -> None:
                 _streamed_memory, name, subject.model.state_dict(), subject.x, subject.y
             ).result()
         print(f"| {name} | {seconds / mean.at_once:.2f} | {seconds / mean.fastest:.2f} | {tensors:.0f} | {more:.0f} |")
-    for size in (53, peers.BATCH):
+    for size in (66, peers.BATCH):
         tensors = _tensors_peak(partial(peers.gradient, subject, size))
         print(f"| (a gradient in batches of {size}) | | | {tensors:.0f} | |")
 

@@ -18,7 +18,7 @@ from flatlab.models import build_model
 
 SAMPLES = 512
 BATCH = 64  # of the peers' streamed products
-STREAMED_MEMORY = 64 << 20  # for ours, which then takes 53 images at a time
+STREAMED_MEMORY = 80 << 20  # for ours, which then takes 66 images at a time
 STEPS = 500  # of SGD, after which the weights are partly trained
 
 
