@@ -12,7 +12,7 @@ from benchmarks import curvature_peers as peers
 from benchmarks.curvature import TOL
 from flatlab.memory import keep_freed_memory
 
-STAGES = (100, 300, 500, 700)  # steps
+STAGES = (200, 500, 700)  # steps
 
 
 def main() -> None:
