@@ -31,7 +31,7 @@ class Eigenpairs:
     vectors: Tensor  # (p, k) orthonormal columns
     residuals: Tensor  # (k,) float64, |A v - value v|, at least rounding: some eigenvalue is within this distance
     quadratic: Tensor  # (k,) float64, |r|^2 / gap where the gap found allows it, else the residual
-    converged: Tensor  # (k,) bool, relative residual at most the tolerance
+    converged: Tensor  # (k,) bool, relative residual at most the tolerance, and the search for others ended
     products: int  # products of A with a vector
 
     @property

@@ -108,14 +108,15 @@ def lanczos_steps(
         pairs, basis = yield from _thick_restart(rows, left)
         spent += pairs.products
         if k == 1 or not pairs.converged.all():
-            break
+            return replace(pairs, products=spent)
         borders, still_left = _borders(pairs.values, which), search.max_products - spent
         missed, products = yield from overlooked(basis, borders, tol, still_left, generator)
         spent += products
-        if not missed or spent >= search.max_products:
-            break
+        if missed is False:
+            return replace(pairs, products=spent)
+        if spent >= search.max_products:  # eigenpairs, but perhaps not the wanted ones
+            return replace(pairs, products=spent, converged=torch.zeros_like(pairs.converged))
         rows = random_rows(min(size, max(k, len(rows) + 1)), size, like, generator)
-    return replace(pairs, products=spent)
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ _TARGET = math.log(PROBABILITY * math.sqrt(math.pi / 2))
 
 def overlooked(
     basis: Tensor, borders: Sequence[tuple[int, float]], tol: float, max_products: int, generator: torch.Generator
-) -> Generator[Tensor, Tensor, tuple[bool, int]]:
+) -> Generator[Tensor, Tensor, tuple[bool | None, int]]:
     """Whether an eigenvalue beyond one of the `borders` has its eigenvectors orthogonal to Q, and the products spent.
 
+    None instead of an answer where `max_products` were not enough for one.
     `basis` is Q (m, p), orthonormal rows. A border (1, x) is crossed by what is larger than x by more than `tol` |x|,
     (-1, x) by what is smaller. Like an `Iteration` it yields rows (1, p) and is sent their products with A.
     """
@@ -56,7 +57,7 @@ def overlooked(
             return True, step
         if None not in verdicts or norm(w[0]) <= rounding(column.abs().max().item(), w.dtype):
             return False, step  # in the second case C maps what z has reached to itself: there is no more to see
-    return False, steps
+    return (False if steps == size - len(basis) else None), steps
 
 
 def _crossed(sign: int, x: float, slack: float, T: Tensor, length: float, log_length: float) -> bool | None:

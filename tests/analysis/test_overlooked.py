@@ -15,7 +15,7 @@ from analysis.vectors import random_rows
 TOL = 1e-3
 
 
-def run(spectrum: Tensor, found: int, borders: Sequence[tuple[int, float]], seed: int = 0) -> tuple[bool, int]:
+def run(spectrum: Tensor, found: int, borders: Sequence[tuple[int, float]], seed: int = 0) -> tuple[bool | None, int]:
     """Look beside the first `found` eigenvectors of diag(spectrum)."""
     Q = torch.eye(len(spectrum), dtype=torch.float64)[:found]
     search = overlooked(Q, borders, TOL, 200, torch.Generator().manual_seed(seed))
@@ -24,7 +24,7 @@ def run(spectrum: Tensor, found: int, borders: Sequence[tuple[int, float]], seed
         while True:
             rows = search.send(rows * spectrum)
     except StopIteration as stop:
-        verdict: tuple[bool, int] = stop.value
+        verdict: tuple[bool | None, int] = stop.value
         return verdict
 
 
@@ -76,3 +76,13 @@ def test_second_copies_stay_overlooked_more_rarely_than_promised(copied: int) ->
     results = [lanczos(operator, 5, tol=TOL, seed=seed).values for seed in range(100)]
     wrong = sum(not torch.allclose(values, exact, rtol=TOL) for values in results)
     assert wrong <= PROBABILITY * len(results)
+
+
+def test_a_look_that_ran_out_of_products_is_no_convergence() -> None:
+    spectrum = torch.cat([torch.tensor([9.0, 5.0]), torch.linspace(3, -3, 198)]).double()
+    operator = matrix_operator(torch.diag(spectrum))
+    full = lanczos(operator, 2, tol=TOL).products
+    for max_iter in range(1, full):
+        pairs = lanczos(operator, 2, tol=TOL, max_iter=max_iter)
+        assert pairs.converged.all() == (2 * max_iter >= full)
+        assert pairs.products == min(full, 2 * max_iter)
