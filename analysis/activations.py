@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from analysis.distributed import summed_number
 from analysis.layers import Layer, find_layers
 from analysis.problem import Problem
-from flatlab.man import tap_activations
+from analysis.taps import tap_activations
 
 _NORMALISATIONS = (
     nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm,

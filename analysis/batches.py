@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatlab.errors import UsageError
+from analysis.errors import MeasurementError
 
 Inputs = tuple[Tensor, ...] | dict[str, Tensor]
 Batch = tuple[Inputs, Tensor]
@@ -72,13 +72,15 @@ def joined(first: Batch, second: Batch) -> Batch:
 def inspect_data(data: Any) -> Inspected:
     """Count the samples of `(inputs, targets)` or of an iterable of batches; an iterator is stored.
 
-    Raises `UsageError` for data that have another form, unequal lengths or no samples.
+    Raises `MeasurementError` for data that have another form, unequal lengths or no samples.
     """
     batches: Iterable[Batch]
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor):
         batches = [_as_batch(data)]
     elif not isinstance(data, Iterable):
-        raise UsageError(f"Data must be (inputs, targets) or an iterable of such batches, not {type(data).__name__}.")
+        raise MeasurementError(
+            f"Data must be (inputs, targets) or an iterable of such batches, not {type(data).__name__}."
+        )
     elif isinstance(data, Iterator | list | tuple):
         batches = [_as_batch(batch) for batch in data]
     else:
@@ -88,20 +90,20 @@ def inspect_data(data: Any) -> Inspected:
         samples += batch_length(batch)
         first = first if first is not None or batch_length(batch) == 0 else batch
     if first is None:
-        raise UsageError("The data have no samples; curvature needs at least one.")
+        raise MeasurementError("The data have no samples; curvature needs at least one.")
     return Inspected(batches, samples, first)
 
 
 def _as_batch(batch: Any) -> Batch:
     if not isinstance(batch, list | tuple) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
-        raise UsageError(f"A batch must be (inputs, targets) with tensor targets, not {type(batch).__name__}.")
+        raise MeasurementError(f"A batch must be (inputs, targets) with tensor targets, not {type(batch).__name__}.")
     *inputs, targets = batch
     if len(inputs) == 1 and isinstance(inputs[0], dict):
         return dict(inputs[0]), targets
     if len(inputs) == 1 and isinstance(inputs[0], list | tuple):
         inputs = list(inputs[0])
     if any(not isinstance(x, Tensor) or x.dim() == 0 or len(x) != len(targets) for x in inputs):
-        raise UsageError("Every input of a batch must be a tensor with as many samples as the targets.")
+        raise MeasurementError("Every input of a batch must be a tensor with as many samples as the targets.")
     return tuple(inputs), targets
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from flatlab.errors import UsageError
+from analysis.errors import MeasurementError
 
 
 def require_ranks() -> None:
-    """Raise `UsageError` unless a process group is up."""
+    """Raise `MeasurementError` unless a process group is up."""
     if not (dist.is_available() and dist.is_initialized()):
-        raise UsageError(
+        raise MeasurementError(
             "Distributed data need a process group: start with torchrun and call init_process_group first."
         )
 

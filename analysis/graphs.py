@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
+from analysis.errors import MeasurementError
 from analysis.problem import Chunk, Problem
 from analysis.refusals import same_loss
-from flatlab.errors import FlatlabError, UsageError
 
 
 class Graph(Protocol):
@@ -23,7 +23,7 @@ class GraphCache(Generic[G]):
 
     `build` is told whether the graph will be kept.
 
-    Raises `FlatlabError` where the loss is not finite and `UsageError` where a later pass meets other data.
+    Raises `MeasurementError` where the loss is not finite or a later pass meets other data.
     """
 
     def __init__(self, problem: Problem, build: Callable[[Chunk, bool], G]) -> None:
@@ -53,10 +53,10 @@ class GraphCache(Generic[G]):
     def _compare(self, loss: float) -> None:
         if self.loss is None:
             if loss - loss != 0.0:
-                raise FlatlabError(f"The loss over the data is {loss}; curvature needs a finite loss.")
+                raise MeasurementError(f"The loss over the data is {loss}; curvature needs a finite loss.")
             self.loss = loss
         elif not same_loss(self.loss, loss):
-            raise UsageError(
+            raise MeasurementError(
                 f"The data changed between two passes (loss {self.loss:.6g}, then {loss:.6g}): "
                 "switch shuffling and augmentation off."
             )

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from analysis.distributed import summed
+from analysis.errors import MeasurementError
 from analysis.graphs import GraphCache
 from analysis.operators import SymmetricOperator, hessian
 from analysis.problem import Problem
 from analysis.suffix import Suffix, SuffixGraphs, can_be_cut
-from flatlab.errors import UsageError
 
 __all__ = ["Layer", "LayerBlocks", "Suffix", "find_layers"]
 
@@ -40,7 +40,7 @@ class Layer:
 def find_layers(problem: Problem, names: Sequence[str] | None = None) -> list[Layer]:
     """The layers `names`, or all, in the model's order. A tied parameter belongs to the first layer that owns it.
 
-    Raises `UsageError` for a name that is no layer with selected parameters.
+    Raises `MeasurementError` for a name that is no layer with selected parameters.
     """
     owned: set[str] = set()
     layers = []
@@ -54,7 +54,9 @@ def find_layers(problem: Problem, names: Sequence[str] | None = None) -> list[La
     known = [layer.name for layer in layers]
     for name in names or ():
         if name not in known:
-            raise UsageError(f"There is no layer {name!r} with selected parameters; the layers are {', '.join(known)}.")
+            raise MeasurementError(
+                f"There is no layer {name!r} with selected parameters; the layers are {', '.join(known)}."
+            )
     return [layer for layer in layers if names is None or layer.name in names]
 
 
@@ -110,10 +112,10 @@ class LayerBlocks:
     def suffixes(self, name: str) -> Iterator[Suffix]:
         """The suffix after one layer, chunk by chunk.
 
-        Raises `UsageError` for a layer after which the network cannot be cut.
+        Raises `MeasurementError` for a layer after which the network cannot be cut.
         """
         if name not in self._cut:
-            raise UsageError(
+            raise MeasurementError(
                 f"Layer {name!r} shares its weights or is no linear map of them, so nothing is after it alone."
             )
         return (graphs.suffixes[name] for graphs in self._graphs)

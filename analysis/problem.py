@@ -19,10 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from analysis.batches import Batch, Inputs, Part, batch_length, inspect_data, moved, sliced
 from analysis.distributed import require_ranks, summed_number
+from analysis.errors import MeasurementError
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
 from analysis.refusals import refuse_dependent_samples, refuse_unfit
 from analysis.second_derivatives import LeanSecondDerivatives
-from flatlab.errors import UsageError
 
 Loss = Callable[[Any, Tensor], Tensor]
 """(outputs, targets) -> scalar, the mean or the sum over the samples of the batch."""
@@ -150,13 +150,13 @@ def make_problem(
     first-order graphs may take; `chunk_size` overrides the size chosen from it. With `distributed`, `data` are the
     share of this rank of the initialised process group, and every number is that of all shares together.
 
-    Raises `UsageError` where second derivatives of a sum over samples would be meaningless: dropout or batch norm in
-    training mode, a random forward pass, samples that influence one another, a reduction that is not the stated one.
+    Raises `MeasurementError` where second derivatives of a sum over samples would be meaningless: dropout or batch
+    norm in training mode, a random forward pass, samples that influence one another, a reduction that is not the stated one.
     """
     private = copy.deepcopy(model)
     reference = next(iter(private.parameters()), None)
     if reference is None:
-        raise UsageError("The model has no parameters, so there is nothing to differentiate.")
+        raise MeasurementError("The model has no parameters, so there is nothing to differentiate.")
     dtype = dtype or reference.dtype
     device = torch.device(device) if device is not None else reference.device
     selection = _selected_names(private, parameters)
@@ -192,7 +192,7 @@ def _loss(loss: Loss | str, reduction: Reduction) -> Loss:
     if not isinstance(loss, str):
         return loss
     if loss not in LOSSES:
-        raise UsageError(f"Unknown loss {loss!r}; use one of {', '.join(LOSSES)}, or pass a function.")
+        raise MeasurementError(f"Unknown loss {loss!r}; use one of {', '.join(LOSSES)}, or pass a function.")
     named = LOSSES[loss]
     return named if reduction == "mean" else lambda outputs, targets: named(outputs, targets, reduction="sum")  # type: ignore[call-arg]
 
@@ -207,10 +207,10 @@ def _selected_names(model: nn.Module, names: Iterable[str] | None) -> list[str]:
         names = [names] if isinstance(names, str) else list(names)
         for name in names:
             if name not in aliases:
-                raise UsageError(f"The model has no parameter {name!r}; it has {_some(aliases)}.")
+                raise MeasurementError(f"The model has no parameter {name!r}; it has {_some(aliases)}.")
         selection = {aliases[name] for name in names}
     if not selection:
-        raise UsageError("No parameter is selected: all are frozen; name some or unfreeze them.")
+        raise MeasurementError("No parameter is selected: all are frozen; name some or unfreeze them.")
     return [name for name in canonical.values() if name in selection]
 
 

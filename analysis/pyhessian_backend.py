@@ -16,22 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from analysis.errors import MeasurementError
 from analysis.operators import SymmetricOperator
 from analysis.problem import Problem
-from flatlab.errors import UsageError
 
 
 def pyhessian_operator(problem: Problem) -> SymmetricOperator:
     """The Hessian of `problem` as an operator whose products PyHessian makes, in the problem's chunks.
 
-    Raises `UsageError` for what PyHessian cannot do: a loss summed over samples, several inputs or ranks.
+    Raises `MeasurementError` for what PyHessian cannot do: a loss summed over samples, several inputs or ranks.
     """
     from pyhessian import hessian as pyhessian_hessian
 
     if problem.distributed:
-        raise UsageError("The pyhessian backend runs in one process; use the flatlab backend under torchrun.")
+        raise MeasurementError("The pyhessian backend runs in one process; use the flatlab backend under torchrun.")
     if problem.reduction != "mean":
-        raise UsageError("The pyhessian backend averages over samples; use a loss with reduction 'mean'.")
+        raise MeasurementError("The pyhessian backend averages over samples; use a loss with reduction 'mean'.")
     model = _AsPyHessianCallsIt(problem)
 
     def criterion(outputs: Any, targets: Tensor) -> Tensor:
@@ -76,5 +76,5 @@ class _Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for chunk in self.problem.chunks():
             if isinstance(chunk.inputs, dict) or len(chunk.inputs) != 1:
-                raise UsageError("The pyhessian backend takes models with one input tensor.")
+                raise MeasurementError("The pyhessian backend takes models with one input tensor.")
             yield chunk.inputs[0], chunk.targets

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from analysis.batches import Inspected, batch_length, moved, sliced
-from flatlab.errors import UsageError
+from analysis.errors import MeasurementError
 
 if TYPE_CHECKING:
     from analysis.problem import Problem
@@ -18,15 +18,15 @@ _SAME_LOSS = 1e-4  # relative; float32 losses of the same samples differ by far 
 
 
 def refuse_unfit(module: nn.Module) -> None:
-    """Raise `UsageError` for a module that is random or mixes the samples of a batch."""
+    """Raise `MeasurementError` for a module that is random or mixes the samples of a batch."""
     kind = type(module).__name__
     if isinstance(module, _BATCH_NORMS) and (module.training or module.running_mean is None):
-        raise UsageError(
+        raise MeasurementError(
             f"{kind} uses batch statistics here, so the loss is no sum over samples and its Hessian depends on the "
             "batches; use evaluation mode with running statistics."
         )
     if isinstance(module, _DROPOUTS) and module.training and module.p > 0:
-        raise UsageError(f"{kind} is random in training mode, so L has no fixed Hessian; use mode='eval'.")
+        raise MeasurementError(f"{kind} is random in training mode, so L has no fixed Hessian; use mode='eval'.")
 
 
 def refuse_dependent_samples(problem: "Problem", inspected: Inspected) -> None:
@@ -38,17 +38,17 @@ def refuse_dependent_samples(problem: "Problem", inspected: Inspected) -> None:
         with torch.no_grad():
             value = problem.loss(problem.outputs(inputs, problem.leaves()), targets)
         if value.dim() != 0:
-            raise UsageError(f"The loss must return a scalar, not a tensor of shape {tuple(value.shape)}.")
+            raise MeasurementError(f"The loss must return a scalar, not a tensor of shape {tuple(value.shape)}.")
         return float(value)
 
     whole, again = loss(0, few), loss(0, few)
     parts = sum(loss(n, n + 1) for n in range(few)) / (few if problem.reduction == "mean" else 1)
     if not all(map(math.isfinite, (whole, again, parts))):
-        raise UsageError(f"The loss of the first samples is {whole}; curvature needs a finite loss.")
+        raise MeasurementError(f"The loss of the first samples is {whole}; curvature needs a finite loss.")
     if not same_loss(whole, again):
-        raise UsageError("The model gives another loss each time it runs; switch its randomness off first.")
+        raise MeasurementError("The model gives another loss each time it runs; switch its randomness off first.")
     if not same_loss(whole, parts):
-        raise UsageError(
+        raise MeasurementError(
             f"The loss of {few} samples together ({whole:.6g}) is not the {problem.reduction} of their losses "
             f"({parts:.6g}): either samples influence one another or the loss has another reduction than stated."
         )

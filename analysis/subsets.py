@@ -14,11 +14,11 @@ from torch import Tensor
 
 from analysis.batches import regrouped
 from analysis.eigenpairs import Eigenpairs
+from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
 from analysis.operators import SymmetricOperator, hessian
 from analysis.problem import Problem
 from analysis.spectrum import Eigenvalue, listed
-from flatlab.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def sampling_spread(
     all costs.
     """
     if not 2 <= parts <= problem.samples:
-        raise UsageError(
+        raise MeasurementError(
             f"Cannot split {problem.samples} samples into {parts} parts; use 2 to {problem.samples} parts."
         )
     values: list[Eigenvalue] = []
@@ -99,11 +99,13 @@ def batch_spectra(
 
 
 def require_batches(problem: Problem, batch_size: int) -> None:
-    """Raise `UsageError` where there is no batch of this size, or where no process has a whole one."""
+    """Raise `MeasurementError` where there is no batch of this size, or where no process has a whole one."""
     if not 1 <= batch_size <= problem.samples:
-        raise UsageError(f"The batch size must lie between 1 and the {problem.samples} samples, not {batch_size}.")
+        raise MeasurementError(
+            f"The batch size must lie between 1 and the {problem.samples} samples, not {batch_size}."
+        )
     if problem.distributed:
-        raise UsageError("Spectra of single batches are computed in one process; run them without torchrun.")
+        raise MeasurementError("Spectra of single batches are computed in one process; run them without torchrun.")
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,10 @@ def client_spectra(
     `progress` is called with a client's name (or "" for the sum), its products so far and its worst relative residual.
     """
     if not problems:
-        raise UsageError("No clients are given; name at least one.")
+        raise MeasurementError("No clients are given; name at least one.")
     raw = {name: float(problem.samples) for name, problem in problems.items()} if weights is None else dict(weights)
     if set(raw) != set(problems) or min(raw.values()) < 0 or sum(raw.values()) <= 0:
-        raise UsageError("Every client needs a weight that is not negative, and some weight must be positive.")
+        raise MeasurementError("Every client needs a weight that is not negative, and some weight must be positive.")
     share = {name: weight / sum(raw.values()) for name, weight in raw.items()}
 
     def top(operator: SymmetricOperator, name: str, start: Tensor | None) -> Eigenpairs:

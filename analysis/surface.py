@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from analysis.errors import MeasurementError
 from analysis.objective import loss_at
 from analysis.problem import Problem
 from analysis.vectors import random_rows
-from flatlab.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ def loss_surface(
     Each point costs a forward pass over all samples. `progress` is told the points done and their number.
     """
     if directions.dim() != 2 or directions.shape[0] != problem.size or directions.shape[1] not in (1, 2):
-        raise UsageError(f"Directions must have shape ({problem.size}, 1 or 2), not {tuple(directions.shape)}.")
+        raise MeasurementError(f"Directions must have shape ({problem.size}, 1 or 2), not {tuple(directions.shape)}.")
     if points < 2:
-        raise UsageError(f"A surface needs at least 2 points per direction, not {points}.")
+        raise MeasurementError(f"A surface needs at least 2 points per direction, not {points}.")
     theta = problem.point()
     first = directions[:, 0].to(theta)
     second = directions[:, -1].to(theta)

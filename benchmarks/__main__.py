@@ -3,12 +3,12 @@
 import sys
 from importlib import import_module
 
-from flatlab.errors import FlatlabError
+from flatlab.errors import SAID
 
 if __name__ == "__main__":
     try:
         for name in sys.argv[1:] or ("training", "curvature"):
             module, _, part = name.partition(".")
             import_module(f"benchmarks.{module}").main(*filter(None, [part]))
-    except FlatlabError as error:
+    except SAID as error:
         sys.exit(str(error))

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from analysis.taps import tap_activations
 from flatlab.algorithms import ALGORITHMS
 from flatlab.config import make_config
 from flatlab.engine.base import RoundInputs
 from flatlab.engine.process import ProcessEngine
 from flatlab.engine.sequential import SequentialEngine, train_client
-from flatlab.man import penalty_terms, tap_activations
+from flatlab.man import penalty_terms
 from flatlab.memory import keep_freed_memory
 from flatlab.rounds import Run, sample_clients
 from flatlab.world import World, make_world

@@ -19,7 +19,7 @@ from flatlab.commands.surface import surface
 from flatlab.commands.trace import trace
 from flatlab.commands.train import train
 from flatlab.commands.verify import verify
-from flatlab.errors import FlatlabError
+from flatlab.errors import SAID, exit_code
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,8 +59,8 @@ def main() -> None:
     sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
     try:
         app()
-    except FlatlabError as error:
-        _fail(str(error), error.exit_code, debug)
+    except SAID as error:
+        _fail(str(error), exit_code(error), debug)
     except Exception as error:
         _fail(f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.", 1, debug)
 

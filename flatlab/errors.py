@@ -1,4 +1,6 @@
-"""The two errors that a user may see; anything else that escapes is a defect."""
+"""The errors that a user may see; anything else that escapes is a defect."""
+
+from analysis.errors import MeasurementError
 
 
 class FlatlabError(Exception):
@@ -11,3 +13,12 @@ class UsageError(FlatlabError):
     """A request that cannot be carried out as asked (a wrong flag, field or file); exits with code 2."""
 
     exit_code = 2
+
+
+SAID = (FlatlabError, MeasurementError)
+"""Errors whose message is already a sentence for the user."""
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code of a command that ends in `error`, one of `SAID`: what cannot be measured as asked is usage."""
+    return error.exit_code if isinstance(error, FlatlabError) else UsageError.exit_code

@@ -5,8 +5,7 @@ Source: "Minimizing Layerwise Activation Norm Improves Generalization in Federat
     R(theta) = sum_l  mean_batch( mean_units( a_l^2 ) )          client loss  <-  f_i(theta) + (zeta / 2) R(theta)
 
 a_l is the activation of hidden layer l: what a nonlinearity returns, before any pooling, and never the logits. The
-nonlinearities are found while the model runs, whether it calls `nn.ReLU`, `F.relu` or `x.relu()`, so that MAN works on
-any `nn.Module`.
+nonlinearities are found while the model runs (analysis/taps.py), so that MAN works on any `nn.Module`.
 
 R leaves the input x, which enters the first layer, and the last layer's weights alone: at large zeta these weights grow
 and the curvature moves into the first layer. An option beyond the paper weakens that, at the price of a higher loss
@@ -14,53 +13,13 @@ and the curvature moves into the first layer. An option beyond the paper weakens
 all weights down.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.overrides import TorchFunctionMode
 
-NONLINEARITIES = frozenset(
-    name + suffix
-    for name in (
-        "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish",
-        "hardswish", "hardtanh", "tanh", "sigmoid", "softplus", "softsign", "logsigmoid",
-    )
-    for suffix in ("", "_")
-)  # fmt: skip
-"""Names of the torch functions whose results count as activations (softmax is not one: it makes attention weights)."""
-
-
-class _Tap(TorchFunctionMode):
-    """Hands the result of every nonlinearity to `tap` and lets the model go on with what `tap` returns."""
-
-    def __init__(self, tap: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.tap = tap
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        return self.tap(result) if getattr(func, "__name__", "") in NONLINEARITIES else result
-
-
-@contextmanager
-def tap_activations(tap: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the block, pass every activation, in the order computed, through `tap`, which returns it or a substitute.
-
-    An activation has shape (batch, ...) and the model's dtype. The last one may be the model's output (logits) in
-    models that end with a nonlinearity; the caller tells by identity.
-    """
-    with _Tap(tap):
-        yield
+from analysis.taps import tap_activations
 
 
 class _MeanSquare(Function):

@@ -133,7 +133,7 @@ def tiny_convnet(input_shape: tuple[int, int, int], classes: int) -> nn.Sequenti
     return nn.Sequential(layers)
 
 
-class FlattenPixels(nn.Module):
+class FlattenPixels(nn.Flatten):
     """(n, c, h, w) -> (n, h * w * c), channels last.
 
     On activations that lie channels last this is a view, and so is its gradient; the usual order (c, h, w) would hand

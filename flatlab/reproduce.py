@@ -24,7 +24,7 @@ from flatlab.config import make_config, read_config
 from flatlab.engine.base import Engine
 from flatlab.engine.batched import BatchedEngine
 from flatlab.engine.sequential import SequentialEngine
-from flatlab.errors import FlatlabError, UsageError
+from flatlab.errors import SAID, FlatlabError, UsageError
 from flatlab.files import write_text
 from flatlab.grid import Cell, Kind
 from flatlab.memory import keep_freed_memory
@@ -148,7 +148,7 @@ def _attempt(work: Work, cell: Cell, results: Path) -> tuple[str, str]:
             write_text(note, DIED + "\n")
             try:
                 work(cell, folder)
-            except FlatlabError as error:
+            except SAID as error:
                 write_text(note, f"{error}\n")
             except Exception as error:
                 write_text(note, f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
@@ -158,7 +158,7 @@ def _attempt(work: Work, cell: Cell, results: Path) -> tuple[str, str]:
             else:
                 note.unlink()
             return cell.name, _failure(folder)
-    except (FlatlabError, OSError) as error:  # another process holds the folder, or it cannot be written
+    except (*SAID, OSError) as error:  # another process holds the folder, or it cannot be written
         return cell.name, str(error)
 
 

@@ -14,8 +14,7 @@ from analysis.problem import make_problem
 from analysis.spectrum import eigs
 from analysis.theory.dense import dense_checks, dense_hessian, examine, examine_layers
 from analysis.theory.statements import Check
-from analysis.theory.toys import Penalty, Toys, accuracy, load_toys, new_toy, train_stack
-from flatlab.models import Activation
+from analysis.theory.toys import Activation, Penalty, Toys, accuracy, load_toys, new_toy, train_stack
 
 DEPTHS, WIDTHS, SEEDS = (1, 2, 3), (6, 10), (0, 1)
 ACTIVATIONS: tuple[Activation, ...] = ("relu", "tanh")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from analysis.activations import forward_pass
 from analysis.eigenpairs import Eigenpairs
+from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
 from analysis.layers import Layer, LayerBlocks, Suffix
 from analysis.operators import gauss_newton, hessian
@@ -34,7 +35,6 @@ from analysis.theory.samplewise import (
 )
 from analysis.theory.statements import LEAST_BLOCK, ROUNDING, Check, Interval, exactly, total
 from analysis.vectors import norm
-from flatlab.errors import UsageError
 
 TOL = 1e-3
 _SMALLEST_TOL, _SMALLEST_PRODUCTS = 5e-2, 60
@@ -74,10 +74,10 @@ def chain(
 ) -> Chain:
     """Check every statement on `problem`, and F on `clients`, the same network on parts of the same samples.
 
-    Raises `UsageError` unless the problem is a mean in float64, where rounding is far below what is to be seen.
+    Raises `MeasurementError` unless the problem is a mean in float64, where rounding is far below what is to be seen.
     """
     if problem.dtype != torch.float64 or problem.reduction != "mean":
-        raise UsageError("The statements are checked on a mean over samples in float64.")
+        raise MeasurementError("The statements are checked on a mean over samples in float64.")
     began = time.perf_counter()
     progress("whole network")
     whole = _above(lanczos(hessian(problem), tol=TOL))

@@ -9,11 +9,9 @@ from torch.func import vjp
 from analysis.lanczos import lanczos
 from analysis.operators import SymmetricOperator
 from analysis.theory.statements import Interval, exactly
-from flatlab.models import FlattenPixels
 
 _LINEAR = (nn.Linear, nn.Conv2d)
-_REARRANGING = (nn.Flatten, FlattenPixels, nn.Identity)
-_PIECEWISE_LINEAR = (*_LINEAR, *_REARRANGING, nn.ReLU, nn.LeakyReLU, nn.MaxPool2d)
+_PIECEWISE_LINEAR = (*_LINEAR, nn.Identity, nn.ReLU, nn.LeakyReLU, nn.MaxPool2d)
 
 
 def modules_after(model: nn.Module, layer: str) -> list[nn.Module] | None:
@@ -26,7 +24,7 @@ def modules_after(model: nn.Module, layer: str) -> list[nn.Module] | None:
 
 def is_piecewise_linear(modules: Sequence[nn.Module]) -> bool:
     """Whether the modules, one after the other, are a piecewise-linear map."""
-    return all(type(module) in _PIECEWISE_LINEAR for module in modules)
+    return all(type(module) in _PIECEWISE_LINEAR or _rearranges(module) for module in modules)
 
 
 def squared_lipschitz(modules: Sequence[nn.Module], s: Tensor) -> Interval | None:
@@ -51,7 +49,12 @@ def _is_one_lipschitz(module: nn.Module) -> bool:
         return module.kernel_size == module.stride and module.dilation == 1
     if isinstance(module, nn.LeakyReLU):
         return module.negative_slope <= 1
-    return type(module) in (nn.ReLU, *_REARRANGING)
+    return type(module) is nn.ReLU or _rearranges(module)
+
+
+def _rearranges(module: nn.Module) -> bool:
+    """Whether the module only puts the numbers of a sample in another order; subclasses of Flatten do, whichever."""
+    return isinstance(module, nn.Flatten | nn.Identity)
 
 
 def _squared_norm(module: nn.Module, x: Tensor) -> Interval:

@@ -1,17 +1,21 @@
 """Toy networks on the bundled digits: many of one architecture, under several penalties, trained as one stack."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatlab.data import Split, load_images, normalise
-from flatlab.models import Activation, mlp
-from flatlab.streams import stream
+from analysis.strata import stratified_choice
 
 LR, WEIGHT_DECAY, BATCH = 0.1, 1e-3, 50
+
+Activation = Literal["relu", "tanh"]
 
 
 @dataclass(frozen=True)
@@ -32,27 +36,37 @@ class Toys:
 
 @dataclass(frozen=True)
 class Penalty:
-    """Coefficients of MAN (flatlab.man) and of the logits' mean square."""
+    """Coefficients of MAN and of the logits' mean square."""
 
     zeta: float = 0.0
     zeta_logits: float = 0.0
 
 
 def load_toys(window: int = 1) -> Toys:
-    """The digits, 8 x 8 pixels averaged over `window` x `window`."""
-    data = load_images("digits")
+    """scikit-learn's 1797 digits, a fifth of each class for testing; 8 x 8 pixels averaged over `window` x `window`.
 
-    def inputs(split: Split) -> Tensor:
-        return F.avg_pool2d(normalise(split.images, data.mean, data.std, dtype=torch.float64), window)
+    The pixels are those of 8-bit images, less their mean and by their standard deviation, 0.3054 and 0.3760 of 1.
+    """
+    from sklearn.datasets import load_digits
 
-    return Toys(inputs(data.train), data.train.labels, inputs(data.test), data.test.labels)
+    digits = load_digits()
+    y = torch.from_numpy(digits.target.astype(np.int64))
+    images = torch.from_numpy(np.round(digits.images * (255 / 16))).unsqueeze(1)
+    x = F.avg_pool2d((images - 255 * 0.3054) * (1 / (255 * 0.3760)), window)
+    held_out = torch.zeros(len(y), dtype=torch.bool)
+    held_out[torch.from_numpy(stratified_choice(y.numpy(), len(y) // 5, np.random.default_rng(0)))] = True
+    return Toys(x[~held_out], y[~held_out], x[held_out], y[held_out])
 
 
 def new_toy(toys: Toys, hidden: Sequence[int], activation: Activation, seed: int) -> nn.Sequential:
     """A perceptron with ten logits in float64, initialised from `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return mlp(toys.shape, 10, hidden, activation).double()
+        widths = [toys.x[0].numel(), *hidden]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for fan_in, fan_out in pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU() if activation == "relu" else nn.Tanh()]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], 10)).double()
 
 
 def train_stack(models: Sequence[nn.Sequential], penalties: Sequence[Penalty], toys: Toys, steps: range) -> None:
@@ -70,7 +84,7 @@ def train_stack(models: Sequence[nn.Sequential], penalties: Sequence[Penalty], t
     zeta = torch.tensor([penalty.zeta for penalty in penalties], dtype=torch.float64)
     zeta_logits = torch.tensor([penalty.zeta_logits for penalty in penalties], dtype=torch.float64)
     for step in steps:
-        batch = torch.randint(len(toys.y), (BATCH,), generator=stream(0, "toy batch", step))
+        batch = torch.randint(len(toys.y), (BATCH,), generator=_batch_generator(step))
         objectives = stacked_objective(models[0], stack, toys.x[batch], toys.y[batch], zeta, zeta_logits)
         gradients = torch.autograd.grad(objectives.sum(), stack)
         with torch.no_grad():
@@ -102,6 +116,12 @@ def stacked_objective(
             R = R + a.square().mean((1, 2))
     f = F.cross_entropy(a.transpose(1, 2), y.expand(len(zeta), -1), reduction="none").mean(1)
     return f + zeta / 2 * R + zeta_logits / 2 * a.square().mean((1, 2))
+
+
+def _batch_generator(step: int) -> torch.Generator:
+    """A generator that depends on the step alone, with a seed as well mixed as a hash."""
+    digest = hashlib.blake2b(repr((0, "toy batch", step)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def accuracy(model: nn.Module, toys: Toys) -> float:

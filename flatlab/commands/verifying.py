@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from analysis.problem import Problem, make_problem
+from analysis.strata import stratified_choice
 from analysis.theory.battery import ToyChecks, along_training, battery, shifts
 from analysis.theory.chain import Chain, chain
 from analysis.theory.statements import CONDITIONS, STATEMENTS, Check, Interval, Tally, broken, tally
@@ -19,7 +20,6 @@ from flatlab.checkpoint import Checkpoint, load_checkpoint, provenance, rebuild
 from flatlab.commands.curvature.subjects import Measurement
 from flatlab.commands.output import console, status, write_json
 from flatlab.data import normalise
-from flatlab.data.images import stratified_choice
 from flatlab.errors import FlatlabError
 from flatlab.memory import keep_freed_memory
 from flatlab.world import make_world

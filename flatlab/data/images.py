@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from analysis.strata import stratified_choice
 from flatlab.errors import UsageError
 
 
@@ -59,23 +59,6 @@ class ImageData:
             raise UsageError(f"{self.name} has {len(split)} {what} images: ask for 1 to {len(split)}, not {count}.")
         kept = torch.from_numpy(stratified_choice(split.labels.numpy(), count, np.random.default_rng(seed)))
         return Split(split.images[kept], split.labels[kept])
-
-
-def stratified_choice(labels: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Choose `count` of the samples so that every class keeps its share, to within one sample.
-
-    What rounding leaves over goes to the classes with the largest remainders, equal ones at random.
-
-    Returns:
-        (count,) indices into `labels`, ascending.
-    """
-    class_sizes = np.bincount(labels)
-    shares = class_sizes * count / len(labels)
-    chosen_sizes = np.floor(shares).astype(int)
-    by_remainder = np.lexsort((rng.random(len(shares)), chosen_sizes - shares))
-    chosen_sizes[by_remainder[: count - chosen_sizes.sum()]] += 1
-    members = [np.flatnonzero(labels == c) for c in range(len(class_sizes))]
-    return np.sort(np.concatenate([rng.permutation(m)[:k] for m, k in zip(members, chosen_sizes, strict=True)]))
 
 
 def normalise(

@@ -16,7 +16,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from flatlab.data.images import ImageData, Split, stratified_choice
+from analysis.strata import stratified_choice
+from flatlab.data.images import ImageData, Split
 from flatlab.data.known import DIGITS_MEAN, DIGITS_STD, KNOWN
 from flatlab.data.source import Decoded, Source, read
 from flatlab.errors import FlatlabError, UsageError

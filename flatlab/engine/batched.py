@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
+from analysis.taps import tap_activations
 from flatlab.augment import Draws, augment
 from flatlab.batches import Batch, local_batches
 from flatlab.data import Split, normalise
 from flatlab.engine.base import Evaluation, RoundInputs, RoundOutputs
 from flatlab.engine.sequential import add_up, chunk_starts, score_chunk
-from flatlab.man import tap_activations
 from flatlab.sgd import local_step_
 from flatlab.streams import stream, stream_seed
 from flatlab.world import World

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from analysis.taps import tap_activations
 from flatlab.augment import crop, pad
 from flatlab.batches import Batch, local_batches
 from flatlab.data import Split, normalise
 from flatlab.engine.base import Evaluation, RoundInputs, RoundOutputs
-from flatlab.man import penalty_terms, square_sum, tap_activations
+from flatlab.man import penalty_terms, square_sum
 from flatlab.sgd import local_step_
 from flatlab.streams import stream, stream_seed
 from flatlab.world import World

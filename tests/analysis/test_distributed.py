@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from analysis.errors import MeasurementError
 from analysis.problem import make_problem
 from analysis.spectrum import eigs
-from flatlab.errors import UsageError
 
 SCRIPT = """
 import json, sys
@@ -76,5 +76,5 @@ def test_two_gloo_processes_agree_with_one(tmp_path: Path) -> None:
 
 def test_a_process_alone_cannot_be_distributed() -> None:
     x, y = torch.randn(4, 2), torch.tensor([0, 1, 0, 1])
-    with pytest.raises(UsageError, match="torchrun"):
+    with pytest.raises(MeasurementError, match="torchrun"):
         eigs(make_problem(nn.Linear(2, 2), "cross_entropy", (x, y), distributed=True))

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from analysis.errors import MeasurementError
 from analysis.flatness import adaptive_sharpness, flatness, sam_sharpness
 from analysis.objective import loss_and_gradient, loss_at
 from analysis.operators import hessian
 from analysis.problem import make_problem
 from analysis.surface import filter_normalised_directions, loss_surface
-from flatlab.errors import UsageError
 
 
 def relu_mlp() -> tuple[nn.Sequential, Tensor, Tensor]:
@@ -124,7 +124,7 @@ def test_a_line_and_bad_requests(make_case: Any) -> None:
     )
     assert line.losses.shape == (4, 1)
     assert told[-1] == (4, 4)
-    with pytest.raises(UsageError, match="shape"):
+    with pytest.raises(MeasurementError, match="shape"):
         loss_surface(problem, torch.zeros(3, 1))
-    with pytest.raises(UsageError, match="at least 2"):
+    with pytest.raises(MeasurementError, match="at least 2"):
         loss_surface(problem, torch.zeros(problem.size, 1), points=1)

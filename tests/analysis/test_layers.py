@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from analysis.errors import MeasurementError
 from analysis.layers import LayerBlocks
 from analysis.problem import Problem, make_problem
-from flatlab.errors import UsageError
 
 
 def positions(problem: Problem, names: Mapping[str, str]) -> list[int]:
@@ -63,7 +63,7 @@ def test_layers_and_their_names(make_case: Any) -> None:
     assert list(blocks.layers) == ["first", "norm", "second", "head"]
     assert set(blocks.layers["norm"].parameters) == {"weight", "bias"}
     assert list(LayerBlocks(make_case("residual").problem(), ["head", "norm"]).layers) == ["norm", "head"]
-    with pytest.raises(UsageError, match=r"no layer 'phi'.*first, norm, second, head"):
+    with pytest.raises(MeasurementError, match=r"no layer 'phi'.*first, norm, second, head"):
         LayerBlocks(make_case("residual").problem(), ["phi"])
 
 
@@ -72,7 +72,7 @@ def test_a_tied_weight_belongs_to_its_first_layer_and_cannot_be_cut(make_case: A
     assert blocks.layers["inner"].parameters == {"weight": "inner.weight", "bias": "inner.bias"}
     assert blocks.layers["back"].parameters == {"bias": "back.bias"}
     for name in ("inner", "enter"):  # a weight used by two modules, and one used outside its module
-        with pytest.raises(UsageError, match="shares its weights"):
+        with pytest.raises(MeasurementError, match="shares its weights"):
             blocks.suffixes(name)
     assert next(blocks.suffixes("head")).outputs.shape == (7, 3)
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_cut_falls_back_to_the_same_block() -> None:
     for name in ("partly", "head"):
         assert list(blocks.suffixes(name))
     for name in ("twice", "overwritten", "hooked"):
-        with pytest.raises(UsageError):
+        with pytest.raises(MeasurementError):
             blocks.suffixes(name)
 
 

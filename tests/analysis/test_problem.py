@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from analysis.errors import MeasurementError
 from analysis.memory import graph_bytes_per_sample
 from analysis.operators import hessian
 from analysis.problem import make_problem
-from flatlab.errors import FlatlabError, UsageError
 
 
 def product(problem: Any) -> Tensor:
@@ -46,7 +46,7 @@ def test_a_loader_that_shuffles_gives_the_same_sum_and_an_augmenting_one_is_refu
     operator = hessian(case.problem(data=Noisy(), memory=1))
     v = torch.ones(operator.size, dtype=torch.float64)
     operator(v)
-    with pytest.raises(UsageError, match="data changed"):
+    with pytest.raises(MeasurementError, match="data changed"):
         operator(v)
 
 
@@ -150,7 +150,7 @@ class AlwaysDropped(nn.Module):
 )
 def test_what_has_no_hessian_is_refused_with_the_reason(model: nn.Module, options: dict[str, Any], reason: str) -> None:
     options = {"loss": "cross_entropy", "data": (X, Y)} | options
-    with pytest.raises(UsageError, match=reason) as caught:
+    with pytest.raises(MeasurementError, match=reason) as caught:
         make_problem(model, options.pop("loss"), options.pop("data"), **options)
     assert "\n" not in str(caught.value)
 
@@ -162,7 +162,7 @@ def test_batch_norm_with_running_statistics_and_dropout_in_eval_mode_are_fine() 
 
 def test_a_loss_that_overflows_later_names_itself() -> None:
     x = torch.cat([X, torch.full((1, 4), torch.inf)])
-    with pytest.raises(FlatlabError, match="finite"):
+    with pytest.raises(MeasurementError, match="finite"):
         product(make_problem(with_(), "cross_entropy", (x, torch.cat([Y, Y[:1]])), dtype=torch.float64))
 
 

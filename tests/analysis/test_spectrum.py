@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from analysis.errors import MeasurementError
 from analysis.problem import make_problem
 from analysis.pyhessian_backend import pyhessian_operator
 from analysis.spectrum import eigs
-from flatlab.errors import UsageError
 
 
 def exact_blocks(case: Any, dense: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -62,7 +62,7 @@ def test_pyhessian_makes_our_products_and_leaves_the_model_alone(make_case: Any)
     torch.testing.assert_close(pyhessian_operator(problem)(v), hessian(problem)(v))
     assert case.model.training
     assert all(p.grad is None for p in case.model.parameters())
-    with pytest.raises(UsageError, match="mean"):
+    with pytest.raises(MeasurementError, match="mean"):
         pyhessian_operator(make_case(reduction="sum").problem())
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from analysis.errors import MeasurementError
 from analysis.operators import hessian
 from analysis.problem import Problem
 from analysis.subsets import batch_spectra, client_spectra, sampling_spread
-from flatlab.errors import UsageError
 
 
 def top(problem: Problem) -> float:
@@ -43,7 +43,7 @@ def test_spread_over_disjoint_subsets(make_case: Any) -> None:
     assert spread.deviation == pytest.approx(torch.tensor(exact, dtype=torch.float64).std().item())
     assert spread.standard_error == pytest.approx(spread.deviation / 3**0.5)
     assert sampling_spread(case.problem(data=data(case, [0] * 7)), 3).deviation == pytest.approx(0, abs=1e-9)
-    with pytest.raises(UsageError, match="8 parts"):
+    with pytest.raises(MeasurementError, match="8 parts"):
         sampling_spread(problem, 8)
 
 
@@ -55,7 +55,7 @@ def test_spectra_of_mini_batches(make_case: Any) -> None:
     for index, values in enumerate(spectra.values):
         assert values[0].item() == pytest.approx(top(case.problem(data=data(case, slice(2 * index, 2 * index + 2)))))
     assert spectra.converged.all()
-    with pytest.raises(UsageError, match="between 1 and the 7"):
+    with pytest.raises(MeasurementError, match="between 1 and the 7"):
         batch_spectra(problem, 8)
 
 
@@ -84,8 +84,8 @@ def test_statement_f_would_fail_on_wrong_numbers(make_case: Any) -> None:
 
 def test_bad_requests(make_case: Any) -> None:
     problem = make_case("mlp").problem()
-    with pytest.raises(UsageError, match="No clients"):
+    with pytest.raises(MeasurementError, match="No clients"):
         client_spectra({})
     for weights in ({"a": -1.0}, {"b": 1.0}, {"a": 0.0}):
-        with pytest.raises(UsageError, match="weight"):
+        with pytest.raises(MeasurementError, match="weight"):
             client_spectra({"a": problem}, weights)

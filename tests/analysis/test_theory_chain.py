@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from analysis.errors import MeasurementError
 from analysis.layers import LayerBlocks, Suffix, find_layers
 from analysis.problem import Problem, make_problem
 from analysis.theory.chain import chain
@@ -15,7 +16,6 @@ from analysis.theory.dense import dense_checks, dense_hessian, examine
 from analysis.theory.networks import is_piecewise_linear, modules_after, squared_lipschitz
 from analysis.theory.samplewise import as_outputs, at_positions, has_patches, patches, squared_norms, top_curvatures
 from analysis.theory.statements import broken, exactly
-from flatlab.errors import UsageError
 from flatlab.models import FlattenPixels
 
 
@@ -227,7 +227,7 @@ def test_only_a_mean_in_float64_is_checked() -> None:
     x, y = samples(4, 5)
     problem = problem_of(mlp(), x, y)
     for wrong in (problem_of(mlp(), x, y, dtype=torch.float32), replace(problem, reduction="sum")):
-        with pytest.raises(UsageError, match="float64"):
+        with pytest.raises(MeasurementError, match="float64"):
             chain(wrong)
 
 

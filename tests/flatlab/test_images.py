@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analysis.strata import stratified_choice
 from flatlab.data import ImageData, Split, load_images, normalise
-from flatlab.data.images import stratified_choice
 from flatlab.errors import UsageError
 
 

@@ -11,7 +11,7 @@ from analysis.problem import LOSSES, Loss, Problem, make_problem
 from flatlab.checkpoint import fill, load_tensors
 from flatlab.commands.curvature.ranks import ranks
 from flatlab.commands.curvature.samples import shared_out, some_of
-from flatlab.errors import FlatlabError, UsageError
+from flatlab.errors import SAID, UsageError
 from flatlab.functions import import_function
 
 
@@ -39,7 +39,7 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
     share = shared_out(batches, samples or data.samples, own.data)
     try:
         problem = make_problem(model, loss, share, dtype=dtype, device=device, distributed=ranks() > 1)
-    except FlatlabError:
+    except SAID:
         raise
     except Exception as error:  # raised in the user's code, or by PyTorch about shapes and types there
         raise UsageError(
@@ -65,7 +65,7 @@ def _data(own: OwnModel) -> Inspected:
     data = _call(own.data, "data")
     try:
         return inspect_data(data)
-    except UsageError as error:
+    except SAID as error:
         raise UsageError(f"What {own.data} returns cannot be used. {error}") from error
     except Exception as error:
         raise UsageError(f"Reading the data of {own.data} fails: {_said(error)}") from error

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from analysis.problem import Problem, make_problem
+from analysis.strata import stratified_choice
 from flatlab.checkpoint import Checkpoint, load_checkpoint, provenance, rebuild
 from flatlab.commands.curvature.own import OwnModel, open_own
 from flatlab.commands.curvature.ranks import ranks
 from flatlab.commands.curvature.samples import own_share
 from flatlab.data import ImageData
-from flatlab.data.images import stratified_choice
 from flatlab.errors import UsageError
 from flatlab.memory import keep_freed_memory
 from flatlab.world import DTYPES, make_world

@@ -1,0 +1,5 @@
+"""The error that this package raises on purpose; anything else that escapes is a defect."""
+
+
+class MeasurementError(ValueError):
+    """What cannot be measured as asked. The message is one sentence for the user: what is wrong, and what to do."""
