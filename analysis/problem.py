@@ -151,7 +151,8 @@ def make_problem(
     share of this rank of the initialised process group, and every number is that of all shares together.
 
     Raises `MeasurementError` where second derivatives of a sum over samples would be meaningless: dropout or batch
-    norm in training mode, a random forward pass, samples that influence one another, a reduction that is not the stated one.
+    norm in training mode, a random forward pass, samples that influence one another, a reduction that is not the stated
+    one.
     """
     private = copy.deepcopy(model)
     reference = next(iter(private.parameters()), None)

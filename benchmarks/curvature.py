@@ -28,8 +28,8 @@ from analysis.spectrum import layer_eigenpairs
 from analysis.vectors import norm
 from benchmarks import curvature_peers as peers
 from benchmarks.curvature_peers import Subject, installed, make_subject
-from flatlab.memory import keep_freed_memory
-from flatlab.models import build_model
+from flatlab.federated.models import build_model
+from flatlab.malloc import keep_freed_memory
 
 TURNS = 7
 TOL = 1e-3

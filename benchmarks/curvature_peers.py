@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from analysis.operators import SymmetricOperator, hessian
 from analysis.problem import make_problem
 from flatlab.data import load_images, normalise
-from flatlab.models import build_model
+from flatlab.federated.models import build_model
 
 SAMPLES = 512
 BATCH = 64  # of the peers' streamed products

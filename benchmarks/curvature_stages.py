@@ -10,7 +10,7 @@ from analysis.lanczos import lanczos
 from analysis.power import power_iteration
 from benchmarks import curvature_peers as peers
 from benchmarks.curvature import TOL
-from flatlab.memory import keep_freed_memory
+from flatlab.malloc import keep_freed_memory
 
 STAGES = (200, 500, 700)  # steps
 

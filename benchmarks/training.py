@@ -24,15 +24,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analysis.taps import tap_activations
-from flatlab.algorithms import ALGORITHMS
-from flatlab.config import make_config
-from flatlab.engine.base import RoundInputs
-from flatlab.engine.process import ProcessEngine
-from flatlab.engine.sequential import SequentialEngine, train_client
-from flatlab.man import penalty_terms
-from flatlab.memory import keep_freed_memory
-from flatlab.rounds import Run, sample_clients
-from flatlab.world import World, make_world
+from flatlab.federated.algorithms import ALGORITHMS
+from flatlab.federated.config import make_config
+from flatlab.federated.engine.base import RoundInputs
+from flatlab.federated.engine.process import ProcessEngine
+from flatlab.federated.engine.sequential import SequentialEngine, train_client
+from flatlab.federated.man import penalty_terms
+from flatlab.federated.rounds import Run, sample_clients
+from flatlab.federated.world import World, make_world
+from flatlab.malloc import keep_freed_memory
 
 TURNS = 7
 BATCH = 50

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from figures.labels import algorithm_label, partition_label
-from flatlab.config import RunConfig, make_config, read_config
 from flatlab.errors import FlatlabError, UsageError
-from flatlab.grid import Grid, grid_cells, parse_grid, partition_name
+from flatlab.federated.config import RunConfig, make_config, read_config
+from flatlab.grid.plan import Grid, grid_cells, parse_grid, partition_name
 
 
 class MissingResultsError(FlatlabError):

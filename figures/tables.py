@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from figures.labels import REPORTED, algorithm_label, partition_label
+from figures.paper import SOURCE, Quantity, published
 from figures.results import MissingResultsError, Result, Results
 from figures.statistics import Difference, Sample, paired_difference, sample
-from flatlab.paper import SOURCE, Quantity, published
 
 
 @dataclass(frozen=True)

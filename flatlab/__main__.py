@@ -1,6 +1,6 @@
 """`python -m flatlab`."""
 
-from flatlab.cli import main
+from flatlab.cli.main import main
 
 if __name__ == "__main__":
     main()

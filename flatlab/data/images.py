@@ -32,7 +32,7 @@ class ImageData:
     classes: int
     mean: tuple[float, ...]  # per channel, of images scaled to [0, 1]
     std: tuple[float, ...]  # the same
-    augment: bool  # whether training flips and crops the images (flatlab.augment)
+    augment: bool  # whether training flips and crops the images (flatlab.federated.augment)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

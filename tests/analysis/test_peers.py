@@ -16,7 +16,7 @@ from analysis.operators import SymmetricOperator, hessian
 from analysis.problem import Problem, make_problem
 from analysis.pyhessian_backend import pyhessian_operator
 from analysis.spectrum import layer_eigenpairs
-from flatlab.models import build_model
+from flatlab.federated.models import build_model
 
 
 @dataclass(frozen=True)

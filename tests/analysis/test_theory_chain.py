@@ -16,7 +16,7 @@ from analysis.theory.dense import dense_checks, dense_hessian, examine
 from analysis.theory.networks import is_piecewise_linear, modules_after, squared_lipschitz
 from analysis.theory.samplewise import as_outputs, at_positions, has_patches, patches, squared_norms, top_curvatures
 from analysis.theory.statements import broken, exactly
-from flatlab.models import FlattenPixels
+from flatlab.federated.models import FlattenPixels
 
 
 def mlp(phi: type[nn.Module] = nn.ReLU, seed: int = 0) -> nn.Sequential:

@@ -11,9 +11,9 @@ import pytest
 from analysis.layers import Suffix
 from analysis.theory import battery
 from analysis.theory.dense import DenseLayer
-from flatlab.cli import main
-from flatlab.commands.training import Execution, train_run
-from flatlab.config import make_config
+from flatlab.cli.main import main
+from flatlab.cli.training import Execution, train_run
+from flatlab.federated.config import make_config
 
 RUN = {"rounds": 2, "clients": 4, "local_epochs": 1, "hidden": (8, 6), "train_samples": 300}
 

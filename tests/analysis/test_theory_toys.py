@@ -10,8 +10,8 @@ from analysis.theory import battery as batteries
 from analysis.theory.battery import along_training, battery, shifts
 from analysis.theory.statements import broken
 from analysis.theory.toys import BATCH, LR, WEIGHT_DECAY, Penalty, Toys, accuracy, load_toys, new_toy, train_stack
-from flatlab.man import penalty_terms
-from flatlab.streams import stream
+from flatlab.federated.man import penalty_terms
+from flatlab.federated.streams import stream
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flatlab.cli import main
-from flatlab.config import write_config
-from flatlab.grid import Cell, grid_cells, parse_grid
+from flatlab.cli.main import main
+from flatlab.federated.config import write_config
+from flatlab.grid.plan import Cell, grid_cells, parse_grid
 
 GRID = """
 title = "Made-up <numbers> & more"

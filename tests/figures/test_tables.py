@@ -11,10 +11,10 @@ import pytest
 from scipy import stats
 
 from figures.formats import as_csv, as_latex, as_markdown, write_table
+from figures.paper import published
 from figures.results import read_results
 from figures.tables import make_tables, rounds_to_target
 from flatlab.errors import UsageError
-from flatlab.paper import published
 
 
 def test_accuracy_is_the_mean_over_seeds_with_the_paired_gain_and_the_paper_s_beside(results: Path) -> None:

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from flatlab.config import RunConfig
 from flatlab.data import ImageData, Split
-from flatlab.parameters import layout_of
-from flatlab.world import World, initial_model
+from flatlab.federated.config import RunConfig
+from flatlab.federated.parameters import layout_of
+from flatlab.federated.world import World, initial_model
 
 MakeWorld = Callable[..., World]
 

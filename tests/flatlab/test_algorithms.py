@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from flatlab.algorithms import ALGORITHMS
-from flatlab.batches import local_batches
-from flatlab.engine.base import Engine
-from flatlab.engine.batched import BatchedEngine
-from flatlab.engine.sequential import SequentialEngine
-from flatlab.parameters import flatten
-from flatlab.rounds import Run, ServerState, sample_clients
-from flatlab.streams import stream
-from flatlab.world import World
+from flatlab.federated.algorithms import ALGORITHMS
+from flatlab.federated.engine.base import Engine
+from flatlab.federated.engine.batched import BatchedEngine
+from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.local_batches import local_batches
+from flatlab.federated.parameters import flatten
+from flatlab.federated.rounds import Run, ServerState, sample_clients
+from flatlab.federated.streams import stream
+from flatlab.federated.world import World
 
 ENGINES: dict[str, Callable[[World], Engine]] = {
     "sequential": SequentialEngine,
@@ -256,8 +256,8 @@ def test_full_batches_and_full_participation_make_one_centralised_step(
 
 def test_feddyn_reaches_the_minimum_of_unequal_quadratics() -> None:
     """On f_i = a_i/2 (theta - b_i)^2 exact FedDyn clients settle at argmin sum f_i, not at the mean of their minima."""
-    from flatlab.algorithms.base import Client, Round
-    from flatlab.algorithms.feddyn import ALGORITHM, FedDynHyper
+    from flatlab.federated.algorithms.base import Client, Round
+    from flatlab.federated.algorithms.feddyn import ALGORITHM, FedDynHyper
 
     a, b, alpha = torch.tensor([1.0, 4.0]).double(), torch.tensor([0.0, 1.0]).double(), 0.5
     w, hyper = torch.zeros(1).double(), FedDynHyper(alpha=alpha)

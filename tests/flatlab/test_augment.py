@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatlab.augment import Draws, augment, draw
+from flatlab.federated.augment import Draws, augment, draw
 
 
 def augmented_one_by_one(images: Tensor, draws: Draws) -> Tensor:

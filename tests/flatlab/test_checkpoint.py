@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from flatlab.checkpoint import Checkpoint, load_checkpoint, rebuild, save_checkpoint
-from flatlab.config import make_config
 from flatlab.errors import UsageError
-from flatlab.models import build_model
-from flatlab.world import initial_model, resolve
+from flatlab.federated.config import make_config
+from flatlab.federated.models import build_model
+from flatlab.federated.world import initial_model, resolve
+from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, rebuild, save_checkpoint
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flatlab.cli import main
+from flatlab.cli.main import main
 
 QUICK = ("--rounds", "2", "--clients", "6", "--set", "local_epochs=1", "--workers", "1")
 
@@ -37,7 +37,8 @@ def fails_with(code: int, capsys: pytest.CaptureFixture[str], *words: str) -> st
 
 def test_help_does_not_import_torch(tmp_path: Path) -> None:
     code = (
-        "import sys, flatlab.cli; sys.argv = ['flatlab', '--help']\ntry: flatlab.cli.main()\nexcept SystemExit: pass\n"
+        "import sys; from flatlab.cli.main import main; sys.argv = ['flatlab', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True

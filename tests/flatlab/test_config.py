@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flatlab.algorithms import ALGORITHMS
-from flatlab.config import make_config, read_config, write_config
 from flatlab.errors import UsageError
+from flatlab.federated.algorithms import ALGORITHMS
+from flatlab.federated.config import make_config, read_config, write_config
 
 
 @given(

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from flatlab.algorithms import ALGORITHMS
-from flatlab.engine.sequential import SequentialEngine
-from flatlab.rounds import Run
-from flatlab.world import World
+from flatlab.federated.algorithms import ALGORITHMS
+from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.rounds import Run
+from flatlab.federated.world import World
 
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flatlab.cli import main
-from flatlab.commands.training import Execution, train_run
-from flatlab.config import make_config
+from flatlab.cli.main import main
+from flatlab.cli.training import Execution, train_run
+from flatlab.federated.config import make_config
 
 RUN = {"rounds": 1, "clients": 4, "local_epochs": 1, "hidden": (5,), "train_samples": 200}
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from flatlab.checkpoint import load_checkpoint, rebuild
-from flatlab.cli import main
-from flatlab.commands.curvature import samples
-from flatlab.commands.curvature.subjects import Measurement, open_checkpoint
-from flatlab.commands.training import Execution, train_run
-from flatlab.config import make_config
+from flatlab.cli.main import main
+from flatlab.cli.training import Execution, train_run
 from flatlab.data import normalise
-from flatlab.world import World, make_world
+from flatlab.federated.config import make_config
+from flatlab.federated.world import World, make_world
+from flatlab.measuring import samples
+from flatlab.measuring.subjects import Measurement, open_checkpoint
+from flatlab.runs.checkpoint import load_checkpoint, rebuild
 
 RUN = {"rounds": 2, "clients": 4, "local_epochs": 1, "hidden": (5,), "train_samples": 200, "lr": 0.3}
 EXACT = ("--dtype", "float64", "--tol", "1e-7")

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from flatlab.engine.base import Engine
-from flatlab.engine.batched import BatchedEngine
-from flatlab.engine.process import ProcessEngine
-from flatlab.engine.sequential import SequentialEngine
-from flatlab.rounds import Record, Run, most_participants, train
-from flatlab.world import World
+from flatlab.federated.engine.base import Engine
+from flatlab.federated.engine.batched import BatchedEngine
+from flatlab.federated.engine.process import ProcessEngine
+from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.rounds import Record, Run, most_participants, train
+from flatlab.federated.world import World
 
 FLOAT32_CNN: dict[str, Any] = {
     "sizes": (9, 14, 11, 6),

@@ -8,10 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatlab.algorithms import ALGORITHMS
-from flatlab.commands.training import read_fields
+from flatlab.cli.training import read_fields
 from flatlab.errors import UsageError
-from flatlab.grid import Grid, grid_cells, parse_grid, partition_fields, partition_name, read_grid_text, shipped_grids
+from flatlab.federated.algorithms import ALGORITHMS
+from flatlab.grid.plan import (
+    Grid,
+    grid_cells,
+    parse_grid,
+    partition_fields,
+    partition_name,
+    read_grid_text,
+    shipped_grids,
+)
 
 GRIDS_DOCUMENT = Path(__file__).parents[2] / "docs" / "grids.md"
 

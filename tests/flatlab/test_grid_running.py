@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from flatlab.cli import main
-from flatlab.commands.cells import CellWork
-from flatlab.commands.training import Execution, train_run
+from flatlab.cli.main import main
+from flatlab.cli.training import Execution, train_run
 from flatlab.errors import FlatlabError
-from flatlab.grid import Cell, Measure, grid_cells, parse_grid
-from flatlab.reproduce import DIED, cell_progress, run_cells
+from flatlab.grid.carry import DIED, cell_progress, run_cells
+from flatlab.grid.cells import CellWork
+from flatlab.grid.plan import Cell, Measure, grid_cells, parse_grid
 
 GRID = """
 title = "small"

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatlab.man import penalty_terms, square_sum
-from flatlab.models import build_model
+from flatlab.federated.man import penalty_terms, square_sum
+from flatlab.federated.models import build_model
 
 
 def naive_cifar_cnn(model: nn.Sequential, x: Tensor) -> tuple[Tensor, list[Tensor]]:

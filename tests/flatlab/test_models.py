@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flatlab.errors import UsageError
-from flatlab.models import build_model, default_model
+from flatlab.federated.models import build_model, default_model
 
 
 @pytest.mark.parametrize(

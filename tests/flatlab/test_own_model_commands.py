@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from flatlab.cli import main
+from flatlab.cli.main import main
 
 MINE = """
 import torch

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from flatlab.errors import UsageError
-from flatlab.partition import class_counts, split_clients
+from flatlab.federated.partition import class_counts, split_clients
 
 Labels = NDArray[np.int64]
 

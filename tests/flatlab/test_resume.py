@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from flatlab.checkpoint import load_checkpoint
-from flatlab.engine.sequential import SequentialEngine
 from flatlab.errors import UsageError
-from flatlab.rounds import Run, run_folder, train
-from flatlab.state import Place
-from flatlab.world import World
+from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.rounds import Run, run_folder, train
+from flatlab.federated.state import Place
+from flatlab.federated.world import World
+from flatlab.runs.checkpoint import load_checkpoint
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.chmod", "tempfile.mkstemp")
 TIMES = ("seconds", "images_per_second", "evaluation_seconds")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from flatlab.cli import main
-from flatlab.commands.training import Execution, train_run
-from flatlab.config import make_config
+from flatlab.cli.main import main
+from flatlab.cli.training import Execution, train_run
+from flatlab.federated.config import make_config
 
 RUN = {"rounds": 2, "clients": 3, "local_epochs": 1, "hidden": (6,), "train_samples": 201}
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -33,7 +33,7 @@ def data():
 SCRIPT = """
 import json, os, sys
 from torch import distributed as dist
-from flatlab.cli import main
+from flatlab.cli.main import main
 
 join = dist.init_process_group
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

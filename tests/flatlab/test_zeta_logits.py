@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatlab.config import make_config
-from flatlab.engine.batched import BatchedEngine
-from flatlab.engine.sequential import SequentialEngine, loss_gradient
 from flatlab.errors import UsageError
-from flatlab.parameters import flatten
-from flatlab.rounds import Run
-from flatlab.world import World
+from flatlab.federated.config import make_config
+from flatlab.federated.engine.batched import BatchedEngine
+from flatlab.federated.engine.sequential import SequentialEngine, loss_gradient
+from flatlab.federated.parameters import flatten
+from flatlab.federated.rounds import Run
+from flatlab.federated.world import World
 
 
 @pytest.mark.parametrize(("zeta", "zeta_logits"), [(0.3, 0.9), (0.0, 0.9), (0.3, 0.0)])

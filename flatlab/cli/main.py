@@ -1,0 +1,72 @@
+"""The command line. Each command imports what it needs when it runs, so that `flatlab --help` answers at once."""
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from flatlab import __version__
+from flatlab.cli.demo import demo
+from flatlab.cli.density import density
+from flatlab.cli.eigs import eigs
+from flatlab.cli.figures import figures
+from flatlab.cli.presets import presets
+from flatlab.cli.report import report
+from flatlab.cli.reproduce import reproduce
+from flatlab.cli.surface import surface
+from flatlab.cli.trace import trace
+from flatlab.cli.train import train
+from flatlab.cli.verify import verify
+from flatlab.errors import SAID, exit_code
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo)
+app.command()(train)
+app.command()(eigs)
+app.command()(trace)
+app.command()(density)
+app.command()(surface)
+app.command()(verify)
+app.command()(presets)
+app.command()(reproduce)
+app.command()(figures)
+app.command()(report)
+
+
+@app.callback(invoke_without_command=True)
+def flatlab(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """How flat is a federated minimum, and why? Train with and without MAN, then measure."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: turn every error into one sentence and an exit code (2 usage, 1 failed run, 130 interrupted)."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait starve a busy machine
+    debug = "--debug" in sys.argv
+    sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+    try:
+        app()
+    except SAID as error:
+        _fail(str(error), exit_code(error), debug)
+    except Exception as error:
+        _fail(f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.", 1, debug)
+
+
+def _fail(sentence: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    typer.echo(f"flatlab: {sentence}", err=True)
+    sys.exit(code)

@@ -1,0 +1,107 @@
+"""What `flatlab figures` and `flatlab report` do, and what `flatlab reproduce` ends with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table as Shown
+
+from figures.formats import write_table
+from figures.gallery import FIGURES, draw_figures
+from figures.report import make_report
+from figures.results import Results, read_results
+from figures.tables import Table, make_tables
+from flatlab.cli.console import console, status, write_json
+from flatlab.files import write_text
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a folder of results."""
+
+    results: Results
+    tables: list[Table]
+    pictures: Mapping[str, list[Path]]
+    skipped: Mapping[str, str]  # figure or table: reason
+
+
+def present(folder: Path) -> None:
+    """Print the tables, write them and the figures, and put everything into the report."""
+    made = _make(folder)
+    for table in made.tables:
+        _print(table)
+    page = _write_report(made, None)
+    _print_skipped(made)
+    console.print(
+        f"Tables:  {folder / 'tables'}\nFigures: {folder / 'figures'}\nReport:  [bold]{page}[/bold]", soft_wrap=True
+    )
+
+
+def figures_run(folder: Path, json: Path | None) -> None:
+    """Write tables and figures and say where they are."""
+    made = _make(folder)
+    for name, paths in made.pictures.items():
+        console.print(f"{name}: [bold]{paths[0]}[/bold], .pdf, .csv", soft_wrap=True)
+    console.print(f"tables: [bold]{folder / 'tables'}[/bold]", soft_wrap=True)
+    _print_skipped(made)
+    write_json(json, _plain(made))
+
+
+def report_run(folder: Path, out: Path | None, json: Path | None) -> None:
+    """Write the page and say where it is."""
+    made = _make(folder)
+    page = _write_report(made, out)
+    _print_skipped(made)
+    console.print(f"Report: [bold]{page}[/bold]", soft_wrap=True)
+    write_json(json, {"report": str(page), **_plain(made)})
+
+
+def list_figures() -> None:
+    """Print every figure with what it shows and what it is made from."""
+    shown = Shown(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("figure", "shows", "made from"):
+        shown.add_column(heading)
+    for name, figure in FIGURES.items():
+        shown.add_row(name, figure.caption, figure.needs)
+    console.print(shown)
+
+
+def _make(folder: Path) -> Made:
+    results = read_results(folder)
+    tables, without = make_tables(results)
+    for table in tables:
+        write_table(table, folder / "tables")
+    with status.status("Drawing"):
+        pictures, skipped = draw_figures(results, folder / "figures")
+    reasons = {f"table {name}": reason for name, reason in without.items()}
+    return Made(results, tables, pictures, reasons | {f"figure {name}": reason for name, reason in skipped.items()})
+
+
+def _write_report(made: Made, out: Path | None) -> Path:
+    page = out or made.results.folder / "report.html"
+    write_text(page, make_report(made.results, made.tables, made.pictures, made.skipped))
+    return page
+
+
+def _print(table: Table) -> None:
+    shown = Shown(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, heading in enumerate(table.columns):
+        shown.add_column(heading, justify="left" if i < 2 else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)
+
+
+def _print_skipped(made: Made) -> None:
+    for name, reason in made.skipped.items():
+        console.print(f"[dim]{name} skipped: {escape(reason)}[/dim]", soft_wrap=True)
+
+
+def _plain(made: Made) -> dict[str, object]:
+    return {
+        "figures": {name: [str(path) for path in paths] for name, paths in made.pictures.items()},
+        "tables": {table.name: list(table.numbers) for table in made.tables},
+        "skipped": dict(made.skipped),
+    }

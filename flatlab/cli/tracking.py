@@ -1,0 +1,56 @@
+"""Curvature during training (`--track-eigs`), and its picture."""
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from analysis.problem import make_problem
+from analysis.spectrum import eigs
+from figures.tracking import draw_tracking
+from flatlab.data import normalise
+from flatlab.federated.parameters import load_vector
+from flatlab.federated.rounds import Probe, Record
+from flatlab.federated.world import World
+from flatlab.runs.checkpoint import provenance
+
+SAMPLES = 500
+"""Training samples, class-balanced, on which curvature is tracked."""
+
+TOLERANCE = 1e-2
+"""Relative residual at which tracking stops; each record states the residual it reached."""
+
+
+def curvature_probe(world: World) -> Probe:
+    """Return the probe that measures the server model's top eigenvalue, and each layer's, after a round.
+
+    It starts from the eigenvector of the last measurement, which training moves little between rounds.
+    """
+    model = world.new_model()
+    count = min(SAMPLES, len(world.data.train))
+    train = world.data.subset(count, None, world.config.seed).train
+    data = (normalise(train.images, world.data.mean, world.data.std, dtype=world.dtype), train.labels)
+
+    def probe(w: Tensor, start: Tensor | None) -> tuple[Record, Tensor]:
+        load_vector(model, w)
+        report = eigs(make_problem(model, "cross_entropy", data), tol=TOLERANCE, start=start)
+        top = report.eigenvalues[0]
+        record: Record = {
+            "samples": report.samples,
+            "global": {"value": top.value, "residual": top.residual},
+            "layers": {
+                layer.name: {"value": layer.eigenvalues[0].value, "residual": layer.eigenvalues[0].residual}
+                for layer in report.layers
+            },
+            "hvps": report.products,
+            "seconds": report.seconds,
+        }
+        return record, report.vectors
+
+    return probe
+
+
+def draw_run(folder: Path) -> Path:
+    """Draw eigenvalue and accuracy against rounds from the run's own metrics; returns the picture's path."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return draw_tracking({folder.name: records}, folder / "tracking", provenance())[0]

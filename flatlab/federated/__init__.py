@@ -1,0 +1,1 @@
+"""Federated training: configuration, algorithms, MAN, engines and the round loop."""

@@ -1,0 +1,158 @@
+"""The description of a run: everything that changes its result, validated, and nothing else.
+
+Where it runs (worker processes, device, folder) is not part of it: the same `RunConfig` gives the same checkpoint.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from flatlab.errors import UsageError
+from flatlab.federated.algorithms import ALGORITHMS
+from flatlab.federated.algorithms.base import Algorithm, Hyper
+from flatlab.files import write_text
+
+
+class RunConfig(BaseModel):
+    """One federated training run. Field by field what fl-algorithms calls N, E, B, eta_0, ...; see each description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    dataset: str = Field(
+        "digits", description="digits, cifar10, cifar100, tiny-imagenet, fashion-mnist, hub name, folder"
+    )
+    train_samples: int | None = Field(None, ge=1, description="train on a class-balanced subset of this size")
+    test_samples: int | None = Field(None, ge=1, description="test on a class-balanced subset of this size")
+
+    clients: int = Field(20, ge=1, description="N, number of clients")
+    partition: Literal["iid", "dirichlet"] = Field("dirichlet", description="how the training set is split")
+    delta: float = Field(0.3, gt=0, description="concentration of the Dirichlet split; small means skewed")
+
+    model: str = Field("auto", description="mlp, cifar-cnn, tiny-convnet, resnet18-gn or package.module:function")
+    hidden: tuple[int, ...] = Field((64, 32), description="widths of the MLP's hidden layers")
+    activation: Literal["relu", "tanh"] = Field("relu", description="the MLP's nonlinearity")
+
+    algorithm: str = Field("fedavg", description=", ".join(ALGORITHMS))
+    hyper: dict[str, Any] = Field(
+        default_factory=dict, description="the algorithm's hyperparameters (mu, rho, alpha, ...)"
+    )
+    man: bool = Field(False, description="add zeta/2 times the layerwise activation norm to every client's loss")
+    zeta: float = Field(0.15, ge=0, description="coefficient of MAN, used where man is true")
+    zeta_logits: float = Field(
+        0.0, ge=0, description="coefficient of the logits' mean square, part of MAN; 0: the paper's"
+    )
+
+    rounds: int = Field(60, ge=1, description="communication rounds")
+    participation: float = Field(0.5, gt=0, le=1, description="share of the clients that take part in a round")
+    sampling: Literal["fixed", "bernoulli"] = Field("fixed", description="exactly that share, or each with that chance")
+    local_epochs: int = Field(5, ge=1, description="E, epochs over a client's data per round")
+    batch_size: int = Field(20, ge=1, description="B, samples per local step")
+    lr: float = Field(0.1, gt=0, description="eta_0, learning rate of round 0")
+    lr_decay: float = Field(0.998, gt=0, le=1, description="eta_t = eta_0 * lr_decay^t")
+    weight_decay: float = Field(1e-3, ge=0, description="added to the gradient after clipping")
+    clip: float = Field(10.0, gt=0, description="norm to which the gradient is clipped")
+
+    report: Literal["server", "selected", "all"] = Field(
+        "server", description="the model that test_accuracy and the checkpoint speak of"
+    )
+    eval_every: int = Field(
+        0, ge=0, description="rounds between evaluations; 0: as often as costs under 5 % of training"
+    )
+    checkpoint_every: int = Field(100, ge=1, description="rounds between checkpoints")
+    dtype: Literal["float32", "float64"] = Field("float32", description="precision of training")
+    seed: int = Field(0, ge=0, lt=2**63, description="every random stream of the run starts here")
+
+    @field_validator("hidden")
+    @classmethod
+    def _widths_are_positive(cls, hidden: tuple[int, ...]) -> tuple[int, ...]:
+        if any(width < 1 for width in hidden):
+            raise ValueError("every hidden layer needs at least one unit")
+        return hidden
+
+    @field_validator("algorithm")
+    @classmethod
+    def _algorithm_is_known(cls, name: str) -> str:
+        if name not in ALGORITHMS:
+            raise ValueError(f"no such algorithm; choose from {', '.join(ALGORITHMS)}")
+        return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_hyper(cls, fields: Any) -> Any:
+        """Replace `hyper` by the algorithm's full set, so that a checkpoint states every value it was trained with."""
+        name = fields.get("algorithm", "fedavg")
+        given = fields.get("hyper", {})
+        if name not in ALGORITHMS or not isinstance(given, dict):
+            return fields
+        hyper = ALGORITHMS[name].hyper
+        for key in given:
+            if key not in hyper.model_fields:
+                known = ", ".join(hyper.model_fields) or "none"
+                raise ValueError(f"{name} has no hyperparameter {key!r} (it has: {known})")
+        return {**fields, "hyper": hyper.model_validate(given).model_dump()}
+
+    @model_validator(mode="after")
+    def _logits_belong_to_man(self) -> Self:
+        if self.zeta_logits and not self.man:
+            raise ValueError(
+                f"zeta_logits = {self.zeta_logits:g} is part of MAN, which is off; set man to true as well"
+            )
+        return self
+
+    @property
+    def rules(self) -> Algorithm:
+        """The algorithm itself."""
+        return ALGORITHMS[self.algorithm]
+
+    @property
+    def hyperparameters(self) -> Hyper:
+        """The algorithm's hyperparameters, typed."""
+        return self.rules.hyper.model_validate(self.hyper)
+
+    @property
+    def effective_zeta(self) -> float:
+        """Coefficient of MAN in the clients' loss; 0 where MAN is off."""
+        return self.zeta if self.man else 0.0
+
+    def plain(self) -> dict[str, Any]:
+        """Return the run as plain data for TOML, JSON and checkpoints; fields that are None are left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def make_config(fields: dict[str, Any], source: str = "the options") -> RunConfig:
+    """Validate `fields`; raises `UsageError` naming `source`, the field, its value and what was expected."""
+    try:
+        return RunConfig.model_validate(fields)
+    except ValidationError as error:
+        raise UsageError(_one_sentence(error, source)) from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the fields in a TOML file, not yet validated; raises `UsageError` if it is missing or is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Cannot read the configuration {path}: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"The configuration {path} is not valid TOML: {error}.") from error
+
+
+def write_config(path: Path, config: RunConfig) -> None:
+    """Write `config` as TOML, atomically."""
+    write_text(path, tomli_w.dumps(config.plain()))
+
+
+def _one_sentence(error: ValidationError, source: str) -> str:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(RunConfig.model_fields)
+        return f"Unknown field {field!r} in {source}; the fields are: {known}."
+    reason = first["msg"].removeprefix("Value error, ")
+    reason = reason[0].lower() + reason[1:]
+    if not field:
+        return f"In {source}: {reason}."
+    return f"In {source}, {field} = {first['input']!r} does not fit: {reason}."

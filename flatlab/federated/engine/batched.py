@@ -1,0 +1,173 @@
+"""All participants of a round at once, as one stack of parameters: what a GPU wants.
+
+The clients' vectors are rows of (C, P); `torch.func.vmap` turns the network into one that runs C models on C batches.
+Clients with fewer or smaller batches are padded with samples of weight zero and rest, at learning rate zero, when they
+are done. A stack draws the same samples as the sequential engine and agrees with it to rounding; only models that draw
+random numbers themselves (dropout) see other draws.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn import functional as F
+
+from analysis.taps import tap_activations
+from flatlab.data import Split, normalise
+from flatlab.federated.augment import Draws, augment
+from flatlab.federated.engine.base import Evaluation, RoundInputs, RoundOutputs
+from flatlab.federated.engine.sequential import add_up, chunk_starts, score_chunk
+from flatlab.federated.local_batches import Batch, local_batches
+from flatlab.federated.local_step import local_step_
+from flatlab.federated.streams import stream, stream_seed
+from flatlab.federated.world import World
+
+
+@dataclass(frozen=True)
+class StackedBatch:
+    """One local step of C clients, padded to the same number B of samples."""
+
+    index: Tensor  # (C, B) int64, positions in the training set
+    weight: Tensor  # (C, B), 1/b_i on the b_i samples of client i, 0 on padding; all 0 where the client is done
+    draws: Draws | None  # of C * B samples
+
+
+class BatchedEngine:
+    """Runs the round's clients as one stack on `device`."""
+
+    def __init__(self, world: World, device: torch.device) -> None:
+        self.world, self.device = world, device
+        self.model = world.new_model().to(device)
+        self.train, self.test = _move(world.data.train, device), _move(world.data.test, device)
+        self.parts = [torch.from_numpy(part) for part in world.parts]
+
+    def run(self, inputs: RoundInputs) -> RoundOutputs:
+        """Train the participants of one round."""
+        world, config, rules = self.world, self.world.config, self.world.config.rules
+        torch.manual_seed(stream_seed(config.seed, "model", inputs.t))
+        own, server = self._move(inputs.own), self._move(inputs.server)
+        w = inputs.w.to(self.device)
+        client = world.client(inputs.ids, w, own, server)
+        client = replace(client, wt=client.wt.to(self.device))
+        terms = rules.terms(client)
+        theta = w.repeat(len(inputs.ids), 1)
+        eta = config.lr * config.lr_decay**inputs.t
+        total = torch.zeros(len(inputs.ids), dtype=torch.float64, device=self.device)
+        samples = torch.zeros_like(total)
+        self.model.train()
+        for batch in self._batches(inputs):
+            x, y = self._take(batch)
+            taken = (batch.weight > 0).sum(1)
+            training = (taken > 0).to(world.dtype).unsqueeze(1)  # 0 for clients that are done
+            gradient = partial(self._gradient, x, y, batch.weight)
+            loss = local_step_(theta, gradient, client, terms, rules, eta * training, config)
+            total += loss * taken
+            samples += taken
+        after = rules.keep(client, theta - w)
+        return RoundOutputs(
+            theta=theta.cpu(),
+            after={name: rows.cpu() for name, rows in after.items()},
+            losses=(total / samples).tolist(),
+            images=int(samples.sum()),
+        )
+
+    def evaluate(self, models: Sequence[Tensor]) -> list[Evaluation]:
+        """Evaluate each flat vector (P,) on the test set."""
+        test, n = self.test, len(self.test)
+        world = replace(self.world, data=replace(self.world.data, test=test))
+        return [
+            add_up([score_chunk(world, self.model, vector, start) for start in chunk_starts(test)], n)
+            for vector in (model.to(self.device) for model in models)
+        ]
+
+    def __enter__(self) -> "BatchedEngine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def _gradient(self, x: Tensor, y: Tensor, weight: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """(f, g) of C clients at `at` (C, P): weighted cross-entropy (C,), and the gradient (C, P) of f + zeta/2 R."""
+        gradients, (_, loss) = vmap(grad_and_value(self._objective, has_aux=True), randomness="different")(
+            at, x, y, weight
+        )
+        return loss, gradients
+
+    def _objective(self, theta: Tensor, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(f + zeta/2 R, f) of one client, on B samples of the given weights."""
+        activations: list[Tensor] = []
+
+        def tap(activation: Tensor) -> Tensor:
+            activations.append(activation)
+            return activation
+
+        parameters = self.world.layout.views(theta)
+        with tap_activations(tap):
+            logits = functional_call(self.model, parameters, (x,))
+        loss = weight @ F.cross_entropy(logits, y, reduction="none")
+        config = self.world.config
+        if not config.man:
+            return loss, loss
+        hidden = [a for a in activations if a is not logits]
+        penalty = config.zeta * sum(weight @ a.flatten(1).square().mean(1) for a in hidden)
+        if config.zeta_logits:
+            penalty = penalty + config.zeta_logits * (weight @ logits.square().mean(1))
+        return loss + penalty / 2, loss
+
+    def _batches(self, inputs: RoundInputs) -> Iterator[StackedBatch]:
+        """The clients' batches, each from the client's own stream, stacked step by step until the last is done."""
+        config = self.world.config
+        clients = [
+            local_batches(
+                len(self.parts[k]),
+                config,
+                stream(config.seed, "client", inputs.t, k),
+                augment=self.world.data.augment,
+                steps=self.world.steps if config.rules.exact_steps else None,
+            )
+            for k in inputs.ids
+        ]
+        for batches in zip_longest(*clients):
+            yield self._stack(inputs.ids, batches)
+
+    def _stack(self, ids: list[int], batches: Sequence[Batch | None]) -> StackedBatch:
+        width = max(len(batch.index) for batch in batches if batch is not None)
+        index = torch.zeros(len(ids), width, dtype=torch.int64)
+        weight = torch.zeros(len(ids), width, dtype=self.world.dtype)
+        flip = torch.zeros(len(ids), width, dtype=torch.bool)
+        shift_y, shift_x = torch.zeros_like(index), torch.zeros_like(index)
+        augmented = False
+        for row, (k, batch) in enumerate(zip(ids, batches, strict=True)):
+            if batch is None:
+                continue
+            b = len(batch.index)
+            index[row, :b] = self.parts[k][batch.index]
+            weight[row, :b] = 1 / b
+            if batch.draws is not None:
+                augmented = True
+                flip[row, :b], shift_y[row, :b], shift_x[row, :b] = (
+                    batch.draws.flip,
+                    batch.draws.shift_y,
+                    batch.draws.shift_x,
+                )
+        draws = Draws(flip.flatten(), shift_y.flatten(), shift_x.flatten()).to(self.device) if augmented else None
+        return StackedBatch(index.to(self.device), weight.to(self.device), draws)
+
+    def _take(self, batch: StackedBatch) -> tuple[Tensor, Tensor]:
+        """The batch's images (C, B, c, h, w), normalised and augmented, and labels (C, B)."""
+        data, index = self.world.data, batch.index.flatten()
+        x = normalise(self.train.images[index], data.mean, data.std, dtype=self.world.dtype)
+        if batch.draws is not None:
+            x = augment(x, batch.draws)
+        return x.view(*batch.index.shape, *x.shape[1:]), self.train.labels[index].view(batch.index.shape)
+
+    def _move(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: vector.to(self.device) for name, vector in vectors.items()}
+
+
+def _move(split: Split, device: torch.device) -> Split:
+    return Split(split.images.to(device), split.labels.to(device))

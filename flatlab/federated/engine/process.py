@@ -1,0 +1,156 @@
+"""Clients in worker processes of one thread each, fed from one queue.
+
+On a CPU two processes of one thread train faster than one process of two (benchmarks/README.md). Weights, client
+vectors and images lie in shared memory; only client numbers and losses pass through pipes.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import parent_process
+from typing import TypeVar
+
+import torch
+from torch import Tensor, multiprocessing, nn
+
+from flatlab.data import Split
+from flatlab.errors import FlatlabError
+from flatlab.federated.engine.base import Evaluation, RoundInputs, RoundOutputs
+from flatlab.federated.engine.sequential import ChunkScore, add_up, chunk_starts, score_chunk, train_client
+from flatlab.federated.world import World
+from flatlab.malloc import keep_freed_memory
+
+MODELS = 3
+"""Most models evaluated at once: the server's, and the averages over the selected and over all clients."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The tensors that the server and the workers both see."""
+
+    w: Tensor  # (P,)
+    server: Tensor  # (S, P), the server's vectors in the order of Algorithm.server
+    own: Tensor  # (slots, V, P), the participants' vectors in the order of Algorithm.own: out and back
+    theta: Tensor  # (slots, P), back
+    models: Tensor  # (MODELS, P), to be evaluated
+
+
+class ProcessEngine:
+    """Runs the round's clients in `workers` processes; `slots` is the largest number of participants of any round."""
+
+    def __init__(self, world: World, workers: int, slots: int) -> None:
+        size, rules = world.layout.size, world.config.rules
+        self.world = world
+        self.shared = Shared(
+            w=_shared(size, dtype=world.dtype),
+            server=_shared(len(rules.server), size, dtype=world.dtype),
+            own=_shared(slots, len(rules.own), size, dtype=world.dtype),
+            theta=_shared(slots, size, dtype=world.dtype),
+            models=_shared(MODELS, size, dtype=world.dtype),
+        )
+        data = replace(world.data, train=_share(world.data.train), test=_share(world.data.test))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self.pool = ProcessPoolExecutor(
+            workers, context, initializer=_start_worker, initargs=(replace(world, data=data), self.shared)
+        )
+
+    def run(self, inputs: RoundInputs) -> RoundOutputs:
+        """Train the participants of one round."""
+        rules = self.world.config.rules
+        self.shared.w.copy_(inputs.w)
+        for row, name in enumerate(rules.server):
+            self.shared.server[row].copy_(inputs.server[name])
+        participants = range(len(inputs.ids))
+        for row, name in enumerate(rules.own):
+            self.shared.own[: len(inputs.ids), row].copy_(inputs.own[name])
+        jobs = [self.pool.submit(_train, inputs.t, inputs.ids[slot], slot) for slot in participants]
+        back = [_result(job) for job in jobs]
+        return RoundOutputs(
+            theta=self.shared.theta[: len(inputs.ids)].clone(),
+            after={name: self.shared.own[: len(inputs.ids), row].clone() for row, name in enumerate(rules.own)},
+            losses=[loss for loss, _ in back],
+            images=sum(samples for _, samples in back),
+        )
+
+    def evaluate(self, models: Sequence[Tensor]) -> list[Evaluation]:
+        """Evaluate each flat vector (P,) on the test set."""
+        test = self.world.data.test
+        for row, vector in enumerate(models):
+            self.shared.models[row].copy_(vector)
+        jobs = [[self.pool.submit(_score, row, start) for start in chunk_starts(test)] for row in range(len(models))]
+        return [add_up([_result(job) for job in chunks], len(test.labels)) for chunks in jobs]
+
+    def __enter__(self) -> "ProcessEngine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(job: Future[T]) -> T:
+    try:
+        return job.result()
+    except BrokenProcessPool as error:
+        raise FlatlabError(
+            "A worker process died (out of memory, or killed); what was saved is safe: "
+            "go on with --resume, and with fewer --workers if memory is short."
+        ) from error
+
+
+def _shared(*shape: int, dtype: torch.dtype) -> Tensor:
+    zeros: Tensor = torch.zeros(shape, dtype=dtype).share_memory_()
+    return zeros
+
+
+def _share(split: Split) -> Split:
+    return Split(split.images.clone().share_memory_(), split.labels.clone().share_memory_())
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What a worker process holds between jobs."""
+
+    world: World
+    shared: Shared
+    model: nn.Module
+
+
+_worker: _Worker
+
+
+def _start_worker(world: World, shared: Shared) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the server decides what it means
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    _worker = _Worker(world, shared, world.new_model())
+
+
+def _die_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _train(t: int, k: int, slot: int) -> tuple[float, int]:
+    shared, rules = _worker.shared, _worker.world.config.rules
+    own = dict(zip(rules.own, shared.own[slot], strict=True))
+    server = dict(zip(rules.server, shared.server, strict=True))
+    result = train_client(_worker.world, _worker.model, t, k, shared.w, own, server)
+    shared.theta[slot].copy_(result.theta)
+    for name, row in own.items():
+        row.copy_(result.own[name])
+    return result.loss, result.samples
+
+
+def _score(row: int, start: int) -> ChunkScore:
+    return score_chunk(_worker.world, _worker.model, _worker.shared.models[row], start)

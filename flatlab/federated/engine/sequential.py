@@ -1,0 +1,200 @@
+"""One client after the other in this process, on one thread; also what each worker process runs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from analysis.taps import tap_activations
+from flatlab.data import Split, normalise
+from flatlab.federated.augment import crop, pad
+from flatlab.federated.engine.base import Evaluation, RoundInputs, RoundOutputs
+from flatlab.federated.local_batches import Batch, local_batches
+from flatlab.federated.local_step import local_step_
+from flatlab.federated.man import penalty_terms, square_sum
+from flatlab.federated.streams import stream, stream_seed
+from flatlab.federated.world import World
+
+TEST_CHUNK = 500
+"""Images per forward pass in evaluation; fixed, since the order of summation must not depend on the engine."""
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """What one client sends back."""
+
+    theta: Tensor  # (P,), theta_K
+    own: dict[str, Tensor]  # name: (P,), its own vectors after the round
+    loss: float  # mean data loss f_i over its local steps, each weighed by its samples
+    samples: int  # samples that its steps passed through the network
+
+
+def train_client(
+    world: World, model: nn.Module, t: int, k: int, w: Tensor, own: Mapping[str, Tensor], server: Mapping[str, Tensor]
+) -> ClientResult:
+    """Run client k's local steps of round t from the server model `w` (P,), with vectors `own` and `server` (P,).
+
+    `model` lends its form; its parameters are left pointing at theta_K.
+    """
+    config, algorithm = world.config, world.config.rules
+    client = world.client(k, w, own, server)
+    terms = algorithm.terms(client)
+    eta = config.lr * config.lr_decay**t
+    torch.manual_seed(stream_seed(config.seed, "model", t, k))  # for models that draw, such as dropout
+    inputs, labels = client_data(world, k)
+    batches = local_batches(
+        len(labels),
+        config,
+        stream(config.seed, "client", t, k),
+        augment=world.data.augment,
+        steps=world.steps if algorithm.exact_steps else None,
+    )
+    theta = w.clone()
+    total, seen = 0.0, 0
+    model.train()
+    for batch in batches:
+        x, y = take(inputs, batch), labels[batch.index]
+        gradient = partial(loss_gradient, world, model, x, y)
+        loss = local_step_(theta, gradient, client, terms, algorithm, eta, config)
+        total += loss.item() * len(y)
+        seen += len(y)
+    return ClientResult(theta, algorithm.keep(client, theta - w), total / seen, seen)
+
+
+def client_data(world: World, k: int) -> tuple[Tensor, Tensor]:
+    """Client k's normalised training images in the run's dtype, as `take` wants them, and labels (n_k,)."""
+    split, index = world.data.train, torch.from_numpy(world.parts[k])
+    images = _network_input(world, split.images[index])
+    return pad(images) if world.data.augment else images, split.labels[index]
+
+
+def take(images: Tensor, batch: Batch) -> Tensor:
+    """The batch's images (b, c, h, w), augmented if the batch says so, laid out as convolutions like them on a CPU."""
+    if batch.draws is not None:
+        return crop(images, batch.index, batch.draws)
+    return images[batch.index].contiguous(memory_format=torch.channels_last)
+
+
+def loss_gradient(world: World, model: nn.Module, x: Tensor, y: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """(f, g) at the flat vector `at` (P,): cross-entropy f, and the gradient (P,) of f + zeta/2 R (see man.py)."""
+    config = world.config
+    parameters = bind(model, world, at)
+    if config.man:
+        logits, terms = penalty_terms(model, x)
+        loss = F.cross_entropy(logits, y)
+        objective = loss + config.zeta / 2 * sum(terms)
+        if config.zeta_logits:
+            objective = objective + config.zeta_logits / 2 * logits.square().mean()
+    else:
+        objective = loss = F.cross_entropy(model(x), y)
+    gradients = torch.autograd.grad(objective, parameters, materialize_grads=True)
+    return loss.detach(), torch.cat([g.reshape(-1) for g in gradients])
+
+
+def bind(model: nn.Module, world: World, vector: Tensor) -> list[nn.Parameter]:
+    """Make `model`'s parameters views of `vector` (P,), without a copy, and return them in the layout's order."""
+    named = dict(model.named_parameters())
+    for name, view in world.layout.views(vector).items():
+        named[name].data = view
+    return [named[name] for name in world.layout.names]
+
+
+@dataclass(frozen=True)
+class ChunkScore:
+    """Sums over one chunk of the test set."""
+
+    correct: int
+    loss: float
+    activations: list[float]  # sum_n |a_l|^2 for each hidden layer
+
+
+@torch.no_grad()
+def score_chunk(world: World, model: nn.Module, vector: Tensor, start: int) -> ChunkScore:
+    """Score the model with parameters `vector` (P,) on TEST_CHUNK test images from position `start`."""
+    bind(model, world, vector)
+    model.eval()
+    split = world.data.test
+    x = _network_input(world, split.images[start : start + TEST_CHUNK])
+    y = split.labels[start : start + TEST_CHUNK]
+    taken: list[Tensor] = []
+
+    def tap(activation: Tensor) -> Tensor:
+        taken.append(activation)
+        return activation
+
+    with tap_activations(tap):
+        logits = model(x)
+    return ChunkScore(
+        correct=int((logits.argmax(1) == y).sum()),
+        loss=F.cross_entropy(logits, y, reduction="sum").item(),
+        activations=[square_sum(a).item() for a in taken if a is not logits],
+    )
+
+
+def chunk_starts(split: Split) -> range:
+    """Where each chunk of `split` begins."""
+    return range(0, len(split.labels), TEST_CHUNK)
+
+
+def add_up(chunks: Sequence[ChunkScore], n: int) -> Evaluation:
+    """Combine the chunks of one model, in their order, into its evaluation on `n` samples."""
+    return Evaluation(
+        accuracy=sum(chunk.correct for chunk in chunks) / n,
+        loss=sum(chunk.loss for chunk in chunks) / n,
+        activation_norms=[sum(layer) / n for layer in zip(*(c.activations for c in chunks), strict=True)],
+    )
+
+
+class SequentialEngine:
+    """Runs the round's clients one by one in this process."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.model = world.new_model()
+
+    def run(self, inputs: RoundInputs) -> RoundOutputs:
+        """Train the participants of one round."""
+        results = [
+            train_client(
+                self.world,
+                self.model,
+                inputs.t,
+                k,
+                inputs.w,
+                {name: rows[slot] for name, rows in inputs.own.items()},
+                inputs.server,
+            )
+            for slot, k in enumerate(inputs.ids)
+        ]
+        return RoundOutputs(
+            theta=torch.stack([result.theta for result in results]),
+            after={name: torch.stack([result.own[name] for result in results]) for name in inputs.own},
+            losses=[result.loss for result in results],
+            images=sum(result.samples for result in results),
+        )
+
+    def evaluate(self, models: Sequence[Tensor]) -> list[Evaluation]:
+        """Evaluate each flat vector (P,) on the test set."""
+        test = self.world.data.test
+        return [
+            add_up(
+                [score_chunk(self.world, self.model, vector, start) for start in chunk_starts(test)], len(test.labels)
+            )
+            for vector in models
+        ]
+
+    def __enter__(self) -> "SequentialEngine":
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the sums of several threads are rounded in another order
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_num_threads(self._threads)
+
+
+def _network_input(world: World, images: Tensor) -> Tensor:
+    x = normalise(images, world.data.mean, world.data.std, dtype=world.dtype)
+    return x.contiguous(memory_format=torch.channels_last)

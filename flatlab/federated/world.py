@@ -1,0 +1,109 @@
+"""What every process of a run shares and nobody changes: configuration, data, split and the model's form."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flatlab.data import ImageData, load_images
+from flatlab.federated.algorithms.base import Client
+from flatlab.federated.config import RunConfig
+from flatlab.federated.local_batches import nominal_steps
+from flatlab.federated.models import build_model, default_model
+from flatlab.federated.parameters import Layout, layout_of
+from flatlab.federated.partition import Indices, split_clients
+from flatlab.federated.streams import stream_seed
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything fixed in a run. Sent to worker processes once; tensors in shared memory are not copied."""
+
+    config: RunConfig
+    data: ImageData
+    parts: list[Indices]  # client k's samples: (n_k,) int64, positions in data.train
+    layout: Layout
+
+    @property
+    def samples(self) -> Tensor:
+        """n_i of every client, shape (N, 1), in the run's dtype."""
+        return torch.tensor([[len(part)] for part in self.parts], dtype=self.dtype)
+
+    @property
+    def wt(self) -> Tensor:
+        """wt_i = n_i N / sum_j n_j of every client, shape (N, 1)."""
+        return self.samples * len(self.parts) / self.samples.sum()
+
+    @property
+    def steps(self) -> int:
+        """K = E * ceil(mean_i n_i / B)."""
+        return nominal_steps(float(np.mean([len(part) for part in self.parts])), self.config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of parameters, inputs and gradients."""
+        return DTYPES[self.config.dtype]
+
+    def new_model(self) -> nn.Module:
+        """Build the model with the run's initial parameters, in the run's dtype."""
+        return initial_model(self.config, self.data).to(self.dtype)
+
+    def client(
+        self, ids: int | list[int], w: Tensor, own: Mapping[str, Tensor], server: Mapping[str, Tensor]
+    ) -> Client[Any]:
+        """What client `ids` knows as a round begins; for a list of C clients, a stack: `own` is name: (C, P)."""
+        return Client(
+            w=w,
+            wt=self.wt[ids],
+            own=own,
+            server=server,
+            hyper=self.config.hyperparameters,
+            K=self.steps,
+            eta_0=self.config.lr,
+            is_weight=self.layout.is_weight().to(w.device),
+        )
+
+
+def resolve(config: RunConfig, root: Path | None = None) -> tuple[RunConfig, ImageData]:
+    """Load the run's data (local copies under `root`), take the subset asked for, and settle the model "auto"."""
+    data = load_images(config.dataset, root=root)
+    data = data.subset(config.train_samples, config.test_samples, config.seed)
+    if config.model == "auto":
+        config = config.model_copy(update={"model": default_model(config.dataset, data.input_shape)})
+    return config, data
+
+
+def make_world(config: RunConfig, root: Path | None = None) -> World:
+    """Load the data, split it among the clients and build the model once to learn its layout.
+
+    Raises `UsageError` for data, splits and models that cannot be had (see `flatlab.data`, `partition`, `models`).
+    """
+    config, data = resolve(config, root)
+    parts = split_clients(
+        data.train.labels,
+        config.clients,
+        rule=config.partition,
+        delta=config.delta if config.partition == "dirichlet" else None,
+        seed=stream_seed(config.seed, "partition"),
+    )
+    model = initial_model(config, data)
+    return World(config, data, parts, layout_of(model))
+
+
+def initial_model(config: RunConfig, data: ImageData) -> nn.Module:
+    """Build `config.model` for `data`, its parameters drawn from the run's stream "initialisation"."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(config.seed, "initialisation"))
+        return build_model(
+            config.model,
+            input_shape=data.input_shape,
+            classes=data.classes,
+            hidden=config.hidden,
+            activation=config.activation,
+        )

@@ -1,0 +1,111 @@
+"""About how long a cell takes, from a short calibration on this machine.
+
+Training is counted in images that pass forward and backward, at a speed measured for every method apart; curvature in
+products with the Hessian, one of which is timed on a few samples. A forward pass is taken as a third of a training
+step, and as a sixth of a product.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from analysis.operators import hessian
+from analysis.problem import make_problem
+from flatlab.data import normalise
+from flatlab.federated.config import RunConfig
+from flatlab.federated.engine.base import RoundInputs
+from flatlab.federated.parameters import flatten
+from flatlab.federated.world import World, make_world
+from flatlab.grid.carry import open_engine
+from flatlab.grid.plan import Cell, Kind, Measure
+
+ENOUGH_SECONDS = 0.5
+"""A trial that took less was mostly warm-up, and is timed once more."""
+
+PRODUCT_SAMPLES = 200
+
+EIGS_PRODUCTS = 50
+"""Products that the eigenvalues of a network and its layers take: 40 for the digits' MLP, 70 for the CIFAR CNN."""
+
+TRACE_VARIANCE = 0.07
+"""Variance of one probe of the trace over the trace's square: about 0.03 for the CIFAR CNN, 0.1 for the digits' MLP."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Speeds on this machine."""
+
+    images_per_second: dict[tuple[str, bool], float]  # (algorithm, man): of local training
+    product_seconds: float  # of one Hessian product, per sample
+    train_images: int  # in the training set
+    test_images: int
+
+
+def calibrate(cells: Sequence[Cell], device: torch.device, data_root: Path | None) -> Calibration:
+    """Time one client's epoch of every method among `cells` (on a GPU, of a round's clients), and a Hessian product."""
+    world = make_world(cells[0].config, data_root)
+    speeds = {}
+    for config in {(cell.config.algorithm, cell.config.man): cell.config for cell in cells}.values():
+        short = config.model_copy(update={"local_epochs": 1, "model": world.config.model})
+        trial = World(short, world.data, world.parts, world.layout)
+        speeds[config.algorithm, config.man] = _images_per_second(trial, device)
+    return Calibration(
+        images_per_second=speeds,
+        product_seconds=_product_seconds(world, device),
+        train_images=len(world.data.train.labels),
+        test_images=len(world.data.test.labels),
+    )
+
+
+def training_seconds(config: RunConfig, rounds: int, calibration: Calibration) -> float:
+    """Time of `rounds` rounds, with their evaluations."""
+    trained = rounds * config.participation * calibration.train_images * config.local_epochs
+    evaluations = rounds / config.eval_every if config.eval_every else 0  # by itself, under 5 % of training
+    evaluated = 3 * evaluations * calibration.test_images  # three models at most
+    return (trained + evaluated / 3) / calibration.images_per_second[config.algorithm, config.man]
+
+
+def measuring_seconds(config: RunConfig, kinds: Sequence[Kind], measure: Measure, calibration: Calibration) -> float:
+    """Time of measuring `kinds` of one cell."""
+    earlier = (config.rounds - 1) // config.checkpoint_every
+    products: dict[Kind, float] = {
+        "eigs": EIGS_PRODUCTS,
+        "trace": TRACE_VARIANCE / measure.trace_tol**2,
+        "density": measure.density_depth * measure.density_probes,
+        "surface": measure.surface_points**2 / 6,
+        "split": 0,
+        "training": EIGS_PRODUCTS * earlier,
+    }
+    samples = min(measure.samples, calibration.train_images)
+    return sum(products[kind] for kind in kinds) * samples * calibration.product_seconds
+
+
+def _images_per_second(world: World, device: torch.device) -> float:
+    config, rules = world.config, world.config.rules
+    count = 1 if device.type == "cpu" else max(1, round(config.participation * config.clients))
+    w = flatten(dict(world.new_model().named_parameters()), world.layout)
+    own = {name: torch.zeros(count, world.layout.size, dtype=world.dtype) for name in rules.own}
+    inputs = RoundInputs(0, list(range(count)), w, own, dict.fromkeys(rules.server, torch.zeros_like(w)))
+    with open_engine(world, device) as engine:
+        for _ in range(2):
+            began = time.perf_counter()
+            outputs = engine.run(inputs)
+            seconds = time.perf_counter() - began
+            if seconds > ENOUGH_SECONDS:
+                break
+    return outputs.images / seconds
+
+
+def _product_seconds(world: World, device: torch.device) -> float:
+    train = world.data.train
+    images = normalise(train.images[:PRODUCT_SAMPLES], world.data.mean, world.data.std, dtype=world.dtype)
+    data = (images, train.labels[:PRODUCT_SAMPLES])
+    operator = hessian(make_problem(world.new_model(), "cross_entropy", data, device=device))
+    vector = torch.ones(operator.size, dtype=world.dtype, device=device)
+    operator(vector)  # the first also builds the graph
+    began = time.perf_counter()
+    operator(vector).sum().item()
+    return (time.perf_counter() - began) / len(images)

@@ -1,0 +1,99 @@
+"""The table that `flatlab eigs` prints: one row for the network and one per layer, several subjects side by side."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flatlab.cli.console import console
+from flatlab.measuring.tables import Cell, loss_name, mark, new_table, print_subjects, print_table, ratio
+
+
+def print_eigs(results: Sequence[dict[str, Any]]) -> None:
+    """Per subject the eigenvalues, and the norms of the activations that enter and leave each layer."""
+    several = len(results) > 1
+    table = new_table()
+    table.add_column("layer")
+    if not several:  # two checkpoints fit 80 columns without it
+        table.add_column("parameters", justify="right")
+    for number, result in enumerate(results, start=1):
+        count = len(result["global"]["eigenvalues"])
+        table.add_column(f"{mark(number, results)}{eigenvalue_heading(count)}", justify="right")
+        if number > 1:
+            table.add_column("\n/[1]", justify="right")
+        table.add_column(f"{mark(number, results)}|a|² in → out", justify="right")
+    by_name = [{layer["name"]: layer for layer in result["layers"]} for result in results]
+    table.add_row(*_row("network", [_whole(result) for result in results]), end_section=True)
+    for name in dict.fromkeys(name for layers in by_name for name in layers):
+        table.add_row(*_row(name, [layers.get(name) for layers in by_name]))
+    print_table(f"Hessian of {loss_name(results[0])}", table)
+    print_subjects(results)
+    for number, result in enumerate(results, start=1):
+        if result["sampling"]:
+            _print_sampling(f"[{number}] " if several else "", result)
+    warn_unless_converged([value for result in results for value in _all_values(result)])
+
+
+def eigenvalue_heading(count: int) -> str:
+    """The heading of a column of `count` eigenvalues."""
+    return f"{lambda_(1)}{'' if count == 1 else f'…{lambda_(count)}'} ± residual"
+
+
+def lambda_(index: int) -> str:
+    """λ with an index below."""
+    return "λ" + str(index).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+def shown(values: Sequence[dict[str, Any]]) -> str:
+    """Eigenvalues with their residuals, one a line, marked where they did not converge."""
+    return "\n".join(f"{v['value']:.4g} ± {v['residual']:.0e}" + ("" if v["converged"] else " !") for v in values)
+
+
+def warn_unless_converged(values: Sequence[dict[str, Any]]) -> None:
+    """Say what the mark means, and what to do."""
+    if any(not value["converged"] for value in values):
+        console.print("! not converged: the residual is above the tolerance; raise --max-iter, or --tol.")
+
+
+def _print_sampling(number: str, result: dict[str, Any]) -> None:
+    """What the choice of samples does to the first row, so that differences between subjects can be judged."""
+    sampling = result["sampling"]
+    values = ", ".join(f"{value['value']:.4g}" for value in sampling["subsets"])
+    console.print(
+        f"{number}λ₁ of {len(sampling['subsets'])} disjoint subsets of {sampling['samples_per_subset']} samples: "
+        f"{values}. The choice of {result['data']['samples']} samples moves λ₁ by about "
+        f"± {sampling['standard_error']:.2g} (standard error), and fewer samples give a larger λ₁ on average; "
+        "--full takes all.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _whole(result: dict[str, Any]) -> dict[str, Any]:
+    parameters = sum(layer["parameters"] for layer in result["layers"])
+    return {**result["global"], "parameters": parameters or None, "input_norm2": None, "output_norm2": None}
+
+
+def _row(name: str, columns: Sequence[dict[str, Any] | None]) -> list[str]:
+    first = next(column for column in columns if column is not None)
+    cells = [name]
+    if len(columns) == 1:
+        cells.append(f"{first['parameters']:,}" if first["parameters"] else "")
+    for number, column in enumerate(columns):
+        if column is None:
+            cells += [""] * (2 if number == 0 else 3)
+            continue
+        cells.append(shown(column["eigenvalues"]))
+        if number > 0:
+            cells.append(ratio(_top(column), _top(columns[0])))
+        norms = [column["input_norm2"], column["output_norm2"]]
+        cells.append("" if norms == [None, None] else " → ".join("?" if n is None else f"{n:.3g}" for n in norms))
+    return cells
+
+
+def _top(column: dict[str, Any] | None) -> Cell | None:
+    return None if column is None else Cell("", column["eigenvalues"][0]["value"])
+
+
+def _all_values(result: dict[str, Any]) -> list[dict[str, Any]]:
+    layers = (value for layer in result["layers"] for value in layer["eigenvalues"])
+    return [*result["global"]["eigenvalues"], *layers]

@@ -1,0 +1,95 @@
+"""A user's own model, weights, data and loss, as the command line names them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from analysis.batches import Inspected, inspect_data
+from analysis.problem import LOSSES, Loss, Problem, make_problem
+from flatlab.errors import SAID, UsageError
+from flatlab.functions import import_function
+from flatlab.measuring.ranks import ranks
+from flatlab.measuring.samples import shared_out, some_of
+from flatlab.runs.checkpoint import fill, load_tensors
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """Names of functions, and a file."""
+
+    model: str  # package.module:function, returns a torch.nn.Module
+    data: str  # package.module:function, returns (inputs, targets) or batches of these
+    weights: Path | None = None  # a state_dict; None: the parameters that the function returns
+    loss: str = "cross_entropy"  # in LOSSES, or package.module:function
+
+
+def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str) -> tuple[Problem, int]:
+    """The loss of a user's model on `samples` of the user's data (None: all), and how many samples there are.
+
+    Raises `UsageError` for whatever is missing, fails or does not fit.
+    """
+    model = _model(own)
+    loss = _loss(own.loss)
+    data = _data(own)
+    if samples is not None and samples > data.samples:
+        raise UsageError(f"{own.data} returns {data.samples} samples: ask for 1 to {data.samples}, not {samples}.")
+    batches = data.batches if samples is None else some_of(data, samples)
+    share = shared_out(batches, samples or data.samples, own.data)
+    try:
+        problem = make_problem(model, loss, share, dtype=dtype, device=device, distributed=ranks() > 1)
+    except SAID:
+        raise
+    except Exception as error:  # raised in the user's code, or by PyTorch about shapes and types there
+        raise UsageError(
+            f"The model {own.model} with the loss {own.loss} fails on the data of {own.data}: {_said(error)}"
+        ) from error
+    return problem, data.samples
+
+
+def _model(own: OwnModel) -> nn.Module:
+    model = _call(own.model, "model")
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"The model {own.model} must return a torch.nn.Module, but returned {type(model).__name__}.")
+    if own.weights is not None:
+        advice = "Write the file with torch.save(model.state_dict(), FILE)."
+        state = load_tensors(own.weights, "a saved state_dict", advice)
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise UsageError(f"{own.weights} holds something else than a state_dict. {advice}")
+        fill(model, state, f"The weights {own.weights} do not fit the model {own.model}")
+    return model
+
+
+def _data(own: OwnModel) -> Inspected:
+    data = _call(own.data, "data")
+    try:
+        return inspect_data(data)
+    except SAID as error:
+        raise UsageError(f"What {own.data} returns cannot be used. {error}") from error
+    except Exception as error:
+        raise UsageError(f"Reading the data of {own.data} fails: {_said(error)}") from error
+
+
+def _loss(name: str) -> Loss:
+    if ":" in name:
+        return import_function(name, "loss")
+    if name not in LOSSES:
+        raise UsageError(
+            f"There is no loss called '{name}': choose one of {', '.join(LOSSES)}, or name a function of your own as "
+            "package.module:function."
+        )
+    return LOSSES[name]
+
+
+def _call(name: str, role: str) -> object:
+    function = import_function(name, role)
+    try:
+        return function()
+    except Exception as error:
+        raise UsageError(f"The {role} {name}, called without arguments, raised {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["(no message)"]
+    return f"{type(error).__name__}: {lines[0]}"

@@ -1,0 +1,55 @@
+"""Data-parallel measurement: what torchrun starts several times, each process with its share of the samples.
+
+    torchrun --nproc-per-node 2 -m flatlab eigs CKPT
+
+analysis/ adds up every product over the processes. Here they meet, and only the first of them speaks.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import distributed as dist
+
+from flatlab.cli.console import console, status
+from flatlab.errors import UsageError
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Within the block, the processes that torchrun started, if it did, form a group (gloo on CPUs, nccl on GPUs).
+
+    After it, the first goes on alone and the others leave.
+    """
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    first = dist.get_rank() == 0
+    try:
+        console.quiet = status.quiet = not first
+        yield
+        dist.barrier()  # nobody leaves while another still needs its share
+    finally:
+        dist.destroy_process_group()
+    if not first:
+        raise SystemExit(0)
+
+
+def rank() -> int:
+    """This process's number; 0 where there is only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    """How many processes share the work."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def require_shares(samples: int, of: str) -> None:
+    """Raise `UsageError` unless every process gets a sample."""
+    if samples < ranks():
+        raise UsageError(f"{of} has {samples} samples, too few for {ranks()} processes: start at most {samples}.")

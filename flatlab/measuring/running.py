@@ -1,0 +1,66 @@
+"""The loop that the four commands share: open each subject, measure it under a progress line, save the numbers."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from flatlab.cli.console import status, write_json
+from flatlab.measuring.ranks import joined, rank
+from flatlab.measuring.subjects import Measurement, Subject, check, open_subject
+
+Tell = Callable[[str], None]
+"""Shows what is being done, beside the name of the subject."""
+
+
+def silent(stage: str) -> None:
+    """Tell nobody."""
+
+
+Work = Callable[[Subject, Tell], dict[str, Any]]
+"""Measures a subject and returns the numbers as plain data."""
+
+
+def measure(
+    kind: str, paths: Sequence[Path], measurement: Measurement, work: Work, json: Path | None
+) -> list[dict[str, Any]]:
+    """Do `work` on every checkpoint, or on the user's own model where there is none.
+
+    Writes `<checkpoint>.<kind>.json` beside each as soon as it is measured, and everything to `json`; returns their
+    contents. Of the processes that torchrun starts, the first alone writes and returns.
+    """
+    check(measurement, paths)
+    results = []
+    with joined(measurement.device):
+        for path in paths or (None,):
+            began = time.perf_counter()
+            with progress_line("own model" if path is None else str(path)) as tell:
+                tell("opening")
+                subject = open_subject(path, measurement)
+                numbers = work(subject, tell)
+            results.append({**subject.about, **numbers, "seconds": time.perf_counter() - began})
+            if path is not None and rank() == 0:
+                write_json(path.with_suffix(f".{kind}.json"), results[-1])
+    write_json(json, results[0] if len(results) == 1 else {"checkpoints": results})
+    return results
+
+
+@contextmanager
+def progress_line(name: str) -> Iterator[Tell]:
+    """Within the block, a line on standard error that says what goes on, and for how long."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[stage]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=status, transient=True) as progress:
+        task = progress.add_task(name, total=None, stage="")
+
+        def tell(stage: str) -> None:
+            progress.update(task, stage=stage)
+
+        yield tell

@@ -1,0 +1,60 @@
+"""The samples of a loss: all of a data set in bounded memory, some of it, or one process's share."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from analysis.batches import Batch, Inspected, Part, batch_length
+from flatlab.data import ImageData, normalise
+from flatlab.measuring.ranks import rank, ranks, require_shares
+
+BATCH_BYTES = 64 << 20
+"""Normalised pixels that exist at once."""
+
+
+class ImageBatches:
+    """Training images normalised a batch at a time, anew at each pass, so that their pixels never exist all at once."""
+
+    def __init__(self, data: ImageData, chosen: NDArray[np.int64], dtype: torch.dtype, device: str) -> None:
+        self.data = data
+        self.chosen = torch.from_numpy(chosen)
+        self.dtype = dtype
+        self.device = device
+        self.batch_size = max(1, BATCH_BYTES // (data.train.images[0].numel() * dtype.itemsize))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        train, mean, std = self.data.train, self.data.mean, self.data.std
+        for places in self.chosen.split(self.batch_size):
+            images = train.images[places].to(self.device)
+            yield normalise(images, mean, std, dtype=self.dtype), train.labels[places]
+
+
+def own_share(data: ImageData, chosen: NDArray[np.int64], dtype: torch.dtype, device: str, of: str) -> ImageBatches:
+    """The images `chosen`, of which each process takes every `ranks()`-th; `of` names them in errors."""
+    require_shares(len(chosen), of)
+    return ImageBatches(data, chosen[rank() :: ranks()], dtype, device)
+
+
+def shared_out(batches: Iterable[Batch], samples: int, of: str) -> Iterable[Batch]:
+    """This process's share of any data."""
+    require_shares(samples, of)
+    return Part(batches, rank(), ranks()) if ranks() > 1 else batches
+
+
+def some_of(inspected: Inspected, count: int, seed: int = 0) -> Sequence[Batch]:
+    """`count` of the samples, drawn from `seed`, in their own order and batches."""
+    kept = np.zeros(inspected.samples, dtype=bool)
+    kept[np.random.default_rng(seed).choice(inspected.samples, count, replace=False)] = True
+    found: list[Batch] = []
+    passed = 0
+    for inputs, targets in inspected.batches:
+        places = torch.from_numpy(np.flatnonzero(kept[passed : passed + len(targets)])).to(targets.device)
+        passed += len(targets)
+        if isinstance(inputs, dict):
+            found.append(({name: x[places] for name, x in inputs.items()}, targets[places]))
+        else:
+            found.append((tuple(x[places] for x in inputs), targets[places]))
+    return [batch for batch in found if batch_length(batch) > 0]

@@ -1,0 +1,182 @@
+"""What is measured: the loss of a checkpoint, or of a user's own model, on training samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from analysis.problem import Problem, make_problem
+from analysis.strata import stratified_choice
+from flatlab.data import ImageData
+from flatlab.errors import UsageError
+from flatlab.federated.world import DTYPES, make_world
+from flatlab.malloc import keep_freed_memory
+from flatlab.measuring.own import OwnModel, open_own
+from flatlab.measuring.ranks import ranks
+from flatlab.measuring.samples import own_share
+from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, provenance, rebuild
+
+DEFAULT_SAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """On what, and how exactly, a loss is differentiated."""
+
+    samples: int | None = (
+        None  # class-balanced; None: of a checkpoint DEFAULT_SAMPLES, or all if fewer, of own data all
+    )
+    dtype: str = "float32"
+    device: str = "cpu"
+    data_root: Path | None = None
+    trusted_model: str | None = None
+    full: bool = False  # all training samples
+    clients: str | None = None  # "all", or numbers separated by commas: only what these clients hold
+    own: OwnModel | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loss at one point, and what is known of it."""
+
+    problem: Problem
+    about: Mapping[str, Any]  # as plain data: model, data, versions; begins every saved result
+    available: int  # samples there are, of which the problem's are some
+    clients: Mapping[str, Problem] = field(default_factory=dict)  # their own losses; the problem's is that of all
+
+
+def read_measurement(
+    paths: Sequence[Path],
+    *,
+    samples: int | None,
+    full: bool,
+    dtype: str,
+    device: str,
+    data_root: Path | None,
+    model: str | None,
+    weights: Path | None,
+    data: str | None,
+    loss: str | None,
+    clients: str | None = None,
+) -> Measurement:
+    """What the commands' options say; raises `UsageError` where they contradict one another or something is missing."""
+    own = None
+    if paths:
+        for option, value in {"--weights": weights, "--data": data, "--loss": loss}.items():
+            if value is not None:
+                raise UsageError(f"{option} is for a model of your own; a checkpoint brings its own: leave one out.")
+    elif model is None or data is None:
+        raise UsageError(
+            "Name a checkpoint of flatlab train, or measure a model of your own: --model package.module:function "
+            "--data package.module:function."
+        )
+    else:
+        own = OwnModel(model, data, weights, loss or "cross_entropy")
+    return Measurement(samples, dtype, device, data_root, model, full, clients, own)
+
+
+def check(measurement: Measurement, paths: Sequence[Path]) -> None:
+    """Look at every option and file before hours are spent on the first; raises `UsageError`."""
+    if measurement.dtype not in DTYPES:
+        raise UsageError(f"--dtype is float32 or float64, not {measurement.dtype!r}.")
+    if measurement.device != "cpu" and not (measurement.device.startswith("cuda") and torch.cuda.is_available()):
+        raise UsageError(f"There is no device {measurement.device!r} here; leave --device out to use the CPU.")
+    if measurement.full and measurement.samples is not None:
+        raise UsageError("--full takes all samples and --samples some: give one of them.")
+    if measurement.clients is not None and not paths:
+        raise UsageError("--clients needs a checkpoint, which says what each client holds.")
+    for path in paths:
+        load_checkpoint(path)
+
+
+def open_checkpoint(path: Path, measurement: Measurement) -> Subject:
+    """Rebuild a checkpoint's model, data and loss: the mean cross-entropy on its training samples, not augmented.
+
+    Every class keeps its share among the samples or, where clients are named, every client. They come in random order,
+    so that any stretch of them is a random mini-batch. Under torchrun each process has its share. Raises `UsageError`
+    for a bad file, more samples than there are, or clients that are not.
+    """
+    keep_freed_memory()
+    checkpoint = load_checkpoint(path)
+    config = checkpoint.config
+    model, data = rebuild(checkpoint, root=measurement.data_root, trusted_model=measurement.trusted_model)
+    parts = _parts(checkpoint, measurement)
+    chosen, available = _choice(data, parts, measurement, config.seed)
+    dtype = DTYPES[measurement.dtype]
+    batches = own_share(data, chosen, dtype, measurement.device, str(path))
+    problem = make_problem(
+        model, "cross_entropy", batches, dtype=dtype, device=measurement.device, distributed=ranks() > 1
+    )
+    clients = {}
+    for name, part in parts.items():
+        held = chosen[np.isin(chosen, part)]
+        if len(held) == 0:
+            raise UsageError(f"Client {name} holds none of the {len(chosen)} samples: ask for more, or use --full.")
+        clients[name] = problem.on(own_share(data, held, dtype, measurement.device, f"Client {name}"))
+    return Subject(problem, _about_checkpoint(path, checkpoint, problem), available, clients)
+
+
+def open_subject(path: Path | None, measurement: Measurement) -> Subject:
+    """Open the checkpoint at `path`, or without one the user's own model."""
+    if path is not None:
+        return open_checkpoint(path, measurement)
+    assert measurement.own is not None  # `check` saw to it
+    keep_freed_memory()
+    own = measurement.own
+    problem, available = open_own(own, measurement.samples, DTYPES[measurement.dtype], measurement.device)
+    about = {
+        "model": own.model,
+        "weights": None if own.weights is None else str(own.weights),
+        "data": {"dataset": own.data, "split": None, "samples": problem.samples},
+        "loss_function": own.loss,
+        "versions": provenance(),
+    }
+    return Subject(problem, about, available)
+
+
+def _choice(
+    data: ImageData, parts: Mapping[str, NDArray[np.int64]], measurement: Measurement, seed: int
+) -> tuple[NDArray[np.int64], int]:
+    """Places of the samples in the training set, shuffled, and how many there were to choose from."""
+    owner = f"{data.name} has"
+    pool, groups = np.arange(len(data.train)), data.train.labels.numpy()
+    if parts:
+        owner = "These clients hold" if len(parts) > 1 else "This client holds"
+        pool = np.concatenate(list(parts.values()))
+        groups = np.repeat(np.arange(len(parts)), [len(part) for part in parts.values()])
+    count = len(pool) if measurement.full else measurement.samples or min(DEFAULT_SAMPLES, len(pool))
+    if count > len(pool):
+        raise UsageError(f"{owner} {len(pool)} training images: ask for 1 to {len(pool)}, not {count}.")
+    rng = np.random.default_rng([seed, 0])
+    return rng.permutation(pool[stratified_choice(groups, count, rng)]), len(pool)
+
+
+def _about_checkpoint(path: Path, checkpoint: Checkpoint, problem: Problem) -> dict[str, Any]:
+    config = checkpoint.config
+    return {
+        "checkpoint": str(path),
+        "data": {"dataset": config.dataset, "split": "train", "samples": problem.samples},
+        "loss_function": "cross_entropy",
+        "versions": provenance(),
+        "run": {"config": config.plain(), "round": checkpoint.round, "metrics": checkpoint.metrics},
+    }
+
+
+def _parts(checkpoint: Checkpoint, measurement: Measurement) -> dict[str, NDArray[np.int64]]:
+    """The training samples of each client asked for, by its number."""
+    if measurement.clients is None:
+        return {}
+    parts = make_world(checkpoint.config, measurement.data_root).parts
+    words = measurement.clients.replace(" ", "").split(",")
+    if words == ["all"]:
+        words = [str(k) for k in range(len(parts))]
+    for word in words:
+        if not (word.isdecimal() and int(word) < len(parts)):
+            raise UsageError(
+                f"--clients is all, or numbers from 0 to {len(parts) - 1} separated by commas, not {word!r}."
+            )
+    return {str(int(word)): parts[int(word)] for word in words}

@@ -1,0 +1,95 @@
+"""Results of several subjects side by side, as ratios to the first."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from flatlab.cli.console import console
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number as it is shown, and itself where it may be compared with the first subject's."""
+
+    text: str
+    value: float | None = None
+
+
+Row = tuple[str, Sequence[Cell | None]]
+"""What stands in front, and a cell per subject."""
+
+
+def print_side_by_side(title: str, heading: str, column: str, rows: Sequence[Row], results: Sequence[Result]) -> None:
+    """One column per subject, headed `column`; with several, also the ratio to the first. Lines on each follow."""
+    table = new_table()
+    table.add_column(heading)
+    for number in range(1, len(results) + 1):
+        table.add_column(f"{mark(number, results)}{column}", justify="right")
+        if number > 1:
+            table.add_column("\n/[1]", justify="right")
+    for name, cells in rows:
+        line = []
+        for number, cell in enumerate(cells):
+            line.append("" if cell is None else cell.text)
+            if number > 0:
+                line.append(ratio(cell, cells[0]))
+        table.add_row(name, *line)
+    print_table(title, table)
+    print_subjects(results)
+
+
+def new_table() -> Table:
+    """A table in the style of all commands."""
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)  # two subjects fit 80 columns just so
+
+
+def print_table(title: str, table: Table) -> None:
+    """The title stands apart, so that it may be wider than the table."""
+    console.print(title, style="italic", markup=False, highlight=False)
+    console.print()
+    console.print(table)
+    console.print()
+
+
+def mark(number: int, results: Sequence[Result]) -> str:
+    """What heads the columns of a subject, where there are several."""
+    return f"[{number}]\n" if len(results) > 1 else ""
+
+
+def ratio(cell: Cell | None, first: Cell | None) -> str:
+    """The cell's value over that of the first subject, where both can be compared."""
+    if cell is None or first is None or cell.value is None or not first.value:
+        return ""
+    return f"{cell.value / first.value:.2f}"
+
+
+def print_subjects(results: Sequence[Result]) -> None:
+    """A line on each: its name, train loss and test accuracy where known, products and seconds."""
+    for number, result in enumerate(results, start=1):
+        notes = [f"train loss {result['loss']:.4g}"] if "loss" in result else []
+        accuracy = result.get("run", {}).get("metrics", {}).get("test_accuracy")
+        notes += [] if accuracy is None else [f"test accuracy {accuracy:.2%}"]
+        cost = [f"{result['hvps']} products"] if "hvps" in result else []
+        cost += [f"{result['seconds']:.1f} s"]
+        which = f"[{number}] " if len(results) > 1 else ""
+        line = f"{which}{subject_name(result)}: {'; '.join(filter(None, [', '.join(notes), ', '.join(cost)]))}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def subject_name(result: Result) -> str:
+    """The checkpoint, or the user's model with its weights."""
+    if "checkpoint" in result:
+        return str(result["checkpoint"])
+    return f"{result['model']} ({result['weights']})" if result["weights"] else str(result["model"])
+
+
+def loss_name(result: Result) -> str:
+    """The loss and its samples, as titles call them."""
+    data = result["data"]
+    kind = f"{data['split']}ing " if data["split"] == "train" else ""
+    return f"the mean {result['loss_function'].replace('_', '-')}, {data['samples']} {kind}samples of {data['dataset']}"

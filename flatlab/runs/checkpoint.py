@@ -1,0 +1,151 @@
+"""Checkpoints: one `.pt` file that is enough to rebuild model, loss and data, and that is never unpickled as code."""
+
+import pickle
+import platform
+import subprocess
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatlab.data import ImageData
+from flatlab.errors import UsageError
+from flatlab.federated.config import RunConfig, make_config
+from flatlab.federated.models import MODELS
+from flatlab.federated.world import DTYPES, initial_model, resolve
+from flatlab.files import atomic_write
+
+FORMAT = "flatlab checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds."""
+
+    config: RunConfig
+    round: int  # rounds completed
+    state_dict: dict[str, Tensor]  # of the model that the run reports (RunConfig.report)
+    models: dict[str, dict[str, Tensor]]  # the other models of the round: "server", "selected", "all"
+    metrics: dict[str, Any]  # the newest line of metrics.jsonl that has an evaluation; empty before the first
+    provenance: dict[str, str]  # versions, commit, platform
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` to `path`, atomically."""
+    plain = {**vars(checkpoint), "config": checkpoint.config.plain(), "format": FORMAT, "version": VERSION}
+    with atomic_write(path) as file:
+        torch.save(plain, file)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; tensors and plain data only, no code.
+
+    Raises `UsageError` for a file that is missing, truncated, not one of flatlab's, of a newer format, or that would
+    run code when unpickled.
+    """
+    plain = read_plain(path, FORMAT, VERSION)
+    try:
+        return Checkpoint(
+            config=make_config(plain["config"], f"the checkpoint {path}"),
+            round=plain["round"],
+            state_dict=plain["state_dict"],
+            models=plain["models"],
+            metrics=plain["metrics"],
+            provenance=plain["provenance"],
+        )
+    except KeyError as error:
+        raise UsageError(
+            f"The checkpoint {path} lacks its {error.args[0]!r}: it is damaged; use another one."
+        ) from error
+
+
+def read_plain(path: Path, kind: str, newest: int) -> dict[str, Any]:
+    """Read a dictionary of tensors and plain data that says it is of `kind`, version `newest` or older.
+
+    Raises `UsageError` as `load_checkpoint`.
+    """
+    plain = load_tensors(path, f"a {kind}", "Use a file that `flatlab train` wrote.")
+    if not isinstance(plain, dict) or plain.get("format") != kind:
+        raise UsageError(f"{path} is a PyTorch file, but not a {kind}; use a file that `flatlab train` wrote.")
+    if plain.get("version", newest + 1) > newest:
+        raise UsageError(
+            f"{path} was written by a newer flatlab (format {plain.get('version')}); update flatlab to read it."
+        )
+    return plain
+
+
+def load_tensors(path: Path, kind: str, advice: str) -> Any:
+    """Read what `torch.save` wrote: tensors and plain data only, no code.
+
+    Raises `UsageError`, which says that the file is not `kind` and ends with `advice`, for a file that is missing,
+    truncated, or that would run code when unpickled.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about pickles that are then refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"{path} is not {kind}, or it would run code when opened; nothing in it was run. {advice}"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is truncated or not {kind}. {advice}") from error
+
+
+def rebuild(
+    checkpoint: Checkpoint, *, root: Path | None = None, trusted_model: str | None = None
+) -> tuple[nn.Module, ImageData]:
+    """Build the checkpoint's model, with its parameters, and load its data; the loss is the mean cross-entropy.
+
+    The model's own code runs only if it is flatlab's or `trusted_model` names the same `package.module:function`:
+    a checkpoint from elsewhere must not choose what is imported. Raises `UsageError` where the parts do not fit.
+    """
+    named = checkpoint.config.model
+    if named not in (*MODELS, "auto", trusted_model):
+        raise UsageError(f"This checkpoint's model is the function {named}; to let it run, add --model {named}.")
+    config, data = resolve(checkpoint.config, root)
+    model = initial_model(config, data).to(DTYPES[config.dtype])
+    fill(model, checkpoint.state_dict, f"The checkpoint's parameters do not fit its model {config.model}")
+    return model, data
+
+
+def fill(model: nn.Module, state_dict: Mapping[str, Tensor], complaint: str) -> None:
+    """Load the parameters into the model; raises `UsageError`, "`complaint`: reason", where they do not fit."""
+    try:
+        model.load_state_dict(state_dict)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise UsageError(f"{complaint}: {lines[min(1, len(lines) - 1)]}") from error
+
+
+def provenance() -> dict[str, str]:
+    """Return the versions that made a number: flatlab, its commit where known, Python, PyTorch, NumPy, platform."""
+    return {
+        **{package: version(package) for package in ("flatlab", "torch", "numpy")},
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _commit() -> str:
+    """The commit of the source tree that runs, "+" if it was changed since, or "unknown" where there is none."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+" if changes else "")
