@@ -1,6 +1,7 @@
 """Toy networks on the bundled digits: many of one architecture, under several penalties, trained as one stack."""
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -63,10 +64,12 @@ def new_toy(toys: Toys, hidden: Sequence[int], activation: Activation, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         widths = [toys.x[0].numel(), *hidden]
-        layers: list[nn.Module] = [nn.Flatten()]
-        for fan_in, fan_out in pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), nn.ReLU() if activation == "relu" else nn.Tanh()]
-        return nn.Sequential(*layers, nn.Linear(widths[-1], 10)).double()
+        layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+        for i, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):
+            layers[f"fc{i}"] = nn.Linear(fan_in, fan_out)
+            layers[f"{activation}{i}"] = nn.ReLU() if activation == "relu" else nn.Tanh()
+        layers[f"fc{len(widths)}"] = nn.Linear(widths[-1], 10)
+        return nn.Sequential(layers).double()
 
 
 def train_stack(models: Sequence[nn.Sequential], penalties: Sequence[Penalty], toys: Toys, steps: range) -> None:
