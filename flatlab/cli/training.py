@@ -24,6 +24,7 @@ from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.partition import class_counts
+from flatlab.federated.precision import missing_kernels
 from flatlab.federated.presets import preset_fields
 from flatlab.federated.rounds import SAVE_SECONDS, Record, Run, most_participants, run_folder, train
 from flatlab.federated.world import World, make_world
@@ -152,6 +153,8 @@ def print_split(config: RunConfig, data_root: Path | None) -> None:
 
 def _open_engine(world: World, execution: Execution) -> Engine:
     device = "cuda" if execution.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if note := missing_kernels(world.config.precision, torch.device(device)):
+        status.print(note, soft_wrap=True)
     if execution.engine == "batched" or (execution.engine == "auto" and device == "cuda"):
         return BatchedEngine(world, torch.device(device))
     slots = most_participants(world.config)
@@ -209,6 +212,8 @@ def _train_with_progress(run: Run, engine: Engine, execution: Execution) -> Reco
 def _print_summary(world: World, last: Record, seconds: float) -> None:
     config = world.config
     title = f"{config.algorithm}{f' + MAN (zeta {config.zeta:g})' if config.man else ''} on {config.dataset}"
+    if config.precision != "ieee":
+        title += f", trained in {config.precision}"
     table = Table(title=title, title_justify="left")
     for heading in ("model", "test accuracy", "test loss", "mean |a|²"):
         table.add_column(heading, justify="left" if heading == "model" else "right")

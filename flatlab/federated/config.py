@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flatlab.errors import UsageError
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.algorithms.base import Algorithm, Hyper
+from flatlab.federated.precision import Precision
 from flatlab.files import write_text
 
 
@@ -62,7 +63,10 @@ class RunConfig(BaseModel):
         0, ge=0, description="rounds between evaluations; 0: as often as costs under 5 % of training"
     )
     checkpoint_every: int = Field(100, ge=1, description="rounds between checkpoints")
-    dtype: Literal["float32", "float64"] = Field("float32", description="precision of training")
+    dtype: Literal["float32", "float64"] = Field("float32", description="type of parameters, vectors and update")
+    precision: Precision = Field(
+        "ieee", description="forward and backward passes of training: ieee, tf32 (on a GPU), or bf16 by autocast"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="every random stream of the run starts here")
 
     @field_validator("hidden")
@@ -100,6 +104,12 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"zeta_logits = {self.zeta_logits:g} is part of MAN, which is off; set man to true as well"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _half_precision_is_of_float32(self) -> Self:
+        if self.precision != "ieee" and self.dtype != "float32":
+            raise ValueError(f"precision = {self.precision} goes with dtype = float32, not {self.dtype}")
         return self
 
     @property

@@ -32,7 +32,7 @@ class _MeanSquare(Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(a)
-        return a.view_as(a), a.new_zeros(())
+        return a.view_as(a), a.new_zeros((), dtype=torch.promote_types(a.dtype, torch.float32))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -40,7 +40,11 @@ class _MeanSquare(Function):
         (a,) = ctx.saved_tensors
         scale = from_mean * (2.0 / a.numel())
         if a.is_cuda or torch.is_grad_enabled():
-            return from_above.addcmul(a, scale)
+            total: Tensor = from_above.to(scale.dtype).addcmul(a.to(scale.dtype), scale)
+            return total.to(a.dtype)
+        if a.dtype != scale.dtype:  # `alpha` would be rounded to bfloat16 as well; a factor is not
+            rounded: Tensor = a.mul(scale.item())
+            return rounded.add_(from_above)
         return from_above.add(a, alpha=scale.item())
 
 
@@ -56,7 +60,7 @@ def square_sum(a: Tensor) -> Tensor:
 def penalty_terms(model: nn.Module, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Run `model` on `inputs` and return (logits, [r_l for every hidden layer l, in the order computed]).
 
-    `inputs` has shape (batch, ...); logits (batch, classes). Each r_l is a scalar in the model's dtype that stands for
+    `inputs` has shape (batch, ...); logits (batch, classes). Each r_l is a scalar of at least float32 that stands for
     mean(a_l^2) over batch and units in a loss to be differentiated: its gradient is exact, its value is 0 (measure
     activations with `tap_activations`). R of the module's docstring is the sum of the list.
     """

@@ -23,6 +23,7 @@ from flatlab.federated.engine.base import Evaluation, RoundInputs, RoundOutputs
 from flatlab.federated.engine.sequential import add_up, chunk_starts, score_chunk
 from flatlab.federated.local_batches import Batch, local_batches
 from flatlab.federated.local_step import local_step_
+from flatlab.federated.precision import arithmetic, autocast
 from flatlab.federated.streams import stream, stream_seed
 from flatlab.federated.world import World
 
@@ -59,14 +60,15 @@ class BatchedEngine:
         total = torch.zeros(len(inputs.ids), dtype=torch.float64, device=self.device)
         samples = torch.zeros_like(total)
         self.model.train()
-        for batch in self._batches(inputs):
-            x, y = self._take(batch)
-            taken = (batch.weight > 0).sum(1)
-            training = (taken > 0).to(world.dtype).unsqueeze(1)  # 0 for clients that are done
-            gradient = partial(self._gradient, x, y, batch.weight)
-            loss = local_step_(theta, gradient, client, terms, rules, eta * training, config)
-            total += loss * taken
-            samples += taken
+        with arithmetic(config.precision):
+            for batch in self._batches(inputs):
+                x, y = self._take(batch)
+                taken = (batch.weight > 0).sum(1)
+                training = (taken > 0).to(world.dtype).unsqueeze(1)  # 0 for clients that are done
+                gradient = partial(self._gradient, x, y, batch.weight)
+                loss = local_step_(theta, gradient, client, terms, rules, eta * training, config)
+                total += loss * taken
+                samples += taken
         after = rules.keep(client, theta - w)
         return RoundOutputs(
             theta=theta.cpu(),
@@ -106,13 +108,14 @@ class BatchedEngine:
             return activation
 
         parameters = self.world.layout.views(theta)
-        with tap_activations(tap):
-            logits = functional_call(self.model, parameters, (x,))
+        with tap_activations(tap), autocast(self.world.config.precision, x.device):
+            outputs = functional_call(self.model, parameters, (x,))
+        logits = outputs.to(theta.dtype)
         loss = weight @ F.cross_entropy(logits, y, reduction="none")
         config = self.world.config
         if not config.man:
             return loss, loss
-        hidden = [a for a in activations if a is not logits]
+        hidden = [a.to(theta.dtype) for a in activations if a is not outputs]
         penalty = config.zeta * sum(weight @ a.flatten(1).square().mean(1) for a in hidden)
         if config.zeta_logits:
             penalty = penalty + config.zeta_logits * (weight @ logits.square().mean(1))

@@ -15,6 +15,7 @@ from flatlab.federated.engine.base import Evaluation, RoundInputs, RoundOutputs
 from flatlab.federated.local_batches import Batch, local_batches
 from flatlab.federated.local_step import local_step_
 from flatlab.federated.man import penalty_terms, square_sum
+from flatlab.federated.precision import arithmetic, autocast
 from flatlab.federated.streams import stream, stream_seed
 from flatlab.federated.world import World
 
@@ -55,12 +56,13 @@ def train_client(
     theta = w.clone()
     total, seen = 0.0, 0
     model.train()
-    for batch in batches:
-        x, y = take(inputs, batch), labels[batch.index]
-        gradient = partial(loss_gradient, world, model, x, y)
-        loss = local_step_(theta, gradient, client, terms, algorithm, eta, config)
-        total += loss.item() * len(y)
-        seen += len(y)
+    with arithmetic(config.precision):
+        for batch in batches:
+            x, y = take(inputs, batch), labels[batch.index]
+            gradient = partial(loss_gradient, world, model, x, y)
+            loss = local_step_(theta, gradient, client, terms, algorithm, eta, config)
+            total += loss.item() * len(y)
+            seen += len(y)
     return ClientResult(theta, algorithm.keep(client, theta - w), total / seen, seen)
 
 
@@ -82,14 +84,18 @@ def loss_gradient(world: World, model: nn.Module, x: Tensor, y: Tensor, at: Tens
     """(f, g) at the flat vector `at` (P,): cross-entropy f, and the gradient (P,) of f + zeta/2 R (see man.py)."""
     config = world.config
     parameters = bind(model, world, at)
+    terms: list[Tensor] = []
+    with autocast(config.precision, x.device):
+        if config.man:
+            outputs, terms = penalty_terms(model, x)
+        else:
+            outputs = model(x)
+    logits = outputs.to(at.dtype)
+    objective = loss = F.cross_entropy(logits, y)
     if config.man:
-        logits, terms = penalty_terms(model, x)
-        loss = F.cross_entropy(logits, y)
-        objective = loss + config.zeta / 2 * sum(terms)
-        if config.zeta_logits:
-            objective = objective + config.zeta_logits / 2 * logits.square().mean()
-    else:
-        objective = loss = F.cross_entropy(model(x), y)
+        objective = objective + config.zeta / 2 * sum(terms)
+    if config.zeta_logits:
+        objective = objective + config.zeta_logits / 2 * logits.square().mean()
     gradients = torch.autograd.grad(objective, parameters, materialize_grads=True)
     return loss.detach(), torch.cat([g.reshape(-1) for g in gradients])
 
@@ -125,7 +131,7 @@ def score_chunk(world: World, model: nn.Module, vector: Tensor, start: int) -> C
         taken.append(activation)
         return activation
 
-    with tap_activations(tap):
+    with tap_activations(tap), arithmetic("ieee"), autocast("ieee", x.device):
         logits = model(x)
     return ChunkScore(
         correct=int((logits.argmax(1) == y).sum()),

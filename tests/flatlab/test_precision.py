@@ -1,0 +1,109 @@
+"""In which arithmetic clients train, and that nothing else is touched by it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flatlab.errors import UsageError
+from flatlab.federated.config import make_config
+from flatlab.federated.engine.base import Engine
+from flatlab.federated.engine.batched import BatchedEngine
+from flatlab.federated.engine.process import ProcessEngine
+from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.man import penalty_terms
+from flatlab.federated.precision import arithmetic, missing_kernels
+from flatlab.federated.rounds import Run, most_participants
+from flatlab.federated.world import World
+
+CNN: dict[str, Any] = {
+    "sizes": (9, 14, 11, 6), "shape": (3, 20, 20), "model": "cifar-cnn", "augment": True, "dtype": "float32",
+    "batch_size": 5, "lr": 0.05, "rounds": 3, "algorithm": "feddc", "man": True,
+}  # fmt: skip
+
+
+def after_a_round(world: World, folder: Path, engine: Engine) -> Run:
+    run = Run(world, folder)
+    with engine:
+        run.advance(engine)
+    return run
+
+
+def convolutions() -> tuple[str, str]:
+    """How float32 convolutions are multiplied now, on a GPU and on a CPU."""
+    return torch.backends.cudnn.conv.fp32_precision, torch.backends.mkldnn.conv.fp32_precision  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("precision", "inside"), [("ieee", "ieee"), ("bf16", "ieee"), ("tf32", "tf32")])
+def test_a_clients_passes_see_the_precision_and_the_caller_does_not(
+    precision: str, inside: str, toy_world: Callable[..., World], tmp_path: Path
+) -> None:
+    world = toy_world(**CNN, precision=precision)
+    engine = SequentialEngine(world)
+    seen = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((convolutions(), output.dtype, torch.is_grad_enabled()))
+
+    engine.model.conv1.register_forward_hook(record)  # type: ignore[union-attr]
+    before = convolutions()
+    with torch.autocast("cpu", torch.bfloat16):  # a caller's own, which must not reach a client
+        run = after_a_round(world, tmp_path, engine)
+        engine.evaluate([run.server.w])
+    assert convolutions() == before
+    training = {(switches, dtype) for switches, dtype, differentiated in seen if differentiated}
+    assert training == {((inside, inside), torch.bfloat16 if precision == "bf16" else torch.float32)}
+    evaluating = {(switches, dtype) for switches, dtype, differentiated in seen if not differentiated}
+    assert evaluating == {(("ieee", "ieee"), torch.float32)}
+
+
+def test_bf16_rounds_the_passes_alone(toy_world: Callable[..., World], tmp_path: Path) -> None:
+    """Another model than in float32, near it, in float32; the same in worker processes and, to rounding, as a stack."""
+    world, exact = toy_world(**CNN, precision="bf16"), toy_world(**CNN)
+    run = after_a_round(world, tmp_path / "1", SequentialEngine(world))
+    reference = after_a_round(exact, tmp_path / "2", SequentialEngine(exact))
+    moved = (reference.server.w - Run(exact, tmp_path / "3").server.w).norm()
+    assert run.server.w.dtype == torch.float32
+    assert 0 < (run.server.w - reference.server.w).norm() < 0.2 * moved
+    workers = ProcessEngine(world, 2, most_participants(world.config))
+    assert torch.equal(after_a_round(world, tmp_path / "4", workers).server.w, run.server.w)
+    stack = after_a_round(world, tmp_path / "5", BatchedEngine(world, torch.device("cpu")))
+    assert (stack.server.w - reference.server.w).norm() < 0.2 * moved
+
+
+def test_man_keeps_its_exact_gradient_in_bf16() -> None:
+    """What is added to the gradient of a is 2 a zeta / 2 / numel to within bfloat16's rounding, without a bias."""
+    zeta = 0.2345
+    a = torch.randn(20, 1000, generator=torch.Generator().manual_seed(0)).bfloat16().abs().requires_grad_()
+    model = nn.ReLU()
+    _, (term,) = penalty_terms(lambda x: model(x) + 0, a)  # type: ignore[arg-type]
+    assert term.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(zeta / 2 * term, a)
+    exact = a.detach().double() * zeta / a.numel()
+    error = (gradient.double() - exact) / exact
+    assert error.abs().max() <= 2**-8
+    assert abs(error.mean().item()) < 1e-4
+
+
+def test_arithmetic_is_restored_after_an_exception() -> None:
+    before = convolutions()
+    with pytest.raises(RuntimeError), arithmetic("tf32"):
+        raise RuntimeError
+    assert convolutions() == before
+
+
+def test_half_precision_and_float64_do_not_go_together() -> None:
+    with pytest.raises(UsageError, match="precision = bf16 goes with dtype = float32, not float64"):
+        make_config({"precision": "bf16", "dtype": "float64"})
+
+
+def test_only_a_processor_without_bfloat16_is_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert missing_kernels("ieee", cpu) == ""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert "emulated" in missing_kernels("bf16", cpu)
+    assert missing_kernels("bf16", torch.device("cuda")) == ""
