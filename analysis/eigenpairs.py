@@ -7,7 +7,7 @@ The Symmetric Eigenvalue Problem, theorems 4.5.1 and 11.7.1).
 
 import math
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from analysis.vectors import combine, dots
 
 Iteration = Generator[Tensor, Tensor, "Eigenpairs"]
 """Yields a block of rows (b, p), is sent the block times A, and returns eigenpairs: so that many can share one pass."""
+
+PROBABILITY = 0.05
+"""The most by which an eigenvalue among the wanted, if there is one, may have been missed by what has converged."""
 
 _BERTH = 4.0  # times its residual that a neighbour is kept away from: unresolved, it may stand for several eigenvalues
 
@@ -30,9 +33,17 @@ class Eigenpairs:
     values: Tensor  # (k,) float64, Rayleigh quotients
     vectors: Tensor  # (p, k) orthonormal columns
     residuals: Tensor  # (k,) float64, |A v - value v|, at least rounding: some eigenvalue is within this distance
-    quadratic: Tensor  # (k,) float64, |r|^2 / gap where the gap found allows it, else the residual
-    converged: Tensor  # (k,) bool, relative residual at most the tolerance, and the search for others ended
+    quadratic: Tensor  # (k,) float64, |r|^2 / gap where that is known and `missed` is small, else the residual
+    converged: Tensor  # (k,) bool, relative residual at most the tolerance, and `missed` at most PROBABILITY
+    rounded: Tensor  # (k,) bool, above the tolerance, but rounding in the products leaves no less
+    missed: float  # bounds the probability that one beyond these by more than the tolerance was missed; 1: unknown
+    confirmed: bool  # values and residuals are those of float64 products
     products: int  # products of A with a vector
+
+    @property
+    def finished(self) -> bool:
+        """Whether more products could improve no residual that is above the tolerance."""
+        return bool((self.converged | self.rounded).all())
 
     @property
     def relative_residuals(self) -> Tensor:
@@ -46,7 +57,7 @@ def relative(residual: float, value: float) -> float:
     return 0.0 if residual == 0 else residual / abs(value) if value else math.inf
 
 
-def is_converged(residual: float, value: float, scale: float, tol: float, dtype: torch.dtype) -> bool:
+def is_finished(residual: float, value: float, scale: float, tol: float, dtype: torch.dtype) -> bool:
     """Whether the residual is at most tol |value|, or is rounding in a product with a matrix of norm `scale`."""
     return residual <= max(tol * abs(value), rounding(scale, dtype))
 
@@ -80,14 +91,27 @@ def certified(
     values = (vectors.double() * images.double()).sum(1)
     residuals = (images.double() - values[:, None] * vectors.double()).norm(dim=1)
     residuals = residuals.clamp(min=rounding(scale, vectors.dtype))
-    pairs = list(zip(residuals.tolist(), values.tolist(), strict=True))
+    converged = residuals <= tol * values.abs()
     return Eigenpairs(
         values=values,
         vectors=vectors.T,
         residuals=residuals,
         quadratic=_quadratic_bound(values, residuals, others).clamp(min=torch.finfo(vectors.dtype).eps * scale),
-        converged=torch.tensor([is_converged(r, x, scale, tol, vectors.dtype) for r, x in pairs]),
+        converged=converged,
+        rounded=~converged & (residuals <= rounding(scale, vectors.dtype)),
+        missed=1.0,
+        confirmed=vectors.dtype == torch.float64,
         products=products,
+    )
+
+
+def judged(pairs: Eigenpairs, missed: float, products: int) -> Eigenpairs:
+    """The pairs with the bound on what was missed; where that is not small, none has converged, nor has a gap."""
+    if missed <= PROBABILITY:
+        return replace(pairs, missed=missed, products=products)
+    none = torch.zeros_like(pairs.converged)
+    return replace(
+        pairs, missed=min(missed, 1.0), products=products, converged=none, rounded=none, quadratic=pairs.residuals
     )
 
 

@@ -19,6 +19,7 @@ vectors, and then with more if need be. A space of `max_basis` dimensions or few
 through whole instead.
 """
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -26,10 +27,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from analysis.eigenpairs import Eigenpairs, Iteration, Progress, certified, drive, is_converged, relative
+from analysis.confirmation import confirmed
+from analysis.eigenpairs import (
+    PROBABILITY,
+    Eigenpairs,
+    Iteration,
+    Progress,
+    certified,
+    drive,
+    is_finished,
+    judged,
+    relative,
+    rounding,
+)
 from analysis.operators import SymmetricOperator
-from analysis.overlooked import overlooked
-from analysis.vectors import combine, dots, norm, orthogonalised, random_rows, start_rows
+from analysis.overlooked import Chain, overlooked, slack_at
+from analysis.vectors import combine, dots, mixed_row, norm, orthogonalised, random_rows, require_finite, start_rows
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 
@@ -57,7 +70,7 @@ def lanczos(
     if start is None and operator.start is not None:
         start = operator.start()
     steps = lanczos_steps(operator.size, like, k, which, tol, max_iter, start, seed, max_basis, progress)
-    return drive(steps, lambda rows: operator(rows.T).T)
+    return confirmed(drive(steps, lambda rows: operator(rows.T).T), tol, operator.exact)
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ def decompose(operator: SymmetricOperator, start: Tensor, depth: int, generator:
         if norm(w[0]) <= 8 * torch.finfo(w.dtype).eps * scale:
             return Decomposition(basis[:m], T[:m, :m], w[0])
         _append(basis, m, w, scale, generator)
-        w, column = orthogonalised(operator(basis[m])[None], basis[: m + 1])
+        w, column = orthogonalised(require_finite(operator(basis[m]))[None], basis[: m + 1])
         T[: m + 1, m : m + 1], T[m : m + 1, : m + 1] = column, column.T
         scale = max(scale, column.abs().max().item())
     return Decomposition(basis, T, w[0])
@@ -100,22 +113,27 @@ def lanczos_steps(
     k = min(k, size)
     generator = torch.Generator().manual_seed(seed)
     max_basis = max_basis or max(2 * k + 20, 40)
-    whole = k > 1 and size <= max_basis
+    whole = size <= max_basis
     search = _Search(k, which, tol, max_iter * k, max_basis, whole, generator, progress)
-    rows, spent = start_rows(1, size, like, start, generator), 0
+    rows, sigma = (
+        mixed_row(size, like, start, generator) if k == 1 else (start_rows(1, size, like, start, generator), 0)
+    )
+    chain = Chain(sigma, math.log(norm(rows[0])), torch.zeros(0, dtype=torch.float64, device=like.device))
+    spent = 0
     while True:
         left = replace(search, max_products=search.max_products - spent)
-        pairs, basis = yield from _thick_restart(rows, left)
+        pairs, basis, missed = yield from _thick_restart(rows, left, chain if k == 1 and spent == 0 else None)
         spent += pairs.products
-        if k == 1 or not pairs.converged.all():
-            return replace(pairs, products=spent)
+        if missed <= PROBABILITY or not pairs.finished:
+            return judged(pairs, missed, spent)
+        scale = pairs.values.abs().max().item()
         borders, still_left = _borders(pairs.values, which), search.max_products - spent
-        missed, products = yield from overlooked(basis, borders, tol, still_left, generator)
+        crossed, products = yield from overlooked(basis, borders, tol, still_left, generator, scale)
         spent += products
-        if missed is False:
-            return replace(pairs, products=spent)
+        if crossed is False:
+            return judged(pairs, 0.0 if len(basis) == size else PROBABILITY, spent)
         if spent >= search.max_products:  # eigenpairs, but perhaps not the wanted ones
-            return replace(pairs, products=spent, converged=torch.zeros_like(pairs.converged))
+            return judged(pairs, 1.0, spent)
         rows = random_rows(min(size, max(k, len(rows) + 1)), size, like, generator)
 
 
@@ -133,7 +151,7 @@ class _Search:
     progress: Progress | None
 
     def finished(self, values: Tensor, residuals: Tensor, products: int, dtype: torch.dtype) -> bool:
-        """Whether k pairs have converged or the products are spent; `values`, `residuals` are those of the wanted."""
+        """Whether k pairs are finished or the products are spent; `values`, `residuals` are those of the wanted."""
         pairs = list(zip(residuals.tolist(), values.tolist(), strict=True))
         if self.progress:
             self.progress(products, max(relative(r, x) for r, x in pairs))
@@ -141,21 +159,26 @@ class _Search:
         enough = (
             not self.whole
             and len(pairs) == self.k
-            and all(is_converged(r, x, scale, _MARGIN * self.tol, dtype) for r, x in pairs)
+            and all(is_finished(r, x, scale, _MARGIN * self.tol, dtype) for r, x in pairs)
         )
         return enough or products >= self.max_products
 
 
-def _thick_restart(start: Tensor, search: _Search) -> Generator[Tensor, Tensor, tuple[Eigenpairs, Tensor]]:
-    """The pairs, and the rows Q that they were found in."""
+def _thick_restart(
+    start: Tensor, search: _Search, chain: Chain | None
+) -> Generator[Tensor, Tensor, tuple[Eigenpairs, Tensor, float]]:
+    """The pairs, the rows Q that they were found in, and what `chain` says of others: with one, it decides the end.
+
+    The chain ends where Q spans an invariant subspace; what lies beside that is for `overlooked` to say.
+    """
     block, size = start.shape
     capacity = min(size, max(search.max_basis, search.k + 3 * block))
     basis = start.new_empty(min(size, capacity + block), size)  # Q, as rows
     T = torch.zeros(capacity, capacity, dtype=torch.float64, device=start.device)
-    w, scale, products, m = start, 0.0, 0, 0  # m rows of Q have been multiplied
+    w, scale, products, m, missed = start, 0.0, 0, 0, 1.0  # m rows of Q have been multiplied
     while True:
         n = _append(basis, m, w, scale, search.generator)
-        w = yield basis[m:n]
+        w = require_finite((yield basis[m:n]))
         products += n - m
         w, column = orthogonalised(w, basis[:n])
         T[:n, m:n], T[m:n, :n] = column, column.T
@@ -166,11 +189,22 @@ def _thick_restart(start: Tensor, search: _Search) -> Generator[Tensor, Tensor, 
         last = s[m - b :]
         residuals = (last * (dots(w, w) @ last)).sum(0).clamp(min=0).sqrt()  # |beta e_m^T s|
         want = _wanted(values, search.k, search.which)
-        if search.finished(values[want], residuals[want], products, w.dtype) or m == size:
+        ended = norm(w[0]) <= rounding(scale, w.dtype)
+        if chain:
+            chain.extended(norm(w[0]))
+            slack = slack_at(values[want[-1]].item(), search.tol, scale, w.dtype)
+            missed = chain.missed(values, residuals, _borders(values[want], search.which), slack)
+        enough = search.finished(values[want], residuals[want], products, w.dtype)
+        if m == size or (
+            enough and (chain is None or ended or missed <= PROBABILITY or products >= search.max_products)
+        ):
             break
         if min(m + b, size) > capacity:
             kept = _wanted(values, min(search.k + capacity // 3, capacity - 2 * b), search.which)
             m = len(kept)
+            if chain:
+                gone = torch.ones(len(values), dtype=torch.bool, device=values.device).index_fill(0, kept, False)
+                chain.let_go = torch.cat([chain.let_go, values[gone]])
             basis[:m] = combine(s[:, kept].T, basis[: len(s)])
             T.zero_()
             T.diagonal()[:m] = values[kept]
@@ -179,7 +213,7 @@ def _thick_restart(start: Tensor, search: _Search) -> Generator[Tensor, Tensor, 
     images = values[want, None].to(w) * vectors + combine(last[:, want].T, w)
     rest = [i for i in range(m) if i not in set(want.tolist())]
     others = (values[rest], residuals[rest])
-    return certified(vectors, images, scale, search.tol, products, others), basis[:m]
+    return certified(vectors, images, scale, search.tol, products, others), basis[:m], missed
 
 
 def _append(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Generator) -> int:

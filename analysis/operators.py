@@ -14,6 +14,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from analysis.confirmation import in_float64
 from analysis.distributed import summed
 from analysis.graphs import Graph, GraphCache
 from analysis.objective import loss_and_gradient
@@ -28,6 +29,7 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
     """A symmetric p x p matrix given by its product with a block of row vectors; counts the vectors multiplied.
 
     `start` makes vectors (p, m) rich in the leading eigenvectors, where such are known: iterations start from them.
+    `exact` is the product in float64, where `product` has less precision and float64 can be had.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
         device: torch.device,
         product: Product,
         start: Callable[[], Tensor] | None = None,
+        exact: Product | None = None,
     ) -> None:
         super().__init__(np.dtype(str(dtype).removeprefix("torch.")), (size, size))
         self.size = size
@@ -44,6 +47,7 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
         self.device = device
         self.rows = product
         self.start = start
+        self.exact = exact
         self.products = 0
 
     @overload
@@ -209,4 +213,9 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], _Product
             problem.add_to(total, graph.gradient())
         return summed(total, problem.distributed).to(problem.dtype)[:, None]
 
-    return SymmetricOperator(problem.size, problem.dtype, problem.device, product, start)
+    def exact(rows: Tensor) -> Tensor:
+        return _operator(in_float64(problem), build).rows(rows)
+
+    return SymmetricOperator(
+        problem.size, problem.dtype, problem.device, product, start, exact if problem.dtype != torch.float64 else None
+    )

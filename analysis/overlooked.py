@@ -14,30 +14,33 @@ the probability that e is there and does not show. (The same argument for power 
 
 import math
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from analysis.eigenpairs import rounding
-from analysis.vectors import norm, orthogonalised, random_rows
-
-PROBABILITY = 0.05
-"""The most by which an eigenvalue among the wanted, if there is one, may stay overlooked."""
+from analysis.eigenpairs import PROBABILITY, rounding
+from analysis.vectors import norm, orthogonalised, random_rows, require_finite
 
 _TARGET = math.log(PROBABILITY * math.sqrt(math.pi / 2))
 
 
 def overlooked(
-    basis: Tensor, borders: Sequence[tuple[int, float]], tol: float, max_products: int, generator: torch.Generator
+    basis: Tensor,
+    borders: Sequence[tuple[int, float]],
+    tol: float,
+    max_products: int,
+    generator: torch.Generator,
+    scale: float = 0.0,
 ) -> Generator[Tensor, Tensor, tuple[bool | None, int]]:
     """Whether an eigenvalue beyond one of the `borders` has its eigenvectors orthogonal to Q, and the products spent.
 
     None instead of an answer where `max_products` were not enough for one.
     `basis` is Q (m, p), orthonormal rows. A border (1, x) is crossed by what is larger than x by more than `tol` |x|,
-    (-1, x) by what is smaller. Like an `Iteration` it yields rows (1, p) and is sent their products with A.
+    (-1, x) by what is smaller; and by more than rounding in products with a matrix of norm `scale`. Like an `Iteration` it yields rows (1, p) and is sent their products with A.
     """
     size = basis.shape[1]
-    slacks = [max(tol * abs(x), rounding(abs(x), basis.dtype)) for _, x in borders]
+    slacks = [slack_at(x, tol, max(abs(x), scale), basis.dtype) for _, x in borders]
     own = basis[:0]  # rows grown from z, orthogonal to Q
     T = torch.zeros(0, 0, dtype=torch.float64, device=basis.device)
     w, log_length = orthogonalised(random_rows(1, size, basis, generator), basis)[0], 0.0
@@ -46,7 +49,7 @@ def overlooked(
         length = norm(w[0])
         log_length += math.log(length)
         own = torch.cat([own, w / length])
-        image = yield own[-1:]
+        image = require_finite((yield own[-1:]))
         w, column = orthogonalised(orthogonalised(image, basis)[0], own)
         T = torch.cat([torch.cat([T, column[:-1]], dim=1), column.T])
         verdicts = [
@@ -74,5 +77,47 @@ def _crossed(sign: int, x: float, slack: float, T: Tensor, length: float, log_le
         return None
     if distance >= -slack and length * abs(s[-1, outermost].item()) <= slack:
         return False  # one more of the last wanted: it changes no value
-    reached = log_length + math.log(length) - (values - x - sign * slack).abs().log().sum().item()
-    return False if reached <= _TARGET else None
+    return False if log_part(log_length + math.log(length), values, x + sign * slack) <= _TARGET else None
+
+
+def slack_at(x: float, tol: float, scale: float, dtype: torch.dtype) -> float:
+    """By how much an eigenvalue must exceed x to be another one than x, in a matrix of norm `scale`."""
+    return max(tol * abs(x), rounding(scale, dtype))
+
+
+def log_part(log_length: float, roots: Tensor, x: float) -> float:
+    """The logarithm of |prod_i (A - t_i) z| / prod_i |x - t_i|, which bounds |e . z| for the eigenvalue x."""
+    return log_length - (roots - x).abs().log().sum().item()
+
+
+@dataclass
+class Chain:
+    """One Krylov space from a start vector q with a normal part, and what it excludes by the inequality above.
+
+    Nothing is assumed here of e: it bounds |e . q| for every e whose eigenvalue lies beyond all Ritz values, and e . q
+    is normal with standard deviation `sigma` at least. A restart that keeps some Ritz vectors goes on as the Krylov
+    space of prod (A - t_i) q over the t_i let go (Sorensen 1992), so these stay roots of the polynomial.
+    """
+
+    sigma: float
+    log_length: float  # of |q|, then of the polynomial's value at q
+    let_go: Tensor  # (n,) float64, roots of former restarts
+
+    def missed(self, values: Tensor, residuals: Tensor, borders: Sequence[tuple[int, float]], slack: float) -> float:
+        """The probability, at most, that an eigenvalue x beyond a border by `slack` stayed unseen.
+
+        `values` and `residuals` are all of T. The unit vector e has the part residual_i (e . w) / (|w| |x - t_i|) in
+        the i-th Ritz vector, which leaves less than 1 for e . w / |w|.
+        """
+        if self.log_length == -math.inf:
+            return 0.0
+        roots, bound = torch.cat([self.let_go, values]), 0.0
+        for sign, x in borders:
+            at = x + sign * slack
+            inside = ((residuals / (values - at)) ** 2).sum().item()
+            bound += math.exp(min(log_part(self.log_length, roots, at) - math.log1p(inside) / 2, 0.0))
+        return math.sqrt(2 / math.pi) / self.sigma * bound
+
+    def extended(self, length: float) -> None:
+        """Take in the next remainder's length."""
+        self.log_length += math.log(length) if length > 0 else -math.inf

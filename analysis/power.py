@@ -11,18 +11,22 @@ vectors mixed in.
 import torch
 from torch import Tensor
 
+from analysis.confirmation import confirmed
 from analysis.eigenpairs import (
+    PROBABILITY,
     Eigenpairs,
     Iteration,
     Progress,
     certified,
     drive,
-    is_converged,
+    is_finished,
+    judged,
     rayleigh_ritz,
     relative,
 )
 from analysis.operators import SymmetricOperator
-from analysis.vectors import combine, dot, dots, norm, start_rows
+from analysis.overlooked import overlooked
+from analysis.vectors import combine, dot, dots, norm, require_finite, start_rows
 
 _SAFETY = 0.9  # of the tolerance, so that the final rotation among the pairs does not lift a residual above it
 
@@ -46,7 +50,8 @@ def power_iteration(
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     if start is None and operator.start is not None:
         start = operator.start()
-    return drive(power_steps(operator.size, like, k, tol, max_iter, start, seed, progress), lambda v: operator(v.T).T)
+    steps = power_steps(operator.size, like, k, tol, max_iter, start, seed, progress)
+    return confirmed(drive(steps, lambda v: operator(v.T).T), tol, operator.exact)
 
 
 def power_steps(
@@ -61,14 +66,36 @@ def power_steps(
 ) -> Iteration:
     """The iteration of `power_iteration`, asking for one product (1, p) at a time; vectors are of `like`'s kind."""
     k = min(k, size)
-    starts = start_rows(k, size, like, start, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    spent = 0
+    while True:
+        each = max(1, max_iter - spent // k)
+        pairs = yield from _deflated(start_rows(k, size, like, start, generator), tol, each, progress)
+        spent += pairs.products
+        if not pairs.finished:
+            return judged(pairs, 1.0, spent)
+        last, basis = pairs.values[-1].abs().item(), pairs.vectors.T
+        crossed, products = yield from overlooked(
+            basis, [(1, last), (-1, -last)], tol, max_iter * k - spent, generator, pairs.values.abs().max().item()
+        )
+        spent += products
+        if crossed is False:
+            return judged(pairs, 0.0 if len(basis) == size else PROBABILITY, spent)
+        if spent >= max_iter * k:
+            return judged(pairs, 1.0, spent)
+        start = None
+
+
+def _deflated(starts: Tensor, tol: float, max_iter: int, progress: Progress | None) -> Iteration:
+    """A pair from every row of `starts` (k, p), none of them compared with what else there may be."""
+    size = starts.shape[1]
     found, images = starts.new_empty(0, size), starts.new_empty(0, size)
     products, scale = 0, 0.0
     for direction in starts:
         for _ in range(max_iter):
             v = _outside(direction, found)
             v = v / norm(v)
-            image = (yield v[None])[0]
+            image = require_finite((yield v[None]))[0]
             products += 1
             direction = _outside(image, found)
             value = dot(v, direction)
@@ -76,7 +103,7 @@ def power_steps(
             scale = max(scale, abs(value))
             if progress:
                 progress(products, relative(residual, value))
-            if is_converged(residual, value, scale, _SAFETY * tol, like.dtype):
+            if is_finished(residual, value, scale, _SAFETY * tol, starts.dtype):
                 break
         found, images = torch.cat([found, v[None]]), torch.cat([images, image[None]])
     values, vectors, images = rayleigh_ritz(found, images)

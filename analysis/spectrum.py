@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from analysis.activations import forward_pass
+from analysis.confirmation import confirmed, in_float64
 from analysis.eigenpairs import Eigenpairs, Iteration, Progress, drive
 from analysis.lanczos import lanczos_steps
 from analysis.layers import LayerBlocks, find_layers
@@ -28,8 +30,11 @@ class Eigenvalue:
     value: float
     residual: float  # |H v - value v|, no less than rounding: an eigenvalue lies within this distance of value
     relative_residual: float  # residual / |value|
-    error: float  # the sharper bound residual^2 / gap where the gap is known, else the residual
-    converged: bool  # relative_residual at most the tolerance asked for
+    error: float  # the sharper bound residual^2 / gap where gap and `missed` allow it, else the residual
+    converged: bool  # relative_residual at most the tolerance asked for, and `missed` at most PROBABILITY
+    rounded: bool  # above the tolerance, but no product in this precision leaves less
+    missed: float  # the probability, at most, that a wanted eigenvalue was missed by more than the tolerance
+    confirmed: bool  # value and residual come from a product in float64
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def eigs(
     operator = pyhessian_operator(problem) if backend == "pyhessian" else hessian(problem)
     if start is None and operator.start is not None:
         start = operator.start()
-    whole = drive(search.steps(problem, "", start), operator.rows)
+    whole = confirmed(drive(search.steps(problem, "", start), operator.rows), tol, operator.exact)
     del operator  # and its graphs, before those of the layers
     found = _layer_eigenpairs(problem, search, layers, backend)
     forward = forward_pass(problem, list(found))
@@ -166,7 +171,15 @@ def _layer_eigenpairs(
     iterations = {name: search.steps(part, name, starts[name]) for name, part in parts.items()}
     if backend == "pyhessian":
         return {name: drive(iterations[name], pyhessian_operator(part).rows) for name, part in parts.items()}
-    return drive_together(iterations, blocks)
+    found = drive_together(iterations, blocks)
+    if problem.dtype == torch.float64 or not found:
+        return found
+    del blocks  # and its graphs
+    in_double = LayerBlocks(in_float64(problem), list(parts))
+    return {
+        name: confirmed(pairs, search.tol, lambda rows, name=name: in_double({name: rows})[name])  # type: ignore[misc]
+        for name, pairs in found.items()
+    }
 
 
 def drive_together(
@@ -188,5 +201,8 @@ def drive_together(
 
 def listed(pairs: Eigenpairs) -> tuple[Eigenvalue, ...]:
     """The pairs one by one, without their vectors."""
-    columns = (pairs.values, pairs.residuals, pairs.relative_residuals, pairs.quadratic, pairs.converged)
-    return tuple(Eigenvalue(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+    columns = (pairs.values, pairs.residuals, pairs.relative_residuals, pairs.quadratic, pairs.converged, pairs.rounded)
+    return tuple(
+        Eigenvalue(*row, missed=pairs.missed, confirmed=pairs.confirmed)
+        for row in zip(*(column.tolist() for column in columns), strict=True)
+    )

@@ -181,4 +181,9 @@ def _weighted_sum(problems: Mapping[str, Problem], weights: Mapping[str, float])
             total += weight * operator.rows(rows)
         return total.to(rows.dtype)
 
-    return SymmetricOperator(one.size, one.torch_dtype, one.device, product)
+    def exact(rows: Tensor) -> Tensor:
+        return torch.stack([weight * operator.exact(rows) for weight, operator in parts if operator.exact]).sum(0)
+
+    return SymmetricOperator(
+        one.size, one.torch_dtype, one.device, product, exact=exact if one.torch_dtype != torch.float64 else None
+    )

@@ -9,8 +9,11 @@ import math
 import torch
 from torch import Tensor
 
+from analysis.errors import MeasurementError
+
 _PIECE = 1 << 15
 _NOISE = 0.01  # of a start vector's length
+_STANDS_OUT = 5.0  # standard deviations of the noise that a single known start vector is long
 
 
 def dots(left: Tensor, right: Tensor) -> Tensor:
@@ -67,3 +70,27 @@ def start_rows(count: int, size: int, like: Tensor, start: Tensor | None, genera
         if length > 0:
             rows[i] = known / length + (_NOISE / norm(rows[i])) * rows[i]
     return rows
+
+
+def mixed_row(size: int, like: Tensor, start: Tensor | None, generator: torch.Generator) -> tuple[Tensor, float]:
+    """A row (1, size) to start from: `start` (size, m), its columns added up, in Gaussian noise; and the noise's sigma.
+
+    The row's part in any fixed unit vector is normal with that standard deviation, whatever `start` is. Less noise
+    would find a vector that `start` is rich in sooner, and exclude any other later.
+    """
+    z = random_rows(1, size, like, generator)
+    known = z.new_zeros(size) if start is None else start.to(z).sum(1)
+    length = norm(known)
+    if not 0 < length < math.inf:
+        return z, 1.0
+    return known / length + z / _STANDS_OUT, 1 / _STANDS_OUT
+
+
+def require_finite(images: Tensor) -> Tensor:
+    """The products themselves. Raises `MeasurementError` where one holds NaN or infinity."""
+    if not torch.isfinite(images).all():
+        raise MeasurementError(
+            "A product with the matrix is not finite: the second derivative overflows or is undefined at these weights; "
+            "measure in float64, or look for a root, logarithm or division at zero."
+        )
+    return images

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from analysis.eigenpairs import PROBABILITY
 from analysis.lanczos import lanczos
 from analysis.operators import matrix_operator
-from analysis.overlooked import PROBABILITY, overlooked
+from analysis.overlooked import overlooked
 from analysis.vectors import random_rows
 
 TOL = 1e-3

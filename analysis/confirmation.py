@@ -1,0 +1,62 @@
+"""Residuals in float64 for pairs that were found in float32.
+
+H as float32 evaluates it is not H: beside a large eigenvalue the difference exceeds a small residual many times over,
+and no product in float32 shows it. So the pairs found are multiplied once more in float64, by a copy of the model that
+keeps no graphs. theta = v^T H v and r = H v - theta v of that product need no trust in any other.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from analysis.eigenpairs import Eigenpairs, rounding
+from analysis.problem import Problem
+
+
+def in_float64(problem: Problem) -> Problem:
+    """The same L at the same parameters, evaluated in float64, a graph at a time and in no more memory."""
+    model = copy.deepcopy(problem.model).double()
+    named = dict(model.named_parameters())
+    return replace(
+        problem,
+        model=model,
+        parameters={name: named[name] for name in problem.parameters},
+        dtype=torch.float64,
+        chunk_size=max(1, problem.chunk_size // 2),
+        cached_samples=0,
+    )
+
+
+def confirmed(pairs: Eigenpairs, tol: float, product: Callable[[Tensor], Tensor] | None) -> Eigenpairs:
+    """The pairs with values and residuals from `product`, (b, p) -> (b, p) in float64; unchanged where there is none.
+
+    Also unchanged, `confirmed` staying false, where the model does not run in float64. A residual that is above the
+    tolerance in float64 only is `rounded`: float32 does not carry that tolerance here.
+    """
+    if product is None or pairs.confirmed:
+        return pairs
+    vectors = pairs.vectors.T.double()
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    try:
+        images = product(vectors)
+    except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
+        return pairs
+    values = (vectors * images).sum(1)
+    scale = max(values.abs().max().item(), pairs.values.abs().max().item())
+    residuals = (images - values[:, None] * vectors).norm(dim=1).clamp(min=rounding(scale, torch.float64))
+    gaps = pairs.residuals**2 / pairs.quadratic  # the residual itself where none was found
+    sharper = torch.where(pairs.quadratic < pairs.residuals, residuals**2 / gaps, residuals)
+    within, ended = residuals <= tol * values.abs(), pairs.converged | pairs.rounded
+    return replace(
+        pairs,
+        values=values,
+        residuals=residuals,
+        quadratic=torch.minimum(sharper, residuals),
+        converged=ended & within,
+        rounded=ended & ~within,
+        confirmed=True,
+        products=pairs.products + len(vectors),
+    )
