@@ -36,7 +36,7 @@ class Eigenpairs:
     quadratic: Tensor  # (k,) float64, |r|^2 / gap where that is known and `missed` is small, else the residual
     converged: Tensor  # (k,) bool, relative residual at most the tolerance, and `missed` at most PROBABILITY
     rounded: Tensor  # (k,) bool, above the tolerance, but rounding in the products leaves no less
-    missed: float  # bounds the probability that one beyond these by more than the tolerance was missed; 1: unknown
+    missed: float  # bounds the probability that one beyond these by more than 2 tol was missed; 1: unknown
     confirmed: bool  # values and residuals are those of float64 products
     products: int  # products of A with a vector
 

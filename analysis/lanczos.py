@@ -41,7 +41,7 @@ from analysis.eigenpairs import (
     rounding,
 )
 from analysis.operators import SymmetricOperator
-from analysis.overlooked import Chain, overlooked, slack_at
+from analysis.overlooked import BEYOND, Chain, overlooked, slack_at
 from analysis.vectors import combine, dots, mixed_row, norm, orthogonalised, random_rows, require_finite, start_rows
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
@@ -115,14 +115,16 @@ def lanczos_steps(
     max_basis = max_basis or max(2 * k + 20, 40)
     whole = size <= max_basis
     search = _Search(k, which, tol, max_iter * k, max_basis, whole, generator, progress)
-    rows, sigma = (
-        mixed_row(size, like, start, generator) if k == 1 else (start_rows(1, size, like, start, generator), 0)
-    )
-    chain = Chain(sigma, math.log(norm(rows[0])), torch.zeros(0, dtype=torch.float64, device=like.device))
+    chain: Chain | None = None
+    if k == 1:
+        rows, sigma = mixed_row(size, like, start, generator)
+        chain = Chain(sigma, math.log(norm(rows[0])), torch.zeros(0, dtype=torch.float64, device=like.device))
+    else:
+        rows = start_rows(1, size, like, start, generator)
     spent = 0
     while True:
         left = replace(search, max_products=search.max_products - spent)
-        pairs, basis, missed = yield from _thick_restart(rows, left, chain if k == 1 and spent == 0 else None)
+        pairs, basis, missed = yield from _thick_restart(rows, left, chain)
         spent += pairs.products
         if missed <= PROBABILITY or not pairs.finished:
             return judged(pairs, missed, spent)
@@ -134,7 +136,7 @@ def lanczos_steps(
             return judged(pairs, 0.0 if len(basis) == size else PROBABILITY, spent)
         if spent >= search.max_products:  # eigenpairs, but perhaps not the wanted ones
             return judged(pairs, 1.0, spent)
-        rows = random_rows(min(size, max(k, len(rows) + 1)), size, like, generator)
+        rows, chain = random_rows(min(size, max(k, len(rows) + 1)), size, like, generator), None
 
 
 @dataclass(frozen=True)
@@ -192,13 +194,16 @@ def _thick_restart(
         ended = norm(w[0]) <= rounding(scale, w.dtype)
         if chain:
             chain.extended(norm(w[0]))
-            slack = slack_at(values[want[-1]].item(), search.tol, scale, w.dtype)
+            slack = slack_at(values[want[-1]].item(), BEYOND * search.tol, scale, w.dtype)
             missed = chain.missed(values, residuals, _borders(values[want], search.which), slack)
         enough = search.finished(values[want], residuals[want], products, w.dtype)
-        if m == size or (
-            enough and (chain is None or ended or missed <= PROBABILITY or products >= search.max_products)
-        ):
+        if m == size:
+            missed = 0.0
             break
+        if enough and (chain is None or ended or missed <= PROBABILITY or products >= search.max_products):
+            break
+        if ended:  # what is appended to Q next has nothing to do with the start
+            chain, missed = None, 1.0
         if min(m + b, size) > capacity:
             kept = _wanted(values, min(search.k + capacity // 3, capacity - 2 * b), search.which)
             m = len(kept)

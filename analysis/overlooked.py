@@ -22,6 +22,9 @@ from torch import Tensor
 from analysis.eigenpairs import PROBABILITY, rounding
 from analysis.vectors import norm, orthogonalised, random_rows, require_finite
 
+BEYOND = 2.0
+"""Tolerances by which an eigenvalue lies beyond the wanted ones where a `Chain` excludes it; `overlooked` takes 1."""
+
 _TARGET = math.log(PROBABILITY * math.sqrt(math.pi / 2))
 
 
@@ -37,7 +40,8 @@ def overlooked(
 
     None instead of an answer where `max_products` were not enough for one.
     `basis` is Q (m, p), orthonormal rows. A border (1, x) is crossed by what is larger than x by more than `tol` |x|,
-    (-1, x) by what is smaller; and by more than rounding in products with a matrix of norm `scale`. Like an `Iteration` it yields rows (1, p) and is sent their products with A.
+    (-1, x) by what is smaller; and by more than rounding in products with a matrix of norm `scale`.
+    Like an `Iteration` it yields rows (1, p) and is sent their products with A.
     """
     size = basis.shape[1]
     slacks = [slack_at(x, tol, max(abs(x), scale), basis.dtype) for _, x in borders]
@@ -115,8 +119,9 @@ class Chain:
         for sign, x in borders:
             at = x + sign * slack
             inside = ((residuals / (values - at)) ** 2).sum().item()
-            bound += math.exp(min(log_part(self.log_length, roots, at) - math.log1p(inside) / 2, 0.0))
-        return math.sqrt(2 / math.pi) / self.sigma * bound
+            part = log_part(self.log_length, roots, at) - math.log1p(inside) / 2 - math.log(self.sigma)
+            bound += math.sqrt(2 / math.pi) * math.exp(min(part, 1.0))
+        return bound
 
     def extended(self, length: float) -> None:
         """Take in the next remainder's length."""

@@ -33,7 +33,7 @@ class Eigenvalue:
     error: float  # the sharper bound residual^2 / gap where gap and `missed` allow it, else the residual
     converged: bool  # relative_residual at most the tolerance asked for, and `missed` at most PROBABILITY
     rounded: bool  # above the tolerance, but no product in this precision leaves less
-    missed: float  # the probability, at most, that a wanted eigenvalue was missed by more than the tolerance
+    missed: float  # the probability, at most, that a wanted eigenvalue was missed by more than 2 tol
     confirmed: bool  # value and residual come from a product in float64
 
 
@@ -203,6 +203,8 @@ def listed(pairs: Eigenpairs) -> tuple[Eigenvalue, ...]:
     """The pairs one by one, without their vectors."""
     columns = (pairs.values, pairs.residuals, pairs.relative_residuals, pairs.quadratic, pairs.converged, pairs.rounded)
     return tuple(
-        Eigenvalue(*row, missed=pairs.missed, confirmed=pairs.confirmed)
-        for row in zip(*(column.tolist() for column in columns), strict=True)
+        Eigenvalue(value, residual, relative, error, converged, rounded, pairs.missed, pairs.confirmed)
+        for value, residual, relative, error, converged, rounded in zip(
+            *(column.tolist() for column in columns), strict=True
+        )
     )

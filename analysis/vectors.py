@@ -90,7 +90,7 @@ def require_finite(images: Tensor) -> Tensor:
     """The products themselves. Raises `MeasurementError` where one holds NaN or infinity."""
     if not torch.isfinite(images).all():
         raise MeasurementError(
-            "A product with the matrix is not finite: the second derivative overflows or is undefined at these weights; "
-            "measure in float64, or look for a root, logarithm or division at zero."
+            "A product with the matrix is not finite: a second derivative overflows or does not exist here; "
+            "measure in float64, or look for a root, a logarithm or a division at zero."
         )
     return images

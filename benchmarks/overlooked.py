@@ -6,14 +6,26 @@ matrix is made dense once in float64; every search starts from its gradient, as 
 claims convergence while an eigenvalue lies beyond it by more than the tolerance.
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+
+from analysis.eigenpairs import Eigenpairs
+from analysis.lanczos import lanczos
+from analysis.operators import SymmetricOperator
+from analysis.overlooked import BEYOND
+from analysis.power import power_iteration
+from benchmarks.curvature_peers import flatlab_operator, make_subject
+
+TOL = 1e-3
+PROBABILITIES = (0.5, 0.2, 0.05, 1e-2, 1e-3, 1e-4, 1e-6)
 
 Loss = Callable[[Tensor], Tensor]
 """theta (p,) -> L."""
@@ -103,3 +115,72 @@ KINDS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "two heads": _two_heads,
     "diagonal": _diagonal,
 }
+
+Find = Callable[[SymmetricOperator], Eigenpairs]
+
+SEARCHES: dict[str, tuple[Find, Callable[[Tensor], Tensor]]] = {
+    "largest": (lambda A: lanczos(A, tol=TOL), lambda values: values[-1:]),
+    "smallest": (lambda A: lanczos(A, which="smallest", tol=TOL), lambda values: values[:1]),
+    "largest three": (lambda A: lanczos(A, 3, tol=TOL), lambda values: values.flip(0)[:3]),
+    "power": (lambda A: power_iteration(A, tol=TOL, max_iter=400), lambda values: values[values.abs().argmax()][None]),
+}
+"""A search, and what it should find among the ascending eigenvalues."""
+
+
+def main(part: str = "1250") -> None:
+    """Misses over as many matrices as `part` says, and the cost of excluding them; "cifar": that on the CIFAR CNN."""
+    torch.set_num_threads(1)
+    if part == "cifar":
+        A = flatlab_operator(make_subject())
+        A.exact = None  # one more product whatever the probability
+        return print_costs([A])
+    matrices = list(spectra(int(part)))
+    print_misses(matrices)
+    print_costs([_operator(spectrum, torch.float64) for spectrum in matrices])
+
+
+def print_misses(matrices: Sequence[Spectrum]) -> None:
+    """A row for every search and precision."""
+    print("| search | spectra | converged | to rounding | missed | residual too small | products |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (find, wanted) in SEARCHES.items():
+        for dtype in (torch.float64, torch.float32):
+            row: Counter[str] = Counter()
+            for spectrum in matrices:
+                row.update(_judged(spectrum, find, wanted, dtype))
+            cells = [row["spectra"], row["converged"], row["rounded"], row["missed"], row["understated"]]
+            label = f"{name}, {str(dtype).removeprefix('torch.')}"
+            print(f"| {label} | {' | '.join(map(str, cells))} | {row['products'] / row['spectra']:.1f} |", flush=True)
+
+
+def print_costs(operators: Sequence[SymmetricOperator]) -> None:
+    """Products of a top 1, on average, against the probability with which it may have been missed."""
+    print("\n| missed with probability at most | products |\n|---|---|")
+    for probability in PROBABILITIES:
+        with patch("analysis.lanczos.PROBABILITY", probability):
+            products = sum(lanczos(A, tol=TOL).products for A in operators)
+        print(f"| {probability:g} | {products / len(operators):.1f} |", flush=True)
+
+
+def _operator(spectrum: Spectrum, dtype: torch.dtype) -> SymmetricOperator:
+    matrix = spectrum.matrix.to(dtype)
+    exact = None if dtype == torch.float64 else lambda rows: rows @ spectrum.matrix
+    start = spectrum.start.to(dtype)
+    return SymmetricOperator(len(matrix), dtype, matrix.device, lambda rows: rows @ matrix, lambda: start, exact)
+
+
+def _judged(spectrum: Spectrum, find: Find, wanted: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Counter[str]:
+    """One search against the dense spectrum."""
+    pairs, right = find(_operator(spectrum, dtype)), wanted(spectrum.values)
+    floor = 1e-14 * spectrum.values.abs().max()  # of the dense eigenvalues themselves
+    short = (right.abs() - pairs.values.abs()).abs() - pairs.residuals
+    distances = (spectrum.values - pairs.values[:, None]).abs().min(dim=1).values
+    converged = bool(pairs.converged.all())
+    return Counter(
+        spectra=1,
+        converged=converged,
+        rounded=not converged and pairs.finished,
+        missed=pairs.finished and bool((short > BEYOND * TOL * right.abs() + floor).any()),
+        understated=bool((distances > pairs.residuals + floor).any()),
+        products=pairs.products,
+    )

@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.subsets import batch_spectra
 from flatlab.measuring.eigs import Search, plain_eigenvalue, top
-from flatlab.measuring.eigs_table import lambda_, warn_unless_converged
+from flatlab.measuring.eigs_table import lambda_, print_certificate, warn_unless_converged
 from flatlab.measuring.pictures import save_picture
 from flatlab.measuring.running import Tell, measure
 from flatlab.measuring.subjects import Measurement, Subject
@@ -39,6 +39,7 @@ def batches_run(
     title = f"Hessians of mini-batches of {batch_size}: {loss_name(results[0])}"
     print_side_by_side(title, "", "eigenvalue", _rows(results), results)
     whole = [value for result in results for value in result["global"]["eigenvalues"]]
+    print_certificate(whole)
     warn_unless_converged(whole + [{"converged": result["converged"]} for result in results])
     if figure is not None:
         from figures.batch_spectrum import draw_batch_spectrum

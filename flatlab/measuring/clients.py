@@ -11,7 +11,7 @@ from analysis.objective import loss_at
 from analysis.subsets import client_spectra
 from flatlab.cli.console import console
 from flatlab.measuring.eigs import Search, plain_eigenvalue
-from flatlab.measuring.eigs_table import eigenvalue_heading, shown, warn_unless_converged
+from flatlab.measuring.eigs_table import eigenvalue_heading, print_certificate, shown, warn_unless_converged
 from flatlab.measuring.pictures import save_picture
 from flatlab.measuring.running import Tell, measure
 from flatlab.measuring.subjects import Measurement, Subject
@@ -97,7 +97,9 @@ def _print(results: Sequence[dict[str, Any]]) -> None:
             soft_wrap=True,
         )
     entries = [entry for result in results for entry in [result["global"], *result["clients"]]]
-    warn_unless_converged([value for entry in entries for value in entry["eigenvalues"]])
+    values = [value for entry in entries for value in entry["eigenvalues"]]
+    print_certificate(values)
+    warn_unless_converged(values)
 
 
 def _row(name: str, columns: Sequence[dict[str, Any] | None]) -> list[str]:

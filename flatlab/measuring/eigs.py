@@ -124,12 +124,15 @@ def plain_report(report: EigsReport) -> dict[str, Any]:
 
 
 def plain_eigenvalue(value: Eigenvalue) -> dict[str, Any]:
-    """Value, residual, the sharper bound, and whether it met the tolerance."""
+    """Value, residual, the sharper bound, whether it met the tolerance, and what is certified of others."""
     return {
         "value": value.value,
         "residual": value.residual,
         "error": value.error,
         "converged": value.converged,
+        "rounded": value.rounded,
+        "missed": value.missed,
+        "confirmed": value.confirmed,
     }
 
 

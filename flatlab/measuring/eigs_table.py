@@ -29,7 +29,9 @@ def print_eigs(results: Sequence[dict[str, Any]]) -> None:
     for number, result in enumerate(results, start=1):
         if result["sampling"]:
             _print_sampling(f"[{number}] " if several else "", result)
-    warn_unless_converged([value for result in results for value in _all_values(result)])
+    values = [value for result in results for value in _all_values(result)]
+    print_certificate(values, any(result["method"] == "power" for result in results))
+    warn_unless_converged(values)
 
 
 def eigenvalue_heading(count: int) -> str:
@@ -44,13 +46,43 @@ def lambda_(index: int) -> str:
 
 def shown(values: Sequence[dict[str, Any]]) -> str:
     """Eigenvalues with their residuals, one a line, marked where they did not converge."""
-    return "\n".join(f"{v['value']:.4g} ± {v['residual']:.0e}" + ("" if v["converged"] else " !") for v in values)
+    return "\n".join(f"{v['value']:.4g} ± {v['residual']:.0e}{_mark(v)}" for v in values)
+
+
+def _mark(value: dict[str, Any]) -> str:
+    return "" if value["converged"] else " ~" if value.get("rounded") else " !"
 
 
 def warn_unless_converged(values: Sequence[dict[str, Any]]) -> None:
-    """Say what the mark means, and what to do."""
-    if any(not value["converged"] for value in values):
-        console.print("! not converged: the residual is above the tolerance; raise --max-iter, or --tol.")
+    """Say what the marks mean, and what to do."""
+    marks = {_mark(value) for value in values}
+    if " !" in marks:
+        console.print(
+            "! not converged: the residual is above the tolerance, or larger eigenvalues are not excluded; "
+            "raise --max-iter, or --tol."
+        )
+    if " ~" in marks:
+        console.print(
+            "~ exact to rounding only, which is above the tolerance here; raise --tol, or measure in float64."
+        )
+
+
+def print_certificate(values: Sequence[dict[str, Any]], magnitude: bool = False) -> None:
+    """Say what is certified of the eigenvalues that no mark stands at."""
+    certified = [value for value in values if value["converged"]]
+    if not certified:
+        return
+    missed = max(value["missed"] for value in certified)
+    wanted = "larger in magnitude" if magnitude else "larger"
+    console.print(
+        f"An eigenvalue lies within each residual; of those not listed none is {wanted} by more than twice the "
+        f"tolerance, with probability >= {100 * (1 - missed):.4g} % for each list.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not all(value["confirmed"] for value in certified):
+        console.print("Residuals are those of products in float32: the model does not run in float64.")
 
 
 def _print_sampling(number: str, result: dict[str, Any]) -> None:
