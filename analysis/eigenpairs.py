@@ -20,6 +20,7 @@ Iteration = Generator[Tensor, Tensor, "Eigenpairs"]
 PROBABILITY = 0.05
 """The most by which an eigenvalue among the wanted, if there is one, may have been missed by what has converged."""
 
+_ROUNDINGS = 4.0  # that may add up between what a search takes for rounding and the pair it makes of it
 _BERTH = 4.0  # times its residual that a neighbour is kept away from: unresolved, it may stand for several eigenvalues
 
 Progress = Callable[[int, float], None]
@@ -98,7 +99,7 @@ def certified(
         residuals=residuals,
         quadratic=_quadratic_bound(values, residuals, others).clamp(min=torch.finfo(vectors.dtype).eps * scale),
         converged=converged,
-        rounded=~converged & (residuals <= rounding(scale, vectors.dtype)),
+        rounded=~converged & (residuals <= _ROUNDINGS * rounding(scale, vectors.dtype)),
         missed=1.0,
         confirmed=vectors.dtype == torch.float64,
         products=products,

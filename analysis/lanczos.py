@@ -13,10 +13,11 @@ another product.
 
 The Krylov space of b random vectors holds min(b, multiplicity) independent eigenvectors of every eigenvalue, because
 b random vectors have as many independent parts in each eigenspace. The search grows it from one vector, so that of a
-repeated eigenvalue it finds one copy. For more than one pair a second, short recurrence then looks for what is among
-the wanted and orthogonal to Q (`overlooked.py`); where it finds anything, the search is repeated with b = k random
-vectors, and then with more if need be. A space of `max_basis` dimensions or fewer is worked
-through whole instead.
+repeated eigenvalue it finds one copy. For a single pair that is enough, and the search goes on until its own Krylov
+space, whose start has a random part, excludes anything larger (`overlooked.Chain`). For more than one pair a second,
+short recurrence then looks for what is among the wanted and orthogonal to Q (`overlooked.overlooked`); where it finds
+anything, the search is repeated with b = k random vectors, and then with more if need be. A space of `max_basis`
+dimensions or fewer is worked through whole instead.
 """
 
 import math
@@ -63,7 +64,9 @@ def lanczos(
 ) -> Eigenpairs:
     """k eigenpairs, min(k, p) at most: the largest, the smallest, both ends (the k // 2 smallest last) or by magnitude.
 
-    `max_iter` limits the products to max_iter * k; `start` (p, m) is a warm start, e.g. eigenvectors of a nearby
+    `missed` bounds the probability that the end of the spectrum was missed (exactly 0 where the space was worked
+    through whole); values and residuals are those of `operator.exact`, one product per pair, where it has that.
+    `max_iter` limits the products before that to max_iter * k; `start` (p, m) is a warm start, e.g. eigenvectors of a nearby
     matrix (default: the operator's own); `max_basis` is the number of vectors kept (default max(2 k + 20, 40)).
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)

@@ -9,7 +9,9 @@ normal z orthogonal to Q, d steps of Lanczos on C give Ritz values t_1, ..., t_d
 because the remainders' lengths beta_i make up the norm of the monic polynomial with the Ritz values as its roots
 (Parlett, The Symmetric Eigenvalue Problem, chapter 12). e . z is standard normal, so it is below epsilon with
 probability epsilon sqrt(2 / pi) at most: the left side over the product, for x at the border of what is wanted, bounds
-the probability that e is there and does not show. (The same argument for power iteration: Dixon 1983.)
+the probability that e is there and does not show. (The same argument for power iteration: Dixon 1983; for the first
+Ritz value, in advance of the run: Kuczynski and Wozniakowski 1992.) `overlooked` makes these steps beside a finished
+search; `Chain` reads the same inequality off the search itself, with A in place of C.
 """
 
 import math

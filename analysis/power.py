@@ -43,7 +43,8 @@ def power_iteration(
 ) -> Eigenpairs:
     """The k eigenvalues of largest magnitude, in that order, and min(k, p) pairs at most.
 
-    `max_iter` limits the products per pair; `start` (p, m) gives start vectors for the first m pairs
+    What deflation left over is looked for at the end; if anything shows, the iteration is repeated from random vectors.
+    `max_iter` limits the products per pair, the look's among them; `start` (p, m) gives start vectors for the first m pairs
     (default: the operator's own).
     Eigenvalues lambda and -lambda of equal magnitude do not converge one by one; the result then says so.
     """
