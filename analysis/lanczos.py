@@ -66,8 +66,8 @@ def lanczos(
 
     `missed` bounds the probability that the end of the spectrum was missed (exactly 0 where the space was worked
     through whole); values and residuals are those of `operator.exact`, one product per pair, where it has that.
-    `max_iter` limits the products before that to max_iter * k; `start` (p, m) is a warm start, e.g. eigenvectors of a nearby
-    matrix (default: the operator's own); `max_basis` is the number of vectors kept (default max(2 k + 20, 40)).
+    `max_iter` limits the products before that to max_iter * k; `start` (p, m) is a warm start, e.g. eigenvectors of a
+    nearby matrix (default: the operator's own); `max_basis` is the number of vectors kept (default max(2 k + 20, 40)).
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     if start is None and operator.start is not None:

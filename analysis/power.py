@@ -44,8 +44,8 @@ def power_iteration(
     """The k eigenvalues of largest magnitude, in that order, and min(k, p) pairs at most.
 
     What deflation left over is looked for at the end; if anything shows, the iteration is repeated from random vectors.
-    `max_iter` limits the products per pair, the look's among them; `start` (p, m) gives start vectors for the first m pairs
-    (default: the operator's own).
+    `max_iter` limits the products per pair, the look's among them; `start` (p, m) gives start vectors for the first m
+    pairs (default: the operator's own).
     Eigenvalues lambda and -lambda of equal magnitude do not converge one by one; the result then says so.
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)

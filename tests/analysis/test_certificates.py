@@ -124,9 +124,10 @@ def test_converged_keeps_the_tolerance_beside_a_huge_eigenvalue() -> None:
 def _stiff(seed: int, scale: float) -> Problem:
     """A float32 network whose layers differ in size by `scale`, so that H in float32 is not H."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    last = nn.Linear(6, 3)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), last)
     with torch.no_grad():
-        model[2].weight.mul_(scale)
+        last.weight.mul_(scale)
     return make_problem(model, "mse", (torch.randn(12, 5), torch.randn(12, 3)))
 
 
@@ -191,7 +192,7 @@ def test_nan_in_a_product_is_a_sentence(method: Any, k: int) -> None:
             self.first, self.second = first, second
 
         def forward(self, x: Tensor) -> Tensor:
-            z: Tensor = self.second(_Sudden.apply(self.first(x)))
+            z: Tensor = self.second(_Sudden.apply(self.first(x)))  # type: ignore[no-untyped-call]
             return z
 
     problem = make_problem(Model().double(), F.mse_loss, (torch.randn(6, 5), torch.randn(6, 3)))
