@@ -47,6 +47,7 @@ from analysis.vectors import combine, dots, mixed_row, norm, orthogonalised, ran
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 
+_SMALL, _RARELY = 1000, 1e-3  # up to so many dimensions products cost nothing, and less may be missed
 _MARGIN = 0.99  # of the tolerance, so that rounding does not lift the residual above it
 
 
@@ -180,6 +181,7 @@ def _thick_restart(
     capacity = min(size, max(search.max_basis, search.k + 3 * block))
     basis = start.new_empty(min(size, capacity + block), size)  # Q, as rows
     T = torch.zeros(capacity, capacity, dtype=torch.float64, device=start.device)
+    target = _RARELY if size <= _SMALL else PROBABILITY
     w, scale, products, m, missed = start, 0.0, 0, 0, 1.0  # m rows of Q have been multiplied
     while True:
         n = _append(basis, m, w, scale, search.generator)
@@ -203,7 +205,7 @@ def _thick_restart(
         if m == size:
             missed = 0.0
             break
-        if enough and (chain is None or ended or missed <= PROBABILITY or products >= search.max_products):
+        if enough and (chain is None or ended or missed <= target or products >= search.max_products):
             break
         if ended:  # what is appended to Q next has nothing to do with the start
             chain, missed = None, 1.0

@@ -157,7 +157,7 @@ def print_costs(operators: Sequence[SymmetricOperator]) -> None:
     """Products of a top 1, on average, against the probability with which it may have been missed."""
     print("\n| missed with probability at most | products |\n|---|---|")
     for probability in PROBABILITIES:
-        with patch("analysis.lanczos.PROBABILITY", probability):
+        with patch("analysis.lanczos.PROBABILITY", probability), patch("analysis.lanczos._RARELY", probability):
             products = sum(lanczos(A, tol=TOL).products for A in operators)
         print(f"| {probability:g} | {products / len(operators):.1f} |", flush=True)
 
