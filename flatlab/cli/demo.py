@@ -16,10 +16,12 @@ def demo(
 
     from figures.layers import draw_layers
     from flatlab.cli.console import console
+    from flatlab.cli.eigs_table import print_eigs
     from flatlab.cli.reading import compare
+    from flatlab.cli.sweep import measure
     from flatlab.cli.training import Execution, train_run
     from flatlab.federated.config import make_config
-    from flatlab.measuring.eigs import eigs_run
+    from flatlab.measuring.eigs import Search, eigs_numbers
     from flatlab.measuring.subjects import Measurement
 
     began = time.monotonic()
@@ -27,7 +29,11 @@ def demo(
     for name, man in (("without-man", False), ("with-man", True)):
         _remove_run(out / name)
         checkpoints.append(train_run(make_config({"man": man}), None, out / name, Execution(), None))
-    without, with_man = eigs_run(checkpoints, Measurement())
+    results = measure(
+        "eigs", checkpoints, Measurement(), lambda subject, tell: eigs_numbers(subject, Search(), tell), None
+    )
+    print_eigs(results)
+    without, with_man = results
     pictures = draw_layers([without, with_man], out / "layers")
     console.print(compare(without, with_man))
     console.print(f"Picture: [bold]{pictures[0]}[/bold] ({time.monotonic() - began:.0f} s in all)", soft_wrap=True)

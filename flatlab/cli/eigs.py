@@ -1,20 +1,26 @@
 """`flatlab eigs`: the top of the Hessian spectrum of one or more networks."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flatlab.cli import options
+from flatlab.cli.eigs_table import print_eigs
+from flatlab.cli.options import Given, measuring
+from flatlab.cli.parts_table import print_batches, print_clients
+from flatlab.cli.pictures import save_picture
 from flatlab.errors import UsageError
+
+if TYPE_CHECKING:
+    from flatlab.measuring.progress import Tell
+    from flatlab.measuring.subjects import Subject
 
 _PARTS = "Parts of the data"
 
 
+@measuring
 def eigs(
-    checkpoints: options.Checkpoints = None,
+    given: Given,
     top_k: Annotated[int, typer.Option(min=1, help="Eigenvalues per network and layer.")] = 1,
-    samples: options.Samples = None,
-    full: options.Full = False,
     layers: Annotated[str, typer.Option(help="Layers to measure: all, none, or names separated by commas.")] = "all",
     method: Annotated[str, typer.Option(help="lanczos, or power (iteration with deflation).")] = "lanczos",
     backend: Annotated[str, typer.Option(help="flatlab, or pyhessian as an independent check.")] = "flatlab",
@@ -32,15 +38,6 @@ def eigs(
         int | None,
         typer.Option(min=1, help="Measure each mini-batch of this size instead of the layers.", rich_help_panel=_PARTS),
     ] = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    data_root: options.DataRoot = None,
-    figure: options.Figure = None,
-    json: options.Json = None,
-    model: options.Model = None,
-    weights: options.Weights = None,
-    data: options.Data = None,
-    loss: options.Loss = None,
 ) -> None:
     """Measure how flat a minimum is: top Hessian eigenvalues of the network and of every layer.
 
@@ -51,33 +48,37 @@ def eigs(
 
     --clients also checks that λmax of the clients' loss together is at most the weighted mean of their own.
     """
-    from flatlab.measuring.batches import batches_run
-    from flatlab.measuring.clients import clients_run
-    from flatlab.measuring.eigs import eigs_run, read_search
-    from flatlab.measuring.subjects import read_measurement
+    from figures.batch_spectrum import draw_batch_spectrum
+    from figures.client_curvature import draw_client_curvature
+    from figures.layers import draw_layers
+    from flatlab.cli.sweep import measure
+    from flatlab.measuring.by_batch import batches_numbers
+    from flatlab.measuring.by_client import clients_numbers
+    from flatlab.measuring.eigs import eigs_numbers, read_search
 
-    paths = checkpoints or []
-    measurement = read_measurement(
-        paths,
-        samples=samples,
-        full=full,
-        dtype=dtype,
-        device=device,
-        data_root=data_root,
-        model=model,
-        weights=weights,
-        data=data,
-        loss=loss,
-        clients=clients,
-    )
+    measurement = given.measurement(clients)
     search = read_search(top_k, layers, method, backend, tol, max_iter)
     if clients is not None and per_batch is not None:
         raise UsageError("--clients and --per-batch are two measurements: ask for one at a time.")
     if clients is not None:
         search.require_plain("--clients")
-        clients_run(paths, measurement, search, figure, json)
+        kind, show, draw = "clients", print_clients, draw_client_curvature
     elif per_batch is not None:
         search.require_plain("--per-batch")
-        batches_run(paths, measurement, search, per_batch, figure, json)
+        kind, show, draw = "batches", print_batches, draw_batch_spectrum
     else:
-        eigs_run(paths, measurement, search, figure, json)
+        kind, show, draw = "eigs", print_eigs, draw_layers
+
+    def work(subject: "Subject", tell: "Tell") -> dict[str, Any]:
+        if clients is not None:
+            return clients_numbers(subject, search, tell)
+        return (
+            eigs_numbers(subject, search, tell)
+            if per_batch is None
+            else batches_numbers(subject, search, per_batch, tell)
+        )
+
+    results = measure(kind, given.paths, measurement, work, given.json)
+    show(results)
+    if given.figure is not None:
+        save_picture(draw, results, given.figure)

@@ -1,53 +1,115 @@
-"""The options that `eigs`, `trace`, `density` and `surface` share."""
+"""The options that `eigs`, `trace`, `density` and `surface` share, listed once."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+if TYPE_CHECKING:
+    from flatlab.measuring.subjects import Measurement
+
 _OWN = "A model of your own"
 
-Checkpoints = Annotated[
-    list[Path] | None,
-    typer.Argument(metavar="[CKPT]...", help="Checkpoints of flatlab train.", show_default=False),
-]
-Samples = Annotated[
-    int | None,
-    typer.Option(min=1, help="Samples of the loss (default: of a checkpoint 2000, or all if fewer; of --data all)."),
-]
-Full = Annotated[bool, typer.Option("--full", help="Take all the training data, in bounded memory.")]
-Dtype = Annotated[str, typer.Option(help="float32 or float64.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds local copies of data sets (or FLATLAB_DATA).")]
-Figure = Annotated[
-    Path | None, typer.Option(metavar="PATH", help="Draw the numbers into PATH.png, PATH.pdf and PATH.csv.")
-]
-Json = Annotated[Path | None, typer.Option(help="Write the numbers to this file too.")]
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        metavar="package.module:function",
-        help="Measure the model this returns (called without arguments); beside checkpoints that name it: let it run.",
-        rich_help_panel=_OWN,
-    ),
-]
-Weights = Annotated[
-    Path | None, typer.Option(help="Its parameters, a saved state_dict; no code in it runs.", rich_help_panel=_OWN)
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        metavar="package.module:function",
-        help="Returns (inputs, targets), or batches of these that come the same each time.",
-        rich_help_panel=_OWN,
-    ),
-]
-Loss = Annotated[
-    str | None,
-    typer.Option(
-        help="cross_entropy (default), mse, binary_cross_entropy, or package.module:function of (outputs, targets) "
-        "that returns the mean over samples.",
-        rich_help_panel=_OWN,
-    ),
-]
+@dataclass(frozen=True)
+class Given:
+    """What is measured, how exactly, and where the numbers go: every field is an option."""
+
+    checkpoints: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[CKPT]...", help="Checkpoints of flatlab train.", show_default=False),
+    ] = None
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Samples of the loss (default: of a checkpoint 2000, or all if fewer; of --data all)."
+        ),
+    ] = None
+    full: Annotated[bool, typer.Option("--full", help="Take all the training data, in bounded memory.")] = False
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32"
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu"
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder that holds local copies of data sets (or FLATLAB_DATA).")
+    ] = None
+    figure: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Draw the numbers into PATH.png, PATH.pdf and PATH.csv.")
+    ] = None
+    json: Annotated[Path | None, typer.Option(help="Write the numbers to this file too.")] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="package.module:function",
+            help="Measure the model this returns (called without arguments); beside checkpoints that name it: let it "
+            "run.",
+            rich_help_panel=_OWN,
+        ),
+    ] = None
+    weights: Annotated[
+        Path | None, typer.Option(help="Its parameters, a saved state_dict; no code in it runs.", rich_help_panel=_OWN)
+    ] = None
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="package.module:function",
+            help="Returns (inputs, targets), or batches of these that come the same each time.",
+            rich_help_panel=_OWN,
+        ),
+    ] = None
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="cross_entropy (default), mse, binary_cross_entropy, or package.module:function of (outputs, targets) "
+            "that returns the mean over samples.",
+            rich_help_panel=_OWN,
+        ),
+    ] = None
+
+    @property
+    def paths(self) -> list[Path]:
+        """The checkpoints; none where a model of the user's own is measured."""
+        return self.checkpoints or []
+
+    def measurement(self, clients: str | None = None) -> "Measurement":
+        """What is asked for; raises `UsageError` where options contradict one another or something is missing."""
+        from flatlab.measuring.subjects import read_measurement
+
+        return read_measurement(
+            self.paths,
+            samples=self.samples,
+            full=self.full,
+            dtype=self.dtype,
+            device=self.device,
+            data_root=self.data_root,
+            model=self.model,
+            weights=self.weights,
+            data=self.data,
+            loss=self.loss,
+            clients=clients,
+        )
+
+
+def measuring(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Given` in place of its first parameter, which receives them all."""
+    own = list(inspect.signature(command).parameters.values())[1:]
+    hints = get_type_hints(Given, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(Given)
+    ]
+    first, *rest = shared
+    parameters = [first, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *rest]
+
+    @wraps(command)
+    def with_options(**values: Any) -> None:
+        given = Given(**{field.name: values.pop(field.name) for field in fields(Given)})
+        command(given, **values)
+
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_options

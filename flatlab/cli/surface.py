@@ -1,16 +1,18 @@
 """`flatlab surface`: the loss on a line or a plane through the parameters."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
-from flatlab.cli import options
+from flatlab.cli.options import Given, measuring
+from flatlab.cli.pictures import save_picture
+from flatlab.cli.tables import Cell, Row, loss_name, print_side_by_side
 
 
+@measuring
 def surface(
-    checkpoints: options.Checkpoints = None,
-    samples: options.Samples = None,
-    full: options.Full = False,
+    given: Given,
     along: Annotated[
         str, typer.Option(help="random (filter-normalised directions) or eigenvectors (of the largest eigenvalues).")
     ] = "random",
@@ -18,35 +20,54 @@ def surface(
     extent: Annotated[float, typer.Option(help="How far to go either way, in multiples of the direction.")] = 1.0,
     points: Annotated[int, typer.Option(min=2, help="Points along each direction.")] = 21,
     seed: Annotated[int, typer.Option(help="Of the random directions.")] = 0,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    data_root: options.DataRoot = None,
-    figure: options.Figure = None,
-    json: options.Json = None,
-    model: options.Model = None,
-    weights: options.Weights = None,
-    data: options.Data = None,
-    loss: options.Loss = None,
 ) -> None:
     """Evaluate the loss around the model along one or two directions; several checkpoints share random directions.
 
     A filter-normalised direction has in each filter the norm of the model's own, so that models of different scale can
     be compared. Along a unit eigenvector the curvature at the model is the eigenvalue.
     """
-    from flatlab.measuring.subjects import read_measurement
-    from flatlab.measuring.surface import read_section, surface_run
+    from flatlab.cli.sweep import measure
+    from flatlab.measuring.surface import read_section, surface_numbers
 
-    paths = checkpoints or []
-    measurement = read_measurement(
-        paths,
-        samples=samples,
-        full=full,
-        dtype=dtype,
-        device=device,
-        data_root=data_root,
-        model=model,
-        weights=weights,
-        data=data,
-        loss=loss,
+    measurement, section = given.measurement(), read_section(along, line, extent, points, seed)
+    results = measure(
+        "surface",
+        given.paths,
+        measurement,
+        lambda subject, tell: surface_numbers(subject.problem, section, tell),
+        given.json,
     )
-    surface_run(paths, measurement, read_section(along, line, extent, points, seed), figure, json)
+    title = f"{loss_name(results[0])[4:].capitalize()}, around the model, along {results[0]['directions']}"
+    rows = _rows_of_a_line(results) if line else _rows_of_a_plane(results)
+    print_side_by_side(title, "", "loss", rows, results)
+    if given.figure is not None:
+        from figures.loss_line import draw_loss_lines
+        from figures.loss_surface import draw_loss_surfaces
+
+        save_picture(draw_loss_lines if line else draw_loss_surfaces, results, given.figure)
+
+
+def _rows_of_a_line(results: Sequence[dict[str, Any]]) -> list[Row]:
+    """Five places along the line."""
+    last = len(results[0]["a"]) - 1
+    places = sorted({round(quarter * last / 4) for quarter in range(5)})
+    return [(f"at {results[0]['a'][i]:+.3g}", [_number(result["losses"][i][0]) for result in results]) for i in places]
+
+
+def _rows_of_a_plane(results: Sequence[dict[str, Any]]) -> list[Row]:
+    """The model, the extremes, and the rim of the square."""
+    every = [[loss for line in result["losses"] for loss in line] for result in results]
+    rims = [
+        [*losses[0], *losses[-1], *(loss for line in losses[1:-1] for loss in (line[0], line[-1]))]
+        for losses in (result["losses"] for result in results)
+    ]
+    return [
+        ("at the model", [_number(result["loss"]) for result in results]),
+        ("lowest", [_number(min(losses)) for losses in every]),
+        ("highest", [_number(max(losses)) for losses in every]),
+        ("mean at the rim", [_number(sum(rim) / len(rim)) for rim in rims]),
+    ]
+
+
+def _number(value: float) -> Cell:
+    return Cell(f"{value:.4g}", value)

@@ -1,53 +1,104 @@
 """`flatlab trace`: the trace of the Hessian, of the network and of every layer; and other measures of flatness."""
 
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
-from flatlab.cli import options
+from flatlab.cli.console import console
+from flatlab.cli.options import Given, measuring
+from flatlab.cli.pictures import save_picture
+from flatlab.cli.tables import Cell, Row, estimate_cell, loss_name, print_side_by_side
 
 
+@measuring
 def trace(
-    checkpoints: options.Checkpoints = None,
-    samples: options.Samples = None,
-    full: options.Full = False,
+    given: Given,
     flatness: Annotated[
         bool,
         typer.Option("--flatness", help="Every measure: eigenvalues, sharpness, and what rescaling cannot change."),
     ] = False,
     tol: Annotated[float, typer.Option(help="Stop where the standard error is below this share of the trace.")] = 0.02,
     max_probes: Annotated[int, typer.Option(min=2, help="Most random vectors, one product each.")] = 400,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "cpu",
-    data_root: options.DataRoot = None,
-    figure: options.Figure = None,
-    json: options.Json = None,
-    model: options.Model = None,
-    weights: options.Weights = None,
-    data: options.Data = None,
-    loss: options.Loss = None,
 ) -> None:
     """Estimate the trace of a Hessian, which is the sum of its eigenvalues, and that of every layer's block.
 
     Hutchinson's estimate from random signs, with its standard error; the same products give the Frobenius norm. With
     --flatness also λ₁, λ₁/λ₅, the sharpness of SAM and ASAM, and each layer's relative flatness.
     """
-    from flatlab.measuring.flatness import flatness_run
-    from flatlab.measuring.subjects import read_measurement
-    from flatlab.measuring.trace import read_probing, trace_run
+    from figures.layer_traces import draw_layer_traces
+    from figures.relative_flatness import draw_relative_flatness
+    from flatlab.cli.sweep import measure
+    from flatlab.measuring.flatness import flatness_numbers
+    from flatlab.measuring.trace import read_probing, trace_numbers
 
-    paths = checkpoints or []
-    measurement = read_measurement(
-        paths,
-        samples=samples,
-        full=full,
-        dtype=dtype,
-        device=device,
-        data_root=data_root,
-        model=model,
-        weights=weights,
-        data=data,
-        loss=loss,
+    probing, measurement = read_probing(tol, max_probes), given.measurement()
+    kind, numbers, show, draw = (
+        ("flatness", flatness_numbers, print_flatness, draw_relative_flatness)
+        if flatness
+        else ("trace", trace_numbers, print_traces, draw_layer_traces)
     )
-    run = flatness_run if flatness else trace_run
-    run(paths, measurement, read_probing(tol, max_probes), figure, json)
+    results = measure(
+        kind, given.paths, measurement, lambda subject, tell: numbers(subject.problem, probing, tell), given.json
+    )
+    show(results)
+    if given.figure is not None:
+        save_picture(draw, results, given.figure)
+
+
+def print_traces(results: Sequence[dict[str, Any]]) -> None:
+    """The trace of the network and of every layer, and the Frobenius norm."""
+    names = dict.fromkeys(layer["name"] for result in results for layer in result["layers"])
+    by_name = [{layer["name"]: layer["trace"] for layer in result["layers"]} for result in results]
+    rows: list[Row] = [("network", [estimate_cell(result["trace"]) for result in results])]
+    rows += [(name, [estimate_cell(layers.get(name)) for layers in by_name]) for name in names]
+    rows.append(("|H|_F, network", [estimate_cell(result["frobenius"]) for result in results]))
+    title = f"Trace of the Hessian of {loss_name(results[0])}"
+    print_side_by_side(title, "layer", "trace ± standard error", rows, results)
+    if not all(result["converged"] for result in results):
+        console.print("! not converged: the standard error is above the tolerance; raise --max-probes, or --tol.")
+
+
+def print_flatness(results: Sequence[dict[str, Any]]) -> None:
+    """Every measure, side by side."""
+    title = f"Flatness of {loss_name(results[0])}"
+    print_side_by_side(title, "measure", "value ± error", _flatness_rows(results), results)
+    console.print("* unchanged when a ReLU network is rescaled to the same function; W: a layer's weights, no bias.")
+
+
+def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
+    sharpness = {key: results[0][key]["radius"] for key in ("sam_sharpness", "adaptive_sharpness")}
+    rows: list[Row] = [
+        ("λ₁", [_eigenvalue_cell(result["eigenvalues"][0]) for result in results]),
+        ("λ₁/λ₅", [None if result["spread"] is None else _number(result["spread"]) for result in results]),
+        ("trace", [estimate_cell(result["trace"]) for result in results]),
+        ("|H|_F", [estimate_cell(result["frobenius"]) for result in results]),
+    ]
+    for key, name in (
+        ("sam_sharpness", "SAM sharpness, ρ = {:g}"),
+        ("adaptive_sharpness", "adaptive sharpness*, ρ = {:g}"),
+    ):
+        rows.append((name.format(sharpness[key]), [_number(result[key]["value"]) for result in results]))
+    names = list(dict.fromkeys(layer["name"] for result in results for layer in result["layers"]))
+    for label, cell in _RELATIVE.items():
+        for name in names:
+            found = [next((own for own in result["layers"] if own["name"] == name), None) for result in results]
+            rows.append((f"{name}: {label}", [None if own is None else cell(own) for own in found]))
+    return rows
+
+
+def _number(value: float, error: float | None = None) -> Cell:
+    return Cell(f"{value:.4g}" + ("" if error is None else f" ± {error:.2g}"), value)
+
+
+def _eigenvalue_cell(value: Mapping[str, Any]) -> Cell:
+    return Cell(
+        f"{value['value']:.4g} ± {value['residual']:.0e}" + ("" if value["converged"] else " !"), value["value"]
+    )
+
+
+_RELATIVE: Mapping[str, Callable[[Mapping[str, Any]], Cell]] = {
+    "|W|² λmax*": lambda own: _number(own["by_eigenvalue"], own["weight_norm2"] * own["top"]["residual"]),
+    "|W|² trace*": lambda own: _number(own["by_trace"], own["weight_norm2"] * own["trace"]["standard_error"]),
+}
+"""Relative flatness of a layer, two ways."""

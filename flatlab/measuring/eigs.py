@@ -1,20 +1,16 @@
-"""What `flatlab eigs` does: top eigenvalues of the network and its layers, and how much they owe to the sample."""
+"""What `flatlab eigs` computes: top eigenvalues of the network and its layers, and how much they owe to the sample."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from analysis.problem import Problem
 from analysis.spectrum import Backend, Eigenvalue, EigsReport, Method, eigs
 from analysis.subsets import Spread, sampling_spread
 from flatlab.errors import UsageError
-from flatlab.measuring.eigs_table import print_eigs
-from flatlab.measuring.pictures import save_picture
+from flatlab.measuring.progress import Tell, silent
 from flatlab.measuring.ranks import ranks
-from flatlab.measuring.running import Tell, measure
-from flatlab.measuring.subjects import Measurement, Subject
+from flatlab.measuring.subjects import Subject
 
 PARTS = 4
 """Disjoint subsets on which lambda_max is measured again, to see how much the sample matters."""
@@ -55,32 +51,15 @@ def read_search(k: int, layers: str, method: str, backend: str, tol: float, max_
     return Search(k, layers, method, backend, tol, max_iter)  # type: ignore[arg-type]
 
 
-def eigs_run(
-    paths: Sequence[Path],
-    measurement: Measurement,
-    search: Search | None = None,
-    figure: Path | None = None,
-    json: Path | None = None,
-) -> list[dict[str, Any]]:
-    """Measure every subject, print one table, write and draw the numbers; returns them."""
-    search = search or Search()
-
-    def work(subject: Subject, tell: Tell) -> dict[str, Any]:
-        report = top(subject.problem, search, tell)
-        spread = None
-        samples = subject.problem.samples
-        if samples < subject.available and samples >= 2 * PARTS * ranks():
-            tell(f"{PARTS} subsets, to see the sampling error")
-            spread = sampling_spread(subject.problem, PARTS, start=report.vectors[:, :1])
-        return plain_report(report) | {"sampling": spread and plain_spread(spread)}
-
-    results = measure("eigs", paths, measurement, work, json)
-    print_eigs(results)
-    if figure is not None:
-        from figures.layers import draw_layers
-
-        save_picture(draw_layers, results, figure)
-    return results
+def eigs_numbers(subject: Subject, search: Search, tell: Tell = silent) -> dict[str, Any]:
+    """Top eigenvalues of the network and its layers and, where its samples are some of many, their sampling error."""
+    report = top(subject.problem, search, tell)
+    spread = None
+    samples = subject.problem.samples
+    if samples < subject.available and samples >= 2 * PARTS * ranks():
+        tell(f"{PARTS} subsets, to see the sampling error")
+        spread = sampling_spread(subject.problem, PARTS, start=report.vectors[:, :1])
+    return plain_report(report) | {"sampling": spread and plain_spread(spread)}
 
 
 def top(problem: Problem, search: Search, tell: Tell) -> EigsReport:

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m flatlab eigs CKPT
 
-analysis/ adds up every product over the processes. Here they meet, and only the first of them speaks.
+analysis/ adds up every product over the processes. Here they meet.
 """
 
 import os
@@ -12,26 +12,24 @@ from contextlib import contextmanager
 import torch
 from torch import distributed as dist
 
-from flatlab.cli.console import console, status
 from flatlab.errors import UsageError
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
+def joined(device: str) -> Iterator[bool]:
     """Within the block, the processes that torchrun started, if it did, form a group (gloo on CPUs, nccl on GPUs).
 
-    After it, the first goes on alone and the others leave.
+    Yields whether this process is the first, which speaks for all. After the block it goes on alone; the others leave.
     """
     if not dist.is_torchelastic_launched():
-        yield
+        yield True
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     first = dist.get_rank() == 0
     try:
-        console.quiet = status.quiet = not first
-        yield
+        yield first
         dist.barrier()  # nobody leaves while another still needs its share
     finally:
         dist.destroy_process_group()

@@ -1,8 +1,6 @@
-"""What `flatlab surface` does: the loss on a line or a plane through the parameters."""
+"""What `flatlab surface` computes: the loss on a line or a plane through the parameters."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -13,10 +11,7 @@ from analysis.spectrum import eigs
 from analysis.surface import filter_normalised_directions, loss_surface
 from flatlab.errors import UsageError
 from flatlab.measuring.eigs import plain_eigenvalue
-from flatlab.measuring.pictures import save_picture
-from flatlab.measuring.running import Tell, measure, silent
-from flatlab.measuring.subjects import Measurement, Subject
-from flatlab.measuring.tables import Cell, Row, loss_name, print_side_by_side
+from flatlab.measuring.progress import Tell, silent
 
 Along = Literal["random", "eigenvectors"]
 
@@ -39,29 +34,6 @@ def read_section(along: str, line: bool, extent: float, points: int, seed: int) 
     if not 0 < extent < float("inf"):
         raise UsageError(f"--extent is a positive number, not {extent:g}.")
     return Section(along, 1 if line else 2, extent, points, seed)  # type: ignore[arg-type]
-
-
-def surface_run(
-    paths: Sequence[Path],
-    measurement: Measurement,
-    section: Section,
-    figure: Path | None = None,
-    json: Path | None = None,
-) -> None:
-    """Evaluate the loss around every subject, print what stands out, write and draw it all."""
-
-    def work(subject: Subject, tell: Tell) -> dict[str, Any]:
-        return surface_numbers(subject.problem, section, tell)
-
-    results = measure("surface", paths, measurement, work, json)
-    title = f"{loss_name(results[0])[4:].capitalize()}, around the model, along {results[0]['directions']}"
-    rows = _rows_of_a_line(results) if section.dimensions == 1 else _rows_of_a_plane(results)
-    print_side_by_side(title, "", "loss", rows, results)
-    if figure is not None:
-        from figures.loss_line import draw_loss_lines
-        from figures.loss_surface import draw_loss_surfaces
-
-        save_picture(draw_loss_lines if section.dimensions == 1 else draw_loss_surfaces, results, figure)
 
 
 def surface_numbers(problem: Problem, section: Section, tell: Tell = silent) -> dict[str, Any]:
@@ -95,29 +67,3 @@ def _directions(problem: Problem, section: Section, tell: Tell) -> tuple[Tensor,
     )
     values = [plain_eigenvalue(value) for value in report.eigenvalues]
     return report.vectors, {"directions": "unit top eigenvectors", "eigenvalues": values, "hvps": report.products}
-
-
-def _rows_of_a_line(results: Sequence[dict[str, Any]]) -> list[Row]:
-    """Five places along the line."""
-    last = len(results[0]["a"]) - 1
-    places = sorted({round(quarter * last / 4) for quarter in range(5)})
-    return [(f"at {results[0]['a'][i]:+.3g}", [_number(result["losses"][i][0]) for result in results]) for i in places]
-
-
-def _rows_of_a_plane(results: Sequence[dict[str, Any]]) -> list[Row]:
-    """The model, the extremes, and the rim of the square."""
-    every = [[loss for line in result["losses"] for loss in line] for result in results]
-    rims = [
-        [*losses[0], *losses[-1], *(loss for line in losses[1:-1] for loss in (line[0], line[-1]))]
-        for losses in (result["losses"] for result in results)
-    ]
-    return [
-        ("at the model", [_number(result["loss"]) for result in results]),
-        ("lowest", [_number(min(losses)) for losses in every]),
-        ("highest", [_number(max(losses)) for losses in every]),
-        ("mean at the rim", [_number(sum(rim) / len(rim)) for rim in rims]),
-    ]
-
-
-def _number(value: float) -> Cell:
-    return Cell(f"{value:.4g}", value)

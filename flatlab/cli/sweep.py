@@ -8,17 +8,10 @@ from typing import Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from flatlab.cli.console import status, write_json
+from flatlab.cli.console import console, status, write_json
+from flatlab.measuring.progress import Tell
 from flatlab.measuring.ranks import joined, rank
 from flatlab.measuring.subjects import Measurement, Subject, check, open_subject
-
-Tell = Callable[[str], None]
-"""Shows what is being done, beside the name of the subject."""
-
-
-def silent(stage: str) -> None:
-    """Tell nobody."""
-
 
 Work = Callable[[Subject, Tell], dict[str, Any]]
 """Measures a subject and returns the numbers as plain data."""
@@ -34,7 +27,7 @@ def measure(
     """
     check(measurement, paths)
     results = []
-    with joined(measurement.device):
+    with joined(measurement.device) as first, _heard(first):
         for path in paths or (None,):
             began = time.perf_counter()
             with progress_line("own model" if path is None else str(path)) as tell:
@@ -46,6 +39,13 @@ def measure(
                 write_json(path.with_suffix(f".{kind}.json"), results[-1])
     write_json(json, results[0] if len(results) == 1 else {"checkpoints": results})
     return results
+
+
+@contextmanager
+def _heard(first: bool) -> Iterator[None]:
+    """Of the processes that torchrun starts, let only the first speak within the block."""
+    console.quiet = status.quiet = not first
+    yield
 
 
 @contextmanager

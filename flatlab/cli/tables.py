@@ -24,6 +24,13 @@ Row = tuple[str, Sequence[Cell | None]]
 """What stands in front, and a cell per subject."""
 
 
+def estimate_cell(estimate: dict[str, float] | None) -> Cell | None:
+    """A mean and its standard error."""
+    if estimate is None:
+        return None
+    return Cell(f"{estimate['value']:.4g} ± {estimate['standard_error']:.2g}", estimate["value"])
+
+
 def print_side_by_side(title: str, heading: str, column: str, rows: Sequence[Row], results: Sequence[Result]) -> None:
     """One column per subject, headed `column`; with several, also the ratio to the first. Lines on each follow."""
     table = new_table()
