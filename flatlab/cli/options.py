@@ -33,7 +33,11 @@ Model = Annotated[
     ),
 ]
 Weights = Annotated[
-    Path | None, typer.Option(help="Its parameters, a saved state_dict; no code in it runs.", rich_help_panel=_OWN)
+    Path | None,
+    typer.Option(
+        help="Its parameters: a state_dict, a trainer's checkpoint, safetensors or .npz; no code in it runs.",
+        rich_help_panel=_OWN,
+    ),
 ]
 Data = Annotated[
     str | None,
@@ -47,7 +51,7 @@ Loss = Annotated[
     str | None,
     typer.Option(
         help="cross_entropy (default), mse, binary_cross_entropy, or package.module:function of (outputs, targets) "
-        "that returns the mean over samples.",
+        "that returns the mean over samples, or (sum, normaliser).",
         rich_help_panel=_OWN,
     ),
 ]
