@@ -148,7 +148,8 @@ def client_spectra(
     """
     if not problems:
         raise MeasurementError("No clients are given; name at least one.")
-    raw = {name: float(p.normaliser) for name, p in problems.items()} if weights is None else dict(weights)
+    shares = {name: p.normaliser if p.reduction == "mean" else float(p.samples) for name, p in problems.items()}
+    raw = shares if weights is None else dict(weights)
     if set(raw) != set(problems) or min(raw.values()) < 0 or sum(raw.values()) <= 0:
         raise MeasurementError("Every client needs a weight that is not negative, and some weight must be positive.")
     share = {name: weight / sum(raw.values()) for name, weight in raw.items()}

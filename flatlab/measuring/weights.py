@@ -213,7 +213,10 @@ def _needed(state: Mapping[str, Tensor]) -> list[list[str]]:
 def _with_tied(model: nn.Module, tensors: Mapping[str, Tensor], given: Sequence[str]) -> dict[str, Tensor]:
     """The tensors, and those that are tied to them, which some formats leave out."""
     state = model.state_dict(keep_vars=True)
-    by_identity = {id(state[name]): tensors[name] for name in given}
+    by_identity: dict[int, Tensor] = {}
+    for name in given:
+        if not torch.equal(by_identity.setdefault(id(state[name]), tensors[name]), tensors[name]):
+            raise UsageError(f"The model ties {name} to another tensor, but the file has different values for the two.")
     return {
         name: tensors.get(name, by_identity.get(id(tensor), tensor.detach())) if isinstance(tensor, Tensor) else tensor
         for name, tensor in state.items()

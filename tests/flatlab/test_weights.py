@@ -98,6 +98,12 @@ def test_safetensors_and_what_they_leave_out_of_tied_weights(tmp_path: Path) -> 
         assert_loaded(tmp_path / "any.name", tied, "", Tied)
 
 
+def test_weights_that_the_model_ties_and_the_file_does_not(tmp_path: Path) -> None:
+    torch.save({"table.weight": torch.zeros(5, 3), "head.weight": torch.ones(5, 3)}, tmp_path / "w.pt")
+    with pytest.raises(UsageError, match=r"ties head.weight to another tensor"):
+        load_weights(Tied(), tmp_path / "w.pt", "mine:make")
+
+
 def test_arrays_in_order_and_by_name(tmp_path: Path) -> None:
     model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(6)])  # twelve: arr_10 comes after arr_9
     arrays = [torch.randn(t.shape) for t in model.state_dict().values()]
