@@ -1,6 +1,10 @@
-"""The forms in which data may come, reduced to one: an iterable of (inputs, targets) that can be read again."""
+"""The forms in which data may come, reduced to one: an iterable of (inputs, targets) that can be read again.
 
-from collections.abc import Iterable, Iterator
+A value of `inputs` belongs to the samples where it is a tensor with as many rows as there are targets. A tensor with
+one row, a scalar, None and other plain values are meant for every sample and stay as they are in any part of a batch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +13,8 @@ from torch import Tensor
 
 from analysis.errors import MeasurementError
 
-Inputs = tuple[Tensor, ...] | dict[str, Tensor]
+Value = Tensor | bool | int | float | str | None
+Inputs = tuple[Value, ...] | dict[str, Value]
 Batch = tuple[Inputs, Tensor]
 
 
@@ -42,13 +47,10 @@ class Part:
 
     def __iter__(self) -> Iterator[Batch]:
         passed = 0
-        for inputs, targets in self.batches:
+        for batch in self.batches:
             chosen = slice((self.index - passed) % self.parts, None, self.parts)
-            passed += len(targets)
-            if isinstance(inputs, dict):
-                yield {name: x[chosen] for name, x in inputs.items()}, targets[chosen]
-            else:
-                yield tuple(x[chosen] for x in inputs), targets[chosen]
+            passed += batch_length(batch)
+            yield picked(batch, chosen)
 
 
 def regrouped(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
@@ -62,11 +64,49 @@ def regrouped(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
 
 
 def joined(first: Batch, second: Batch) -> Batch:
-    """The samples of both."""
+    """The samples of both; raises `MeasurementError` where they have different shapes."""
+    if batch_length(first) == 0 or batch_length(second) == 0:
+        return second if batch_length(first) == 0 else first
+    if not can_be_joined(first, second):
+        raise MeasurementError("The samples of two batches differ in shape or type, so no batch can hold both.")
+    lengths = batch_length(first), batch_length(second)
+
+    def join(a: Value, b: Value) -> Value:
+        return torch.cat([a, b]) if _of_samples(a, lengths[0]) and _of_samples(b, lengths[1]) else a  # type: ignore[list-item]
+
     targets = torch.cat([first[1], second[1]])
     if isinstance(first[0], dict) and isinstance(second[0], dict):
-        return {name: torch.cat([first[0][name], second[0][name]]) for name in first[0]}, targets
-    return tuple(torch.cat(pair) for pair in zip(first[0], second[0], strict=True)), targets  # type: ignore[arg-type]
+        return {name: join(x, second[0][name]) for name, x in first[0].items()}, targets
+    return tuple(join(a, b) for a, b in zip(first[0], second[0], strict=True)), targets
+
+
+def can_be_joined(first: Batch, second: Batch) -> bool:
+    """Whether one batch can hold the samples of both: the same names, shapes and types, the same values for all."""
+
+    def alike(a: Value, b: Value) -> bool:
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            return type(a) is type(b) and a == b
+        if a.dtype != b.dtype or a.shape[1:] != b.shape[1:]:
+            return False
+        if _of_samples(a, batch_length(first)) and _of_samples(b, batch_length(second)):
+            return True
+        return a.shape == b.shape and torch.equal(a, b)
+
+    one, other = _by_name(first[0]), _by_name(second[0])
+    return (
+        one.keys() == other.keys()
+        and alike(first[1], second[1])
+        and all(alike(x, other[key]) for key, x in one.items())
+    )
+
+
+def _by_name(inputs: Inputs) -> dict[Any, Value]:
+    return inputs if isinstance(inputs, dict) else dict(enumerate(inputs))
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    """All tensors of a batch, the targets last."""
+    return [x for x in (*_by_name(batch[0]).values(), batch[1]) if isinstance(x, Tensor)]
 
 
 def inspect_data(data: Any) -> Inspected:
@@ -75,7 +115,7 @@ def inspect_data(data: Any) -> Inspected:
     Raises `MeasurementError` for data that have another form, unequal lengths or no samples.
     """
     batches: Iterable[Batch]
-    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor):
+    if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)):
         batches = [_as_batch(data)]
     elif not isinstance(data, Iterable):
         raise MeasurementError(
@@ -95,16 +135,46 @@ def inspect_data(data: Any) -> Inspected:
 
 
 def _as_batch(batch: Any) -> Batch:
+    if isinstance(batch, Mapping):
+        if not isinstance(batch.get("labels"), Tensor):
+            raise MeasurementError(
+                f"A batch that is a mapping must hold its targets as the tensor 'labels'; it holds {_names(batch)}."
+            )
+        batch = ({name: value for name, value in batch.items() if name != "labels"}, batch["labels"])
     if not isinstance(batch, list | tuple) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
         raise MeasurementError(f"A batch must be (inputs, targets) with tensor targets, not {type(batch).__name__}.")
     *inputs, targets = batch
-    if len(inputs) == 1 and isinstance(inputs[0], dict):
-        return dict(inputs[0]), targets
+    if targets.dim() == 0:
+        raise MeasurementError("The targets of a batch must be a tensor with a row for every sample, not one number.")
+    if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+        named = dict(inputs[0])
+        for name, value in named.items():
+            _require_rows(repr(name), value, len(targets))
+        return named, targets
     if len(inputs) == 1 and isinstance(inputs[0], list | tuple):
         inputs = list(inputs[0])
-    if any(not isinstance(x, Tensor) or x.dim() == 0 or len(x) != len(targets) for x in inputs):
-        raise MeasurementError("Every input of a batch must be a tensor with as many samples as the targets.")
+    for place, value in enumerate(inputs):
+        _require_rows(f"number {place + 1}", value, len(targets))
     return tuple(inputs), targets
+
+
+def _require_rows(which: str, value: Any, samples: int) -> None:
+    if isinstance(value, Tensor):
+        if value.dim() == 0 or len(value) in (1, samples):
+            return
+        got = f"shape {tuple(value.shape)}"
+    elif value is None or isinstance(value, bool | int | float | str):
+        return
+    else:
+        got = f"the type {type(value).__name__}"
+    raise MeasurementError(
+        f"Input {which} of a batch has {got}: every input must be a tensor with as many samples as the targets, "
+        f"{samples}, or with one row, or a plain value for all of them."
+    )
+
+
+def _names(batch: Mapping[Any, Any]) -> str:
+    return ", ".join(map(repr, batch)) or "nothing"
 
 
 def batch_length(batch: Batch) -> int:
@@ -114,19 +184,36 @@ def batch_length(batch: Batch) -> int:
 
 def sliced(batch: Batch, start: int, end: int) -> Batch:
     """Samples start..end of a batch, as views."""
-    inputs, targets = batch
-    if isinstance(inputs, dict):
-        return {name: x[start:end] for name, x in inputs.items()}, targets[start:end]
-    return tuple(x[start:end] for x in inputs), targets[start:end]
+    return picked(batch, slice(start, end))
+
+
+def picked(batch: Batch, places: slice | Tensor) -> Batch:
+    """The samples at `places`; what is meant for every sample stays."""
+    samples = batch_length(batch)
+    return _each(batch, lambda x: x[places] if _of_samples(x, samples) else x)
 
 
 def moved(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     """The batch on `device`, floating-point tensors in `dtype`, integer ones (class or token numbers) as they are."""
 
     def move(x: Tensor) -> Tensor:
+        x = x.detach()
         return x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype, non_blocking=True)
+
+    return _each(batch, move)
+
+
+def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with `change` done to its tensors."""
+
+    def changed(x: Value) -> Value:
+        return change(x) if isinstance(x, Tensor) else x
 
     inputs, targets = batch
     if isinstance(inputs, dict):
-        return {name: move(x) for name, x in inputs.items()}, move(targets)
-    return tuple(map(move, inputs)), move(targets)
+        return {name: changed(x) for name, x in inputs.items()}, change(targets)
+    return tuple(map(changed, inputs)), change(targets)
+
+
+def _of_samples(value: Value, samples: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == samples

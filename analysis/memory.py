@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from analysis.batches import Batch, batch_length, moved, sliced
+from analysis.batches import Batch, batch_length, moved, sliced, tensors
 
 if TYPE_CHECKING:
     from analysis.problem import Problem
@@ -42,7 +42,7 @@ def graph_bytes_per_sample(problem: "Problem", first: Batch) -> int:
     """Bytes of the tensors that a gradient with its graph keeps alive, per sample, beside parameters and data."""
     few = min(8, batch_length(first))
     inputs, targets = moved(sliced(first, 0, few), problem.device, problem.dtype)
-    given = [*problem.model.parameters(), *(inputs.values() if isinstance(inputs, dict) else inputs), targets]
+    given = [*problem.model.parameters(), *tensors((inputs, targets))]
     not_counted = {tensor.untyped_storage().data_ptr() for tensor in given}
     kept: dict[int, int] = {}
 

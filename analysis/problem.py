@@ -1,40 +1,28 @@
 """What is differentiated: a loss of a model's outputs over a fixed set of samples, as a function of some parameters.
 
-    L(theta) = 1/N sum_n loss(model(theta, x_n), y_n)          (reduction "mean"; without the 1/N for "sum")
+    L(theta) = 1/M sum_n loss(model(theta, x_n), y_n)          (reduction "mean"; without the 1/M for "sum")
 
-The sum always runs over all N samples: batches of unequal size are weighted by their size, so a number never is a mean
-of batch means. The model is copied, so the caller's modes, gradients and flags are never touched.
+The sum always runs over all N samples, and M is N or the sum of all samples' weights (`analysis.losses`): a number
+never is a mean of batch means. The model is copied, so the caller's modes, gradients and flags are never touched.
 """
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from analysis.batches import Batch, Inputs, Part, batch_length, inspect_data, moved, sliced
 from analysis.distributed import require_ranks, summed_number
 from analysis.errors import MeasurementError
+from analysis.losses import Loss, Reduction, SummedLoss, summed_loss
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
-from analysis.refusals import refuse_dependent_samples, refuse_unfit
+from analysis.models import private_copy, working_dtype
+from analysis.refusals import refuse_at_first_sight, refuse_unfit, survey, weighed
 from analysis.second_derivatives import LeanSecondDerivatives
-
-Loss = Callable[[Any, Tensor], Tensor]
-"""(outputs, targets) -> scalar, the mean or the sum over the samples of the batch."""
-
-Reduction = Literal["mean", "sum"]
-
-LOSSES: Mapping[str, Loss] = {
-    "cross_entropy": F.cross_entropy,
-    "mse": F.mse_loss,
-    "binary_cross_entropy": F.binary_cross_entropy_with_logits,
-}
-"""Losses by name, each with reduction "mean"."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +31,7 @@ class Chunk:
 
     inputs: Inputs
     targets: Tensor  # (n, ...)
-    weight: float
+    weight: float  # 1 / M
 
 
 @dataclass(frozen=True)
@@ -54,11 +42,12 @@ class Problem:
     """
 
     model: nn.Module  # a private copy on `device` in `dtype`, none of whose parameters requires a gradient
-    loss: Loss
+    loss: SummedLoss  # the sum over the samples of a batch
     reduction: Reduction
     parameters: Mapping[str, Tensor]  # the selection, by name
     data: Iterable[Batch]
     samples: int  # N, over all ranks
+    normaliser: float  # M, over all ranks; 1 for a sum
     dtype: torch.dtype
     device: torch.device
     chunk_size: int  # samples whose first-order graph is held at once
@@ -75,8 +64,7 @@ class Problem:
         for batch in self.data:
             for start in range(0, batch_length(batch), self.chunk_size):
                 inputs, targets = moved(sliced(batch, start, start + self.chunk_size), self.device, self.dtype)
-                weight = len(targets) / self.samples if self.reduction == "mean" else 1.0
-                yield Chunk(inputs, targets, weight)
+                yield Chunk(inputs, targets, 1.0 / self.normaliser)
 
     def leaves(self) -> dict[str, Tensor]:
         """The selected parameters as fresh leaves of a graph (sharing memory with the model)."""
@@ -97,15 +85,16 @@ class Problem:
         wanted = set(names)
         return replace(self, parameters={n: p for n, p in self.parameters.items() if n in wanted})
 
-    def on(self, data: Any) -> "Problem":
-        """The same model and loss on other data, given as to `make_problem`."""
+    def on(self, data: Any, *, checked: bool = False) -> "Problem":
+        """The same model and loss on other data, given as to `make_problem`, and checked as there if not `checked`."""
         inspected = inspect_data(data)
         samples = round(summed_number(inspected.samples, self.device, self.distributed))
-        return replace(self, data=inspected.batches, samples=samples)
+        other = replace(self, data=inspected.batches, samples=samples)
+        return replace(other, normaliser=weighed(other) if checked else survey(other))
 
     def part(self, index: int, parts: int) -> "Problem":
         """The mean (or sum) over every `parts`-th sample only, beginning with sample `index`."""
-        return self.on(Part(self.data, index, parts))
+        return self.on(Part(self.data, index, parts), checked=True)
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Cut (p,) into views shaped like the parameters."""
@@ -142,24 +131,25 @@ def make_problem(
 ) -> Problem:
     """Describe L for any model, loss and data.
 
-    `loss` is a name in `LOSSES` or a function of (outputs, targets) with the stated `reduction` over samples. `data` is
-    `(inputs, targets)` or an iterable of such batches; `inputs` is a tensor, a tuple or a dict of tensors, and a batch
-    of more than two items is several inputs followed by targets. Re-iterable data (a DataLoader) are read anew at every
-    pass and must give the same samples each time; an iterator is stored. `parameters` names the selection (default: all
-    that require a gradient), `dtype` and `device` default to the model's. `memory` is the number of bytes that
-    first-order graphs may take; `chunk_size` overrides the size chosen from it. With `distributed`, `data` are the
-    share of this rank of the initialised process group, and every number is that of all shares together.
+    `loss` is a name in `analysis.losses.LOSSES`, a loss of `torch.nn` (module, function or partial), or any function of
+    (outputs, targets) that returns the stated `reduction` over samples, or (sum, normaliser) where samples have
+    weights. `data` is `(inputs, targets)` or an iterable of such batches; `inputs` is a tensor, a tuple or a mapping of
+    tensors, a batch of more than two items is several inputs followed by targets, and a batch that is a mapping holds
+    its targets as "labels". Inputs of one row, None and plain values are meant for every sample. Re-iterable data (a
+    DataLoader) are read anew at every pass and must give the same samples each time; an iterator is stored.
+    `parameters` names the selection (default: all that require a gradient), `device` defaults to the model's, `dtype`
+    (float32 or float64) to the widest of its parameters, half precision being raised to float32 with a warning.
+    `memory` is the number of bytes that first-order graphs may take; `chunk_size` overrides the size chosen from it.
+    With `distributed`, `data` are the share of this rank of the initialised process group, and every number is that of
+    all shares together. Wrappers of torch.compile and data parallelism are taken off.
 
-    Raises `MeasurementError` where second derivatives of a sum over samples would be meaningless: dropout or batch
-    norm in training mode, a random forward pass, samples that influence one another, a reduction that is not the stated
-    one.
+    Costs 2.5 forward passes over the data, in which every batch is compared with its parts. Raises `MeasurementError`
+    where second derivatives of a sum over samples would be meaningless: dropout or batch norm in training mode, a
+    random forward pass, samples that influence one another, a reduction that is not the stated one.
     """
-    private = copy.deepcopy(model)
-    reference = next(iter(private.parameters()), None)
-    if reference is None:
-        raise MeasurementError("The model has no parameters, so there is nothing to differentiate.")
-    dtype = dtype or reference.dtype
-    device = torch.device(device) if device is not None else reference.device
+    dtype = working_dtype(model, dtype)
+    private = private_copy(model)
+    device = torch.device(device) if device is not None else next(private.parameters()).device
     selection = _selected_names(private, parameters)
     private.to(device=device, dtype=dtype)
     private.train(mode == "train").requires_grad_(False)
@@ -173,29 +163,22 @@ def make_problem(
         require_ranks()
     problem = Problem(
         model=private,
-        loss=_loss(loss, reduction),
+        loss=summed_loss(loss, reduction, dtype, device),
         reduction=reduction,
         parameters={name: named[name] for name in selection},
         data=inspected.batches,
         samples=round(summed_number(inspected.samples, device, distributed)),
+        normaliser=1.0,
         dtype=dtype,
         device=device,
         chunk_size=chunk_size or 1,
         cached_samples=0,
         distributed=distributed,
     )
-    refuse_dependent_samples(problem, inspected)
+    refuse_at_first_sight(problem, inspected.first)
     plan = plan_chunks(problem, inspected.first, memory, chunk_size)
-    return replace(problem, chunk_size=plan.chunk_size, cached_samples=plan.cached_samples)
-
-
-def _loss(loss: Loss | str, reduction: Reduction) -> Loss:
-    if not isinstance(loss, str):
-        return loss
-    if loss not in LOSSES:
-        raise MeasurementError(f"Unknown loss {loss!r}; use one of {', '.join(LOSSES)}, or pass a function.")
-    named = LOSSES[loss]
-    return named if reduction == "mean" else lambda outputs, targets: named(outputs, targets, reduction="sum")  # type: ignore[call-arg]
+    problem = replace(problem, chunk_size=plan.chunk_size, cached_samples=plan.cached_samples)
+    return replace(problem, normaliser=survey(problem))
 
 
 def _selected_names(model: nn.Module, names: Iterable[str] | None) -> list[str]:
@@ -206,6 +189,7 @@ def _selected_names(model: nn.Module, names: Iterable[str] | None) -> list[str]:
         selection = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     else:
         names = [names] if isinstance(names, str) else list(names)
+        names = [name if name in aliases else name.replace("_orig_mod.", "").removeprefix("module.") for name in names]
         for name in names:
             if name not in aliases:
                 raise MeasurementError(f"The model has no parameter {name!r}; it has {_some(aliases)}.")

@@ -36,9 +36,8 @@ def pyhessian_operator(problem: Problem) -> SymmetricOperator:
 
     def criterion(outputs: Any, targets: Tensor) -> Tensor:
         nothing = sum(parameter.square().sum() for parameter in model.parameters() if parameter.requires_grad)
-        return (
-            problem.loss(outputs, targets) + 0.0 * nothing
-        )  # gives every parameter a gradient and a second derivative
+        loss = problem.samples / problem.normaliser / len(targets) * problem.loss(outputs, targets)
+        return loss + 0.0 * nothing  # gives every parameter a gradient and a second derivative
 
     computed = pyhessian_hessian(model, criterion, dataloader=_Batches(problem), cuda=False)
     computed.device = problem.device
@@ -75,6 +74,6 @@ class _Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for chunk in self.problem.chunks():
-            if isinstance(chunk.inputs, dict) or len(chunk.inputs) != 1:
+            if isinstance(chunk.inputs, dict) or len(chunk.inputs) != 1 or not isinstance(chunk.inputs[0], Tensor):
                 raise MeasurementError("The pyhessian backend takes models with one input tensor.")
             yield chunk.inputs[0], chunk.targets

@@ -1,12 +1,15 @@
 """Models, losses and data of which L is no fixed sum over samples, so that its second derivatives mean nothing."""
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from analysis.batches import Inspected, batch_length, moved, sliced
+from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, sliced
+from analysis.distributed import summed_number
 from analysis.errors import MeasurementError
 
 if TYPE_CHECKING:
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 _SAME_LOSS = 1e-4  # relative; float32 losses of the same samples differ by far less, other samples by far more
+_SAME_IN_DOUBLE = 1e-6  # the same in float64, though a part of the model may compute in float32
+_SMALL_LOSS = 1e-2  # per sample; below it differences count as absolute
+_SCALE_OF_ZEROS = 0.1  # of the random point where all of a tensor is zero
+_FEW = 4
 
 
 def refuse_unfit(module: nn.Module) -> None:
@@ -29,31 +36,205 @@ def refuse_unfit(module: nn.Module) -> None:
         raise MeasurementError(f"{kind} is random in training mode, so L has no fixed Hessian; use mode='eval'.")
 
 
-def refuse_dependent_samples(problem: "Problem", inspected: Inspected) -> None:
-    """Check on a few samples that L is one fixed number and a sum over samples with the stated reduction."""
-    few = min(4, batch_length(inspected.first))
+@dataclass(frozen=True)
+class _Part:
+    """The loss of some samples at some parameters."""
 
-    def loss(start: int, end: int) -> float:
-        inputs, targets = moved(sliced(inspected.first, start, end), problem.device, problem.dtype)
-        with torch.no_grad():
-            value = problem.loss(problem.outputs(inputs, problem.leaves()), targets)
-        if value.dim() != 0:
-            raise MeasurementError(f"The loss must return a scalar, not a tensor of shape {tuple(value.shape)}.")
-        return float(value)
+    total: float
+    size: float  # |total|, added up over parts; what rounding is measured by
+    normaliser: float
+    samples: int
+    told: bool  # whether the loss gave its normaliser itself
 
-    whole, again = loss(0, few), loss(0, few)
-    parts = sum(loss(n, n + 1) for n in range(few)) / (few if problem.reduction == "mean" else 1)
-    if not all(map(math.isfinite, (whole, again, parts))):
-        raise MeasurementError(f"The loss of the first samples is {whole}; curvature needs a finite loss.")
-    if not same_loss(whole, again):
-        raise MeasurementError("The model gives another loss each time it runs; switch its randomness off first.")
-    if not same_loss(whole, parts):
-        raise MeasurementError(
-            f"The loss of {few} samples together ({whole:.6g}) is not the {problem.reduction} of their losses "
-            f"({parts:.6g}): either samples influence one another or the loss has another reduction than stated."
+    def __add__(self, other: "_Part") -> "_Part":
+        return _Part(
+            self.total + other.total,
+            self.size + other.size,
+            self.normaliser + other.normaliser,
+            self.samples + other.samples,
+            self.told,
         )
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.total) and math.isfinite(self.normaliser)
+
+
+Point = Mapping[str, Tensor]
+"""Values of parameters by name; those of the model stand for what is left out."""
+
+
+def refuse_at_first_sight(problem: "Problem", first: Batch) -> None:
+    """Check on a few samples that L is one fixed number and a sum over samples with the stated reduction."""
+    few = min(_FEW, batch_length(first))
+    start = moved(sliced(first, 0, few), problem.device, problem.dtype)
+    _refuse_graph(problem, start)
+    whole, again = _part(problem, start, {}), _part(problem, start, {})
+    parts = _sum([_part(problem, sliced(start, n, n + 1), {}) for n in range(few)])
+    if not (whole.finite and again.finite and parts.finite):
+        raise MeasurementError(f"The loss of the first samples is {whole.total}; curvature needs a finite loss.")
+    if not _agree(problem, whole, again):
+        raise MeasurementError("The model gives another loss each time it runs; switch its randomness off first.")
+    if not _agree(problem, whole, parts):
+        raise _no_sum(problem, whole, parts, few)
+    moving = _part(problem, start, _elsewhere(problem))
+    if whole.told and moving.finite and moving.normaliser != whole.normaliser:
+        raise MeasurementError(
+            "The normaliser that the loss returns changes with the parameters; it may depend on the targets only."
+        )
+
+
+def survey(problem: "Problem") -> float:
+    """The divisor of L over all data; every chunk is compared with its parts, and joined to the end of the one before.
+
+    It is done at a point away from the model's own: there a head of zeros or a saturated loss cannot hide how samples
+    are weighed. Costs 2.5 forward passes without gradients.
+    """
+    points: tuple[Point, Point] = (_elsewhere(problem), {})
+    normaliser, seen, end = 0.0, 0, None
+    for chunk in replace(problem, chunk_size=max(_FEW, problem.chunk_size)).chunks():
+        batch = (chunk.inputs, chunk.targets)
+        size = batch_length(batch)
+        cut = size - max(1, size // 4)  # unequal parts: a mean of their means would pass for a mean
+        pieces = [sliced(batch, a, b) for a, b in ((0, cut), (cut, size)) if a < b]
+        normaliser += _compared(problem, pieces, end, points, seen).normaliser
+        seen += size
+        end = sliced(batch, max(0, min(size - 2, cut)), size)  # of one sample, what is meant for all looks its own
+    return _divisor(problem, normaliser)
+
+
+def weighed(problem: "Problem") -> float:
+    """The divisor of L over samples that were surveyed before; a forward pass, or none where each counts as one."""
+    normaliser = 0.0
+    for chunk in problem.chunks():
+        part = _part(problem, (chunk.inputs, chunk.targets), {})
+        if not part.told:
+            return problem.samples if problem.reduction == "mean" else 1.0
+        normaliser += part.normaliser
+    return _divisor(problem, normaliser)
+
+
+def _divisor(problem: "Problem", normaliser: float) -> float:
+    if problem.reduction == "sum":
+        return 1.0
+    normaliser = summed_number(normaliser, problem.device, problem.distributed)
+    if not normaliser > 0:
+        raise MeasurementError(
+            f"The normaliser of the loss over all data is {normaliser:g}: none of the targets count."
+        )
+    return normaliser
+
+
+def _compared(
+    problem: "Problem", pieces: Sequence[Batch], end: Batch | None, points: Sequence[Point], seen: int
+) -> _Part:
+    """The loss of the pieces, after `seen` samples; it must add up at the first of the points where it is finite."""
+    together = joined(*pieces) if len(pieces) > 1 else pieces[0]
+    joins = end is not None and can_be_joined(end, together)
+    parts = [end, *pieces] if end is not None and joins else list(pieces)
+    whole = joined(end, together) if end is not None and joins else together
+    for point in points:
+        apart = [_part(problem, piece, point) for piece in parts]
+        at_once = _part(problem, whole, point) if len(parts) > 1 else apart[0]
+        if at_once.finite and _sum(apart).finite:
+            break
+    else:
+        raise MeasurementError(
+            f"The loss of samples {seen + 1} to {seen + batch_length(together)} is {at_once.total}; curvature needs a "
+            "finite loss."
+        )
+    if not _agree(problem, at_once, _sum(apart)):
+        if not _agree(problem, at_once, _part(problem, whole, point)):
+            raise MeasurementError("The model gives another loss each time it runs; switch its randomness off first.")
+        raise _no_sum(problem, at_once, _sum(apart), seen + batch_length(together))
+    own = _sum(apart[-len(pieces) :])
+    if end is not None and not joins and not own.told:
+        raise MeasurementError(
+            "The batches differ in the shape of their samples, so nothing shows whether the loss weighs all samples "
+            "alike: let it return (sum, normaliser), or use a loss of torch.nn."
+        )
+    return own
+
+
+def _part(problem: "Problem", batch: Batch, point: Point) -> _Part:
+    """The loss of a batch that has been moved, at a point."""
+    inputs, targets = batch
+    with torch.no_grad():
+        share = problem.loss.share(problem.outputs(inputs, point), targets)
+    total, normaliser = float(share.total), float(share.normaliser)
+    if normaliser < 0:
+        raise MeasurementError(f"The normaliser that the loss returns is {normaliser:g}; it must not be negative.")
+    return _Part(total, abs(total), normaliser, len(targets), share.told)
+
+
+def _sum(parts: Sequence[_Part]) -> _Part:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _agree(problem: "Problem", whole: _Part, parts: _Part) -> bool:
+    close = _SAME_IN_DOUBLE if problem.dtype == torch.float64 else _SAME_LOSS
+    return (
+        abs(whole.total - parts.total) <= close * max(whole.size, parts.size, _SMALL_LOSS * parts.samples)
+        and abs(whole.normaliser - parts.normaliser) <= close * parts.normaliser
+    )
+
+
+def _no_sum(problem: "Problem", whole: _Part, parts: _Part, last: int) -> MeasurementError:
+    reduction = "sum" if whole.told else problem.reduction
+    ratio = f"{whole.total / parts.total:.4g} times that" if parts.total else "which is 0"
+    return MeasurementError(
+        f"The loss of {parts.samples} samples together (up to sample {last}) is not the {reduction} of their losses "
+        f"taken apart, but {ratio}: either samples influence one another or the loss has another reduction than "
+        "stated; a loss that weighs its samples must return (sum, normaliser)."
+    )
+
+
+def _elsewhere(problem: "Problem") -> Point:
+    """A point as large as theta, half of it theta and half at random; the same for the same shapes."""
+    generator = torch.Generator().manual_seed(0)
+    point = {}
+    for name, parameter in problem.model.named_parameters():
+        scale = float(torch.linalg.vector_norm(parameter)) / math.sqrt(max(1, parameter.numel()))
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        point[name] = (parameter.detach() + (scale or _SCALE_OF_ZEROS) * noise) / math.sqrt(2)
+    return point
+
+
+def _refuse_graph(problem: "Problem", batch: Batch) -> None:
+    """Refuse a loss of other tensors than the model's parameters, of none of them, or computed in half precision."""
+    inputs, targets = batch
+    precisions = set()
+
+    def pack(tensor: Tensor) -> Tensor:
+        precisions.add(tensor.dtype)
+        return tensor.detach()
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        alone = problem.loss.share(problem.outputs(inputs, {}), targets)
+        if alone.total.requires_grad:
+            raise MeasurementError(
+                "The loss depends on tensors that require a gradient and are no parameters of the model's copy, such "
+                "as parameters that the loss closes over: pass them through the model, or detach them."
+            )
+        leaves = {name: p.detach().requires_grad_() for name, p in problem.model.named_parameters()}
+        share = problem.loss.share(problem.outputs(inputs, leaves), targets)
+    if isinstance(share.normaliser, Tensor) and share.normaliser.requires_grad:
+        raise MeasurementError("The normaliser that the loss returns depends on the parameters: detach it.")
+    if not share.total.requires_grad:
+        raise MeasurementError(
+            "The loss does not depend on the model's parameters; is it computed under torch.no_grad or detached?"
+        )
+    for dtype in (torch.float16, torch.bfloat16):
+        if dtype in precisions | {share.total.dtype}:
+            raise MeasurementError(
+                f"The model or the loss computes in {str(dtype).removeprefix('torch.')} (a cast, or autocast), which "
+                "is too coarse for curvature: let it compute in float32."
+            )
 
 
 def same_loss(a: float, b: float) -> bool:
     """Whether two losses agree to rounding, so that they can come from the same samples."""
-    return abs(a - b) <= _SAME_LOSS * max(abs(a), abs(b), 1e-2)
+    return abs(a - b) <= _SAME_LOSS * max(abs(a), abs(b), _SMALL_LOSS)

@@ -142,12 +142,14 @@ def client_spectra(
 ) -> ClientSpectra:
     """Top eigenvalues of each client's loss at the same parameters, and of their weighted sum.
 
-    `problems` are one model on each client's data (`problem.on`); `weights` default to the shares of the samples.
-    `progress` is called with a client's name (or "" for the sum), its products so far and its worst relative residual.
+    `problems` are one model on each client's data (`problem.on`); `weights` default to their shares of the mean
+    over all. `progress` is called with a client's name (or "" for the sum), its products so far and its worst relative
+    residual.
     """
     if not problems:
         raise MeasurementError("No clients are given; name at least one.")
-    raw = {name: float(problem.samples) for name, problem in problems.items()} if weights is None else dict(weights)
+    shares = {name: p.normaliser if p.reduction == "mean" else float(p.samples) for name, p in problems.items()}
+    raw = shares if weights is None else dict(weights)
     if set(raw) != set(problems) or min(raw.values()) < 0 or sum(raw.values()) <= 0:
         raise MeasurementError("Every client needs a weight that is not negative, and some weight must be positive.")
     share = {name: weight / sum(raw.values()) for name, weight in raw.items()}

@@ -20,8 +20,9 @@ from analysis.eigenpairs import Eigenpairs
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
 from analysis.layers import Layer, LayerBlocks, Suffix
+from analysis.losses import LOSSES
 from analysis.operators import gauss_newton, hessian
-from analysis.problem import LOSSES, Problem
+from analysis.problem import Problem
 from analysis.spectrum import layer_eigenpairs
 from analysis.subsets import client_spectra
 from analysis.theory.networks import is_piecewise_linear, modules_after, squared_lipschitz
@@ -76,7 +77,8 @@ def chain(
 
     Raises `MeasurementError` unless the problem is a mean in float64, where rounding is far below what is to be seen.
     """
-    if problem.dtype != torch.float64 or problem.reduction != "mean":
+    counts_each = problem.reduction == "mean" and problem.normaliser == problem.samples
+    if problem.dtype != torch.float64 or not counts_each:
         raise MeasurementError("The statements are checked on a mean over samples in float64.")
     began = time.perf_counter()
     progress("whole network")

@@ -49,7 +49,11 @@ class Given:
         ),
     ] = None
     weights: Annotated[
-        Path | None, typer.Option(help="Its parameters, a saved state_dict; no code in it runs.", rich_help_panel=_OWN)
+        Path | None,
+        typer.Option(
+            help="Its parameters: a state_dict, a trainer's checkpoint, safetensors or .npz; no code in it runs.",
+            rich_help_panel=_OWN,
+        ),
     ] = None
     data: Annotated[
         str | None,
@@ -63,7 +67,7 @@ class Given:
         str | None,
         typer.Option(
             help="cross_entropy (default), mse, binary_cross_entropy, or package.module:function of (outputs, targets) "
-            "that returns the mean over samples.",
+            "that returns the mean over samples, or (sum, normaliser).",
             rich_help_panel=_OWN,
         ),
     ] = None

@@ -4,15 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from analysis.batches import Inspected, inspect_data
-from analysis.problem import LOSSES, Loss, Problem, make_problem
+from analysis.losses import LOSSES, Loss
+from analysis.models import FULL, unwrapped, working_dtype
+from analysis.problem import Problem, make_problem
+from flatlab.cli.console import status
 from flatlab.errors import SAID, UsageError
 from flatlab.functions import import_function
 from flatlab.measuring.ranks import ranks
 from flatlab.measuring.samples import shared_out, some_of
-from flatlab.runs.checkpoint import fill, load_tensors
+from flatlab.measuring.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class OwnModel:
 
     model: str  # package.module:function, returns a torch.nn.Module
     data: str  # package.module:function, returns (inputs, targets) or batches of these
-    weights: Path | None = None  # a state_dict; None: the parameters that the function returns
+    weights: Path | None = None  # in any form that `weights.py` reads; None: the parameters that the function returns
     loss: str = "cross_entropy"  # in LOSSES, or package.module:function
 
 
@@ -30,7 +33,9 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
 
     Raises `UsageError` for whatever is missing, fails or does not fit.
     """
-    model = _model(own)
+    model, notes = _model(own, dtype)
+    for note in notes:
+        status.print(note, markup=False, highlight=False, soft_wrap=True)
     loss = _loss(own.loss)
     data = _data(own)
     if samples is not None and samples > data.samples:
@@ -48,17 +53,18 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
     return problem, data.samples
 
 
-def _model(own: OwnModel) -> nn.Module:
+def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
+    """The model in `dtype` with its weights, and what there is to say of them."""
     model = _call(own.model, "model")
     if not isinstance(model, nn.Module):
         raise UsageError(f"The model {own.model} must return a torch.nn.Module, but returned {type(model).__name__}.")
-    if own.weights is not None:
-        advice = "Write the file with torch.save(model.state_dict(), FILE)."
-        state = load_tensors(own.weights, "a saved state_dict", advice)
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise UsageError(f"{own.weights} holds something else than a state_dict. {advice}")
-        fill(model, state, f"The weights {own.weights} do not fit the model {own.model}")
-    return model
+    model = unwrapped(model)
+    low = {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype not in FULL}
+    model.to(working_dtype(model, dtype))  # before foreign weights come, which may be finer than the model's own
+    notes = [f"The {str(kind).removeprefix('torch.')} parameters of {own.model} are raised to float32." for kind in low]
+    if own.weights is None:
+        return model, notes
+    return model, load_weights(model, own.weights, own.model)
 
 
 def _data(own: OwnModel) -> Inspected:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analysis.batches import Batch, Inspected, Part, batch_length
+from analysis.batches import Batch, Inspected, Part, batch_length, picked
 from flatlab.data import ImageData, normalise
 from flatlab.measuring.ranks import rank, ranks, require_shares
 
@@ -50,11 +50,8 @@ def some_of(inspected: Inspected, count: int, seed: int = 0) -> Sequence[Batch]:
     kept[np.random.default_rng(seed).choice(inspected.samples, count, replace=False)] = True
     found: list[Batch] = []
     passed = 0
-    for inputs, targets in inspected.batches:
-        places = torch.from_numpy(np.flatnonzero(kept[passed : passed + len(targets)])).to(targets.device)
-        passed += len(targets)
-        if isinstance(inputs, dict):
-            found.append(({name: x[places] for name, x in inputs.items()}, targets[places]))
-        else:
-            found.append((tuple(x[places] for x in inputs), targets[places]))
+    for batch in inspected.batches:
+        places = torch.from_numpy(np.flatnonzero(kept[passed : passed + batch_length(batch)])).to(batch[1].device)
+        passed += batch_length(batch)
+        found.append(picked(batch, places))
     return [batch for batch in found if batch_length(batch) > 0]

@@ -129,6 +129,7 @@ def test_a_subset_says_how_far_its_top_eigenvalue_moves(
     (chunk,) = replace(problem, chunk_size=80).chunks()
     assert isinstance(chunk.inputs, tuple)
     (inputs,), y = chunk.inputs, chunk.targets
+    assert isinstance(inputs, Tensor)
     model = rebuild(load_checkpoint(path))[0].double()
     parts = [float(Dense(model, inputs[i::4], y[i::4]).eigenvalues()[0]) for i in range(4)]
     sampling = result["sampling"]

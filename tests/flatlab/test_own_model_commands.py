@@ -173,6 +173,22 @@ def test_some_of_the_samples(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(result["sampling"]["subsets"]) == 4
 
 
+@pytest.mark.parametrize("command", ["eigs", "trace", "density", "surface"])
+def test_what_was_read_is_said_by_every_command(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(
+        {"state_dict": {"model." + n: t for n, t in fresh(3).state_dict().items()}, "epoch": 1}, folder / "w.ckpt"
+    )
+    words = {"trace": ("--max-probes", "20"), "density": ("--depth", "5"), "surface": ("--points", "3")}.get(
+        command, ()
+    )
+    assert flatlab(monkeypatch, command, *OWN, "--weights", "w.ckpt", *words) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "read from the entry 'state_dict' of w.ckpt" in said
+    assert "The prefix 'model.' was taken off" in said
+
+
 class RunsCode:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return (Path.touch, (Path("it-ran"),))  # type: ignore[return-value]

@@ -1,0 +1,203 @@
+"""Losses as sums over samples, so that L is one number however the data are cut into batches.
+
+    L = sum_b S_b / sum_b M_b        (reduction "mean"; L = sum_b S_b for "sum")
+
+over all batches b, S_b the sum of the batch's losses and M_b its normaliser. A loss may return the pair (S_b, M_b)
+itself; one that returns a mean or a sum over samples has M_b = the batch's number of samples. The usual losses of
+`torch.nn` are recognised as modules, functions and `functools.partial` of functions: class weights and `ignore_index`
+then enter M_b as torch divides by them within a batch, so that L is what torch gives on all data in one batch.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from analysis.errors import MeasurementError
+
+Loss = Callable[[Any, Tensor], Tensor | tuple[Tensor, Tensor | float]]
+"""(outputs, targets) -> the mean or the sum over the samples of the batch, a scalar; or (sum, normaliser)."""
+
+Reduction = Literal["mean", "sum"]
+
+
+class Share(NamedTuple):
+    """What a batch contributes to L."""
+
+    total: Tensor  # S_b, scalar
+    normaliser: Tensor | float  # M_b
+    told: bool  # whether the loss itself gave the normaliser
+
+
+@dataclass(frozen=True)
+class SummedLoss:
+    """A loss of any form as the sum over the samples of a batch."""
+
+    function: Loss
+    reduction: Reduction  # of L, and of `function` where that returns a scalar
+
+    def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
+        """S_b, a scalar."""
+        return self.share(outputs, targets).total
+
+    def share(self, outputs: Any, targets: Tensor) -> Share:
+        """S_b and M_b; raises `MeasurementError` where the function returns no scalar."""
+        value = self.function(outputs, targets)
+        told = isinstance(value, tuple) and len(value) == 2
+        total, normaliser = value if told else (value, len(targets))
+        if not isinstance(total, Tensor) or total.dim() != 0:
+            got = f"a tensor of shape {tuple(total.shape)}" if isinstance(total, Tensor) else type(total).__name__
+            raise MeasurementError(f"The loss must return a scalar, or (sum, normaliser), not {got}.")
+        mean_of_samples = self.reduction == "mean" and not told
+        return Share(len(targets) * total if mean_of_samples else total, normaliser, told)
+
+
+def summed_loss(loss: Loss | str, reduction: Reduction, dtype: torch.dtype, device: torch.device) -> SummedLoss:
+    """The loss by name or as a function, ready for outputs of `dtype` on `device`.
+
+    Raises `MeasurementError` for an unknown name, and for a loss of torch whose own reduction is not the stated one.
+    """
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise MeasurementError(f"Unknown loss {loss!r}; use one of {', '.join(LOSSES)}, or pass a function.")
+        loss = LOSSES[loss]
+    if isinstance(loss, SummedLoss):
+        return loss if loss.reduction == reduction else replace(loss, reduction=reduction)
+    loss = getattr(loss, "_torchdynamo_orig_callable", getattr(loss, "_orig_mod", loss))  # torch.compile's wrappers
+    known = _recognised(loss, reduction)
+    if known is None and isinstance(loss, nn.Module):
+        return SummedLoss(copy.deepcopy(loss).to(device=device, dtype=dtype), reduction)
+    return SummedLoss(known or loss, reduction)
+
+
+@dataclass(frozen=True)
+class TorchLoss:
+    """A loss of `torch.nn.functional` as (sum, normaliser)."""
+
+    function: Callable[..., Tensor]
+    options: Mapping[str, Any]
+    normaliser: Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor | float]
+
+    def __call__(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor | float]:
+        """(S_b, M_b) of a batch; raises `MeasurementError` where outputs and targets do not belong together."""
+        name = self.function.__name__
+        if not isinstance(outputs, Tensor):
+            raise MeasurementError(
+                f"{name} takes the outputs as one tensor, but the model returns {type(outputs).__name__}; pass a "
+                "function of (outputs, targets) that picks the tensor."
+            )
+        options = {
+            key: value.to(outputs) if isinstance(value, Tensor) else value for key, value in self.options.items()
+        }
+        if self.normaliser is not _weight_of_labels:
+            _require_like(name, outputs, targets, options)
+            targets = targets.to(outputs.dtype)
+        total = self.function(outputs, targets, **options, reduction="sum")
+        return total, self.normaliser(outputs, targets, options)
+
+
+def _weight_of_labels(outputs: Tensor, targets: Tensor, options: Mapping[str, Any]) -> Tensor | float:
+    """The class weights of all labels that are not ignored; for class probabilities, the number of distributions."""
+    if targets.is_floating_point():
+        return outputs.numel() / outputs.shape[1]
+    counted = targets[targets != options.get("ignore_index", -100)]
+    weight = options.get("weight")
+    return counted.numel() if weight is None else weight.double()[counted].sum()
+
+
+def _elements(outputs: Tensor, targets: Tensor, options: Mapping[str, Any]) -> float:
+    return outputs.numel()
+
+
+def _rows(outputs: Tensor, targets: Tensor, options: Mapping[str, Any]) -> float:
+    return len(outputs)
+
+
+def _require_like(name: str, outputs: Tensor, targets: Tensor, options: Mapping[str, Any]) -> None:
+    """Torch would broadcast what does not belong together: (n, 1) and (n,) to n^2 pairs of samples."""
+    fits = targets.dim() == outputs.dim() and len(targets) == len(outputs)
+    if not fits or any(t not in (1, o) for t, o in zip(targets.shape, outputs.shape, strict=True)):
+        raise MeasurementError(
+            f"{name} needs targets shaped like the outputs, {tuple(outputs.shape)}, not {tuple(targets.shape)}."
+        )
+    for key, value in options.items():
+        if isinstance(value, Tensor) and value.dim() >= outputs.dim() and value.shape[0] != 1:
+            raise MeasurementError(
+                f"The {key} of {name} has shape {tuple(value.shape)}: it weighs places in a batch, not samples; put "
+                "the weights into the targets and return (sum, normaliser)."
+            )
+
+
+@dataclass(frozen=True)
+class _Known:
+    module: type[nn.Module]
+    options: tuple[str, ...]  # which the module has as attributes, the function as keywords
+    normaliser: Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor | float]
+
+
+_KNOWN: Mapping[Any, _Known] = {
+    F.cross_entropy: _Known(nn.CrossEntropyLoss, ("weight", "ignore_index", "label_smoothing"), _weight_of_labels),
+    F.nll_loss: _Known(nn.NLLLoss, ("weight", "ignore_index"), _weight_of_labels),
+    F.binary_cross_entropy_with_logits: _Known(nn.BCEWithLogitsLoss, ("weight", "pos_weight"), _elements),
+    F.binary_cross_entropy: _Known(nn.BCELoss, ("weight",), _elements),
+    F.mse_loss: _Known(nn.MSELoss, (), _elements),
+    F.l1_loss: _Known(nn.L1Loss, (), _elements),
+    F.smooth_l1_loss: _Known(nn.SmoothL1Loss, ("beta",), _elements),
+    F.huber_loss: _Known(nn.HuberLoss, ("delta",), _elements),
+    F.soft_margin_loss: _Known(nn.SoftMarginLoss, (), _elements),
+    F.poisson_nll_loss: _Known(nn.PoissonNLLLoss, ("log_input", "full", "eps"), _elements),
+    F.kl_div: _Known(nn.KLDivLoss, ("log_target",), _elements),
+}
+
+
+def _recognised(loss: Loss, reduction: Reduction) -> TorchLoss | None:
+    """A loss of torch as (sum, normaliser), or None for any other function."""
+    function: Any = loss
+    options: dict[str, Any] = {}
+    if isinstance(loss, partial) and not loss.args:
+        function, options = loss.func, dict(loss.keywords)
+    for candidate, known in _KNOWN.items():
+        if type(loss) is known.module:
+            function, options = candidate, {key: getattr(loss, key) for key in (*known.options, "reduction")}
+        if function is candidate:
+            own = options.pop("reduction", "mean")
+            if own == "none" or not set(options) <= set(known.options):
+                return None
+            if (own == "sum") != (reduction == "sum"):
+                raise MeasurementError(
+                    f"{candidate.__name__} with reduction={own!r} is not the {reduction} over samples that was stated: "
+                    "make the two agree."
+                )
+            set_options = {key: value for key, value in options.items() if value is not None}
+            return TorchLoss(candidate, set_options, _rows if own == "batchmean" else known.normaliser)
+    return None
+
+
+def _cross_entropy(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Cross-entropy, also of tokens: targets (N, T), of which -100 is padding, and outputs (N, C, T) or (N, T, C)."""
+    if isinstance(outputs, Tensor) and not targets.is_floating_point() and outputs.dim() == targets.dim() + 1 > 2:
+        classes_second = outputs.shape[:1] + outputs.shape[2:] == targets.shape
+        classes_last = outputs.shape[:-1] == targets.shape
+        if classes_second and classes_last:
+            raise MeasurementError(
+                f"Outputs of shape {tuple(outputs.shape)} do not say which dimension holds the classes: pass "
+                "torch.nn.CrossEntropyLoss() if it is the second, or a function that moves it there."
+            )
+        if classes_last:
+            outputs = outputs.movedim(-1, 1)
+    return _plain_cross_entropy(outputs, targets)
+
+
+_plain_cross_entropy = TorchLoss(F.cross_entropy, {}, _weight_of_labels)
+
+LOSSES: Mapping[str, SummedLoss] = {
+    "cross_entropy": SummedLoss(_cross_entropy, "mean"),
+    "mse": SummedLoss(TorchLoss(F.mse_loss, {}, _elements), "mean"),
+    "binary_cross_entropy": SummedLoss(TorchLoss(F.binary_cross_entropy_with_logits, {}, _elements), "mean"),
+}
+"""Losses by name, each a mean unless a sum is asked for."""

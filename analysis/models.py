@@ -1,0 +1,98 @@
+"""The caller's model made ready: a copy of its own, without wrappers, in full precision."""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from analysis.errors import MeasurementError
+
+FULL = (torch.float32, torch.float64)
+"""Precisions in which a residual can certify something."""
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """The model, copied, without the wrappers of torch.compile and data parallelism.
+
+    Tensors that a model keeps from an earlier run (an activation, the weight that `weight_norm` computes) are copied
+    as values. Raises `MeasurementError` for a model that cannot be copied.
+    """
+    try:
+        with _GraphsLeftBehind():
+            private = unwrapped(copy.deepcopy(unwrapped(model, inside=False)))
+    except Exception as error:
+        said = (str(error).strip().splitlines() or ["no message"])[0]
+        raise MeasurementError(
+            f"The model cannot be copied ({type(error).__name__}: {said}): take what cannot be copied out of its "
+            "attributes."
+        ) from error
+    for module in private.modules():
+        module._compiled_call_impl = None  # what model.compile() leaves
+    return private
+
+
+def unwrapped(model: nn.Module, *, inside: bool = True) -> nn.Module:
+    """The model in the wrappers of torch.compile and data parallelism; `inside` takes them off its parts too."""
+    while (inner := _wrapped(model)) is not None:
+        model = inner
+    if inside:
+        for name, part in list(model._modules.items()):
+            if part is not None:
+                model._modules[name] = unwrapped(part)
+    return model
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    if type(model).__name__ == "OptimizedModule":  # torch._dynamo takes a second to import
+        return model._modules.get("_orig_mod")
+    return model.module if isinstance(model, _PARALLEL) else None
+
+
+class _GraphsLeftBehind(TorchFunctionMode):
+    """Within the block, `copy.deepcopy` copies the value of a tensor that belongs to a graph, where torch refuses."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is not Tensor.__deepcopy__ or args[0].is_leaf:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        memo[id(tensor)] = tensor.detach().clone()
+        return memo[id(tensor)]
+
+
+def working_dtype(model: nn.Module, wanted: torch.dtype | None) -> torch.dtype:
+    """The precision to compute in: `wanted`, or the widest of the parameters, float32 at least.
+
+    Warns where half-precision parameters are raised; raises `MeasurementError` for other precisions and for a model
+    without parameters or with complex ones.
+    """
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise MeasurementError("The model has no parameters, so there is nothing to differentiate.")
+    for name, parameter in parameters.items():
+        if nn.parameter.is_lazy(parameter) or parameter.is_meta or parameter.is_complex():
+            kind = "complex" if parameter.dtype.is_complex else "without values"
+            raise MeasurementError(f"The parameter {name} is {kind}; curvature needs real numbers.")
+    if wanted is not None and wanted not in FULL:
+        raise MeasurementError(f"Curvature is computed in float32 or float64, not in {_said(wanted)}.")
+    found = {parameter.dtype for parameter in parameters.values() if parameter.is_floating_point()}
+    low = [_said(dtype) for dtype in found if dtype not in FULL]
+    dtype = wanted or (torch.float64 if torch.float64 in found else torch.float32)
+    if low and wanted is None:
+        warnings.warn(f"{' and '.join(low)} parameters are raised to {_said(dtype)}, exactly.", stacklevel=3)
+    return dtype
+
+
+def _said(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

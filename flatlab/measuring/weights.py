@@ -1,0 +1,264 @@
+"""Parameters from files of others: state_dicts, trainers' checkpoints, safetensors and NumPy archives.
+
+Files are read as tensors and plain data, never as code. What was chosen in them is said: the entry that was read, the
+prefix that was taken off the names, the entries that were left.
+"""
+
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flatlab.errors import UsageError
+from flatlab.runs.checkpoint import fill, load_tensors
+
+ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
+"""Names under which trainers keep the parameters, the likeliest first."""
+
+WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "_forward_module")
+"""Prefixes of wrappers around the model."""
+
+_COMPILED = "_orig_mod."
+_ADVICE = "Write the file with torch.save(model.state_dict(), FILE)."
+_OF_A_LOSS = re.compile(r"(^|_)(loss|criterion)", re.IGNORECASE)
+_DEPTH = 3  # dictionaries in dictionaries that are looked through
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Tensors that fit the model."""
+
+    tensors: Mapping[str, Tensor]  # by the model's names
+    entry: tuple[str, ...]  # where in the file
+    prefix: str
+    left: tuple[str, ...]  # names beside them
+
+
+def load_weights(model: nn.Module, path: Path, named: str) -> list[str]:
+    """Load the file's parameters into the model, and return what there is to say of it, a sentence each.
+
+    `named` is what the model is called. Raises `UsageError` for a file that cannot be read safely, or does not fit.
+    """
+    content = _read(path)
+    complaint = f"The weights {path} do not fit the model {named}"
+    if isinstance(content, list) and content and all(isinstance(array, Tensor) for array in content):
+        found = _Found(_in_order(model, content, complaint), (), "", ())
+    else:
+        found = _chosen(model, content, path, complaint)
+    for name, tensor in found.tensors.items():
+        _require_numbers(tensor, name, path)
+    fill(model, found.tensors, complaint)
+    return list(_sentences(found, path))
+
+
+def _read(path: Path) -> Any:
+    """What the file holds: nested dictionaries of tensors, or a list of arrays in order."""
+    if path.suffix == ".safetensors" or _begins_as_safetensors(path):
+        return _safetensors(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+        if members and all(member.endswith(".npy") for member in members):
+            return _npz(path)
+    try:
+        return load_tensors(path, "a saved state_dict", _ADVICE)
+    except UsageError as error:
+        if classes := _classes(path):
+            raise UsageError(
+                f"{path} holds objects of the classes {', '.join(classes[:3])}, which only its own code can rebuild; "
+                "nothing in it was run. Where you trust it, save its tensors alone: "
+                "torch.save(checkpoint['state_dict'], FILE)."
+            ) from error
+        raise
+
+
+def _begins_as_safetensors(path: Path) -> bool:
+    """Eight bytes of length, and a JSON object."""
+    try:
+        with path.open("rb") as file:
+            return file.read(10)[8:] == b'{"'
+    except OSError:
+        return False
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UsageError(f"There is no file {path}.") from error
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UsageError(f"{path} is truncated or no safetensors file: {_said(error)}.") from error
+
+
+def _npz(path: Path) -> dict[str, Tensor] | list[Tensor]:
+    """The arrays by name, or in order where they have none (`arr_0`, `arr_1`, as Flower's strategies save them)."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: torch.from_numpy(np.array(archive[name])) for name in archive.files}
+    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UsageError(f"The arrays of {path} cannot be read as numbers: {_said(error)}.") from error
+    numbers = [re.fullmatch(r"arr_(\d+)", name) for name in arrays]
+    if not all(numbers):
+        return arrays
+    order = sorted(arrays, key=lambda name: int(name.removeprefix("arr_")))
+    return [arrays[name] for name in order]
+
+
+def _classes(path: Path) -> list[str]:
+    """The classes that a pickle asks for, found without running it."""
+    try:
+        return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # no such file at all; the caller has said so already
+        return []
+
+
+def _in_order(model: nn.Module, arrays: Sequence[Tensor], complaint: str) -> dict[str, Tensor]:
+    """Arrays as `model.state_dict()` or `model.parameters()` lists them."""
+    state = model.state_dict()
+    names = list(state)
+    if len(arrays) != len(names):
+        parameters = [name for name, _ in model.named_parameters()]
+        buffers = {name: tensor for name, tensor in state.items() if name not in dict(model.named_parameters())}
+        if len(arrays) != len(parameters) or any(buffer.is_floating_point() for buffer in buffers.values()):
+            raise UsageError(f"{complaint}: it has {len(names)} tensors, the file {len(arrays)} arrays.")
+        names = parameters
+    for place, (name, array) in enumerate(zip(names, arrays, strict=True)):
+        if array.shape != state[name].shape:
+            raise UsageError(
+                f"{complaint}: array {place} has shape {tuple(array.shape)}, {name} {tuple(state[name].shape)}."
+            )
+    return _with_tied(model, {**state, **dict(zip(names, arrays, strict=True))}, names)
+
+
+def _chosen(model: nn.Module, content: Any, path: Path, complaint: str) -> _Found:
+    """The one set of tensors in the file that fits the model, by its usual name where several do."""
+    sets = list(_tensor_sets(content))
+    if not sets:
+        raise UsageError(f"{path} holds something else than a state_dict. {_ADVICE}")
+    found = [fit for entry, tensors in sets for fit in _fits(model, tensors, entry)]
+    if not found:
+        tensors = _stripped(max((tensors for _, tensors in sets), key=len), model.state_dict())
+        fill(model, tensors, complaint)  # says what is missing, or of another shape
+        raise UsageError(f"{complaint}: its names are others, such as {next(iter(tensors))}.")
+    best = min(map(_rank, found))
+    likeliest = [one for one in found if _rank(one) == best]
+    if len(likeliest) > 1:
+        places = " and ".join(repr(".".join((*one.entry, one.prefix)).rstrip(".")) for one in likeliest)
+        raise UsageError(f"{path} holds several sets of weights that fit, {places}: save the one you mean on its own.")
+    chosen = likeliest[0]
+    others = [".".join((*one.entry, one.prefix)).rstrip(".") for one in found if one is not chosen]
+    return _Found(chosen.tensors, chosen.entry, chosen.prefix, (*chosen.left, *filter(None, others)))
+
+
+def _tensor_sets(content: Any, entry: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Every dictionary in the file that holds tensors by name, and where it is."""
+    if not isinstance(content, Mapping) or len(entry) > _DEPTH:
+        return
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if tensors:
+        yield entry, tensors
+    for key, value in content.items():
+        if isinstance(key, str):
+            yield from _tensor_sets(value, (*entry, key))
+
+
+def _fits(model: nn.Module, tensors: Mapping[str, Tensor], entry: tuple[str, ...]) -> Iterator[_Found]:
+    """The tensors by the model's names, for every prefix under which all of these are found."""
+    compiled = any(_COMPILED in name for name in tensors)
+    plain = {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
+    state = model.state_dict(keep_vars=True)
+    needed = _needed(state)
+    prefixes = {name.removesuffix(own) for own in needed[0] for name in plain if ("." + name).endswith("." + own)}
+    for prefix in sorted(prefixes):
+        own = {name: plain[prefix + name] for name in state if prefix + name in plain}
+        left = tuple(name for name in plain if name.removeprefix(prefix) not in own or not name.startswith(prefix))
+        if any(name.startswith(prefix) and not _is_beside(name.removeprefix(prefix), state) for name in left):
+            continue  # more of this model than the model has
+        own = {name: tensor for name, tensor in own.items() if tensor.shape == state[name].shape}
+        if all(any(name in own for name in names) for names in needed):
+            yield _Found(_with_tied(model, own, list(own)), entry, (_COMPILED if compiled else "") + prefix, left)
+
+
+def _is_beside(name: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether a name that the model lacks belongs to a loss, or to another copy of the model."""
+    return bool(_OF_A_LOSS.search(name.split(".")[0])) or any(name.endswith("." + own) for own in state)
+
+
+def _stripped(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the prefix under which most of the model's names are found."""
+    plain = {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
+    prefixes = {name.removesuffix(own) for name in plain for own in state if name == own or name.endswith("." + own)}
+    best = max(sorted(prefixes), key=lambda prefix: sum(prefix + own in plain for own in state), default="")
+    return {name.removeprefix(best): tensor for name, tensor in plain.items() if name.startswith(best)}
+
+
+def _needed(state: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of every tensor of the model, of which a file must have one; it may lack the counters of batch norm."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and not name.endswith("num_batches_tracked"):
+            names.setdefault(id(tensor), []).append(name)
+    return list(names.values()) or [[]]
+
+
+def _with_tied(model: nn.Module, tensors: Mapping[str, Tensor], given: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors, and those that are tied to them, which some formats leave out."""
+    state = model.state_dict(keep_vars=True)
+    by_identity: dict[int, Tensor] = {}
+    for name in given:
+        if not torch.equal(by_identity.setdefault(id(state[name]), tensors[name]), tensors[name]):
+            raise UsageError(f"The model ties {name} to another tensor, but the file has different values for the two.")
+    return {
+        name: tensors.get(name, by_identity.get(id(tensor), tensor.detach())) if isinstance(tensor, Tensor) else tensor
+        for name, tensor in state.items()
+    }
+
+
+def _rank(found: _Found) -> tuple[int, int, int]:
+    """How far a place in the file is from where weights usually are."""
+    unusual = sum(word not in WRAPPERS for word in found.prefix.rstrip(".").split(".") if word)
+    places = [ENTRIES.index(word) if word in ENTRIES else len(ENTRIES) for word in found.entry]
+    return max(places, default=-1) + 1, unusual, found.prefix.count(".")
+
+
+def _require_numbers(tensor: Any, name: str, path: Path) -> None:
+    """Refuse what is no ordinary tensor of finite real numbers."""
+    if not isinstance(tensor, Tensor):
+        return
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+        raise UsageError(f"{name} in {path} is a sparse, complex, quantised or empty tensor; save it as plain numbers.")
+    if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+        raise UsageError(f"{name} in {path} has entries that are not finite; curvature needs finite weights.")
+
+
+def _sentences(found: _Found, path: Path) -> Iterator[str]:
+    if found.entry:
+        yield f"The weights were read from the entry {'.'.join(found.entry)!r} of {path}."
+    if found.prefix:
+        yield f"The prefix {found.prefix!r} was taken off the names in {path}."
+    if found.left:
+        yield f"Beside the model's weights, {path} holds {_some(found.left)}, left unread."
+    low = {str(t.dtype).removeprefix("torch.") for t in found.tensors.values() if _is_low(t)}
+    if low:
+        yield f"The {' and '.join(sorted(low))} weights of {path} are raised to float32, exactly."
+
+
+def _is_low(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize < 4
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _said(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

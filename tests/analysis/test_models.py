@@ -1,0 +1,213 @@
+"""Models as people have them: compiled, wrapped, in half precision, with attributes that cannot be copied."""
+
+import threading
+from collections import UserDict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from analysis.errors import MeasurementError
+from analysis.operators import hessian
+from analysis.problem import make_problem
+
+X, Y = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 2
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+
+
+def matrix(model: nn.Module, data: Any = (X, Y), **options: Any) -> Tensor:
+    operator = hessian(make_problem(model, "cross_entropy", data, dtype=torch.float64, **options))
+    return operator(torch.eye(operator.size, dtype=torch.float64))
+
+
+def compiled() -> nn.Module:
+    model: Any = torch.compile(network())
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def compiled_inside() -> nn.Module:
+    model = network()
+    model[0] = torch.compile(model[0])  # type: ignore[assignment]
+    return model
+
+
+def compiled_in_place() -> nn.Module:
+    model = network()
+    model.compile()
+    return model
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        compiled,
+        compiled_inside,
+        compiled_in_place,
+        lambda: nn.DataParallel(network()),
+        lambda: nn.DataParallel(compiled()),
+    ],
+    ids=["compiled", "compiled inside", "compiled in place", "parallel", "both"],
+)
+def test_wrappers_are_taken_off(wrapped: Any) -> None:
+    problem = make_problem(wrapped(), "cross_entropy", (X, Y), parameters=["0.weight"])
+    assert list(problem.parameters) == ["0.weight"]
+    torch.testing.assert_close(matrix(wrapped()), matrix(network()))
+
+
+def test_names_of_a_wrapped_model_are_understood() -> None:
+    model = compiled()
+    names = [name for name, _ in model.named_parameters()]
+    assert make_problem(model, "cross_entropy", (X, Y), parameters=names).size == 23
+
+
+class Keeps(nn.Module):
+    """Keeps an activation, also inside a container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        self.kept: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.net(x)
+        self.last = outputs
+        self.kept = [{"outputs": outputs}]
+        return outputs
+
+
+def test_a_model_that_keeps_an_activation() -> None:
+    model = Keeps()
+    model(X)
+    torch.testing.assert_close(matrix(model), matrix(network()))
+    assert model.last.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_old_weight_norm_has_the_gradient_of_its_parameters() -> None:
+    model = network()
+    model[0] = nn.utils.weight_norm(model[0])
+    problem = make_problem(model, "cross_entropy", (X, Y), dtype=torch.float64)
+    assert "0.weight_g" in problem.parameters
+    assert hessian(problem)(torch.ones(problem.size, dtype=torch.float64)).abs().max() > 0
+
+
+def test_what_cannot_be_copied_is_said() -> None:
+    model = network()
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(MeasurementError, match=r"cannot be copied \(TypeError: cannot pickle '_thread.lock'"):
+        make_problem(model, "cross_entropy", (X, Y))
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_precision_is_raised_and_said(half: torch.dtype) -> None:
+    model = network().to(half)
+    with pytest.warns(UserWarning, match="are raised to float32"):
+        problem = make_problem(model, "cross_entropy", (X.to(half), Y))
+    assert problem.dtype == torch.float32
+    torch.testing.assert_close(matrix(model), matrix(network().to(half).double()))
+    assert next(model.parameters()).dtype == half
+
+
+class Casts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.net(x).float()  # type: ignore[no-any-return]
+
+
+class Detached(nn.Module):
+    """Has a tensor that requires a gradient and is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.scale = network(), torch.ones(1, requires_grad=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * self.scale  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "reason"),
+    [
+        (Casts(), {}, "computes in bfloat16"),
+        (network(), {"dtype": torch.bfloat16}, "float32 or float64, not in bfloat16"),
+        (Detached(), {}, "require a gradient and are no parameters"),
+        (nn.LazyLinear(2), {}, "without values"),
+        (nn.Linear(4, 2, device="meta"), {}, "without values"),
+        (nn.Linear(4, 2, dtype=torch.complex64), {}, "complex"),
+    ],
+)
+def test_what_is_refused_with_its_own_reason(model: nn.Module, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(MeasurementError, match=reason):
+        make_problem(model, "cross_entropy", (X, Y), **options)
+
+
+class Reads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.places, self.head = nn.Embedding(11, 3), nn.Embedding(5, 3), nn.Linear(3, 2)
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, mask: Tensor | None = None, deep: bool = False
+    ) -> Tensor:
+        assert position_ids.shape[0] == 1 or deep
+        assert mask is None
+        outputs: Tensor = self.head(torch.tanh(self.words(input_ids) + self.places(position_ids)).mean(1))
+        return outputs
+
+
+IDS = torch.randint(11, (9, 5), generator=torch.Generator().manual_seed(2))
+PLACES = torch.arange(5)[None]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (UserDict(input_ids=IDS, position_ids=PLACES), Y),
+        UserDict(input_ids=IDS, position_ids=PLACES, labels=Y),
+        [{"input_ids": IDS[a], "position_ids": PLACES, "mask": None, "labels": Y[a]} for a in (slice(4), slice(4, 9))],
+        [(IDS, PLACES, None, Y)],
+    ],
+    ids=["mapping", "labels inside", "batches with None", "by position"],
+)
+def test_mappings_and_values_for_every_sample(data: Any) -> None:
+    expected = matrix(Reads(), ({"input_ids": IDS, "position_ids": PLACES.expand(9, 5), "deep": True}, Y))
+    for memory in (1 << 30, 1):
+        torch.testing.assert_close(matrix(Reads(), data, memory=memory), expected)
+    whole = make_problem(Reads(), "cross_entropy", data, dtype=torch.float64)
+    halves = sum(hessian(whole.part(i, 3))(torch.ones(whole.size)) for i in range(3)) / 3
+    torch.testing.assert_close(halves, expected.sum(1))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({"input_ids": IDS}, "must hold its targets as the tensor 'labels'; it holds 'input_ids'"),
+        (
+            ({"input_ids": IDS, "position_ids": PLACES.expand(3, 5)}, Y),
+            r"Input 'position_ids' of a batch has shape \(3, 5\)",
+        ),
+        (({"input_ids": IDS, "text": ["a"] * 9}, Y), "Input 'text' of a batch has the type list"),
+        ([(IDS[0], torch.tensor(1))], "a row for every sample"),
+    ],
+)
+def test_batches_that_do_not_fit_name_the_value(data: Any, reason: str) -> None:
+    with pytest.raises(MeasurementError, match=reason):
+        make_problem(Reads(), "cross_entropy", data)
+
+
+def test_a_compiled_loss_is_taken_out_too() -> None:
+    problem = make_problem(network(), torch.compile(F.cross_entropy), (X, Y), dtype=torch.float64)
+    operator = hessian(problem)
+    torch.testing.assert_close(operator(torch.eye(operator.size, dtype=torch.float64)), matrix(network()))
