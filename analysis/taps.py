@@ -155,10 +155,16 @@ def named_activations(model: nn.Module, inputs: Any, layers: Sequence[str] = ())
             return note(path, activation)
         return note(f"{taps.function} in {path}" if path else taps.function, activation)
 
+    def enter(path: str, *_: Any) -> None:
+        paths.append(path)
+
+    def leave(*_: Any) -> None:
+        paths.pop()
+
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            entering = module.register_forward_pre_hook(partial(lambda name, *_: paths.append(name), name))
-            leaving = module.register_forward_hook(lambda *_: paths.pop() and None, always_call=True)
+            entering = module.register_forward_pre_hook(partial(enter, name))
+            leaving = module.register_forward_hook(leave, always_call=True)
             stack.callback(entering.remove)
             stack.callback(leaving.remove)
         if layers:
