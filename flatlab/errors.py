@@ -22,3 +22,8 @@ SAID = (FlatlabError, MeasurementError)
 def exit_code(error: Exception) -> int:
     """The exit code of a command that ends in `error`, one of `SAID`: what cannot be measured as asked is usage."""
     return error.exit_code if isinstance(error, FlatlabError) else UsageError.exit_code
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an error that was not ours and the first line of what it says, for a sentence."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0].rstrip('.')}"

@@ -29,6 +29,7 @@ from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config, read_config
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.rounds import Record, Run, run_folder, train
+from flatlab.federated.trial import tried
 from flatlab.federated.world import make_world
 from flatlab.measuring.subjects import Measurement, open_checkpoint
 from flatlab.runs.checkpoint import load_checkpoint, provenance
@@ -137,7 +138,7 @@ def _train_run(folder: Path, config: RunConfig, tell: Callable[[Record], None]) 
         raise UsageError(f"{folder} holds a run of another configuration; choose another folder with --out.")
     if (folder / "final.pt").exists():
         return
-    world = make_world(config)
+    world = tried(make_world(config))
     run = Run(world, folder)
     run.resume()
     with BatchedEngine(world, torch.device("cpu")) as engine:  # all clients at once: twice as fast on such small models

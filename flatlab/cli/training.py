@@ -27,6 +27,7 @@ from flatlab.federated.partition import class_counts
 from flatlab.federated.precision import missing_kernels
 from flatlab.federated.presets import preset_fields
 from flatlab.federated.rounds import SAVE_SECONDS, Record, Run, most_participants, run_folder, train
+from flatlab.federated.trial import statement, tried
 from flatlab.federated.world import World, make_world
 from flatlab.malloc import keep_freed_memory
 
@@ -98,8 +99,10 @@ def train_run(
     folder = out or default_folder(config)
     _check(folder, execution)
     began = time.monotonic()
+    world = tried(make_world(config, data_root))
+    if said := statement(world):
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
     with run_folder(folder):
-        world = make_world(config, data_root)
         run = Run(world, folder, "disk" if execution.state == "disk" else "memory")
         run.resume() if execution.resume else run.begin()
         last: Record = run.server.evaluated

@@ -45,6 +45,9 @@ class RunConfig(BaseModel):
     zeta_logits: float = Field(
         0.0, ge=0, description="coefficient of the logits' mean square, part of MAN; 0: the paper's"
     )
+    man_layers: tuple[str, ...] = Field(
+        (), description="modules whose outputs MAN penalises; none: every nonlinearity's result"
+    )
 
     rounds: int = Field(60, ge=1, description="communication rounds")
     participation: float = Field(0.5, gt=0, le=1, description="share of the clients that take part in a round")
@@ -76,6 +79,13 @@ class RunConfig(BaseModel):
             raise ValueError("every hidden layer needs at least one unit")
         return hidden
 
+    @field_validator("man_layers")
+    @classmethod
+    def _layers_are_named_once(cls, layers: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(layers)) < len(layers):
+            raise ValueError("every layer is named once")
+        return layers
+
     @field_validator("algorithm")
     @classmethod
     def _algorithm_is_known(cls, name: str) -> str:
@@ -99,10 +109,14 @@ class RunConfig(BaseModel):
         return {**fields, "hyper": hyper.model_validate(given).model_dump()}
 
     @model_validator(mode="after")
-    def _logits_belong_to_man(self) -> Self:
+    def _parts_belong_to_man(self) -> Self:
         if self.zeta_logits and not self.man:
             raise ValueError(
                 f"zeta_logits = {self.zeta_logits:g} is part of MAN, which is off; set man to true as well"
+            )
+        if self.man_layers and not self.man:
+            raise ValueError(
+                f"man_layers = {list(self.man_layers)} is part of MAN, which is off; set man to true as well"
             )
         return self
 

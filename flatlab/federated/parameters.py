@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from flatlab.errors import UsageError
 
@@ -41,18 +43,20 @@ class Layout:
 
 
 def layout_of(model: nn.Module) -> Layout:
-    """Return the layout of `model`'s parameters, tied ones once.
+    """Return the layout of `model`'s parameters that train, tied ones once; frozen ones are no part of the vector.
 
-    Raises `UsageError` for a model with floating-point buffers (batch norm's running statistics): the algorithms are
-    defined on parameters alone, and averaging statistics of differing clients is not part of any of them.
+    Raises `UsageError` for a model that has none, or complex ones, or some without a shape yet.
     """
-    moving = [name for name, buffer in model.named_buffers() if buffer.is_floating_point()]
-    if moving:
-        raise UsageError(
-            f"The model keeps running statistics ({moving[0]}), which no federated algorithm here averages; "
-            "use GroupNorm instead of BatchNorm."
-        )
-    named = dict(model.named_parameters())
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not named:
+        raise UsageError("The model has no parameter that requires a gradient, so there is nothing to train.")
+    for name, parameter in named.items():
+        if is_lazy(parameter):
+            raise UsageError(
+                f"The model's {name} has no shape yet (a lazy layer); run the model once on a batch in its function."
+            )
+        if parameter.is_complex():
+            raise UsageError(f"The model's {name} is complex; the algorithms are defined on real parameters.")
     return Layout(tuple(named), tuple(p.shape for p in named.values()))
 
 
@@ -67,3 +71,21 @@ def load_vector(model: nn.Module, vector: Tensor) -> None:
         named = dict(model.named_parameters())
         for name, value in layout_of(model).views(vector).items():
             named[name].copy_(value)
+
+
+def state_of(model: nn.Module, vector: Tensor, layout: Layout) -> dict[str, Any]:
+    """The state_dict of `model` with the parameters `vector` (P,): every name of a tied one, frozen ones and buffers.
+
+    Copies; `model` is left as it is.
+    """
+    views = {name: view.clone() for name, view in layout.views(vector).items()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    state = model.state_dict(keep_vars=True)
+    return {
+        key: views[names[id(value)]]
+        if names.get(id(value)) in views
+        else value.detach().clone()
+        if isinstance(value, Tensor)
+        else value
+        for key, value in state.items()
+    }

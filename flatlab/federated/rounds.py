@@ -17,7 +17,7 @@ from flatlab.errors import FlatlabError, UsageError
 from flatlab.federated.algorithms.base import Round
 from flatlab.federated.config import RunConfig, write_config
 from flatlab.federated.engine.base import Engine, Evaluation, RoundInputs, RoundOutputs
-from flatlab.federated.parameters import flatten
+from flatlab.federated.parameters import flatten, state_of
 from flatlab.federated.state import ClientState, Place
 from flatlab.federated.streams import stream
 from flatlab.federated.world import World
@@ -196,11 +196,8 @@ class Run:
 
     def checkpoint(self, path: Path) -> None:
         """Write the checkpoint of the newest round."""
-        layout = self.world.layout
-        states = {
-            name: {key: view.clone() for key, view in layout.views(vector).items()}
-            for name, vector in self.models().items()
-        }
+        model, layout = self.world.new_model(), self.world.layout
+        states = {name: state_of(model, vector, layout) for name, vector in self.models().items()}
         state_dict = states.pop(self.reported)
         save_checkpoint(
             path,

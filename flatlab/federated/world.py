@@ -1,7 +1,7 @@
 """What every process of a run shares and nobody changes: configuration, data, split and the model's form."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from flatlab.data import ImageData, load_images
 from flatlab.federated.algorithms.base import Client
 from flatlab.federated.config import RunConfig
 from flatlab.federated.local_batches import nominal_steps
+from flatlab.federated.man import Taps
 from flatlab.federated.models import build_model, default_model
 from flatlab.federated.parameters import Layout, layout_of
 from flatlab.federated.partition import Indices, split_clients
@@ -29,6 +30,9 @@ class World:
     data: ImageData
     parts: list[Indices]  # client k's samples: (n_k,) int64, positions in data.train
     layout: Layout
+    taps: Taps = field(
+        default_factory=Taps
+    )  # what a trial of the model showed (trial.py); engines take most models without one
 
     @property
     def samples(self) -> Tensor:

@@ -26,6 +26,7 @@ from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.rounds import Run, run_folder, train
+from flatlab.federated.trial import tried
 from flatlab.federated.world import World, make_world
 from flatlab.files import write_text
 from flatlab.grid.plan import Cell, Kind
@@ -87,7 +88,7 @@ def train_cell(cell: Cell, folder: Path, data_root: Path | None, device: torch.d
     Raises `UsageError` if the folder holds a run of another configuration, which is left as it is.
     """
     _refuse_another_run(cell, folder)
-    world = make_world(cell.config, data_root)
+    world = tried(make_world(cell.config, data_root))
     run = Run(world, folder)
     run.resume()
     if run.server.round < cell.config.rounds:

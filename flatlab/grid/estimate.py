@@ -18,6 +18,7 @@ from flatlab.data import normalise
 from flatlab.federated.config import RunConfig
 from flatlab.federated.engine.base import RoundInputs
 from flatlab.federated.parameters import flatten
+from flatlab.federated.trial import tried
 from flatlab.federated.world import World, make_world
 from flatlab.grid.carry import open_engine
 from flatlab.grid.plan import Cell, Kind, Measure
@@ -50,7 +51,7 @@ def calibrate(cells: Sequence[Cell], device: torch.device, data_root: Path | Non
     speeds = {}
     for config in {(cell.config.algorithm, cell.config.man): cell.config for cell in cells}.values():
         short = config.model_copy(update={"local_epochs": 1, "model": world.config.model})
-        trial = World(short, world.data, world.parts, world.layout)
+        trial = tried(World(short, world.data, world.parts, world.layout))
         speeds[config.algorithm, config.man] = _images_per_second(trial, device)
     return Calibration(
         images_per_second=speeds,

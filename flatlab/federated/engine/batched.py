@@ -7,6 +7,7 @@ random numbers themselves (dropout) see other draws.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -16,13 +17,14 @@ from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn import functional as F
 
-from analysis.taps import tap_activations
 from flatlab.data import Split, normalise
+from flatlab.errors import UsageError, first_line
 from flatlab.federated.augment import Draws, augment
 from flatlab.federated.engine.base import Evaluation, RoundInputs, RoundOutputs
 from flatlab.federated.engine.sequential import add_up, chunk_starts, score_chunk
 from flatlab.federated.local_batches import Batch, local_batches
 from flatlab.federated.local_step import local_step_
+from flatlab.federated.man import tap_penalised
 from flatlab.federated.precision import arithmetic, autocast
 from flatlab.federated.streams import stream, stream_seed
 from flatlab.federated.world import World
@@ -42,6 +44,12 @@ class BatchedEngine:
 
     def __init__(self, world: World, device: torch.device) -> None:
         self.world, self.device = world, device
+        for found in world.taps.penalised:
+            if found.axis is None:
+                raise UsageError(
+                    f"The samples of {found.name}, which MAN penalises, have no axis of their own, and a stack of "
+                    "clients weighs samples; use --engine process, which needs no weights."
+                )
         self.model = world.new_model().to(device)
         self.train, self.test = _move(world.data.train, device), _move(world.data.test, device)
         self.parts = [torch.from_numpy(part) for part in world.parts]
@@ -94,28 +102,43 @@ class BatchedEngine:
 
     def _gradient(self, x: Tensor, y: Tensor, weight: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """(f, g) of C clients at `at` (C, P): weighted cross-entropy (C,), and the gradient (C, P) of f + zeta/2 R."""
-        gradients, (_, loss) = vmap(grad_and_value(self._objective, has_aux=True), randomness="different")(
-            at, x, y, weight
-        )
+        stacked = vmap(grad_and_value(self._objective, has_aux=True), randomness="different")
+        try:
+            gradients, (_, loss) = stacked(at, x, y, weight)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise UsageError(
+                f"The model {self.world.config.model} cannot run as a stack of clients ({first_line(error)}); "
+                "use --engine process, which trains each by itself."
+            ) from error
         return loss, gradients
 
     def _objective(self, theta: Tensor, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """(f + zeta/2 R, f) of one client, on B samples of the given weights."""
+        config, taps = self.world.config, self.world.taps
+        passed_on: list[Tensor] = []
         activations: list[Tensor] = []
 
         def tap(activation: Tensor) -> Tensor:
-            activations.append(activation)
+            passed_on.append(activation)
+            activations.append(activation.clone() if taps.copies else activation)
             return activation
 
         parameters = self.world.layout.views(theta)
-        with tap_activations(tap), autocast(self.world.config.precision, x.device):
+        tapped = tap_penalised(self.model, config.man_layers, taps.ignored, tap) if config.man else nullcontext()
+        with tapped, autocast(config.precision, x.device):
             outputs = functional_call(self.model, parameters, (x,))
         logits = outputs.to(theta.dtype)
         loss = weight @ F.cross_entropy(logits, y, reduction="none")
-        config = self.world.config
         if not config.man:
             return loss, loss
-        hidden = [a.to(theta.dtype) for a in activations if a is not outputs]
+        axes = taps.axes or (0,) * len(activations)
+        hidden = [
+            a.to(theta.dtype).movedim(axis, 0)
+            for p, a, axis in zip(passed_on, activations, axes, strict=True)
+            if p is not outputs and axis is not None
+        ]
         penalty = config.zeta * sum(weight @ a.flatten(1).square().mean(1) for a in hidden)
         if config.zeta_logits:
             penalty = penalty + config.zeta_logits * (weight @ logits.square().mean(1))

@@ -87,7 +87,7 @@ def loss_gradient(world: World, model: nn.Module, x: Tensor, y: Tensor, at: Tens
     terms: list[Tensor] = []
     with autocast(config.precision, x.device):
         if config.man:
-            outputs, terms = penalty_terms(model, x)
+            outputs, terms = penalty_terms(model, x, config.man_layers, world.taps)
         else:
             outputs = model(x)
     logits = outputs.to(at.dtype)
@@ -125,18 +125,18 @@ def score_chunk(world: World, model: nn.Module, vector: Tensor, start: int) -> C
     split = world.data.test
     x = _network_input(world, split.images[start : start + TEST_CHUNK])
     y = split.labels[start : start + TEST_CHUNK]
-    taken: list[Tensor] = []
+    taken: list[tuple[Tensor, Tensor]] = []
 
     def tap(activation: Tensor) -> Tensor:
-        taken.append(activation)
+        taken.append((activation, square_sum(activation)))  # now: the model may change it in place
         return activation
 
-    with tap_activations(tap), arithmetic("ieee"), autocast("ieee", x.device):
+    with tap_activations(tap, world.taps.ignored), arithmetic("ieee"), autocast("ieee", x.device):
         logits = model(x)
     return ChunkScore(
         correct=int((logits.argmax(1) == y).sum()),
         loss=F.cross_entropy(logits, y, reduction="sum").item(),
-        activations=[square_sum(a).item() for a in taken if a is not logits],
+        activations=[total.item() for a, total in taken if a is not logits],
     )
 
 
