@@ -61,9 +61,11 @@ def _open_folder(source: Source, folder: Path) -> tuple[Samples, Samples]:
     except OSError as error:
         raise unreadable(source, error) from error
     parts = (train, test)
-    if all(part.parquet and not part.images for part in parts):
+    if any(part.parquet and part.images for part in parts):
+        raise UsageError(f"{source} holds both Parquet files and images in a split: keep one of the two kinds there.")
+    if all(part.parquet for part in parts):
         return parquet_samples(source, train.parquet), parquet_samples(source, test.parquet)
-    if all(part.images and part.folder and not part.parquet and not part.metadata for part in parts):
+    if all(part.images and part.folder and not part.metadata for part in parts):
         return class_folders(train, test)
     return load_files(source, folder, train.files, test.files)
 
