@@ -17,6 +17,7 @@ from rich.text import Text
 from flatlab.cli.console import console, status, write_json
 from flatlab.cli.events import event_writer
 from flatlab.cli.tracking import curvature_probe, draw_run
+from flatlab.data import absolute_name
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config, read_config
 from flatlab.federated.engine.base import Engine
@@ -77,9 +78,7 @@ def read_fields(
     if given.get("zeta") is not None and not merged.get("man"):
         raise UsageError("--zeta is the coefficient of MAN, which is off; add --man.")
     config = make_config(merged, source)
-    if Path(config.dataset).is_dir():
-        config = config.model_copy(update={"dataset": str(Path(config.dataset).resolve())})
-    return config
+    return config.model_copy(update={"dataset": absolute_name(config.dataset)})
 
 
 def default_folder(config: RunConfig) -> Path:

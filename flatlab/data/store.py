@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from analysis.strata import stratified_choice
+from flatlab.data.folder import visible_files
 from flatlab.data.images import ImageData, Split
 from flatlab.data.known import DIGITS_MEAN, DIGITS_STD, KNOWN
-from flatlab.data.source import Decoded, Source, read
+from flatlab.data.samples import Source
+from flatlab.data.source import Decoded, read
 from flatlab.errors import FlatlabError, UsageError
 from flatlab.files import atomic_write, write_text
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of the cache's layout, part of every key."""
 
 
@@ -33,7 +35,7 @@ def load_images(name: str, *, root: Path | None = None) -> ImageData:
     Args:
         name: "digits" (bundled with scikit-learn), a name in `flatlab.data.known`, a local folder of Parquet files
             (train-*.parquet, test-*.parquet) or of images (train/CLASS/*.png, test/CLASS/*.png), or a name on the
-            Hugging Face hub.
+            Hugging Face hub. A known name is never a folder: ./digits is one.
         root: folder of local copies, each in a folder of its name; the environment's FLATLAB_DATA if None.
 
     Returns:
@@ -71,6 +73,17 @@ def load_images(name: str, *, root: Path | None = None) -> ImageData:
     return data
 
 
+def absolute_name(name: str) -> str:
+    """The name by which `load_images` finds the same data from any working directory: a folder's path is completed.
+
+    Known names, and those of local copies in FLATLAB_DATA, stay as they are.
+    """
+    root = os.environ.get("FLATLAB_DATA")
+    if name == "digits" or name in KNOWN or (root and Path(root, name).is_dir()) or not Path(name).is_dir():
+        return name
+    return str(Path(name).resolve())
+
+
 def _locate(name: str, root: Path | None) -> Source:
     """Find a local copy: in `root` first, then, unless the name is a known one, as a folder in its own right."""
     if root is None and os.environ.get("FLATLAB_DATA"):
@@ -99,7 +112,7 @@ def _cache_folder() -> Path:
 def _key(source: Source) -> str:
     identity: list[object] = [LAYOUT, source.folder or source.hub, source.label]
     if source.folder is not None:
-        for file in sorted(path for path in source.folder.rglob("*") if path.is_file()):
+        for file in visible_files(source.folder):
             status = file.stat()
             identity.append((str(file), status.st_size, status.st_mtime_ns))
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from flatlab.data import load_images, source, store
+from flatlab.data.samples import Source
 from flatlab.errors import FlatlabError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -152,7 +153,7 @@ def test_undeclared_classes_are_numbered_in_order(
 def test_images_are_decoded_once_and_again_when_files_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decodings: list[str] = []
 
-    def counting(where: source.Source) -> Any:
+    def counting(where: Source) -> Any:
         decodings.append(where.name)
         return source.read(where)
 
@@ -287,9 +288,9 @@ def _no_images(folder: Path) -> None:
     ("damage", "sentence"),
     [
         (_without_test, "needs a split called train and one called test or validation, but has train"),
-        (_empty, "cannot be read: The directory at"),
+        (_empty, "needs a split called train and one called test or validation, but has none"),
         (_corrupt, "train-00001-of-00002.parquet is not a whole Parquet file"),
-        (_corrupt_image, "has an image that cannot be decoded, soon after the first 0"),
+        (_corrupt_image, "train-00001-of-00002.parquet is no image that can be decoded"),
         (_without_labels, "has no column of labels"),
         (_missing_label, "has a label that is neither a whole number nor a name: None"),
         (_hidden_test_labels, "has the label -1 in its test split"),

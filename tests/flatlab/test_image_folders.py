@@ -1,0 +1,362 @@
+"""Folders of images: which split and class an image belongs to, what becomes of its pixels, and what is refused."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from flatlab.data import absolute_name, load_images
+from flatlab.data.folder import class_folders, split_files
+from flatlab.data.pixels import decode, eight_bits
+from flatlab.errors import UsageError
+from tests.flatlab.test_data import own_cache, write_parquet
+
+__all__ = ["own_cache"]  # a fixture that every test here uses
+
+SHADES = np.arange(16, dtype=np.uint8).reshape(4, 4) * 17
+
+
+def write(file: Path, pixels: np.ndarray = SHADES) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+    return file
+
+
+@pytest.fixture
+def fruit(tmp_path: Path) -> Path:
+    """Two classes, one image each, in either split."""
+    for split in ("train", "test"):
+        for name in ("apple", "pear"):
+            write(tmp_path / "fruit" / split / name / "1.png")
+    return tmp_path / "fruit"
+
+
+NAMES = ("apple", "train", "test", "test tube", "validation", "val", "dev", "eval", "training-1", "10", "2", "Z")
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    splits=st.sampled_from([("train", "test"), ("train", "val"), ("training", "validation"), ("Train", "TEST")]),
+    classes=st.sets(st.sampled_from(NAMES), min_size=1, max_size=5),
+    inner=st.sampled_from(["", "train/", "test/", "a/val/"]),
+)
+def test_only_the_first_level_names_a_split(
+    tmp_path_factory: pytest.TempPathFactory, splits: tuple[str, str], classes: set[str], inner: str
+) -> None:
+    folder = tmp_path_factory.mktemp("set")
+    for name in classes:
+        for split, count in zip(splits, (3, 2), strict=True):
+            for i in range(count):
+                file = folder / split / name / f"{inner}test {i}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+    files = split_files(folder)
+    train, test = class_folders(files["train"], files["test" if "test" in splits[1].lower() else "validation"])
+    for samples, split, count in ((train, splits[0], 3), (test, splits[1], 2)):
+        assert samples.classes == tuple(sorted(classes))
+        found = [(Path(s.name).relative_to(folder).parts[:2], s.label) for s in samples.stream]
+        assert found == [((split, name), sorted(classes).index(name)) for name in sorted(classes) for _ in range(count)]
+
+
+def test_the_test_split_wins_over_the_validation_split(fruit: Path) -> None:
+    for name in ("apple", "pear"):
+        write(fruit / "val" / name / "1.png", SHADES[::-1])
+    data = load_images(str(fruit))
+    assert (len(data.train), len(data.test)) == (2, 2)
+    assert data.test.images[0, 0].tolist() == SHADES.tolist()
+
+
+def test_files_in_a_split_of_their_own_and_below_a_folder_called_like_one(tmp_path: Path) -> None:
+    place = tmp_path / "test" / "data [1]"
+    write_parquet(place / "train-0.parquet", [SHADES] * 3, [0, 1, 2])
+    write_parquet(place / "data" / "ignored.parquet", [SHADES], [0])
+    write_parquet(place / "valid_0.parquet", [SHADES], [2])
+    data = load_images(str(place))
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 1, 2], [2])
+
+
+def test_hidden_and_other_files_are_left_out(fruit: Path) -> None:
+    for name in (".DS_Store", "._1.png", "notes.txt", "Thumbs.db"):
+        (fruit / "train" / "apple" / name).write_bytes(b"no image")
+    write(fruit / "train" / ".ipynb_checkpoints" / "1.png")
+    write(fruit / "__MACOSX" / "train" / "apple" / "1.png")
+    data = load_images(str(fruit))
+    assert (len(data.train), data.classes) == (2, 2)
+
+
+def test_links_to_folders_are_followed_once(fruit: Path, tmp_path: Path) -> None:
+    (fruit / "train" / "pear").rename(tmp_path / "elsewhere")
+    (fruit / "train" / "pear").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(fruit / "train" / "pear")
+    assert len(load_images(str(fruit)).train) == 2
+
+
+def _unlabelled(fruit: Path) -> None:
+    write(fruit / "train" / "1.png")
+
+
+def _empty_class(fruit: Path) -> None:
+    (fruit / "train" / "pear" / "1.png").unlink()
+
+
+def _empty_test_class(fruit: Path) -> None:
+    (fruit / "test" / "pear" / "1.png").rename(fruit / "test" / "pear" / "1.txt")
+
+
+def _class_of_the_test_split(fruit: Path) -> None:
+    write(fruit / "test" / "plum" / "1.png")
+
+
+def _no_test_split(fruit: Path) -> None:
+    (fruit / "test").rename(fruit / "tests")
+
+
+def _two_training_splits(fruit: Path) -> None:
+    (fruit / "train").rename(fruit / "Train")
+    (fruit / "training").mkdir()
+
+
+def _one_folder_twice(fruit: Path) -> None:
+    (fruit / "test").rename(fruit / "old")
+    (fruit / "test").symlink_to(fruit / "train")
+
+
+def _text(fruit: Path) -> None:
+    (fruit / "train" / "pear" / "1.png").write_text("not an image")
+
+
+def _nothing(fruit: Path) -> None:
+    (fruit / "train" / "pear" / "1.png").write_bytes(b"")
+
+
+def _cut_short(fruit: Path) -> None:
+    file = write(fruit / "train" / "pear" / "1.png", np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8))
+    file.write_bytes(file.read_bytes()[:900])
+
+
+def _cut_short_jpeg(fruit: Path) -> None:
+    file = write(fruit / "train" / "pear" / "1.jpg", np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8))
+    file.write_bytes(file.read_bytes()[:700])
+
+
+def _another_size(fruit: Path) -> None:
+    write(fruit / "test" / "pear" / "1.png", SHADES[:2])
+
+
+def _floats(fruit: Path) -> None:
+    write(fruit / "train" / "pear" / "1.tiff", SHADES.astype(np.float32) / 255)
+
+
+def _long_integers(fruit: Path) -> None:
+    write(fruit / "train" / "pear" / "1.tiff", SHADES.astype(np.int32) * 1000)
+
+
+def _deep_and_flat(fruit: Path) -> None:
+    write(fruit / "train" / "pear" / "1.png", SHADES.astype(np.uint16) * 257)
+
+
+def _tables_beside_images(fruit: Path) -> None:
+    for split in ("train", "test"):
+        write_parquet(fruit / split / "more.parquet", [SHADES], [0])
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (_unlabelled, "fruit/train/1.png lies in no class's folder"),
+        (_empty_class, "fruit/train/pear holds no image"),
+        (_empty_test_class, "fruit/test/pear holds no image"),
+        (_class_of_the_test_split, "fruit/test has the class plum, which"),
+        (_no_test_split, "one called test or validation, but has train:"),
+        (_two_training_splits, "has Train and training, two names of one split"),
+        (_one_folder_twice, "are one file"),
+        (_text, "fruit/train/pear/1.png is no image that can be decoded"),
+        (_nothing, "fruit/train/pear/1.png is no image that can be decoded"),
+        (_cut_short, "fruit/train/pear/1.png cannot be read"),
+        (_cut_short_jpeg, "fruit/train/pear/1.jpg cannot be read"),
+        (_another_size, "sizes, from 2 x 4 to 4 x 4"),
+        (_floats, "fruit/train/pear/1.tiff holds floats"),
+        (_long_integers, "fruit/train/pear/1.tiff has values from 0 to 255000"),
+        (_deep_and_flat, "images of 8 bits and images of 16 bits"),
+        (_tables_beside_images, "holds both Parquet files and images"),
+    ],
+)
+def test_folders_that_are_refused(fruit: Path, damage: Callable[[Path], None], sentence: str) -> None:
+    damage(fruit)
+    with pytest.raises(UsageError) as raised:
+        load_images(str(fruit))
+    assert sentence in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_files_whose_names_name_no_one_split(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-test.parquet", [SHADES], [0])
+    with pytest.raises(UsageError, match=r"train-test.parquet is named after the splits train and test"):
+        load_images(str(tmp_path))
+
+
+def test_configurations_side_by_side_are_not_mixed(tmp_path: Path) -> None:
+    for language in ("english", "french"):
+        for split in ("train", "test"):
+            write_parquet(tmp_path / language / f"{split}-0.parquet", [SHADES], [0])
+    with pytest.raises(UsageError, match=r"files of splits in .*english and .*french: name one of these"):
+        load_images(str(tmp_path))
+
+
+@pytest.mark.parametrize("which", ["train-1", "test-0"])
+def test_files_that_declare_the_classes_in_another_order(tmp_path: Path, which: str) -> None:
+    import datasets
+
+    for name in ("train-0", "train-1", "test-0"):
+        write_parquet(tmp_path / "set" / f"{name}.parquet", [SHADES], [0])
+    file = tmp_path / "set" / f"{which}.parquet"
+    table = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+    names = ["class 1", "class 0", "class 2"]
+    table.cast_column("label", datasets.ClassLabel(names=names)).to_parquet(str(file))
+    with pytest.raises(UsageError, match="in another order"):
+        load_images(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize(("train", "test"), [([1, 2], ["1", "2"]), (["a", "b"], [0, 1])])
+def test_labels_of_two_types(tmp_path: Path, train: list[Any], test: list[Any]) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [SHADES] * 2, train, None)
+    write_parquet(tmp_path / "test-0.parquet", [SHADES] * 2, test, None)
+    with pytest.raises(UsageError, match="names and whole numbers as labels"):
+        load_images(str(tmp_path))
+
+
+def test_a_broken_image_in_a_parquet_file_is_named_by_its_row(tmp_path: Path) -> None:
+    import datasets
+
+    good = Image.fromarray(SHADES)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    for split, images in (("train", [good, {"bytes": b"broken", "path": None}]), ("test", [good, None])):
+        rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1]}, features=features)
+        rows.to_parquet(str(tmp_path / f"{split}.parquet"))
+    with pytest.raises(UsageError, match=r"row 2 of .*train.parquet is no image that can be decoded"):
+        load_images(str(tmp_path))
+    (tmp_path / "train.parquet").write_bytes((tmp_path / "test.parquet").read_bytes())
+    with pytest.raises(UsageError, match=r"row 2 of .*train.parquet is missing"):
+        load_images(str(tmp_path))
+
+
+def test_images_that_a_table_labels(tmp_path: Path) -> None:
+    """The layout with metadata.csv, which `datasets` reads; a folder called test inside train/ is no split."""
+    for split in ("train", "test"):
+        for name in ("train/1.png", "test/2.png"):
+            write(tmp_path / split / name)
+        (tmp_path / split / "metadata.csv").write_text("file_name,label\ntrain/1.png,7\ntest/2.png,9\n")
+    data = load_images(str(tmp_path))
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 1], [0, 1])
+
+
+def decoded(image: Image.Image, file: Path, **options: Any) -> np.ndarray:
+    image.save(file, **options)
+    return eight_bits([decode(file, str(file))], "the set")[0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "shape", "loss"),
+    [
+        ("L", "png", (4, 4), 0),
+        ("LA", "png", (4, 4), 0),
+        ("P", "png", (4, 4, 3), 0),
+        ("RGB", "png", (4, 4, 3), 0),
+        ("RGBA", "png", (4, 4, 3), 0),
+        ("CMYK", "tiff", (4, 4, 3), 1),
+        ("YCbCr", "tiff", (4, 4, 3), 2),
+    ],
+)
+def test_grey_stays_grey_and_other_modes_become_colour(
+    tmp_path: Path, mode: str, suffix: str, shape: tuple[int, ...], loss: int
+) -> None:
+    pixels = decoded(Image.fromarray(SHADES).convert(mode), tmp_path / f"1.{suffix}")
+    assert pixels.shape == shape
+    assert pixels.dtype == np.uint8
+    expected = SHADES if pixels.ndim == 2 else np.repeat(SHADES[..., None], 3, axis=2)
+    assert np.abs(pixels.astype(int) - expected).max() <= loss
+
+
+def test_black_and_white(tmp_path: Path) -> None:
+    assert decoded(Image.fromarray(SHADES > 100), tmp_path / "1.png").tolist() == (255 * (SHADES > 100)).tolist()
+
+
+@pytest.mark.parametrize("bits", range(8, 17))
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_deep_grey_images_keep_their_shades(tmp_path: Path, bits: int, suffix: str) -> None:
+    stored = np.linspace(0, 2**bits - 1, 256).round().astype(np.uint16).reshape(16, 16)
+    pixels = decoded(Image.fromarray(stored), tmp_path / f"1.{suffix}")
+    assert pixels.ravel().tolist() == list(range(256))
+
+
+def test_deep_images_are_scaled_alike() -> None:
+    dark, bright = np.full((2, 2), 1000, np.uint16), np.full((2, 2), 4000, np.uint16)
+    scaled = eight_bits([dark, bright], "the set")
+    assert [int(image[0, 0]) for image in scaled] == [round(1000 * 255 / 4095), round(4000 * 255 / 4095)]
+
+
+def test_whole_numbers_of_32_bits_within_16_are_16(tmp_path: Path) -> None:
+    assert decoded(Image.fromarray(SHADES.astype(np.int32) * 257), tmp_path / "1.tiff").tolist() == SHADES.tolist()
+
+
+@pytest.mark.parametrize("grey", [True, False])
+def test_what_is_transparent_is_laid_over_white(tmp_path: Path, grey: bool) -> None:
+    image = Image.new("LA" if grey else "RGBA", (2, 1), (10, 0) if grey else (10, 20, 30, 0))
+    image.putpixel((1, 0), (10, 255) if grey else (10, 20, 30, 255))
+    pixels = decoded(image, tmp_path / "1.png")
+    assert pixels.tolist() == ([[255, 10]] if grey else [[[255, 255, 255], [10, 20, 30]]])
+
+
+def test_a_palette_with_a_transparent_colour(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1), 0)
+    image.putpalette([1, 2, 3, 4, 5, 6])
+    image.putpixel((1, 0), 1)
+    assert decoded(image, tmp_path / "1.png", transparency=0).tolist() == [[[255, 255, 255], [4, 5, 6]]]
+
+
+def test_an_image_is_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    assert decoded(Image.fromarray(SHADES[:2]), tmp_path / "1.png", exif=exif).tolist() == SHADES[1::-1].T.tolist()
+
+
+def test_colours_of_16_bits_are_refused(tmp_path: Path) -> None:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + struct.pack(">HHH", 1, 2, 3))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    with pytest.raises(UsageError, match="the picture has colours or transparency of 16 bits a channel"):
+        decode(png, "the picture")
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar100"])
+def test_a_known_name_is_never_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv("FLATLAB_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    (tmp_path / "mine").mkdir()
+    assert absolute_name(name) == name
+    assert absolute_name(f"./{name}") == str(tmp_path / name)
+    assert absolute_name("mine") == str(tmp_path / "mine")
+    assert absolute_name("someone/something") == "someone/something"
+
+
+def test_a_folder_called_digits_does_not_replace_the_bundled_set(tmp_path: Path) -> None:
+    (tmp_path / "digits").mkdir()
+    words = [sys.executable, "-m", "flatlab", "train", "--rounds", "1", "--workers", "1", "--out", "run"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert 'dataset = "digits"' in (tmp_path / "run" / "config.toml").read_text()
