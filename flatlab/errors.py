@@ -1,5 +1,7 @@
 """The errors that a user may see; anything else that escapes is a defect."""
 
+from reprlib import Repr
+
 from analysis.errors import MeasurementError
 
 
@@ -22,3 +24,17 @@ SAID = (FlatlabError, MeasurementError)
 def exit_code(error: Exception) -> int:
     """The exit code of a command that ends in `error`, one of `SAID`: what cannot be measured as asked is usage."""
     return error.exit_code if isinstance(error, FlatlabError) else UsageError.exit_code
+
+
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong = 2, 80, 40
+
+
+def shown(value: object) -> str:
+    """`value` as a message may quote it: on one line and short, whatever it is."""
+    if not isinstance(value, str | int | float | list | tuple | dict | set | None):
+        return f"a {type(value).__name__}"
+    try:
+        return " ".join(_SHORT.repr(value).split())
+    except ValueError:  # Python prints no whole number of thousands of digits
+        return f"a {type(value).__name__}"

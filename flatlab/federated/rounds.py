@@ -30,6 +30,9 @@ SAVE_SECONDS = 20.0
 EVALUATION_SHARE = 0.05
 """Largest share of a round's work that evaluation takes where `eval_every` is 0."""
 
+MOST_DRAWN = 10**7
+"""Draws, rounds times clients, that are made beforehand to learn how many clients may ever be needed at once."""
+
 RESUME_FORMAT = "flatlab resume file"
 RESUME_VERSION = 1
 
@@ -69,7 +72,11 @@ def sample_clients(config: RunConfig, t: int) -> list[int]:
 
 
 def most_participants(config: RunConfig) -> int:
-    """The largest number of participants that any round of the run has."""
+    """The largest number of participants that any round of the run has, or more where counting them all takes long."""
+    if config.sampling == "fixed":
+        return len(sample_clients(config, 0))
+    if config.rounds * config.clients > MOST_DRAWN:
+        return config.clients
     return max(len(sample_clients(config, t)) for t in range(config.rounds))
 
 
