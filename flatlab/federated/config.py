@@ -77,14 +77,11 @@ class RunConfig(BaseModel):
     eval_every: int = Field(
         0, ge=0, le=MOST, description="rounds between evaluations; 0: as often as costs under 5 % of training"
     )
-    checkpoint_every: int = Field(100, ge=1, description="rounds between checkpoints")
+    checkpoint_every: Count = Field(100, description="rounds between checkpoints")
     dtype: Literal["float32", "float64"] = Field("float32", description="type of parameters, vectors and update")
     precision: Precision = Field(
         "ieee", description="forward and backward passes of training: ieee, tf32 (on a GPU), or bf16 by autocast"
     )
-
-    checkpoint_every: Count = Field(100, description="rounds between checkpoints")
-    dtype: Literal["float32", "float64"] = Field("float32", description="precision of training")
     seed: int = Field(0, ge=0, lt=2**63, description="every random stream of the run starts here")
 
     @field_validator("hidden")
@@ -142,7 +139,9 @@ class RunConfig(BaseModel):
     def _half_precision_is_of_float32(self) -> Self:
         if self.precision != "ieee" and self.dtype != "float32":
             raise ValueError(f"precision = {self.precision} goes with dtype = float32, not {self.dtype}")
+        return self
 
+    @model_validator(mode="after")
     def _rounds_have_participants(self) -> Self:
         if self.participation * self.clients < LEAST_EXPECTED:
             raise ValueError(
