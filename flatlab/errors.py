@@ -3,6 +3,7 @@
 from reprlib import Repr
 
 from analysis.errors import MeasurementError
+from figures.errors import ResultsError
 
 
 class FlatlabError(Exception):
@@ -17,7 +18,7 @@ class UsageError(FlatlabError):
     exit_code = 2
 
 
-SAID = (FlatlabError, MeasurementError)
+SAID = (FlatlabError, MeasurementError, ResultsError)
 """Errors whose message is already a sentence for the user."""
 
 
