@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, model_validator
 
 from figures.errors import ResultsError
 
@@ -105,7 +105,7 @@ class Density(Measured):
 
 
 class Surface(Measured):
-    """<checkpoint>.surface.json; `losses` has a line for each of `a`, on a line through the model one number in each."""
+    """<checkpoint>.surface.json; `losses` has a line for each of `a`, and in it a number for each of `b`."""
 
     a: list[Finite] = Field(min_length=2)
     b: list[Finite] = Field(min_length=1)
@@ -150,6 +150,50 @@ class Other(_Saved):
     """A measurement that no figure of a grid reads."""
 
     versions: dict[str, str] = {}
+
+
+class Claim(_Saved):
+    """What MAN is claimed to do."""
+
+    quantity: str
+    direction: str
+    ratio: bool
+
+
+class Comparison(_Saved):
+    """A claim in one setting."""
+
+    setting: str
+    pairs: Count
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    answer: str
+
+
+class Group(_Saved):
+    """What runs that are compared have in common, as far as a table names it."""
+
+    dataset: str
+    algorithm: str
+    partition: str
+    delta: float
+
+
+class Verdict(_Saved):
+    """A claim in all settings."""
+
+    contrast: str
+    group: Json[Group]
+    claim: Claim
+    comparisons: list[Comparison]
+    answer: str
+
+
+class Study(_Saved):
+    """study.json."""
+
+    verdicts: list[Verdict]
 
 
 FORMS: Mapping[str, type[_Saved]] = {
@@ -204,7 +248,7 @@ class Evaluated(Record):
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a metrics.jsonl, rounds ascending; none where there is no file. Raises `ResultsError`."""
+    """Return the whole lines of a metrics.jsonl, rounds ascending; none without a file. Raises `ResultsError`."""
     if not path.exists():
         return []
     lines = _text(path).splitlines(keepends=True)
@@ -225,6 +269,12 @@ def check_record(content: object, where: str, *, part: bool = False, evaluated: 
 def read_measurement(path: Path, kind: str) -> dict[str, Any]:
     """Return what a command wrote beside a checkpoint; raises `ResultsError`."""
     return _checked(FORMS.get(kind, Other), read_json(path), str(path))
+
+
+def read_study(path: Path) -> list[dict[str, Any]]:
+    """Return the verdicts of `flatlab verify --study`; raises `ResultsError`."""
+    verdicts: list[dict[str, Any]] = _checked(Study, read_json(path), str(path))["verdicts"]
+    return verdicts
 
 
 def read_json(path: Path) -> Any:

@@ -8,7 +8,7 @@ part has no file and no memory: its vectors have their initial values.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class ClientState:
         self.unsaved.clear()
         return dict(self.files)
 
-    def restore(self, files: Mapping[int, str]) -> None:
+    def restore(self, files: Mapping[Any, Any]) -> None:
         """Go back to what `save` returned; in memory, read it all.
 
         Raises `UsageError` where that names no client's file, or a file is not there or holds something else.

@@ -86,7 +86,7 @@ def require_finite(model: nn.Module, path: str) -> None:
 
 
 def require_plain(value: object, path: Path, field: str, depth: int = 0) -> None:
-    """Raise `UsageError` unless `value` is made of texts, numbers, lists and tables, so that it can be written as JSON."""
+    """Raise `UsageError` unless `value` is made of texts, numbers, lists and tables, as JSON is."""
     if depth > DEEPEST:
         raise damaged(path, field, "is nested too deeply")
     if isinstance(value, dict):
