@@ -208,9 +208,9 @@ def _by_seed(runs: list[Result], value: Callable[[Result], float | None]) -> dic
 def _seeds_note(results: Results) -> str:
     seeds = ", ".join(map(str, sorted({run.config.seed for run in results.usual if run.trained})))
     return (
-        f"Mean ± standard deviation over seeds ({seeds}; in brackets how many, where fewer, and how many are left out as "
-        f"not finite); MAN with zeta {results.zeta:g}; difference with minus without, paired by seed, with its 95 % "
-        "interval (Student's t)."
+        f"Mean ± standard deviation over seeds ({seeds}; in brackets how many, where fewer, and how many are left out, "
+        f"being not finite); MAN with zeta {results.zeta:g}; difference with minus without, paired by seed, with its "
+        "95 % interval (Student's t)."
     )
 
 

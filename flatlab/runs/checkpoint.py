@@ -132,7 +132,8 @@ def fill(model: nn.Module, state_dict: Mapping[str, Tensor], complaint: str) -> 
         model.load_state_dict(state_dict)
     except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        raise UsageError(f"{complaint}: {lines[min(1, len(lines) - 1)]}") from error
+        reason = lines[min(1, len(lines) - 1)].replace("Unexpected key(s) in state_dict", "names that it does not have")
+        raise UsageError(f"{complaint}: {reason}") from error
 
 
 def provenance() -> dict[str, str]:
