@@ -6,22 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from figures.escaping import csv_cell, latex, markdown
 from figures.tables import Table
 from flatlab.files import write_text
 
 TEXT_COLUMNS = 2
 """The first columns name the row; the others are numbers, set to the right."""
-
-_LATEX = {
-    "±": r"$\pm$",
-    "−": r"$-$",
-    "%": r"\%",
-    "&": r"\&",
-    "#": r"\#",
-    "_": r"\_",
-    "“": "``",
-    "”": "''",
-}
 
 
 def write_table(table: Table, folder: Path) -> list[Path]:
@@ -35,7 +25,8 @@ def write_table(table: Table, folder: Path) -> list[Path]:
 
 def as_markdown(table: Table) -> str:
     """Return title, table and notes; the source lines up in a fixed-width font."""
-    lines = [table.columns, *table.rows]
+    columns, *rows = [[markdown(cell) for cell in line] for line in (table.columns, *table.rows)]
+    lines = [columns, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
 
     def line(cells: Sequence[str]) -> str:
@@ -46,8 +37,8 @@ def as_markdown(table: Table) -> str:
         return f"| {' | '.join(padded)} |"
 
     rule = ["-" * width if i < TEXT_COLUMNS else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    body = "\n".join([line(table.columns), line(rule), *(line(row) for row in table.rows)])
-    return f"**{table.title}**\n\n{body}\n\n{' '.join(table.notes)}\n"
+    body = "\n".join([line(columns), line(rule), *(line(row) for row in rows)])
+    return f"**{markdown(table.title)}**\n\n{body}\n\n{markdown(' '.join(table.notes))}\n"
 
 
 def as_csv(numbers: Sequence[Mapping[str, Any]]) -> str:
@@ -55,14 +46,14 @@ def as_csv(numbers: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(numbers[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(numbers)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in numbers)
     return text.getvalue()
 
 
 def as_latex(table: Table) -> str:
     """Return a table environment that needs the package booktabs; partitions are set apart by a rule."""
     columns = "l" * TEXT_COLUMNS + "r" * (len(table.columns) - TEXT_COLUMNS)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(' '.join((table.title + '.', *table.notes)))}}}"]
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex(' '.join((table.title + '.', *table.notes)))}}}"]
     lines += [rf"\label{{tab:{table.name.replace('_', '-')}}}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines += [_latex_row(table.columns), r"\midrule"]
     for previous, row in zip((None, *table.rows), table.rows, strict=False):
@@ -73,8 +64,4 @@ def as_latex(table: Table) -> str:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(_latex(cell) for cell in cells) + r" \\"
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
+    return " & ".join(latex(cell) for cell in cells) + r" \\"

@@ -2,6 +2,7 @@
 
 import base64
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def _made_by(results: Results) -> str:
     measured = [run for run in results.runs if run.measured]
     if not measured:
         return ""
-    versions = results.provenance(measured)
+    versions = defaultdict(lambda: "unknown", results.provenance(measured))
     commits = ", ".join(commit[:COMMIT_DIGITS] for commit in versions["commit"].split(", "))
     return f"Measured by flatlab {versions['flatlab']} at commit {commits}, torch {versions['torch']}."
 
@@ -130,10 +131,12 @@ def _unfinished(results: Results) -> list[tuple[str, str]]:
 def _run_commands(results: Results) -> str:
     """The lines that make and measure one run anew, with the settings of the grid."""
     folder = _word(results.folder)
-    lines = [f"flatlab train --config {folder}/RUN/config.toml --out again/RUN"]
+    own = {run.config.model for run in results.runs if ":" in run.config.model}
+    model = f" --model {shlex.quote(own.pop())}" if own else ""  # a function of the user's runs only where it is named
+    lines = [f"flatlab train --config {folder}/RUN/config.toml --out again/RUN{model}"]
     measure = results.grid.measure if results.grid else None
     if measure:
-        checkpoint = f"again/RUN/final.pt --samples {measure.samples}"
+        checkpoint = f"again/RUN/final.pt --samples {measure.samples}{model}"
         lines += [
             f"flatlab eigs {checkpoint}",
             f"flatlab trace {checkpoint} --tol {measure.trace_tol:g}",
@@ -147,7 +150,8 @@ def _runs(runs: Sequence[Result]) -> dict[str, Any]:
     columns = ("run", "zeta", "partition", "seed", "test accuracy, %", "top eigenvalue", "trace", "commit")
     rows = []
     for run in runs:
-        commit = next((m["versions"]["commit"][:COMMIT_DIGITS] for m in run.measured.values() if "versions" in m), "")
+        commits = (m.get("versions", {}).get("commit", "") for m in run.measured.values())
+        commit = next((commit[:COMMIT_DIGITS] for commit in commits if commit), "")
         rows.append(
             (
                 run.name,

@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from figures.errors import ResultsError
 from figures.labels import algorithm_label, partition_label
+from figures.saved import read_measurement, read_records
 from flatlab.errors import FlatlabError, UsageError
 from flatlab.federated.config import RunConfig, make_config, read_config
 from flatlab.grid.plan import Grid, grid_cells, parse_grid, partition_name
@@ -143,7 +145,10 @@ def read_results(folder: Path) -> Results:
     grid = parse_grid(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
     begun = sorted(path.parent.name for path in folder.glob("*/config.toml"))
     names = [cell.name for cell in grid_cells(grid)] if grid else begun
-    runs = tuple(_read_run(folder / name) for name in names if name in begun)
+    try:
+        runs = tuple(_read_run(folder / name) for name in names if name in begun)
+    except ResultsError as error:
+        raise UsageError(str(error)) from error
     if not runs:
         raise UsageError(f"There are no runs in {folder}; name a folder that `flatlab reproduce` filled.")
     return Results(folder, grid, runs, tuple(name for name in names if name not in begun))
@@ -152,22 +157,14 @@ def read_results(folder: Path) -> Results:
 def _read_run(folder: Path) -> Result:
     config = make_config(read_config(folder / "config.toml"), str(folder / "config.toml"))
     metrics, failure = folder / "metrics.jsonl", folder / "failure.txt"
-    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-    training = (_read_json(path) for path in sorted(folder.glob("round-*.eigs.json")))
+    measured = {path.name.split(".")[1]: path for path in folder.glob("final.*.json")}
+    training = (read_measurement(path, "eigs") for path in sorted(folder.glob("round-*.eigs.json")))
     return Result(
         folder=folder,
         config=config,
-        records=tuple(json.loads(line) for line in lines if line.endswith("\n")),
-        measured={path.name.split(".")[1]: _read_json(path) for path in folder.glob("final.*.json")},
+        records=tuple(read_records(metrics)),
+        measured={kind: read_measurement(path, kind) for kind, path in measured.items()},
         training=tuple(sorted(training, key=lambda eigs: eigs["run"]["round"])),
         trained=(folder / "final.pt").exists(),
-        failure=failure.read_text().partition("\n")[0] if failure.exists() else "",
+        failure=failure.read_text(errors="replace").partition("\n")[0] if failure.exists() else "",
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is not valid JSON ({error}); delete it and measure again.") from error
-    return content

@@ -13,6 +13,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from figures.escaping import csv_cell
+from figures.escaping import metadata as metadata_text
 from flatlab.files import atomic_write, write_text
 
 COLUMN = 3.4
@@ -42,6 +44,7 @@ def paper_style() -> Iterator[None]:
         "axes.linewidth": 0.6,
         "grid.linewidth": 0.5,
         "pdf.fonttype": 42,
+        "text.parse_math": False,  # a name may hold dollars
     }
     matplotlib.use("agg")
     with sns.axes_style("whitegrid"), matplotlib.rc_context(settings):
@@ -64,7 +67,7 @@ def save_figure(
     `rows` are the plotted numbers, one mapping per mark, all with the same keys. `provenance` (versions, commit,
     configuration) goes into the metadata of both pictures.
     """
-    note = "; ".join(f"{key} {value}" for key, value in provenance.items())
+    note = metadata_text("; ".join(f"{key} {value}" for key, value in provenance.items()))
     metadata = {"png": {"Description": note}, "pdf": {"Subject": note, "CreationDate": None}}
     paths = []
     for kind, fields in metadata.items():
@@ -74,7 +77,7 @@ def save_figure(
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
     paths.append(path.with_name(f"{path.name}.csv"))
     write_text(paths[-1], table.getvalue())
     return paths

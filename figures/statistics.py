@@ -14,9 +14,10 @@ LEVEL = 0.95
 class Sample:
     """Mean and spread of one number over seeds."""
 
-    mean: float
+    mean: float  # NaN where no value is finite
     deviation: float | None  # sample standard deviation; None for a single seed
     count: int
+    left_out: int = 0  # values that are not finite
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,23 @@ class Difference:
 
 
 def sample(values: Sequence[float]) -> Sample | None:
-    """Summarise `values`; None if there is none."""
+    """Summarise the finite ones of `values`, and count the others; None if there is no value."""
     if not values:
         return None
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Sample(float(np.mean(values)), deviation, len(values))
+    finite = [value for value in values if math.isfinite(value)]
+    deviation = float(np.std(finite, ddof=1)) if len(finite) > 1 else None
+    mean = float(np.mean(finite)) if finite else math.nan
+    return Sample(mean, deviation, len(finite), len(values) - len(finite))
 
 
 def paired_difference(without: Mapping[int, float], with_: Mapping[int, float]) -> Difference | None:
-    """`with_` minus `without`, paired by seed, with the 95 % interval of Student's t; None without a common seed."""
+    """`with_` minus `without`, paired by seed, with the 95 % interval of Student's t.
+
+    None without a common seed at which both are finite.
+    """
     differences = [with_[seed] - without[seed] for seed in without if seed in with_]
     summary = sample(differences)
-    if summary is None:
+    if summary is None or summary.count == 0:
         return None
     if summary.deviation is None:
         return Difference(summary.mean, None, None, 1)

@@ -156,7 +156,7 @@ def _comparison(results: Results, quantity: _Quantity) -> Table:
         gain = paired_difference(*ours)
         dataset = results.select(algorithm, partition, man=means[0] is None)[0].config.dataset
         paper = [published(quantity.name, dataset, partition, algorithm, man) or "" for man in (False, True)]
-        places = quantity.places(next(mean.mean for mean in means if mean))
+        places = quantity.places(next((mean.mean for mean in means if mean and mean.count), 0.0))
         rows.append(
             (
                 partition_label(partition),
@@ -206,11 +206,11 @@ def _by_seed(runs: list[Result], value: Callable[[Result], float | None]) -> dic
 
 
 def _seeds_note(results: Results) -> str:
-    seeds = sorted({run.config.seed for run in results.usual if run.trained})
+    seeds = ", ".join(map(str, sorted({run.config.seed for run in results.usual if run.trained})))
     return (
-        f"Mean ± standard deviation over seeds ({', '.join(map(str, seeds))}; in brackets how many, where fewer); "
-        f"MAN with zeta {results.zeta:g}; difference with minus without, paired by seed, with its 95 % interval "
-        "(Student's t)."
+        f"Mean ± standard deviation over seeds ({seeds}; in brackets how many, where fewer, and how many are left out, "
+        f"being not finite); MAN with zeta {results.zeta:g}; difference with minus without, paired by seed, with its "
+        "95 % interval (Student's t)."
     )
 
 
@@ -250,8 +250,11 @@ def _shown_rounds(runs: list[Result], target: float) -> str:
 def _shown(mean: Sample | None, places: int, seeds: int) -> str:
     if mean is None:
         return ""
+    if mean.count == 0:
+        return f"n/a ({mean.left_out} not finite)"
     spread = "" if mean.deviation is None else f" ± {mean.deviation:.{places}f}"
-    return f"{mean.mean:.{places}f}{spread}" + (f" ({mean.count})" if mean.count < seeds else "")
+    without = f"; {mean.left_out} not finite" if mean.left_out else ""
+    return f"{mean.mean:.{places}f}{spread}" + (f" ({mean.count}{without})" if mean.count < seeds else "")
 
 
 def _shown_difference(gain: Difference | None, places: int) -> str:
@@ -281,6 +284,11 @@ def _three_digits(number: float) -> int:
 
 def _sample_numbers(side: str, mean: Sample | None) -> dict[str, Any]:
     if mean is None:
-        return {f"{side}_mean": "", f"{side}_deviation": "", f"{side}_seeds": 0}
+        return {f"{side}_mean": "", f"{side}_deviation": "", f"{side}_seeds": 0, f"{side}_not_finite": 0}
     deviation = "" if mean.deviation is None else mean.deviation
-    return {f"{side}_mean": mean.mean, f"{side}_deviation": deviation, f"{side}_seeds": mean.count}
+    return {
+        f"{side}_mean": mean.mean if mean.count else "",
+        f"{side}_deviation": deviation,
+        f"{side}_seeds": mean.count,
+        f"{side}_not_finite": mean.left_out,
+    }

@@ -7,13 +7,14 @@ from typing import Any
 from analysis.theory.statements import STATEMENTS
 from figures.labels import partition_label
 from figures.results import Results
+from figures.saved import read_study
 from figures.tables import Table
 
 
 def verdict_tables(results: Results) -> list[Table]:
     """The claims of study.json (`flatlab verify --study`) and the statements of every final.verify.json, if any."""
     path = results.folder / "study.json"
-    verdicts = json.loads(path.read_text())["verdicts"] if path.exists() else []
+    verdicts = read_study(path) if path.exists() else []
     return [*_claims(verdicts), *_statements(results)]
 
 

@@ -1,6 +1,9 @@
 """The errors that a user may see; anything else that escapes is a defect."""
 
+from reprlib import Repr
+
 from analysis.errors import MeasurementError
+from figures.errors import ResultsError
 
 
 class FlatlabError(Exception):
@@ -15,7 +18,7 @@ class UsageError(FlatlabError):
     exit_code = 2
 
 
-SAID = (FlatlabError, MeasurementError)
+SAID = (FlatlabError, MeasurementError, ResultsError)
 """Errors whose message is already a sentence for the user."""
 
 
@@ -27,3 +30,17 @@ def exit_code(error: Exception) -> int:
 def first_line(error: Exception) -> str:
     """The kind of an error that was not ours and the first line of what it says, for a sentence."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0].rstrip('.')}"
+
+
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong = 2, 80, 40
+
+
+def shown(value: object) -> str:
+    """`value` as a message may quote it: on one line and short, whatever it is."""
+    if not isinstance(value, str | int | float | list | tuple | dict | set | None):
+        return f"a {type(value).__name__}"
+    try:
+        return " ".join(_SHORT.repr(value).split())
+    except ValueError:  # Python prints no whole number of thousands of digits
+        return f"a {type(value).__name__}"

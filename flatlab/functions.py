@@ -1,12 +1,24 @@
 """A user's own functions, named on the command line as `package.module:function`."""
 
 import importlib
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flatlab.errors import UsageError
+
+
+def require_named(name: str, trusted: str | None, source: str) -> None:
+    """Raise `UsageError` where `source` names a function as its model that the command line does not (`trusted`).
+
+    A file from elsewhere must not choose what is imported.
+    """
+    if ":" in name and name != trusted:
+        raise UsageError(
+            f"{source} names as its model the function {name}; to let it run, add --model {shlex.quote(name)}."
+        )
 
 
 def import_function(name: str, role: str) -> Callable[..., Any]:
@@ -22,11 +34,11 @@ def import_function(name: str, role: str) -> Callable[..., Any]:
         sys.path.append(current_folder)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             reason = f"there is no module {error.name}, neither installed nor in {current_folder}"
         else:
-            reason = f"importing {module_name} raised {type(error).__name__}: {error}"
+            reason = f"importing {module_name} raised {type(error).__name__}: {' '.join(str(error).split())}"
         raise UsageError(f"The {role} '{name}' cannot be had: {reason}.") from error
     function = getattr(module, function_name, None)
     if not callable(function):

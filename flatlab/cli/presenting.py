@@ -86,11 +86,11 @@ def _write_report(made: Made, out: Path | None) -> Path:
 
 
 def _print(table: Table) -> None:
-    shown = Shown(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Shown(title=escape(table.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, heading in enumerate(table.columns):
-        shown.add_column(heading, justify="left" if i < 2 else "right")
+        shown.add_column(escape(heading), justify="left" if i < 2 else "right")
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     console.print(shown)
 
 

@@ -22,6 +22,9 @@ def reproduce(
     data_root: Annotated[
         Path | None, typer.Option(help="Folder that holds local copies of data sets (or FLATLAB_DATA).")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Let this package.module:function, which the grid names as its model, run.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, with an estimate of its time from a short calibration.")
     ] = False,
@@ -34,7 +37,7 @@ def reproduce(
     """
     from flatlab.cli.reproducing import Where, plan_grid, run_grid
 
-    where = Where(out, jobs, backend, scheduler, device, data_root)
+    where = Where(out, jobs, backend, scheduler, device, data_root, model)
     if dry_run:
         plan_grid(grid, where, json)
     else:

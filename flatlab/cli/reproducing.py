@@ -20,7 +20,7 @@ from flatlab.files import write_text
 from flatlab.grid.carry import Progress, cell_progress, run_cells
 from flatlab.grid.cells import CellWork
 from flatlab.grid.estimate import Calibration, calibrate, measuring_seconds, training_seconds
-from flatlab.grid.plan import Cell, Grid, grid_cells, parse_grid, read_grid_text
+from flatlab.grid.plan import Cell, Grid, grid_cells, parse_grid, read_grid_text, require_named_model
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Where:
     scheduler: str | None = None
     device: str = "auto"
     data_root: Path | None = None
+    trusted_model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def plan_grid(name: str, where: Where, json: Path | None) -> None:
         with status.status("Calibrating: one client of every method"):
             calibration = calibrate(todo, torch.device(plan.device), where.data_root)
         seconds = {cell.name: _seconds(plan, cell, progress[cell.name], calibration) for cell in todo}
-    table = Table(title=plan.grid.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=escape(plan.grid.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("cells", overflow="fold")
     for heading in ("seeds", "done", "to train", "to measure", "time of one"):
         table.add_column(heading, justify="right")
@@ -126,6 +127,7 @@ def _plan(name: str, where: Where) -> Plan:
     device = "cuda" if where.device != "cpu" and torch.cuda.is_available() else "cpu"
     text = read_grid_text(name)
     grid = parse_grid(text, name)
+    require_named_model(grid, where.trusted_model, name)
     jobs = where.jobs or (len(os.sched_getaffinity(0)) if device == "cpu" else 1)
     results = where.out or Path("checkpoints") / Path(name).stem
     return Plan(grid, text, grid_cells(grid), results, jobs, device)
@@ -138,7 +140,7 @@ def _seconds(plan: Plan, cell: Cell, progress: Progress, calibration: Calibratio
 
 def _run_with_table(plan: Plan, todo: Sequence[Cell], where: Where) -> dict[str, str]:
     """Run `todo`; returns the reasons of the cells that failed."""
-    work = CellWork(plan.grid.measure, where.data_root, plan.device)
+    work = CellWork(plan.grid.measure, where.data_root, plan.device, where.trusted_model)
     ended: dict[str, str] = {}
     progress = plan.progress()
     began = time.monotonic()
@@ -172,7 +174,7 @@ def _table(plan: Plan, progress: Mapping[str, Progress], ended: Mapping[str, str
     """The grid as it fills: a row per method and partition, a column per seed."""
     left = f", about {duration(seconds / len(ended) * (todo - len(ended)))} left" if ended else ""
     done = sum(p.done for p in progress.values())
-    title = f"{plan.grid.title}: {done} of {len(plan.cells)} cells, {duration(seconds)}{left}"
+    title = f"{escape(plan.grid.title)}: {done} of {len(plan.cells)} cells, {duration(seconds)}{left}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("test accuracy, or how far", overflow="fold")
     for seed in plan.grid.axes.seeds:

@@ -1,12 +1,12 @@
 """Curvature during training (`--track-eigs`), and its picture."""
 
-import json
 from pathlib import Path
 
 from torch import Tensor
 
 from analysis.problem import make_problem
 from analysis.spectrum import eigs
+from figures.saved import read_records
 from figures.tracking import draw_tracking
 from flatlab.data import normalise
 from flatlab.federated.parameters import load_vector
@@ -52,5 +52,5 @@ def curvature_probe(world: World) -> Probe:
 
 def draw_run(folder: Path) -> Path:
     """Draw eigenvalue and accuracy against rounds from the run's own metrics; returns the picture's path."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = read_records(folder / "metrics.jsonl")
     return draw_tracking({folder.name: records}, folder / "tracking", provenance())[0]

@@ -1,8 +1,8 @@
 """What `flatlab train` and `flatlab demo` do: from options to a finished run, with its progress and its summary."""
 
 import os
+import shlex
 import time
-import tomllib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from flatlab.cli.console import console, status, write_json
 from flatlab.cli.events import event_writer
 from flatlab.cli.tracking import curvature_probe, draw_run
 from flatlab.data import absolute_name
-from flatlab.errors import UsageError
-from flatlab.federated.config import RunConfig, make_config, read_config
+from flatlab.errors import UsageError, shown
+from flatlab.federated.config import RunConfig, make_config, parse_toml, read_config
 from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
@@ -30,6 +30,7 @@ from flatlab.federated.presets import preset_fields
 from flatlab.federated.rounds import SAVE_SECONDS, Record, Run, most_participants, run_folder, train
 from flatlab.federated.trial import statement, tried
 from flatlab.federated.world import World, make_world
+from flatlab.functions import require_named
 from flatlab.malloc import keep_freed_memory
 
 
@@ -58,7 +59,8 @@ def read_fields(
 ) -> RunConfig:
     """Merge, each over the one before: `preset`, the TOML file at `path`, `options` (None: not given), `settings`.
 
-    A resumed run takes its configuration from its own folder, and any field given beside must agree with it.
+    A resumed run takes its configuration from its own folder, and any field given beside must agree with it. Where a
+    file names a function of the user's as the model, the options must name it too. Raises `UsageError`.
     """
     given = {name: value for name, value in options.items() if value is not None} | _parse_settings(settings)
     merged = _over(read_config(path) if path else {}, given)
@@ -68,17 +70,28 @@ def read_fields(
     if resume:
         folder = out or default_folder(make_config(merged, source))
         saved = _saved_config(folder)
-        differing = [name for name, value in merged.items() if saved.plain().get(name) != value and name != "hyper"]
-        if differing:
-            raise UsageError(
-                f"The run in {folder} has another {differing[0]} ({saved.plain().get(differing[0])}); "
-                "leave that option out to go on with it, or start a new run in another --out."
-            )
+        _require_agreement(saved.plain(), merged, folder)
+        require_named(saved.model, given.get("model"), f"The run in {folder}")
         return saved
     if given.get("zeta") is not None and not merged.get("man"):
         raise UsageError("--zeta is the coefficient of MAN, which is off; add --man.")
     config = make_config(merged, source)
+    require_named(config.model, given.get("model"), f"The configuration {path}")
     return config.model_copy(update={"dataset": absolute_name(config.dataset)})
+
+
+def _require_agreement(saved: dict[str, Any], given: dict[str, Any], folder: Path) -> None:
+    """Raise `UsageError` where a field that is given differs from the saved run's; hyperparameters one by one."""
+    fields = {name: (saved.get(name), value) for name, value in given.items()}
+    if isinstance(given.get("hyper"), dict):
+        hyper = fields.pop("hyper")[1]
+        fields |= {f"hyper.{name}": (saved["hyper"].get(name), value) for name, value in hyper.items()}
+    for name, (found, value) in fields.items():
+        if found != value:
+            raise UsageError(
+                f"The run in {folder} has another {name} ({shown(found)}); "
+                "leave that option out to go on with it, or start a new run in another --out."
+            )
 
 
 def default_folder(config: RunConfig) -> Path:
@@ -122,9 +135,8 @@ def train_run(
     write_json(json, summary)
     if execution.track_eigs:
         console.print(f"Eigenvalues: [bold]{draw_run(folder)}[/bold]", soft_wrap=True)
-    console.print(
-        f"Checkpoint: [bold]{checkpoint}[/bold]\nNext:       [bold]flatlab eigs {checkpoint}[/bold]", soft_wrap=True
-    )
+    following = f"flatlab eigs {checkpoint}{_own_model(config)}"
+    console.print(f"Checkpoint: [bold]{checkpoint}[/bold]\nNext:       [bold]{following}[/bold]", soft_wrap=True)
     return checkpoint
 
 
@@ -206,7 +218,8 @@ def _train_with_progress(run: Run, engine: Engine, execution: Execution) -> Reco
             train(run, engine, on_round, execution.save_every, probe, execution.track_eigs or 1)
         except KeyboardInterrupt as interruption:
             progress.stop()
-            status.print(f"\nInterrupted. Go on with: flatlab train --resume --out {run.folder}", soft_wrap=True)
+            resume = f"flatlab train --resume --out {run.folder}{_own_model(config)}"
+            status.print(f"\nInterrupted. Go on with: {resume}", soft_wrap=True)
             raise SystemExit(130) from interruption
     return latest
 
@@ -249,10 +262,17 @@ def _saved_config(folder: Path) -> RunConfig:
     return make_config(read_config(path), str(path))
 
 
+def _own_model(config: RunConfig) -> str:
+    """What a command on this run must add where its model is a function of the user's."""
+    return f" --model {shlex.quote(config.model)}" if ":" in config.model else ""
+
+
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Lay fields over others; hyperparameters one by one."""
-    hyper = {**below.get("hyper", {}), **above.get("hyper", {})}
-    return {**below, **above, **({"hyper": hyper} if hyper else {})}
+    """Lay fields over others; hyperparameters one by one. What is no table stays, for validation to name it."""
+    hypers = [fields["hyper"] for fields in (below, above) if "hyper" in fields]
+    if len(hypers) == 2 and all(isinstance(hyper, dict) for hyper in hypers):
+        return {**below, **above, "hyper": {**hypers[0], **hypers[1]}}
+    return {**below, **above}
 
 
 def _parse_settings(settings: list[str]) -> dict[str, Any]:
@@ -263,11 +283,9 @@ def _parse_settings(settings: list[str]) -> dict[str, Any]:
         if not equals or not name:
             raise UsageError(f"--set {setting} is not FIELD=VALUE, as in --set batch_size=50.")
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            value = parse_toml(f"value = {text}", setting)["value"]
+        except UsageError:
             value = text
-        if name.startswith("hyper."):
-            fields.setdefault("hyper", {})[name.removeprefix("hyper.")] = value
-        else:
-            fields[name] = value
+        above = {"hyper": {name.removeprefix("hyper."): value}} if name.startswith("hyper.") else {name: value}
+        fields = _over(fields, above)
     return fields

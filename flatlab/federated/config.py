@@ -5,35 +5,50 @@ Where it runs (worker processes, device, folder) is not part of it: the same `Ru
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
-from flatlab.errors import UsageError
+from flatlab.errors import UsageError, shown
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.algorithms.base import Algorithm, Hyper
 from flatlab.federated.precision import Precision
 from flatlab.files import write_text
 
+MOST = 2**31 - 1
+"""Largest count of anything; no run reaches it, and every library can hold it."""
+
+LEAST_EXPECTED = 0.01
+"""Participants that a round must expect: with fewer, the draw would be repeated over a hundred times per round."""
+
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Line = Annotated[str, Field(min_length=1, max_length=1000)]
+
 
 class RunConfig(BaseModel):
-    """One federated training run. Field by field what fl-algorithms calls N, E, B, eta_0, ...; see each description."""
+    """One federated training run. Field by field what fl-algorithms calls N, E, B, eta_0, ...; see each description.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    Types are strict: 1e9 is no whole number, and true no number.
+    """
 
-    dataset: str = Field(
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, strict=True)
+
+    dataset: Line = Field(
         "digits", description="digits, cifar10, cifar100, tiny-imagenet, fashion-mnist, hub name, folder"
     )
-    train_samples: int | None = Field(None, ge=1, description="train on a class-balanced subset of this size")
-    test_samples: int | None = Field(None, ge=1, description="test on a class-balanced subset of this size")
+    train_samples: Count | None = Field(None, description="train on a class-balanced subset of this size")
+    test_samples: Count | None = Field(None, description="test on a class-balanced subset of this size")
 
-    clients: int = Field(20, ge=1, description="N, number of clients")
+    clients: Count = Field(20, description="N, number of clients")
     partition: Literal["iid", "dirichlet"] = Field("dirichlet", description="how the training set is split")
-    delta: float = Field(0.3, gt=0, description="concentration of the Dirichlet split; small means skewed")
+    delta: float = Field(0.3, gt=0, le=1e6, description="concentration of the Dirichlet split; small means skewed")
 
-    model: str = Field("auto", description="mlp, cifar-cnn, tiny-convnet, resnet18-gn or package.module:function")
-    hidden: tuple[int, ...] = Field((64, 32), description="widths of the MLP's hidden layers")
+    model: Line = Field("auto", description="mlp, cifar-cnn, tiny-convnet, resnet18-gn or package.module:function")
+    hidden: tuple[Annotated[int, Field(le=MOST)], ...] = Field(
+        (64, 32), strict=False, max_length=1000, description="widths of the MLP's hidden layers"
+    )
     activation: Literal["relu", "tanh"] = Field("relu", description="the MLP's nonlinearity")
 
     algorithm: str = Field("fedavg", description=", ".join(ALGORITHMS))
@@ -49,11 +64,11 @@ class RunConfig(BaseModel):
         (), description="modules whose outputs MAN penalises; none: every nonlinearity's result"
     )
 
-    rounds: int = Field(60, ge=1, description="communication rounds")
+    rounds: Count = Field(60, description="communication rounds")
     participation: float = Field(0.5, gt=0, le=1, description="share of the clients that take part in a round")
     sampling: Literal["fixed", "bernoulli"] = Field("fixed", description="exactly that share, or each with that chance")
-    local_epochs: int = Field(5, ge=1, description="E, epochs over a client's data per round")
-    batch_size: int = Field(20, ge=1, description="B, samples per local step")
+    local_epochs: Count = Field(5, description="E, epochs over a client's data per round")
+    batch_size: Count = Field(20, description="B, samples per local step")
     lr: float = Field(0.1, gt=0, description="eta_0, learning rate of round 0")
     lr_decay: float = Field(0.998, gt=0, le=1, description="eta_t = eta_0 * lr_decay^t")
     weight_decay: float = Field(1e-3, ge=0, description="added to the gradient after clipping")
@@ -63,9 +78,9 @@ class RunConfig(BaseModel):
         "server", description="the model that test_accuracy and the checkpoint speak of"
     )
     eval_every: int = Field(
-        0, ge=0, description="rounds between evaluations; 0: as often as costs under 5 % of training"
+        0, ge=0, le=MOST, description="rounds between evaluations; 0: as often as costs under 5 % of training"
     )
-    checkpoint_every: int = Field(100, ge=1, description="rounds between checkpoints")
+    checkpoint_every: Count = Field(100, description="rounds between checkpoints")
     dtype: Literal["float32", "float64"] = Field("float32", description="type of parameters, vectors and update")
     precision: Precision = Field(
         "ieee", description="forward and backward passes of training: ieee, tf32 (on a GPU), or bf16 by autocast"
@@ -86,6 +101,15 @@ class RunConfig(BaseModel):
             raise ValueError("every layer is named once")
         return layers
 
+    @field_validator("dataset", "model")
+    @classmethod
+    def _names_are_one_line(cls, name: str) -> str:
+        if not name.isprintable():
+            raise ValueError("a name holds no line breaks and other control characters")
+        if any(len(part.encode()) > 255 for part in name.split("/")):
+            raise ValueError("no file's name is as long as that")
+        return name
+
     @field_validator("algorithm")
     @classmethod
     def _algorithm_is_known(cls, name: str) -> str:
@@ -97,16 +121,21 @@ class RunConfig(BaseModel):
     @classmethod
     def _complete_hyper(cls, fields: Any) -> Any:
         """Replace `hyper` by the algorithm's full set, so that a checkpoint states every value it was trained with."""
+        if not isinstance(fields, dict):
+            return fields
         name = fields.get("algorithm", "fedavg")
         given = fields.get("hyper", {})
-        if name not in ALGORITHMS or not isinstance(given, dict):
-            return fields
+        if not isinstance(name, str) or name not in ALGORITHMS or not isinstance(given, dict):
+            return fields  # the fields' own types say what is wrong
         hyper = ALGORITHMS[name].hyper
         for key in given:
             if key not in hyper.model_fields:
                 known = ", ".join(hyper.model_fields) or "none"
-                raise ValueError(f"{name} has no hyperparameter {key!r} (it has: {known})")
-        return {**fields, "hyper": hyper.model_validate(given).model_dump()}
+                raise ValueError(f"{name} has no hyperparameter {shown(key)} (it has: {known})")
+        try:
+            return {**fields, "hyper": hyper.model_validate(given).model_dump()}
+        except ValidationError as error:
+            raise _below("hyper", error) from error
 
     @model_validator(mode="after")
     def _parts_belong_to_man(self) -> Self:
@@ -124,6 +153,15 @@ class RunConfig(BaseModel):
     def _half_precision_is_of_float32(self) -> Self:
         if self.precision != "ieee" and self.dtype != "float32":
             raise ValueError(f"precision = {self.precision} goes with dtype = float32, not {self.dtype}")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_have_participants(self) -> Self:
+        if self.participation * self.clients < LEAST_EXPECTED:
+            raise ValueError(
+                f"participation = {self.participation:g} of {self.clients} clients leaves the rounds without any; "
+                f"ask for a share of {LEAST_EXPECTED / self.clients:g} or more"
+            )
         return self
 
     @property
@@ -146,7 +184,7 @@ class RunConfig(BaseModel):
         return self.model_dump(mode="json", exclude_none=True)
 
 
-def make_config(fields: dict[str, Any], source: str = "the options") -> RunConfig:
+def make_config(fields: object, source: str = "the options") -> RunConfig:
     """Validate `fields`; raises `UsageError` naming `source`, the field, its value and what was expected."""
     try:
         return RunConfig.model_validate(fields)
@@ -157,11 +195,22 @@ def make_config(fields: dict[str, Any], source: str = "the options") -> RunConfi
 def read_config(path: Path) -> dict[str, Any]:
     """Return the fields in a TOML file, not yet validated; raises `UsageError` if it is missing or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"Cannot read the configuration {path}: {error.strerror or error}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise UsageError(f"The configuration {path} is not valid TOML: {error}.") from error
+    return parse_toml(text, f"The configuration {path}")
+
+
+def parse_toml(text: str, what: str) -> dict[str, Any]:
+    """Return the tables of a TOML text; raises `UsageError` that begins with `what` where it is not TOML."""
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError, and whole numbers of thousands of digits
+        raise UsageError(f"{what} is not valid TOML: {error}.") from error
+    except RecursionError as error:
+        raise UsageError(f"{what} is not valid TOML: it is nested too deeply.") from error
 
 
 def write_config(path: Path, config: RunConfig) -> None:
@@ -169,14 +218,28 @@ def write_config(path: Path, config: RunConfig) -> None:
     write_text(path, tomli_w.dumps(config.plain()))
 
 
+def field_and_reason(error: ValidationError) -> tuple[str, str]:
+    """The first field that does not fit, as in "axes.seeds.0" ("" for the whole), and why, beginning in lower case."""
+    first = error.errors(include_url=False)[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    return ".".join(shown(part).strip("'") for part in first["loc"]), reason[:1].lower() + reason[1:]
+
+
+def _below(field: str, error: ValidationError) -> ValidationError:
+    """The same errors, of what stands in `field`."""
+    details: list[InitErrorDetails] = [
+        {"type": each["type"], "loc": (field, *each["loc"]), "input": each["input"], "ctx": each.get("ctx", {})}
+        for each in error.errors(include_url=False)
+    ]
+    return ValidationError.from_exception_data(error.title, details)
+
+
 def _one_sentence(error: ValidationError, source: str) -> str:
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
+    first = error.errors(include_url=False)[0]
+    field, reason = field_and_reason(error)
     if first["type"] == "extra_forbidden":
         known = ", ".join(RunConfig.model_fields)
         return f"Unknown field {field!r} in {source}; the fields are: {known}."
-    reason = first["msg"].removeprefix("Value error, ")
-    reason = reason[0].lower() + reason[1:]
     if not field:
         return f"In {source}: {reason}."
-    return f"In {source}, {field} = {first['input']!r} does not fit: {reason}."
+    return f"In {source}, {field} = {shown(first['input'])} does not fit: {reason}."

@@ -18,6 +18,9 @@ MODELS = ("mlp", "cifar-cnn", "tiny-convnet", "resnet18-gn")
 
 Activation = Literal["relu", "tanh"]
 
+MOST_PARAMETERS = 10**9
+"""Of an mlp: 4 GB in single precision, before any client's vectors."""
+
 
 def build_model(
     name: str,
@@ -76,6 +79,12 @@ def mlp(
         raise UsageError(f"The activation of an mlp is relu or tanh, not '{activation}'.")
     channels, height, width = input_shape
     widths = [channels * height * width, *hidden]
+    size = sum(a * b for a, b in zip(widths, [*hidden, classes], strict=True))
+    if size > MOST_PARAMETERS:
+        raise UsageError(
+            f"An mlp of hidden widths {', '.join(map(str, hidden))} has {size:.1e} weights on these images, of "
+            f"{MOST_PARAMETERS:.0e} at most: choose narrower layers."
+        )
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for i, (fan_in, fan_out) in enumerate(zip(widths, hidden, strict=False), start=1):
         layers[f"fc{i}"] = nn.Linear(fan_in, fan_out)

@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from figures.saved import check_record, read_records
 from flatlab.errors import FlatlabError, UsageError
 from flatlab.federated.algorithms.base import Round
 from flatlab.federated.config import RunConfig, write_config
@@ -23,12 +24,16 @@ from flatlab.federated.streams import stream
 from flatlab.federated.world import World
 from flatlab.files import atomic_write, remove_unfinished, write_text
 from flatlab.runs.checkpoint import Checkpoint, provenance, read_plain, save_checkpoint
+from flatlab.runs.contents import require_keys, require_plain, require_round, require_tensor, require_vector
 
 SAVE_SECONDS = 20.0
 """Default time between two saves of the whole state: what a crash costs, in work; it never costs a right number."""
 
 EVALUATION_SHARE = 0.05
 """Largest share of a round's work that evaluation takes where `eval_every` is 0."""
+
+MOST_DRAWN = 10**7
+"""Draws, rounds times clients, that are made beforehand to learn how many clients may ever be needed at once."""
 
 RESUME_FORMAT = "flatlab resume file"
 RESUME_VERSION = 1
@@ -69,7 +74,11 @@ def sample_clients(config: RunConfig, t: int) -> list[int]:
 
 
 def most_participants(config: RunConfig) -> int:
-    """The largest number of participants that any round of the run has."""
+    """The largest number of participants that any round of the run has, or more where counting them all takes long."""
+    if config.sampling == "fixed":
+        return len(sample_clients(config, 0))
+    if config.rounds * config.clients > MOST_DRAWN:
+        return config.clients
     return max(len(sample_clients(config, t)) for t in range(config.rounds))
 
 
@@ -127,11 +136,37 @@ class Run:
         path = self.folder / "resume.pt"
         if not path.exists():
             return self.begin()
-        saved = read_plain(path, RESUME_FORMAT, RESUME_VERSION)
-        self.server = ServerState(**saved["server"])
-        self.clients.restore(saved["clients"])
-        kept = [line for line in _whole_lines(self.folder / "metrics.jsonl") if line["round"] <= self.server.round]
+        saved = require_keys(read_plain(path, RESUME_FORMAT, RESUME_VERSION), ("server", "clients"), path)
+        self.server = self._server_state(saved["server"], path)
+        self.clients.restore(require_keys(saved["clients"], (), path, "clients"))
+        kept = [line for line in read_records(self.folder / "metrics.jsonl") if line["round"] <= self.server.round]
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _server_state(self, saved: object, path: Path) -> ServerState:
+        """What the file at `path` holds of the server, of this run's shapes; raises `UsageError`."""
+        rules, size, dtype = self.world.config.rules, self.world.layout.size, self.world.dtype
+        plain = require_keys(saved, ("round", "w", "vectors", "all", "selected", "evaluated", "probed"), path, "server")
+        vectors = require_keys(plain["vectors"], rules.server, path, "server.vectors")
+        round_ = require_round(plain["round"], self.world.config.rounds, path, "server.round")
+        require_plain(require_keys(plain["evaluated"], (), path, "server.evaluated"), path, "server.evaluated")
+        if plain["evaluated"] or round_ == self.world.config.rounds:
+            check_record(plain["evaluated"], f"{path}, server.evaluated", evaluated=True)
+        probed = plain["probed"]
+        if probed is not None:
+            shape = tuple(require_tensor(probed, path, "server.probed").shape)
+            probed = require_vector(probed, (size, *shape[1:]), dtype, path, "server.probed")
+        return ServerState(
+            round=round_,
+            w=require_vector(plain["w"], (size,), dtype, path, "server.w"),
+            vectors={
+                name: require_vector(vectors[name], (size,), dtype, path, f"server.vectors.{name}")
+                for name in rules.server
+            },
+            all=require_vector(plain["all"], (size,), dtype, path, "server.all"),
+            selected=require_vector(plain["selected"], (size,), dtype, path, "server.selected"),
+            evaluated=plain["evaluated"],
+            probed=probed,
+        )
 
     def save(self) -> None:
         """Bring the whole state to the disk; `resume` then starts after the newest completed round."""
@@ -286,10 +321,3 @@ def _check_finite(t: int, ids: list[int], outputs: RoundOutputs) -> None:
                 f"Training diverged in round {t + 1} at client {k} (its loss is {loss:.4g}); the last good state is "
                 "kept. Lower the learning rate (--lr), or the coefficient of MAN or of the algorithm."
             )
-
-
-def _whole_lines(path: Path) -> list[Record]:
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -5,14 +5,18 @@ names them is renamed into place; the files of the save before are deleted only 
 part has no file and no memory: its vectors have their initial values.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from flatlab.errors import UsageError, shown
 from flatlab.files import atomic_write
+from flatlab.runs.checkpoint import load_tensors
+from flatlab.runs.contents import require_vector
 
 Place = Literal["memory", "disk"]
 
@@ -54,8 +58,17 @@ class ClientState:
         self.unsaved.clear()
         return dict(self.files)
 
-    def restore(self, files: Mapping[int, str]) -> None:
-        """Go back to what `save` returned; in memory, read it all."""
+    def restore(self, files: Mapping[Any, Any]) -> None:
+        """Go back to what `save` returned; in memory, read it all.
+
+        Raises `UsageError` where that names no client's file, or a file is not there or holds something else.
+        """
+        for k, name in files.items():
+            if type(k) is not int or not isinstance(name, str) or not re.fullmatch(rf"{k}-[0-9]+\.pt", name):
+                raise UsageError(
+                    f"In {self.folder.parent / 'resume.pt'}, clients.{shown(k)} = {shown(name)} is no client's file: "
+                    "the file is damaged; start again in another folder."
+                )
         self.files = dict(files)
         self.unsaved.clear()
         self.rows = {k: self._load(k) for k in self.files} if self.place == "memory" else {}
@@ -73,8 +86,10 @@ class ClientState:
         return self._load(k) if k in self.files else torch.stack(list(self.initial.values()))
 
     def _load(self, k: int) -> Tensor:
-        rows: Tensor = torch.load(self.folder / self.files[k], weights_only=True)
-        return rows
+        path = self.folder / self.files[k]
+        like = next(iter(self.initial.values()))
+        rows = load_tensors(path, "a client's state", "Start again in another folder.")
+        return require_vector(rows, (len(self.initial), *like.shape), like.dtype, path, "")
 
     def _save(self, k: int, rows: Tensor, t: int) -> None:
         name = f"{k}-{t}.pt"

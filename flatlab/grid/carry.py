@@ -4,7 +4,6 @@ Everything is kept in the folder of results, one run per cell, and read from the
 moment, on one machine or several that share the folder, goes on where it was.
 """
 
-import json
 import logging
 import os
 import threading
@@ -20,6 +19,7 @@ from typing import Any, Literal
 import joblib
 import torch
 
+from figures.saved import read_records
 from flatlab.errors import SAID, FlatlabError, UsageError
 from flatlab.federated.config import make_config, read_config
 from flatlab.federated.engine.base import Engine
@@ -62,8 +62,7 @@ class Progress:
 def cell_progress(cell: Cell, folder: Path) -> Progress:
     """Read how far `cell` is in its `folder`, which need not exist."""
     metrics, note = folder / "metrics.jsonl", folder / FAILURE
-    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    records = read_records(metrics)
     accuracies = [record["test_accuracy"] for record in records if "test_accuracy" in record]
     trained = (folder / "final.pt").exists()
     return Progress(
@@ -71,7 +70,7 @@ def cell_progress(cell: Cell, folder: Path) -> Progress:
         accuracy=accuracies[-1] if accuracies else None,
         trained=trained,
         missing=tuple(kind for kind in cell.kinds if not (trained and is_measured(kind, folder))),
-        failure=note.read_text().partition("\n")[0] if note.exists() else "",
+        failure=note.read_text(errors="replace").partition("\n")[0] if note.exists() else "",
     )
 
 
@@ -165,7 +164,7 @@ def _attempt(work: Work, cell: Cell, results: Path) -> tuple[str, str]:
 
 def _failure(folder: Path) -> str:
     note = folder / FAILURE
-    return note.read_text().partition("\n")[0] if note.exists() else ""
+    return note.read_text(errors="replace").partition("\n")[0] if note.exists() else ""
 
 
 @contextmanager

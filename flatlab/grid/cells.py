@@ -29,6 +29,7 @@ class CellWork:
     measure: Measure
     data_root: Path | None
     device: str
+    trusted_model: str | None = None  # package.module:function that may run, named on the command line
 
     def __call__(self, cell: Cell, folder: Path) -> None:
         """Train and measure what `folder` lacks; each measurement is written as soon as it is made."""
@@ -48,7 +49,7 @@ class CellWork:
                 self._measure(kind, folder / "final.pt")
 
     def _measure(self, kind: str, path: Path) -> None:
-        measurement = Measurement(self.measure.samples, "float32", self.device, self.data_root)
+        measurement = Measurement(self.measure.samples, "float32", self.device, self.data_root, self.trusted_model)
         subject = open_checkpoint(path, measurement)
         numbers = MEASURES[kind](subject.problem, self.measure)
         write_json(path.with_suffix(f".{kind}.json"), {**subject.about, **numbers})

@@ -23,21 +23,28 @@ A cell is one run in a folder of its own; it is called after its algorithm, MAN,
 and seed: `fedavg-man-dirichlet-0.3-s0`.
 """
 
-import tomllib
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from flatlab.errors import UsageError
-from flatlab.federated.config import RunConfig, make_config
+from flatlab.errors import UsageError, shown
+from flatlab.federated.config import MOST, RunConfig, field_and_reason, make_config, parse_toml
 from flatlab.federated.presets import preset_fields
+from flatlab.functions import require_named
 
 Kind = Literal["eigs", "trace", "density", "surface", "split", "training"]
 """What is measured of a trained cell: "split" counts its clients' labels, "training" takes eigenvalues of its earlier
 checkpoints; the others are the commands of that name."""
+
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+MOST_CELLS = 100_000
+"""Of a grid; more were a slip of the pen."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,12 @@ class Cell:
 class Axes(BaseModel):
     """What varies."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
-    algorithms: tuple[str, ...] = Field(min_length=1)
-    man: tuple[bool, ...] = Field((False, True), min_length=1)
-    partitions: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    algorithms: tuple[str, ...] = Field(min_length=1, strict=False)
+    man: tuple[bool, ...] = Field((False, True), min_length=1, strict=False)
+    partitions: tuple[str, ...] = Field(min_length=1, strict=False)
+    seeds: tuple[int, ...] = Field(min_length=1, strict=False)
 
     @field_validator("partitions")
     @classmethod
@@ -70,29 +77,29 @@ class Axes(BaseModel):
 class Sensitivity(BaseModel):
     """Further coefficients of MAN, for the first algorithm on the first partition, at every seed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
-    zetas: tuple[float, ...] = ()
+    zetas: tuple[Annotated[float, Field(ge=0)], ...] = Field((), strict=False)
 
 
 class Measure(BaseModel):
     """How exactly curvature is measured; see the commands `eigs`, `trace`, `density` and `surface`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
-    samples: int = Field(500, ge=1, description="training samples of the loss, class-balanced")
+    samples: int = Field(500, ge=1, le=MOST, description="training samples of the loss, class-balanced")
     trace_tol: float = Field(0.02, gt=0, lt=1, description="standard error of the trace, as a share of it")
-    density_depth: int = Field(40, ge=2, description="Lanczos products per probe of the density")
-    density_probes: int = Field(5, ge=1, description="random vectors of the density")
-    surface_points: int = Field(21, ge=2, description="points along each side of the loss surface")
+    density_depth: int = Field(40, ge=2, le=10_000, description="Lanczos products per probe of the density")
+    density_probes: int = Field(5, ge=1, le=100_000, description="random vectors of the density")
+    surface_points: int = Field(21, ge=2, le=1000, description="points along each side of the loss surface")
 
 
 class Grid(BaseModel):
     """A grid as it is written; `grid_cells` are its runs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
-    title: str
+    title: str = Field(min_length=1, max_length=300)
     preset: Literal["cifar10", "cifar100", "tiny-imagenet"] | None = None
     target_accuracy: float | None = Field(None, gt=0, lt=1)
     target_note: str = Field("", description="why this target; printed below the table")
@@ -101,6 +108,13 @@ class Grid(BaseModel):
     sensitivity: Sensitivity = Sensitivity()
     measure: Measure = Measure()
 
+    @field_validator("title", "target_note")
+    @classmethod
+    def _text_is_printable(cls, text: str) -> str:
+        if not text.replace("\n", " ").isprintable():
+            raise ValueError("it holds control characters")
+        return " ".join(text.split())
+
 
 def grid_cells(grid: Grid) -> tuple[Cell, ...]:
     """Every run of the grid once, seed by seed, so that a grid cut short has whole tables of fewer seeds.
@@ -108,6 +122,9 @@ def grid_cells(grid: Grid) -> tuple[Cell, ...]:
     Raises `UsageError` naming the field that does not fit.
     """
     axes, zetas = grid.axes, grid.sensitivity.zetas
+    count = len(axes.seeds) * (len(axes.partitions) * len(axes.algorithms) * len(axes.man) + len(zetas))
+    if count > MOST_CELLS:
+        raise UsageError(f"The grid {grid.title!r} has {count:,} cells, of {MOST_CELLS:,} at most: shorten its axes.")
     cells: dict[str, Cell] = {}
     for seed in axes.seeds:
         main = [
@@ -132,8 +149,10 @@ def _cell(grid: Grid, algorithm: str, man: bool, partition: str, seed: int, zeta
         "algorithm": algorithm,
         "man": man,
         "seed": seed,
-        "hyper": {**preset.get("hyper", {}), **grid.common.get("hyper", {})},
     }
+    common = grid.common.get("hyper", {})
+    if isinstance(common, dict):  # validation says if it is anything else
+        fields["hyper"] = {**preset.get("hyper", {}), **common}
     usual = make_config(fields, source)
     config = usual if zeta is None else make_config({**fields, "zeta": zeta}, source)
     sensitivity = config.zeta != usual.zeta
@@ -162,13 +181,12 @@ def partition_name(config: RunConfig) -> str:
 
 def partition_fields(name: str) -> dict[str, Any]:
     """Return the fields that `name` ("iid" or "dirichlet-0.3") stands for; raises `ValueError` for another."""
-    rule, _, delta = name.partition("-")
     if name == "iid":
         return {"partition": "iid"}
-    try:
-        return {"partition": {"dirichlet": "dirichlet"}[rule], "delta": float(delta)}
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"a partition is iid or dirichlet-<delta>, as in dirichlet-0.3, not {name!r}") from error
+    delta = re.fullmatch(r"dirichlet-([0-9]{1,20}(?:\.[0-9]{1,20})?(?:e-?[0-9]{1,2})?)", name)
+    if delta is None:
+        raise ValueError(f"a partition is iid or dirichlet-<delta>, as in dirichlet-0.3, not {shown(name)}")
+    return {"partition": "dirichlet", "delta": float(delta[1])}
 
 
 def shipped_grids() -> list[str]:
@@ -190,14 +208,18 @@ def read_grid_text(name: str) -> str:
 def parse_grid(text: str, source: str) -> Grid:
     """Validate a grid's TOML, its cells included; raises `UsageError` naming `source` and the field."""
     try:
-        grid = Grid.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"The grid {source} is not valid TOML: {error}.") from error
+        grid = Grid.model_validate(parse_toml(text, f"The grid {source}"))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        reason = reason[0].lower() + reason[1:]
+        field, reason = field_and_reason(error)
         raise UsageError(f"In the grid {source}, {field} does not fit: {reason}.") from error
-    grid_cells(grid)
+    try:
+        grid_cells(grid)
+    except UsageError as error:
+        raise UsageError(f"{str(error).removesuffix('.')} (in the grid {source}).") from error
     return grid
+
+
+def require_named_model(grid: Grid, trusted: str | None, source: str) -> None:
+    """Raise `UsageError` where the grid names a function of a user's as the model that `trusted` does not."""
+    for model in {cell.config.model for cell in grid_cells(grid)}:
+        require_named(model, trusted, f"The grid {source}")

@@ -4,7 +4,6 @@ import pickle
 import platform
 import subprocess
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,12 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from figures.saved import check_record
 from flatlab.data import ImageData
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.models import MODELS
 from flatlab.federated.world import DTYPES, initial_model, resolve
 from flatlab.files import atomic_write
+from flatlab.runs.contents import (
+    require_finite,
+    require_keys,
+    require_plain,
+    require_round,
+    require_state,
+    require_version,
+)
 
 FORMAT = "flatlab checkpoint"
 VERSION = 1
@@ -51,19 +59,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
     run code when unpickled.
     """
     plain = read_plain(path, FORMAT, VERSION)
-    try:
-        return Checkpoint(
-            config=make_config(plain["config"], f"the checkpoint {path}"),
-            round=plain["round"],
-            state_dict=plain["state_dict"],
-            models=plain["models"],
-            metrics=plain["metrics"],
-            provenance=plain["provenance"],
-        )
-    except KeyError as error:
-        raise UsageError(
-            f"The checkpoint {path} lacks its {error.args[0]!r}: it is damaged; use another one."
-        ) from error
+    config = make_config(require_keys(plain, ("config",), path)["config"], f"the checkpoint {path}")
+    require_keys(plain, ("round", "state_dict", "models", "metrics", "provenance"), path)
+    for name in ("metrics", "provenance"):
+        require_plain(require_keys(plain[name], (), path, name), path, name)
+    models = require_keys(plain["models"], (), path, "models")
+    check_record(plain["metrics"], f"{path}, metrics", part=True)
+    return Checkpoint(
+        config=config,
+        round=require_round(plain["round"], config.rounds, path),
+        state_dict=require_state(plain["state_dict"], path, "state_dict"),
+        models={name: require_state(model, path, f"models.{name}") for name, model in models.items()},
+        metrics=plain["metrics"],
+        provenance=plain["provenance"],
+    )
 
 
 def read_plain(path: Path, kind: str, newest: int) -> dict[str, Any]:
@@ -74,10 +83,7 @@ def read_plain(path: Path, kind: str, newest: int) -> dict[str, Any]:
     plain = load_tensors(path, f"a {kind}", "Use a file that `flatlab train` wrote.")
     if not isinstance(plain, dict) or plain.get("format") != kind:
         raise UsageError(f"{path} is a PyTorch file, but not a {kind}; use a file that `flatlab train` wrote.")
-    if plain.get("version", newest + 1) > newest:
-        raise UsageError(
-            f"{path} was written by a newer flatlab (format {plain.get('version')}); update flatlab to read it."
-        )
+    require_version(plain, path, newest)
     return plain
 
 
@@ -98,7 +104,7 @@ def load_tensors(path: Path, kind: str, advice: str) -> Any:
         raise UsageError(
             f"{path} is not {kind}, or it would run code when opened; nothing in it was run. {advice}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever a file that anybody may have made brings torch to raise
         raise UsageError(f"{path} is truncated or not {kind}. {advice}") from error
 
 
@@ -116,6 +122,7 @@ def rebuild(
     config, data = resolve(checkpoint.config, root)
     model = initial_model(config, data).to(DTYPES[config.dtype])
     fill(model, checkpoint.state_dict, f"The checkpoint's parameters do not fit its model {config.model}")
+    require_finite(model, "The checkpoint")
     return model, data
 
 
@@ -123,9 +130,10 @@ def fill(model: nn.Module, state_dict: Mapping[str, Tensor], complaint: str) -> 
     """Load the parameters into the model; raises `UsageError`, "`complaint`: reason", where they do not fit."""
     try:
         model.load_state_dict(state_dict)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        raise UsageError(f"{complaint}: {lines[min(1, len(lines) - 1)]}") from error
+        reason = lines[min(1, len(lines) - 1)].replace("Unexpected key(s) in state_dict", "names that it does not have")
+        raise UsageError(f"{complaint}: {reason}") from error
 
 
 def provenance() -> dict[str, str]:

@@ -28,9 +28,12 @@ from torch import Tensor
 
 
 class Hyper(BaseModel):
-    """An algorithm's hyperparameters: named, typed, with the reference values as defaults; unknown names are errors."""
+    """An algorithm's hyperparameters: named, typed, bounded, with the reference values as defaults.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    Unknown names are errors, and so are values outside the range on which the method is defined.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
 
 
 H = TypeVar("H", bound=Hyper)

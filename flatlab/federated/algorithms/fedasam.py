@@ -9,6 +9,7 @@ Kwon et al., "ASAM" (ICML 2021).
 """
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from flatlab.federated.algorithms.base import Algorithm, Client, Hyper, norm
@@ -18,8 +19,8 @@ from flatlab.federated.algorithms.fedavg import combine
 class FedASAMHyper(Hyper):
     """`rho`, the radius of the neighbourhood, and `eta`, what keeps it open where weights vanish."""
 
-    rho: float = 0.5
-    eta: float = 0.2
+    rho: float = Field(0.5, ge=0)
+    eta: float = Field(0.2, ge=0)
 
 
 def ascent(client: Client[FedASAMHyper], theta: Tensor, g: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ Source: Gao et al., "FedDC: Federated Learning with Non-IID Data via Local Drift
 
 from typing import Any
 
+from pydantic import Field
 from torch import Tensor
 
 from flatlab.federated.algorithms.base import Algorithm, Client, Hyper, Round, Terms
@@ -21,7 +22,7 @@ from flatlab.federated.algorithms.scaffold import next_control
 class FedDCHyper(Hyper):
     """`alpha`, the weight of the drift penalty alpha/2 |theta - w + h_i|^2."""
 
-    alpha: float = 0.01
+    alpha: float = Field(0.01, gt=0)
 
 
 def terms(client: Client[FedDCHyper]) -> Terms:

@@ -16,6 +16,7 @@ Source: Acar et al., "Federated Learning Based on Dynamic Regularization" (ICLR 
 
 from typing import Any
 
+from pydantic import Field
 from torch import Tensor
 
 from flatlab.federated.algorithms.base import Algorithm, Client, Hyper, Round, Terms
@@ -24,7 +25,7 @@ from flatlab.federated.algorithms.base import Algorithm, Client, Hyper, Round, T
 class FedDynHyper(Hyper):
     """`alpha`, the weight of the dynamic regulariser."""
 
-    alpha: float = 0.01
+    alpha: float = Field(0.01, gt=0)
 
 
 def terms(client: Client[FedDynHyper]) -> Terms:

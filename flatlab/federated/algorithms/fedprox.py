@@ -6,6 +6,8 @@
 Source: Li et al., "Federated Optimization in Heterogeneous Networks" (MLSys 2020).
 """
 
+from pydantic import Field
+
 from flatlab.federated.algorithms.base import Algorithm, Client, Hyper, Terms
 from flatlab.federated.algorithms.fedavg import combine
 
@@ -13,7 +15,7 @@ from flatlab.federated.algorithms.fedavg import combine
 class FedProxHyper(Hyper):
     """`mu`, the weight of the proximal term mu/2 |theta - w|^2."""
 
-    mu: float = 1e-4
+    mu: float = Field(1e-4, ge=0)
 
 
 def terms(client: Client[FedProxHyper]) -> Terms:

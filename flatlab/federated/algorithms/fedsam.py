@@ -8,6 +8,7 @@ Source: Qu et al., "Generalized Federated Learning via Sharpness Aware Minimizat
 """
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from flatlab.federated.algorithms.base import Algorithm, Client, Hyper, norm
@@ -17,7 +18,7 @@ from flatlab.federated.algorithms.fedavg import combine
 class FedSAMHyper(Hyper):
     """`rho`, the radius of the neighbourhood."""
 
-    rho: float = 0.05
+    rho: float = Field(0.05, ge=0)
 
 
 def ascent(client: Client[FedSAMHyper], theta: Tensor, g: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ Source: Sun et al., "FedSpeed: Larger Local Interval, Less Communication Round, 
 
 from typing import Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from flatlab.federated.algorithms.base import Algorithm, Client, Round, norm
@@ -26,7 +27,7 @@ from flatlab.federated.algorithms.feddyn import FedDynHyper, keep, next_mean_h, 
 class FedSpeedHyper(FedDynHyper):
     """`alpha` as in FedDyn, `rho` the radius of the ascent, `dual_mean` the clients over which h is averaged."""
 
-    rho: float = 0.01
+    rho: float = Field(0.01, ge=0)
     dual_mean: Literal["all", "active"] = "all"
 
 
