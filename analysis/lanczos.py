@@ -47,6 +47,7 @@ from analysis.vectors import combine, dots, mixed_row, norm, orthogonalised, ran
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 
+_NOISE = 1.0  # of the start's length for k > 1; with little, whatever it is nearly orthogonal to is seen too late
 _SMALL, _RARELY = 1000, 1e-3  # up to so many dimensions products cost nothing, and less may be missed
 _MARGIN = 0.99  # of the tolerance, so that rounding does not lift the residual above it
 
@@ -124,7 +125,7 @@ def lanczos_steps(
         rows, sigma = mixed_row(size, like, start, generator)
         chain = Chain(sigma, math.log(norm(rows[0])), torch.zeros(0, dtype=torch.float64, device=like.device))
     else:
-        rows = start_rows(1, size, like, start, generator)
+        rows = start_rows(1, size, like, start, generator, _NOISE)
     spent = 0
     while True:
         left = replace(search, max_products=search.max_products - spent)

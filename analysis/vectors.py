@@ -12,7 +12,6 @@ from torch import Tensor
 from analysis.errors import MeasurementError
 
 _PIECE = 1 << 15
-_NOISE = 0.01  # of a start vector's length
 _STANDS_OUT = 5.0  # standard deviations of the noise that a single known start vector is long
 
 
@@ -57,8 +56,10 @@ def random_rows(count: int, size: int, like: Tensor, generator: torch.Generator)
     return torch.randn(count, size, dtype=torch.float64, generator=generator).to(like)
 
 
-def start_rows(count: int, size: int, like: Tensor, start: Tensor | None, generator: torch.Generator) -> Tensor:
-    """Rows (count, size) to start an iteration from: random ones, or those of `start` (size, m) with a little noise.
+def start_rows(
+    count: int, size: int, like: Tensor, start: Tensor | None, generator: torch.Generator, noise: float = 0.01
+) -> Tensor:
+    """Rows (count, size) to start an iteration from: random ones, or `start` (size, m) in `noise` times its length.
 
     More start vectors than rows are shared out and added up; the noise keeps every eigenvector within reach.
     """
@@ -68,7 +69,7 @@ def start_rows(count: int, size: int, like: Tensor, start: Tensor | None, genera
         known = columns[:, i::count].sum(1)
         length = norm(known)
         if length > 0:
-            rows[i] = known / length + (_NOISE / norm(rows[i])) * rows[i]
+            rows[i] = known / length + (noise / norm(rows[i])) * rows[i]
     return rows
 
 
