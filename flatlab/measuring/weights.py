@@ -215,7 +215,8 @@ def _with_tied(model: nn.Module, tensors: Mapping[str, Tensor], given: Sequence[
     state = model.state_dict(keep_vars=True)
     by_identity: dict[int, Tensor] = {}
     for name in given:
-        if not torch.equal(by_identity.setdefault(id(state[name]), tensors[name]), tensors[name]):
+        earlier = by_identity.setdefault(id(state[name]), tensors[name])
+        if earlier is not tensors[name] and not torch.equal(earlier, tensors[name]):
             raise UsageError(f"The model ties {name} to another tensor, but the file has different values for the two.")
     return {
         name: tensors.get(name, by_identity.get(id(tensor), tensor.detach())) if isinstance(tensor, Tensor) else tensor
