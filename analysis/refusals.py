@@ -158,13 +158,12 @@ def _compared(
 
 def _part(problem: "Problem", batch: Batch, point: Point) -> _Part:
     """The loss of a batch that has been moved, at a point."""
-    inputs, targets = batch
     with torch.no_grad():
-        share = problem.loss.share(problem.outputs(inputs, point), targets)
+        share = problem.share(batch, point)
     total, normaliser = float(share.total), float(share.normaliser)
     if normaliser < 0:
         raise MeasurementError(f"The normaliser that the loss returns is {normaliser:g}; it must not be negative.")
-    return _Part(total, abs(total), normaliser, len(targets), share.told)
+    return _Part(total, abs(total), normaliser, batch_length(batch), share.told)
 
 
 def _sum(parts: Sequence[_Part]) -> _Part:
@@ -205,7 +204,6 @@ def _elsewhere(problem: "Problem") -> Point:
 
 def _refuse_graph(problem: "Problem", batch: Batch) -> None:
     """Refuse a loss of other tensors than the model's parameters, of none of them, or computed in half precision."""
-    inputs, targets = batch
     precisions = set()
 
     def pack(tensor: Tensor) -> Tensor:
@@ -213,14 +211,14 @@ def _refuse_graph(problem: "Problem", batch: Batch) -> None:
         return tensor.detach()
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        alone = problem.loss.share(problem.outputs(inputs, {}), targets)
+        alone = problem.share(batch, {})
         if alone.total.requires_grad:
             raise MeasurementError(
                 "The loss depends on tensors that require a gradient and are no parameters of the model's copy, such "
                 "as parameters that the loss closes over: pass them through the model, or detach them."
             )
         leaves = {name: p.detach().requires_grad_() for name, p in problem.model.named_parameters()}
-        share = problem.loss.share(problem.outputs(inputs, leaves), targets)
+        share = problem.share(batch, leaves)
     if isinstance(share.normaliser, Tensor) and share.normaliser.requires_grad:
         raise MeasurementError("The normaliser that the loss returns depends on the parameters: detach it.")
     if not share.total.requires_grad:

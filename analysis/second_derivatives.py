@@ -8,9 +8,11 @@ channel. Done without that waste, a Hessian-vector product of the CIFAR network 
 takes 1.81 (benchmarks/README.md).
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,6 +20,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
+
+from analysis.errors import MeasurementError
 
 Sizes = tuple[int, ...]
 Geometry = tuple[Sizes, Sizes, Sizes, int]
@@ -29,24 +33,52 @@ _DIMENSIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _RELUS = (torch.relu, torch.nn.functional.relu, Tensor.relu)
 _MAX_POOLS = (torch.max_pool2d, torch.nn.functional.max_pool2d)
 
-_valued: ContextVar[bool] = ContextVar("_valued", default=True)
+_EMBEDDINGS = (torch.nn.functional.embedding, torch.nn.functional.embedding_bag)
+_GROUP_NORMS = (torch.nn.functional.group_norm, torch.group_norm, torch.native_group_norm)
+
+
+@dataclass
+class Sparing:
+    """Whether the convolutions run under it leave out the values of their weights' gradients."""
+
+    on: bool = False
+
+    @contextmanager
+    def values(self) -> Iterator[None]:
+        """Gradients taken within the block leave them out."""
+        self.on = True
+        try:
+            yield
+        finally:
+            self.on = False
+
+
+_spared: ContextVar[Sparing] = ContextVar("_spared", default=Sparing())  # noqa: B039  never switched on
 
 
 @contextmanager
-def graph_only() -> Iterator[None]:
-    """Convolutions run within the block give gradients of weight and bias that have their graph but are zero.
+def graph_only(wanted: bool = True) -> Iterator[Sparing]:
+    """Convolutions run within the block can give gradients of weight and bias that have their graph but are zero.
 
-    What flows back enters them linearly, so no second derivative reads their values.
+    They do so in gradients that are taken within `values()` of what this yields, for a weight and a bias that are
+    leaves: what flows back enters these linearly, so no second derivative reads the values. Those of a weight that is
+    itself computed from parameters are read by the derivative of that computation. Not `wanted`, nothing is left out.
     """
-    token = _valued.set(False)
+    sparing = Sparing()
+    token = _spared.set(sparing if wanted else _spared.get())
     try:
-        yield
+        yield sparing
     finally:
-        _valued.reset(token)
+        _spared.reset(token)
 
 
 class LeanSecondDerivatives(TorchFunctionMode):
-    """Within the block, convolutions, ReLU and 2-D max-pooling are computed by the functions of this module."""
+    """Within the block, convolutions, ReLU and 2-D max-pooling are computed by the functions of this module.
+
+    So is what torch has no (right) second derivative of: weight normalisation, sparse gradients of embeddings, and
+    group normalisation of channels_last images on a CPU, which ends the process where only the weights' gradients are
+    asked for (torch 2.13).
+    """
 
     def __torch_function__(
         self,
@@ -61,6 +93,14 @@ class LeanSecondDerivatives(TorchFunctionMode):
             return _ReLU.apply(args[0])  # type: ignore[no-untyped-call]
         if func in _MAX_POOLS:
             return max_pool2d(*args, **(kwargs or {}))
+        if func is torch._weight_norm:
+            return weight_norm(*args, **(kwargs or {}))
+        if func in _EMBEDDINGS:
+            return embedding(func, *args, **(kwargs or {}))
+        if func is torch.embedding:
+            return torch.embedding(*args[:3], **{**(kwargs or {}), "scale_grad_by_freq": False, "sparse": False})
+        if func in _GROUP_NORMS:
+            return group_norm(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -79,7 +119,9 @@ def convolution(
     if isinstance(padding, str) or input.dim() != dimensions + 2:
         return plain(input, weight, bias, stride, padding, dilation, groups)
     geometry = (_each(stride, dimensions), _each(padding, dimensions), _each(dilation, dimensions), groups)
-    y: Tensor = _Convolution.apply(input, weight, bias, geometry, _valued.get())  # type: ignore[no-untyped-call]
+    leaves = weight.is_leaf and (bias is None or bias.is_leaf)
+    spared = _spared.get() if leaves else Sparing()
+    y: Tensor = _Convolution.apply(input, weight, bias, geometry, spared)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -100,6 +142,31 @@ def max_pool2d(
     return y
 
 
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v / |v|, the norm over all dimensions but `dim`; torch's own second derivative is asymmetric on a CPU."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def embedding(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Embeddings with dense gradients that are those of L: not divided by how often a row is looked up.
+
+    Raises `MeasurementError` where rows are rescaled whenever they are looked up.
+    """
+    call = inspect.signature(function).bind(*args, **kwargs)
+    if call.arguments.get("max_norm") is not None:
+        raise MeasurementError(
+            "An embedding with max_norm changes its weights whenever it runs, so L is no function of them; "
+            "rescale them once and set max_norm to None."
+        )
+    call.arguments |= {"scale_grad_by_freq": False, "sparse": False}
+    return function(*call.args, **call.kwargs)
+
+
+def group_norm(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Group normalisation of contiguous images."""
+    return function(input.contiguous() if input.device.type == "cpu" else input, *args, **kwargs)
+
+
 def _each(size: int | Sizes, dimensions: int) -> Sizes:
     sizes = (size,) if isinstance(size, int) else tuple(size)
     return sizes * dimensions if len(sizes) == 1 else sizes
@@ -115,9 +182,9 @@ class _Convolution(Function):
     """x, w, b -> y = C(x, w) + b."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, valued: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, spared: Sparing) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.geometry, ctx.valued = geometry, valued
+        ctx.geometry, ctx.spared = geometry, spared
         return _map(x, w, b, geometry)
 
     @staticmethod
@@ -125,7 +192,7 @@ class _Convolution(Function):
         x, w = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            with_graph = _Gradients.apply(gradients[0], x, w, needed, ctx.geometry, ctx.valued)  # type: ignore[no-untyped-call]
+            with_graph = _Gradients.apply(gradients[0], x, w, needed, ctx.geometry, not ctx.spared.on)  # type: ignore[no-untyped-call]
             return *with_graph, None, None
         return *_partial_maps(gradients[0], x, w, needed, ctx.geometry), None, None
 

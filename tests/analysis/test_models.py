@@ -144,7 +144,6 @@ class Detached(nn.Module):
         (Detached(), {}, "require a gradient and are no parameters"),
         (nn.LazyLinear(2), {}, "without values"),
         (nn.Linear(4, 2, device="meta"), {}, "without values"),
-        (nn.Linear(4, 2, dtype=torch.complex64), {}, "complex"),
     ],
 )
 def test_what_is_refused_with_its_own_reason(model: nn.Module, options: dict[str, Any], reason: str) -> None:
