@@ -8,7 +8,6 @@ channel. Done without that waste, a Hessian-vector product of the CIFAR network 
 takes 1.81 (benchmarks/README.md).
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,7 +20,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from analysis.errors import MeasurementError
+from analysis.mended import MENDED
 
 Sizes = tuple[int, ...]
 Geometry = tuple[Sizes, Sizes, Sizes, int]
@@ -32,9 +31,6 @@ Window = tuple[int | Sizes, int | Sizes, int | Sizes, int | Sizes, bool]
 _DIMENSIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _RELUS = (torch.relu, torch.nn.functional.relu, Tensor.relu)
 _MAX_POOLS = (torch.max_pool2d, torch.nn.functional.max_pool2d)
-
-_EMBEDDINGS = (torch.nn.functional.embedding, torch.nn.functional.embedding_bag)
-_GROUP_NORMS = (torch.nn.functional.group_norm, torch.group_norm, torch.native_group_norm)
 
 
 @dataclass
@@ -75,9 +71,7 @@ def graph_only(wanted: bool = True) -> Iterator[Sparing]:
 class LeanSecondDerivatives(TorchFunctionMode):
     """Within the block, convolutions, ReLU and 2-D max-pooling are computed by the functions of this module.
 
-    So is what torch has no (right) second derivative of: weight normalisation, sparse gradients of embeddings, and
-    group normalisation of channels_last images on a CPU, which ends the process where only the weights' gradients are
-    asked for (torch 2.13).
+    What has no right derivative in torch is computed by those of `mended`.
     """
 
     def __torch_function__(
@@ -93,15 +87,7 @@ class LeanSecondDerivatives(TorchFunctionMode):
             return _ReLU.apply(args[0])  # type: ignore[no-untyped-call]
         if func in _MAX_POOLS:
             return max_pool2d(*args, **(kwargs or {}))
-        if func is torch._weight_norm:
-            return weight_norm(*args, **(kwargs or {}))
-        if func in _EMBEDDINGS:
-            return embedding(func, *args, **(kwargs or {}))
-        if func is torch.embedding:
-            return torch.embedding(*args[:3], **{**(kwargs or {}), "scale_grad_by_freq": False, "sparse": False})
-        if func in _GROUP_NORMS:
-            return group_norm(func, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return MENDED.get(func, func)(*args, **(kwargs or {}))
 
 
 def convolution(
@@ -140,31 +126,6 @@ def max_pool2d(
         return torch.max_pool2d(input, *window)
     y: Tensor = _MaxPool.apply(input, window)  # type: ignore[no-untyped-call]
     return y
-
-
-def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """g v / |v|, the norm over all dimensions but `dim`; torch's own second derivative is asymmetric on a CPU."""
-    return v * (g / torch.norm_except_dim(v, 2, dim))
-
-
-def embedding(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Embeddings with dense gradients that are those of L: not divided by how often a row is looked up.
-
-    Raises `MeasurementError` where rows are rescaled whenever they are looked up.
-    """
-    call = inspect.signature(function).bind(*args, **kwargs)
-    if call.arguments.get("max_norm") is not None:
-        raise MeasurementError(
-            "An embedding with max_norm changes its weights whenever it runs, so L is no function of them; "
-            "rescale them once and set max_norm to None."
-        )
-    call.arguments |= {"scale_grad_by_freq": False, "sparse": False}
-    return function(*call.args, **call.kwargs)
-
-
-def group_norm(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Group normalisation of contiguous images."""
-    return function(input.contiguous() if input.device.type == "cpu" else input, *args, **kwargs)
 
 
 def _each(size: int | Sizes, dimensions: int) -> Sizes:
