@@ -43,7 +43,7 @@ def _explained() -> Iterator[None]:
     except RuntimeError as error:  # NotImplementedError among them
         said = str(error).splitlines()[0]
         if not any(
-            sign in said for sign in ("not implemented", "once_differentiable", "not differentiable", "use_reentrant")
+            sign in said for sign in ("not implemented", "once_differentiable", "not differentiable", "torch.utils.checkpoint")
         ):
             raise
         raise MeasurementError(

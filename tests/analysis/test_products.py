@@ -104,7 +104,7 @@ HOW = ["spectral", "old spectral", "weight norm", "standardised", "gain", "plain
     phi=st.sampled_from([nn.Tanh, nn.ReLU, nn.GELU]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_computed_weights(how: tuple[str, str, str], phi: type[nn.Module], seed: int) -> None:
     torch.manual_seed(seed)
     body = [computed(nn.Conv2d(1, 2, 2), how[0]), phi(), computed(nn.Conv2d(2, 2, 2), how[1]), phi(), nn.Flatten()]
@@ -409,7 +409,7 @@ def test_checkpointed_parts(reentrant: bool) -> None:
     plain = copy.deepcopy(model)
     plain.saving = False
     if reentrant:
-        with pytest.raises(MeasurementError, match="use_reentrant"):
+        with pytest.raises(MeasurementError, match="checkpoint"):
             make_problem(model, F.cross_entropy, (x, y))
     else:
         assert_right(model, F.cross_entropy, x, y, truth(plain, F.cross_entropy, x, y))
