@@ -10,6 +10,9 @@ from torch.autograd.graph import Node, get_gradient_edge
 from analysis.errors import MeasurementError
 from analysis.ieee import ieee
 
+_SIGNS = ("not implemented", "once_differentiable", "not differentiable", "torch.utils.checkpoint")
+"""Parts of torch's messages about derivatives that it does not have."""
+
 
 @ieee()
 def gradients(
@@ -42,9 +45,7 @@ def _explained() -> Iterator[None]:
         yield
     except RuntimeError as error:  # NotImplementedError among them
         said = str(error).splitlines()[0]
-        if not any(
-            sign in said for sign in ("not implemented", "once_differentiable", "not differentiable", "torch.utils.checkpoint")
-        ):
+        if not any(sign in said for sign in _SIGNS):
             raise
         raise MeasurementError(
             f"torch has no second derivative of a part of the model or loss ({said}); "

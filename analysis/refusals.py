@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, sliced
-from analysis.distributed import summed_number
+from analysis.distributed import failing_together, summed_number
 from analysis.errors import MeasurementError
 
 if TYPE_CHECKING:
@@ -92,14 +92,15 @@ def survey(problem: "Problem") -> float:
     """
     points: tuple[Point, Point] = (_elsewhere(problem), {})
     normaliser, seen, end = 0.0, 0, None
-    for chunk in replace(problem, chunk_size=max(_FEW, problem.chunk_size)).chunks():
-        batch = (chunk.inputs, chunk.targets)
-        size = batch_length(batch)
-        cut = size - max(1, size // 4)  # unequal parts: a mean of their means would pass for a mean
-        pieces = [sliced(batch, a, b) for a, b in ((0, cut), (cut, size)) if a < b]
-        normaliser += _compared(problem, pieces, end, points, seen).normaliser
-        seen += size
-        end = sliced(batch, max(0, min(size - 2, cut)), size)  # of one sample, what is meant for all looks its own
+    with failing_together(problem.device, problem.distributed):
+        for chunk in replace(problem, chunk_size=max(_FEW, problem.chunk_size)).chunks():
+            batch = (chunk.inputs, chunk.targets)
+            size = batch_length(batch)
+            cut = size - max(1, size // 4)  # unequal parts: a mean of their means would pass for a mean
+            pieces = [sliced(batch, a, b) for a, b in ((0, cut), (cut, size)) if a < b]
+            normaliser += _compared(problem, pieces, end, points, seen).normaliser
+            seen += size
+            end = sliced(batch, max(0, min(size - 2, cut)), size)  # of one sample, what is meant for all looks its own
     return _divisor(problem, normaliser)
 
 
@@ -214,8 +215,8 @@ def _refuse_graph(problem: "Problem", batch: Batch) -> None:
         alone = problem.share(batch, {})
         if alone.total.requires_grad:
             raise MeasurementError(
-                "The loss depends on tensors that require a gradient and are no parameters of the model's copy, such "
-                "as parameters that the loss closes over: pass them through the model, or detach them."
+                "The loss depends on tensors that require a gradient and are no parameters of the model, such as one "
+                "that was computed from them before: compute it within the model or loss, or detach it."
             )
         leaves = {name: p.detach().requires_grad_() for name, p in problem.model.named_parameters()}
         share = problem.share(batch, leaves)

@@ -75,7 +75,7 @@ class Changing:
     passes = 0
     def __iter__(self):
         self.passes += 1
-        yield (x if rank == 0 else x * self.passes)[:3], y[:3]
+        yield (x if rank == 0 or self.passes < 4 else x + 1)[:3], y[:3]
 
 def refused(make):
     try:
