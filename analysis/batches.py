@@ -198,7 +198,8 @@ def moved(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
 
     def move(x: Tensor) -> Tensor:
         x = x.detach()
-        return x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype, non_blocking=True)
+        other = dtype if x.is_floating_point() else dtype.to_complex() if x.is_complex() else x.dtype
+        return x.to(device=device, dtype=other, non_blocking=True)
 
     return _each(batch, move)
 

@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 
 from analysis.eigenpairs import Eigenpairs, rounding
+from analysis.models import convert
 from analysis.problem import Problem
 
 
 def in_float64(problem: Problem) -> Problem:
     """The same L at the same parameters, evaluated in float64, a graph at a time and in no more memory."""
-    model = copy.deepcopy(problem.model).double()
-    named = dict(model.named_parameters())
+    model = copy.deepcopy(problem.model)
+    convert(model, problem.device, torch.float64)
     return replace(
-        problem,
-        model=model,
-        parameters={name: named[name] for name in problem.parameters},
+        problem.of(model),
         dtype=torch.float64,
         chunk_size=max(1, problem.chunk_size // 2),
         cached_samples=0,

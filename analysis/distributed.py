@@ -4,6 +4,9 @@ Every rank holds its share of the data and the same parameters. Products are sum
 goes through the same iteration with the same vectors.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -31,3 +34,43 @@ def summed_number(share: float, device: torch.device, distributed: bool) -> floa
     if not distributed:
         return share
     return float(summed(torch.tensor(share, dtype=torch.float64, device=device), True))
+
+
+@contextmanager
+def failing_together(device: torch.device, distributed: bool) -> Iterator[None]:
+    """Raise on every rank what the block raises on one of them: ranks that wait for one that stopped wait for ever.
+
+    The others raise a `MeasurementError` with the message of the first rank that failed. All ranks must come here.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        if not distributed:
+            raise
+        failure = error
+    if not distributed:
+        return
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    first = int(_least(rank if failure else ranks, device))
+    if failure:
+        message = torch.tensor(list(str(failure).encode()), dtype=torch.uint8, device=device)
+    if first < ranks:
+        length = torch.tensor(len(message) if failure else 0, device=device)
+        dist.broadcast(length, first)
+        said = message if rank == first else torch.empty(int(length), dtype=torch.uint8, device=device)
+        dist.broadcast(said, first)
+        if failure:
+            raise failure
+        raise MeasurementError(f"On rank {first}: {bytes(said.tolist()).decode()}")
+
+
+def least(numbers: Sequence[int], device: torch.device, distributed: bool) -> list[int]:
+    """Each number's smallest value over all ranks, by which they decide alike."""
+    return [int(_least(number, device)) for number in numbers] if distributed else list(numbers)
+
+
+def _least(number: int, device: torch.device) -> Tensor:
+    shared = torch.tensor(number, device=device)
+    dist.all_reduce(shared, dist.ReduceOp.MIN)
+    return shared

@@ -30,6 +30,7 @@ class GraphCache(Generic[G]):
         self.problem = problem
         self.build = build
         self.kept: list[G] = []
+        self.met: list[int] = []  # fingerprints of the kept graphs' samples
         self.complete = False  # whether all graphs are kept
         self.loss: float | None = None  # this process's share of L, known after the first pass
 
@@ -41,9 +42,12 @@ class GraphCache(Generic[G]):
         for index, chunk in enumerate(self.problem.chunks()):
             seen += len(chunk.targets)
             keep = index == len(self.kept) and seen <= self.problem.cached_samples
+            if index < len(self.met) and chunk.fingerprint != self.met[index]:
+                raise MeasurementError("The data changed between two passes: switch shuffling and augmentation off.")
             graph = self.kept[index] if index < len(self.kept) else self.build(chunk, keep)
             if keep:
                 self.kept.append(graph)
+                self.met.append(chunk.fingerprint)
             loss += graph.loss
             yield graph
             del graph

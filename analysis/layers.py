@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from analysis.distributed import summed
+from analysis.distributed import failing_together, summed
 from analysis.errors import MeasurementError
 from analysis.graphs import GraphCache
 from analysis.operators import SymmetricOperator, hessian
@@ -44,7 +44,7 @@ def find_layers(problem: Problem, names: Sequence[str] | None = None) -> list[La
     """
     owned: set[str] = set()
     layers = []
-    names_of = {id(tensor): name for name, tensor in problem.parameters.items()}
+    names_of = {id(p): name for name, p in problem.model.named_parameters() if name in problem.parameters}
     for name, module in problem.model.named_modules():
         own = {short: names_of[id(p)] for short, p in module.named_parameters(recurse=False) if id(p) in names_of}
         own = {short: full for short, full in own.items() if full not in owned}
@@ -82,12 +82,13 @@ class LayerBlocks:
         self.products.update({name: len(row) for name, row in rows.items()})
         products = {name: self._whole[name].rows(row) for name, row in rows.items() if name in self._whole}
         totals = {name: torch.zeros_like(rows[name], dtype=torch.float64) for name in rows if name in self._cut}
-        for graphs in self._graphs if totals else ():
-            for name, total in totals.items():
-                block = self._blocks[name]
-                for row, sum_of_chunks in zip(rows[name], total, strict=True):
-                    block.add_to(sum_of_chunks, graphs.suffixes[name].product(block.split(row)))
-            del graphs  # before the next ones are built
+        with failing_together(self._problem.device, self._problem.distributed):
+            for graphs in self._graphs if totals else ():
+                for name, total in totals.items():
+                    block = self._blocks[name]
+                    for row, sum_of_chunks in zip(rows[name], total, strict=True):
+                        block.add_to(sum_of_chunks, graphs.suffixes[name].product(block.split(row)))
+                del graphs  # before the next ones are built
         return products | {name: self._summed(total) for name, total in totals.items()}
 
     def starts(self) -> dict[str, Tensor]:
@@ -96,10 +97,11 @@ class LayerBlocks:
         totals = {
             name: torch.zeros(self.size(name), dtype=torch.float64, device=self._problem.device) for name in self._cut
         }
-        for graphs in self._graphs if totals else ():
-            for name, total in totals.items():
-                suffix = graphs.suffixes[name]
-                self._blocks[name].add_to(total, suffix.pull_back(suffix.slope.detach()))
+        with failing_together(self._problem.device, self._problem.distributed):
+            for graphs in self._graphs if totals else ():
+                for name, total in totals.items():
+                    suffix = graphs.suffixes[name]
+                    self._blocks[name].add_to(total, suffix.pull_back(suffix.slope.detach()))
         return found | {name: self._summed(total)[:, None] for name, total in totals.items()}
 
     def _summed(self, total: Tensor) -> Tensor:

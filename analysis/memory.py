@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from analysis.batches import Batch, batch_length, moved, sliced, tensors
+from analysis.derivatives import gradients
+from analysis.distributed import least
 
 if TYPE_CHECKING:
     from analysis.problem import Problem
@@ -24,6 +26,10 @@ class ChunkPlan:
 
     chunk_size: int
     cached_samples: int
+
+    def agreed(self, device: torch.device, distributed: bool) -> "ChunkPlan":
+        """The smallest sizes over all ranks."""
+        return ChunkPlan(*least((self.chunk_size, self.cached_samples), device, distributed))
 
 
 def plan_chunks(problem: "Problem", first: Batch, memory: int, chunk_size: int | None) -> ChunkPlan:
@@ -57,7 +63,7 @@ def graph_bytes_per_sample(problem: "Problem", first: Batch) -> int:
 
     leaves = problem.leaves()
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        loss = problem.loss(problem.outputs(inputs, leaves), targets)
-        gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
+        loss = problem.share((inputs, targets), leaves).total
+        gradient = gradients([loss], list(leaves.values()), create_graph=True)
     del gradient
     return sum(kept.values()) // few

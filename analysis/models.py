@@ -75,23 +75,38 @@ def working_dtype(model: nn.Module, wanted: torch.dtype | None) -> torch.dtype:
     """The precision to compute in: `wanted`, or the widest of the parameters, float32 at least.
 
     Warns where half-precision parameters are raised; raises `MeasurementError` for other precisions and for a model
-    without parameters or with complex ones.
+    without parameters or values.
     """
     parameters = dict(model.named_parameters())
     if not parameters:
         raise MeasurementError("The model has no parameters, so there is nothing to differentiate.")
     for name, parameter in parameters.items():
-        if nn.parameter.is_lazy(parameter) or parameter.is_meta or parameter.is_complex():
-            kind = "complex" if parameter.dtype.is_complex else "without values"
-            raise MeasurementError(f"The parameter {name} is {kind}; curvature needs real numbers.")
+        if nn.parameter.is_lazy(parameter) or parameter.is_meta:
+            raise MeasurementError(f"The parameter {name} is without values; curvature needs numbers.")
     if wanted is not None and wanted not in FULL:
         raise MeasurementError(f"Curvature is computed in float32 or float64, not in {_said(wanted)}.")
-    found = {parameter.dtype for parameter in parameters.values() if parameter.is_floating_point()}
+    floats = (p for p in parameters.values() if p.is_floating_point() or p.is_complex())
+    found = {parameter.dtype.to_real() for parameter in floats}
     low = [_said(dtype) for dtype in found if dtype not in FULL]
     dtype = wanted or (torch.float64 if torch.float64 in found else torch.float32)
     if low and wanted is None:
         warnings.warn(f"{' and '.join(low)} parameters are raised to {_said(dtype)}, exactly.", stacklevel=3)
     return dtype
+
+
+def convert(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move the model to `device` and `dtype`; complex parameters and buffers to the complex type of that precision."""
+
+    def converted(tensor: Tensor) -> Tensor:
+        kept = not (tensor.is_floating_point() or tensor.is_complex())
+        return tensor.to(device, tensor.dtype if kept else dtype.to_complex() if tensor.is_complex() else dtype)
+
+    model._apply(converted)
+
+
+def as_real(parameter: Tensor) -> Tensor:
+    """A complex parameter as pairs of real numbers, (..., 2), in the same memory."""
+    return torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter
 
 
 def _said(dtype: torch.dtype) -> str:

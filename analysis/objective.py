@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor
 
-from analysis.distributed import summed, summed_number
+from analysis.derivatives import gradients
+from analysis.distributed import failing_together, summed, summed_number
 from analysis.problem import Problem
 
 
 def loss_at(problem: Problem, theta: Tensor) -> float:
     """L at theta (p,), summed over the samples in float64."""
     pieces = dict(zip(problem.parameters, problem.split(theta), strict=True))
-    with torch.no_grad():
+    with failing_together(problem.device, problem.distributed), torch.no_grad():
         share = sum(problem.chunk_loss(chunk, pieces).item() for chunk in problem.chunks())
     return summed_number(share, problem.device, problem.distributed)
 
@@ -18,10 +19,11 @@ def loss_at(problem: Problem, theta: Tensor) -> float:
 def loss_and_gradient(problem: Problem) -> tuple[float, Tensor]:
     """L and dL/dtheta (p,) in the problem's dtype, accumulated in float64."""
     loss, total = 0.0, torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
-    for chunk in problem.chunks():
-        leaves = problem.leaves()
-        share = problem.chunk_loss(chunk, leaves)
-        problem.add_to(total, torch.autograd.grad(share, list(leaves.values()), materialize_grads=True))
-        loss += share.item()
+    with failing_together(problem.device, problem.distributed):
+        for chunk in problem.chunks():
+            leaves = problem.leaves()
+            share = problem.chunk_loss(chunk, leaves)
+            problem.add_to(total, gradients([share], list(leaves.values())))
+            loss += share.item()
     gradient = summed(total, problem.distributed).to(problem.dtype)
     return summed_number(loss, problem.device, problem.distributed), gradient

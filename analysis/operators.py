@@ -5,7 +5,6 @@ Each is at once a function of torch tensors, (p,) -> (p,) and (p, k) -> (p, k), 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol, overload
 
@@ -13,9 +12,12 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from analysis.confirmation import in_float64
-from analysis.distributed import summed
+from analysis.derivatives import ancestors, gradients
+from analysis.distributed import failing_together, summed
+from analysis.errors import MeasurementError
 from analysis.graphs import Graph, GraphCache
 from analysis.objective import loss_and_gradient
 from analysis.problem import Chunk, Problem
@@ -133,13 +135,14 @@ class _GradientGraph:
     @classmethod
     def build(cls, problem: Problem, chunk: Chunk, keep: bool) -> "_GradientGraph":
         leaves = problem.leaves()
-        with nullcontext() if keep else graph_only():
+        with graph_only(not keep) as sparing:
             loss = problem.chunk_loss(chunk, leaves)
-        slopes = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, materialize_grads=True)
+        with sparing.values():
+            slopes = gradients([loss], list(leaves.values()), create_graph=True)
         return cls(loss.item(), list(leaves.values()), slopes)
 
     def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
-        return _transposed(self.slopes, self.leaves, pieces)
+        return gradients(self.slopes, self.leaves, pieces)
 
     def gradient(self) -> Sequence[Tensor]:
         return [slope.detach() for slope in self.slopes]
@@ -160,33 +163,31 @@ class _OutputGraph:
     @classmethod
     def build(cls, problem: Problem, chunk: Chunk, keep: bool) -> "_OutputGraph":
         leaves = problem.leaves()
-        with graph_only():
+        with graph_only() as sparing:
             outputs = problem.outputs(chunk.inputs, leaves)
+        if not isinstance(outputs, Tensor) or outputs.is_complex():
+            raise MeasurementError("The Gauss-Newton matrix needs a model whose output is one tensor of real numbers.")
         dummy = torch.zeros_like(outputs, requires_grad=True)
-        pulled_back = torch.autograd.grad(
-            outputs, list(leaves.values()), dummy, create_graph=True, materialize_grads=True
-        )
+        with sparing.values():
+            pulled_back = gradients([outputs], list(leaves.values()), [dummy], create_graph=True)
         leaf = outputs.detach().requires_grad_()
-        loss = chunk.weight * problem.loss(leaf, chunk.targets)
-        (output_gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        with problem.at(leaves):
+            loss = chunk.weight * problem.loss(leaf, chunk.targets)
+        if ancestors(loss) & {get_gradient_edge(own).node for own in leaves.values()}:
+            raise MeasurementError(
+                "The loss depends on the parameters beside the model's outputs (weight decay, say), whose curvature "
+                "the Gauss-Newton matrix leaves out; take the Hessian, or that term out of the loss."
+            )
+        (output_gradient,) = gradients([loss], [leaf], create_graph=True)
         return cls(loss.item(), list(leaves.values()), outputs, dummy, pulled_back, leaf, output_gradient)
 
     def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
-        (forward,) = _transposed(self.pulled_back, [self.dummy], pieces)
-        (curved,) = _transposed([self.output_gradient], [self.output_leaf], [forward])
-        return _transposed([self.outputs], self.leaves, [curved])
+        (forward,) = gradients(self.pulled_back, [self.dummy], pieces)
+        (curved,) = gradients([self.output_gradient], [self.output_leaf], [forward])
+        return gradients([self.outputs], self.leaves, [curved])
 
     def gradient(self) -> Sequence[Tensor]:
-        return _transposed([self.outputs], self.leaves, [self.output_gradient.detach()])
-
-
-def _transposed(outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The transposed Jacobian of outputs in inputs times vectors; the graph is kept."""
-    pairs = [(o, v) for o, v in zip(outputs, vectors, strict=True) if o.requires_grad]
-    if not pairs:
-        return [torch.zeros_like(x) for x in inputs]
-    differentiable, weights = zip(*pairs, strict=True)
-    return torch.autograd.grad(differentiable, inputs, weights, retain_graph=True, materialize_grads=True)
+        return gradients([self.outputs], self.leaves, [self.output_gradient.detach()])
 
 
 def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], _ProductGraph]) -> SymmetricOperator:
@@ -199,18 +200,20 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], _Product
 
     def product(rows: Tensor) -> Tensor:
         total = torch.zeros_like(rows, dtype=torch.float64)
-        for graph in graphs:
-            for row, sum_of_chunks in zip(rows, total, strict=True):
-                problem.add_to(sum_of_chunks, graph.product(problem.split(row)))
-            del graph  # before the next one is built
+        with failing_together(problem.device, problem.distributed):
+            for graph in graphs:
+                for row, sum_of_chunks in zip(rows, total, strict=True):
+                    problem.add_to(sum_of_chunks, graph.product(problem.split(row)))
+                del graph  # before the next one is built
         return summed(total, problem.distributed).to(rows.dtype)
 
     def start() -> Tensor:
         if problem.cached_samples < problem.samples:
             return loss_and_gradient(problem)[1][:, None]
         total = torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
-        for graph in graphs:
-            problem.add_to(total, graph.gradient())
+        with failing_together(problem.device, problem.distributed):
+            for graph in graphs:
+                problem.add_to(total, graph.gradient())
         return summed(total, problem.distributed).to(problem.dtype)[:, None]
 
     def exact(rows: Tensor) -> Tensor:

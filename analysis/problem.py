@@ -7,6 +7,7 @@ never is a mean of batch means. The model is copied, so the caller's modes, grad
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,13 +17,17 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from analysis.batches import Batch, Inputs, Part, batch_length, inspect_data, moved, sliced
-from analysis.distributed import require_ranks, summed_number
+from analysis.distributed import failing_together, require_ranks, summed_number
 from analysis.errors import MeasurementError
-from analysis.losses import Loss, Reduction, SummedLoss, summed_loss
+from analysis.fingerprint import FirstPass, fingerprint
+from analysis.ieee import NoAutocast, ieee
+from analysis.losses import Loss, Reduction, Share, SummedLoss, summed_loss
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
-from analysis.models import private_copy, working_dtype
+from analysis.models import as_real, convert, private_copy, working_dtype
 from analysis.refusals import refuse_at_first_sight, refuse_unfit, survey, weighed
 from analysis.second_derivatives import LeanSecondDerivatives
+from analysis.stand_ins import StandIns
+from analysis.symmetry import refuse_asymmetric
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Chunk:
     inputs: Inputs
     targets: Tensor  # (n, ...)
     weight: float  # 1 / M
+    fingerprint: int  # of the samples
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Problem:
     model: nn.Module  # a private copy on `device` in `dtype`, none of whose parameters requires a gradient
     loss: SummedLoss  # the sum over the samples of a batch
     reduction: Reduction
-    parameters: Mapping[str, Tensor]  # the selection, by name
+    parameters: Mapping[str, Tensor]  # the selection, by name; complex ones as pairs of real numbers, (..., 2)
+    aliases: Sequence[tuple[Tensor, str]]  # the parameters of the caller's model and of the copy, with their names
     data: Iterable[Batch]
     samples: int  # N, over all ranks
     normaliser: float  # M, over all ranks; 1 for a sum
@@ -52,7 +59,9 @@ class Problem:
     device: torch.device
     chunk_size: int  # samples whose first-order graph is held at once
     cached_samples: int  # samples whose first-order graphs fit the memory budget and are kept between products
+    memory: int  # bytes that graphs may take, and whatever else is held between products
     distributed: bool  # `data` are this rank's share; `samples` counts those of all ranks
+    first_pass: FirstPass  # what it met, for later ones to be compared with
 
     @property
     def size(self) -> int:
@@ -60,11 +69,18 @@ class Problem:
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     def chunks(self) -> Iterator[Chunk]:
-        """Go through the data in pieces of at most `chunk_size` samples; the weighted losses of all add up to L."""
+        """Go through the data in pieces of at most `chunk_size` samples; the weighted losses of all add up to L.
+
+        Raises `MeasurementError` where a whole pass met other samples than the first one.
+        """
+        met = []
         for batch in self.data:
             for start in range(0, batch_length(batch), self.chunk_size):
-                inputs, targets = moved(sliced(batch, start, start + self.chunk_size), self.device, self.dtype)
-                yield Chunk(inputs, targets, 1.0 / self.normaliser)
+                part = sliced(batch, start, start + self.chunk_size)
+                met.append(fingerprint(part))
+                inputs, targets = moved(part, self.device, self.dtype)
+                yield Chunk(inputs, targets, 1.0 / self.normaliser, met[-1])
+        self.first_pass.compare(met)
 
     def leaves(self) -> dict[str, Tensor]:
         """The selected parameters as fresh leaves of a graph (sharing memory with the model)."""
@@ -73,12 +89,42 @@ class Problem:
     def outputs(self, inputs: Inputs, parameters: Mapping[str, Tensor]) -> Any:
         """The model's outputs on `inputs`, with `parameters` in place of its own."""
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-        with LeanSecondDerivatives(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-            return functional_call(self.model, dict(parameters), args, kwargs)
+        with self.at(parameters) as replaced:
+            return functional_call(self.model, replaced, args, kwargs)
+
+    @contextmanager
+    def at(self, parameters: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Within the block, torch computes in IEEE arithmetic, with second derivatives, and with `parameters`.
+
+        Wherever a model or loss holds on to its parameters, they are replaced. Yields them as the model's modules have
+        them.
+        """
+        own = dict(self.model.named_parameters())
+        replaced = {n: torch.view_as_complex(p) if p.shape != own[n].shape else p for n, p in parameters.items()}
+        table = {id(tensor): replaced.get(name, own[name]) for tensor, name in self.aliases}
+        # Fused attention has no second derivative. The mode entered last is asked first.
+        with ieee(), sdpa_kernel(SDPBackend.MATH), NoAutocast(), LeanSecondDerivatives(), StandIns(table):
+            yield replaced
+
+    def share(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Share:
+        """The loss of a batch, summed over its samples, and its normaliser."""
+        outputs = self.outputs(batch[0], parameters)
+        with self.at(parameters):
+            return self.loss.share(outputs, batch[1])
 
     def chunk_loss(self, chunk: Chunk, parameters: Mapping[str, Tensor]) -> Tensor:
         """The chunk's share of L, a scalar."""
-        return chunk.weight * self.loss(self.outputs(chunk.inputs, parameters), chunk.targets)
+        return chunk.weight * self.share((chunk.inputs, chunk.targets), parameters).total
+
+    def of(self, model: nn.Module) -> "Problem":
+        """The same L of a copy of the model, which may have another dtype."""
+        named = dict(model.named_parameters())
+        return replace(
+            self,
+            model=model,
+            parameters={name: as_real(named[name]) for name in self.parameters},
+            aliases=[*self.aliases, *((p, name) for name, p in named.items())],
+        )
 
     def select(self, names: Iterable[str]) -> "Problem":
         """The same L as a function of the parameters `names` only (a block of the Hessian)."""
@@ -89,7 +135,7 @@ class Problem:
         """The same model and loss on other data, given as to `make_problem`, and checked as there if not `checked`."""
         inspected = inspect_data(data)
         samples = round(summed_number(inspected.samples, self.device, self.distributed))
-        other = replace(self, data=inspected.batches, samples=samples)
+        other = replace(self, data=inspected.batches, samples=samples, first_pass=FirstPass())
         return replace(other, normaliser=weighed(other) if checked else survey(other))
 
     def part(self, index: int, parts: int) -> "Problem":
@@ -151,7 +197,7 @@ def make_problem(
     private = private_copy(model)
     device = torch.device(device) if device is not None else next(private.parameters()).device
     selection = _selected_names(private, parameters)
-    private.to(device=device, dtype=dtype)
+    convert(private, device, dtype)
     private.train(mode == "train").requires_grad_(False)
     for module in private.modules():
         refuse_unfit(module)
@@ -165,7 +211,8 @@ def make_problem(
         model=private,
         loss=summed_loss(loss, reduction, dtype, device),
         reduction=reduction,
-        parameters={name: named[name] for name in selection},
+        parameters={name: as_real(named[name]) for name in selection},
+        aliases=[*zip(model.parameters(), named, strict=True), *((p, name) for name, p in named.items())],
         data=inspected.batches,
         samples=round(summed_number(inspected.samples, device, distributed)),
         normaliser=1.0,
@@ -173,10 +220,15 @@ def make_problem(
         device=device,
         chunk_size=chunk_size or 1,
         cached_samples=0,
+        memory=memory,
         distributed=distributed,
+        first_pass=FirstPass(),
     )
-    refuse_at_first_sight(problem, inspected.first)
-    plan = plan_chunks(problem, inspected.first, memory, chunk_size)
+    with failing_together(device, distributed):
+        refuse_at_first_sight(problem, inspected.first)
+        refuse_asymmetric(problem, inspected.first)
+        plan = plan_chunks(problem, inspected.first, memory, chunk_size)
+    plan = plan.agreed(device, distributed)
     problem = replace(problem, chunk_size=plan.chunk_size, cached_samples=plan.cached_samples)
     return replace(problem, normaliser=survey(problem))
 

@@ -10,13 +10,13 @@ product is ours, which stops on the residual.
 import copy
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from analysis.errors import MeasurementError
+from analysis.ieee import ieee
 from analysis.operators import SymmetricOperator
 from analysis.problem import Problem
 
@@ -24,7 +24,8 @@ from analysis.problem import Problem
 def pyhessian_operator(problem: Problem) -> SymmetricOperator:
     """The Hessian of `problem` as an operator whose products PyHessian makes, in the problem's chunks.
 
-    Raises `MeasurementError` for what PyHessian cannot do: a loss summed over samples, several inputs or ranks.
+    Raises `MeasurementError` for what PyHessian cannot do: a loss summed over samples, several inputs, ranks,
+    or complex parameters.
     """
     from pyhessian import hessian as pyhessian_hessian
 
@@ -32,16 +33,20 @@ def pyhessian_operator(problem: Problem) -> SymmetricOperator:
         raise MeasurementError("The pyhessian backend runs in one process; use the flatlab backend under torchrun.")
     if problem.reduction != "mean":
         raise MeasurementError("The pyhessian backend averages over samples; use a loss with reduction 'mean'.")
+    if any(parameter.is_complex() for parameter in problem.model.parameters()):
+        raise MeasurementError("The pyhessian backend takes real parameters; use the flatlab backend for complex ones.")
     model = _AsPyHessianCallsIt(problem)
 
     def criterion(outputs: Any, targets: Tensor) -> Tensor:
         nothing = sum(parameter.square().sum() for parameter in model.parameters() if parameter.requires_grad)
-        loss = problem.samples / problem.normaliser / len(targets) * problem.loss(outputs, targets)
-        return loss + 0.0 * nothing  # gives every parameter a gradient and a second derivative
+        with model.problem.at({}):  # `nothing` gives every parameter a gradient and a second derivative
+            loss = problem.samples / problem.normaliser / len(targets) * problem.loss(outputs, targets)
+            return loss + 0.0 * nothing
 
     computed = pyhessian_hessian(model, criterion, dataloader=_Batches(problem), cuda=False)
     computed.device = problem.device
 
+    @ieee()
     def product(rows: Tensor) -> Tensor:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*backward.*create_graph.*")
@@ -60,7 +65,7 @@ class _AsPyHessianCallsIt(nn.Module):
         self.model = copy.deepcopy(problem.model)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in problem.parameters)
-        self.problem = replace(problem, model=self.model)
+        self.problem = problem.of(self.model)
 
     def forward(self, inputs: Tensor) -> Any:
         return self.problem.outputs((inputs,), {})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, sliced
-from analysis.distributed import summed_number
+from analysis.distributed import failing_together, summed_number
 from analysis.errors import MeasurementError
 
 if TYPE_CHECKING:
@@ -92,14 +92,15 @@ def survey(problem: "Problem") -> float:
     """
     points: tuple[Point, Point] = (_elsewhere(problem), {})
     normaliser, seen, end = 0.0, 0, None
-    for chunk in replace(problem, chunk_size=max(_FEW, problem.chunk_size)).chunks():
-        batch = (chunk.inputs, chunk.targets)
-        size = batch_length(batch)
-        cut = size - max(1, size // 4)  # unequal parts: a mean of their means would pass for a mean
-        pieces = [sliced(batch, a, b) for a, b in ((0, cut), (cut, size)) if a < b]
-        normaliser += _compared(problem, pieces, end, points, seen).normaliser
-        seen += size
-        end = sliced(batch, max(0, min(size - 2, cut)), size)  # of one sample, what is meant for all looks its own
+    with failing_together(problem.device, problem.distributed):
+        for chunk in replace(problem, chunk_size=max(_FEW, problem.chunk_size)).chunks():
+            batch = (chunk.inputs, chunk.targets)
+            size = batch_length(batch)
+            cut = size - max(1, size // 4)  # unequal parts: a mean of their means would pass for a mean
+            pieces = [sliced(batch, a, b) for a, b in ((0, cut), (cut, size)) if a < b]
+            normaliser += _compared(problem, pieces, end, points, seen).normaliser
+            seen += size
+            end = sliced(batch, max(0, min(size - 2, cut)), size)  # of one sample, what is meant for all looks its own
     return _divisor(problem, normaliser)
 
 
@@ -158,13 +159,12 @@ def _compared(
 
 def _part(problem: "Problem", batch: Batch, point: Point) -> _Part:
     """The loss of a batch that has been moved, at a point."""
-    inputs, targets = batch
     with torch.no_grad():
-        share = problem.loss.share(problem.outputs(inputs, point), targets)
+        share = problem.share(batch, point)
     total, normaliser = float(share.total), float(share.normaliser)
     if normaliser < 0:
         raise MeasurementError(f"The normaliser that the loss returns is {normaliser:g}; it must not be negative.")
-    return _Part(total, abs(total), normaliser, len(targets), share.told)
+    return _Part(total, abs(total), normaliser, batch_length(batch), share.told)
 
 
 def _sum(parts: Sequence[_Part]) -> _Part:
@@ -205,7 +205,6 @@ def _elsewhere(problem: "Problem") -> Point:
 
 def _refuse_graph(problem: "Problem", batch: Batch) -> None:
     """Refuse a loss of other tensors than the model's parameters, of none of them, or computed in half precision."""
-    inputs, targets = batch
     precisions = set()
 
     def pack(tensor: Tensor) -> Tensor:
@@ -213,14 +212,14 @@ def _refuse_graph(problem: "Problem", batch: Batch) -> None:
         return tensor.detach()
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        alone = problem.loss.share(problem.outputs(inputs, {}), targets)
+        alone = problem.share(batch, {})
         if alone.total.requires_grad:
             raise MeasurementError(
-                "The loss depends on tensors that require a gradient and are no parameters of the model's copy, such "
-                "as parameters that the loss closes over: pass them through the model, or detach them."
+                "The loss depends on tensors that require a gradient and are no parameters of the model, such as one "
+                "that was computed from them before: compute it within the model or loss, or detach it."
             )
         leaves = {name: p.detach().requires_grad_() for name, p in problem.model.named_parameters()}
-        share = problem.loss.share(problem.outputs(inputs, leaves), targets)
+        share = problem.share(batch, leaves)
     if isinstance(share.normaliser, Tensor) and share.normaliser.requires_grad:
         raise MeasurementError("The normaliser that the loss returns depends on the parameters: detach it.")
     if not share.total.requires_grad:

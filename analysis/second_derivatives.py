@@ -11,6 +11,7 @@ takes 1.81 (benchmarks/README.md).
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
+
+from analysis.mended import MENDED
 
 Sizes = tuple[int, ...]
 Geometry = tuple[Sizes, Sizes, Sizes, int]
@@ -29,24 +32,47 @@ _DIMENSIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _RELUS = (torch.relu, torch.nn.functional.relu, Tensor.relu)
 _MAX_POOLS = (torch.max_pool2d, torch.nn.functional.max_pool2d)
 
-_valued: ContextVar[bool] = ContextVar("_valued", default=True)
+
+@dataclass
+class Sparing:
+    """Whether the convolutions run under it leave out the values of their weights' gradients."""
+
+    on: bool = False
+
+    @contextmanager
+    def values(self) -> Iterator[None]:
+        """Gradients taken within the block leave them out."""
+        self.on = True
+        try:
+            yield
+        finally:
+            self.on = False
+
+
+_spared: ContextVar[Sparing] = ContextVar("_spared", default=Sparing())  # noqa: B039  never switched on
 
 
 @contextmanager
-def graph_only() -> Iterator[None]:
-    """Convolutions run within the block give gradients of weight and bias that have their graph but are zero.
+def graph_only(wanted: bool = True) -> Iterator[Sparing]:
+    """Convolutions run within the block can give gradients of weight and bias that have their graph but are zero.
 
-    What flows back enters them linearly, so no second derivative reads their values.
+    They do so in gradients that are taken within `values()` of what this yields, for a weight and a bias that are
+    leaves: what flows back enters these linearly, so no second derivative reads the values. Those of a weight that is
+    itself computed from parameters are read by the derivative of that computation. Not `wanted`, nothing is left out.
     """
-    token = _valued.set(False)
+    sparing = Sparing()
+    token = _spared.set(sparing if wanted else _spared.get())
     try:
-        yield
+        yield sparing
     finally:
-        _valued.reset(token)
+        _spared.reset(token)
 
 
 class LeanSecondDerivatives(TorchFunctionMode):
-    """Within the block, convolutions, ReLU and 2-D max-pooling are computed by the functions of this module."""
+    """Within the block, convolutions, ReLU and 2-D max-pooling are computed by the functions of this module.
+
+    What has no right derivative in torch is computed by those of `mended`.
+    """
 
     def __torch_function__(
         self,
@@ -61,7 +87,7 @@ class LeanSecondDerivatives(TorchFunctionMode):
             return _ReLU.apply(args[0])  # type: ignore[no-untyped-call]
         if func in _MAX_POOLS:
             return max_pool2d(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return MENDED.get(func, func)(*args, **(kwargs or {}))
 
 
 def convolution(
@@ -79,7 +105,9 @@ def convolution(
     if isinstance(padding, str) or input.dim() != dimensions + 2:
         return plain(input, weight, bias, stride, padding, dilation, groups)
     geometry = (_each(stride, dimensions), _each(padding, dimensions), _each(dilation, dimensions), groups)
-    y: Tensor = _Convolution.apply(input, weight, bias, geometry, _valued.get())  # type: ignore[no-untyped-call]
+    leaves = weight.is_leaf and (bias is None or bias.is_leaf)
+    spared = _spared.get() if leaves else Sparing()
+    y: Tensor = _Convolution.apply(input, weight, bias, geometry, spared)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -115,9 +143,9 @@ class _Convolution(Function):
     """x, w, b -> y = C(x, w) + b."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, valued: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry, spared: Sparing) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.geometry, ctx.valued = geometry, valued
+        ctx.geometry, ctx.spared = geometry, spared
         return _map(x, w, b, geometry)
 
     @staticmethod
@@ -125,7 +153,7 @@ class _Convolution(Function):
         x, w = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            with_graph = _Gradients.apply(gradients[0], x, w, needed, ctx.geometry, ctx.valued)  # type: ignore[no-untyped-call]
+            with_graph = _Gradients.apply(gradients[0], x, w, needed, ctx.geometry, not ctx.spared.on)  # type: ignore[no-untyped-call]
             return *with_graph, None, None
         return *_partial_maps(gradients[0], x, w, needed, ctx.geometry), None, None
 

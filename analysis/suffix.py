@@ -7,15 +7,19 @@ computed.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.func import functional_call
 
+from analysis.derivatives import ancestors, gradients
+from analysis.distributed import failing_together, least
+from analysis.ieee import ieee
 from analysis.problem import Chunk, Problem
-from analysis.second_derivatives import weight_gradients
+from analysis.second_derivatives import LeanSecondDerivatives, weight_gradients
 
 if TYPE_CHECKING:
     from analysis.layers import Layer
@@ -39,6 +43,7 @@ class Suffix:
         """The block's product with a vector cut into pieces shaped like the weights."""
         return self.pull_back(self.curve(self.push_forward(pieces)))
 
+    @ieee()
     def push_forward(self, pieces: Sequence[Tensor]) -> Tensor:
         """A v, the change of s when the weights change by v."""
         change = {name: torch.zeros_like(p) for name, p in self.layer.module.named_parameters(recurse=False)}
@@ -49,11 +54,10 @@ class Suffix:
 
     def curve(self, u: Tensor) -> Tensor:
         """B u for all samples at once, u of the shape of s; B is d^2 L / ds^2, block-diagonal over samples."""
-        if not self.slope.requires_grad:
-            return torch.zeros_like(u)
-        (curved,) = torch.autograd.grad(self.slope, self.outputs, u, retain_graph=True, materialize_grads=True)
+        (curved,) = gradients([self.slope], [self.outputs], [u])
         return curved
 
+    @ieee()
     def pull_back(self, u: Tensor) -> Sequence[Tensor]:
         """A^T u, pieces shaped like the weights."""
         gradients = _weight_gradients(self.layer.module, self.inputs, u)
@@ -75,8 +79,9 @@ def _weight_gradients(module: nn.Module, a: Tensor, u: Tensor) -> Mapping[str, T
         by_weight, by_bias = weight_gradients(a, module.weight, u, geometry)
         return {"weight": by_weight, "bias": by_bias}
     weights = {name: p.detach().requires_grad_() for name, p in module.named_parameters(recurse=False)}
-    outputs = functional_call(module, weights, (a,))
-    return dict(zip(weights, torch.autograd.grad(outputs, list(weights.values()), u), strict=True))
+    with LeanSecondDerivatives():
+        outputs = functional_call(module, weights, (a,))
+    return dict(zip(weights, gradients([outputs], list(weights.values()), [u]), strict=True))
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class SuffixGraphs:
             loss = problem.chunk_loss(chunk, {})
         made = {layer.name: calls[layer.name][0] for layer in layers}
         outputs = [call.outputs for call in made.values()]
-        slopes = torch.autograd.grad(loss, outputs, create_graph=True, materialize_grads=True)
+        slopes = gradients([loss], outputs, create_graph=True)
         suffixes = {
             layer.name: Suffix(layer, made[layer.name].inputs.detach(), made[layer.name].outputs, slope)
             for layer, slope in zip(layers, slopes, strict=True)
@@ -102,36 +107,57 @@ class SuffixGraphs:
 
 
 def can_be_cut(problem: Problem, layers: Sequence["Layer"]) -> list[str]:
-    """The layers whose weights act on L through the output of one plain call only, found by trying a few samples.
+    """The layers whose weights act on L through the output s of one plain call only, in every chunk, on every rank.
 
-    For those, dL/dW is the pull-back of dL/ds; a weight that is used elsewhere too shows in the difference.
+    Read off the graph of L: without the node that made s no way leads from L to the weights, and none from the layer's
+    input. What has no gradient at this point is in the graph all the same.
     """
-    few = next(replace(problem, chunk_size=2).chunks())
-    candidates = [layer for layer in layers if type(layer.module) in _LINEAR_IN_WEIGHTS and not _hooked(layer.module)]
-    leaves = problem.leaves()
-    with _recorded(candidates) as calls:
-        loss = problem.chunk_loss(few, leaves)
-    cut = []
-    for layer in candidates:
-        made = calls[layer.name]
-        if len(made) != 1 or not made[0].plain or made[0].outputs._version != made[0].version:
-            continue
-        weights = [leaves[full] for full in layer.parameters.values()]
-        direct = torch.autograd.grad(loss, [*weights, made[0].outputs], retain_graph=True, materialize_grads=True)
-        through = Suffix(layer, made[0].inputs.detach(), made[0].outputs, direct[-1]).pull_back(direct[-1])
-        if all(_agree(a, b) for a, b in zip(direct, through, strict=False)):
-            cut.append(layer.name)
-    return cut
+    cut = [layer for layer in layers if _is_linear_in_weights(layer)]
+    with failing_together(problem.device, problem.distributed):
+        for chunk in problem.chunks() if cut else ():
+            leaves = problem.leaves()
+            with _recorded(cut) as calls:
+                loss = problem.chunk_loss(chunk, leaves)
+            weights = {layer.name: [leaves[full] for full in layer.parameters.values()] for layer in cut}
+            cut = [layer for layer in cut if _acts_through_one_call(loss, calls[layer.name], weights[layer.name])]
+    everywhere = least([layer in cut for layer in layers], problem.device, problem.distributed)
+    return [layer.name for layer, agreed in zip(layers, everywhere, strict=True) if agreed]
+
+
+def _is_linear_in_weights(layer: "Layer") -> bool:
+    """Whether the module is one of those known to be, is real, and nothing changes what it computes."""
+    module = layer.module
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return (
+        type(module) in _LINEAR_IN_WEIGHTS
+        and "forward" not in vars(module)
+        and not any(hooks)  # as spectral normalisation has
+        and not any(p.is_complex() for p in module.parameters())
+    )
+
+
+def _acts_through_one_call(loss: Tensor, calls: Sequence["_Call"], weights: Sequence[Tensor]) -> bool:
+    if len(calls) != 1 or not calls[0].plain or calls[0].made_by is None or calls[0].overwritten:
+        return False
+    own = {get_gradient_edge(weight).node for weight in weights}
+    elsewhere = ancestors(loss, without=calls[0].made_by) | ancestors(calls[0].inputs)
+    return own <= ancestors(calls[0].outputs) and not own & elsewhere
 
 
 @dataclass(frozen=True)
 class _Call:
-    """One run of a layer; `version` tells whether its output was overwritten later."""
+    """One run of a layer."""
 
     inputs: Tensor
     outputs: Tensor
-    version: int
+    made_by: Node | None  # of the graph; None where the output requires no gradient
+    versions: tuple[int, int]  # of inputs and outputs when it ended
     plain: bool  # called with one tensor and nothing else
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether input or output were changed in place later."""
+        return self.versions != (self.inputs._version, self.outputs._version)
 
 
 @contextmanager
@@ -144,9 +170,10 @@ def _recorded(layers: Iterable["Layer"], *, differentiable: bool = False) -> Ite
             if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor):
                 if differentiable:
                     output.requires_grad_()
-                calls[name].append(_Call(args[0], output, output._version, plain=True))
+                versions = (args[0]._version, output._version)
+                calls[name].append(_Call(args[0], output, output.grad_fn, versions, plain=True))
             else:
-                calls[name].append(_Call(torch.empty(0), torch.empty(0), 0, plain=False))
+                calls[name].append(_Call(torch.empty(0), torch.empty(0), None, (0, 0), plain=False))
 
         return hook
 
@@ -156,12 +183,3 @@ def _recorded(layers: Iterable["Layer"], *, differentiable: bool = False) -> Ite
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether a hook may change what the module computes (as spectral normalisation does)."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _agree(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).norm() <= 100 * torch.finfo(a.dtype).eps * (a.norm() + b.norm()))

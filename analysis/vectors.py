@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from analysis.errors import MeasurementError
+from analysis.ieee import ieee
 
 _PIECE = 1 << 15
 _STANDS_OUT = 5.0  # standard deviations of the noise that a single known start vector is long
 
 
+@ieee()
 def dots(left: Tensor, right: Tensor) -> Tensor:
     """left right^T in float64 for rows of equal length: (m, p), (b, p) -> (m, b)."""
     if left.dtype == torch.float64:
@@ -35,11 +37,13 @@ def norm(vector: Tensor) -> float:
     return math.sqrt(dot(vector, vector))
 
 
+@ieee()
 def combine(weights: Tensor, rows: Tensor) -> Tensor:
     """Linear combinations of rows: (b, m) weights, (m, p) -> (b, p) in the rows' type."""
     return weights.to(rows.dtype) @ rows
 
 
+@ieee()
 def orthogonalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """w - Q (Q^T w), done twice, and the coefficients Q^T w: rows (b, p), (n, p) -> (b, p), (n, b).
 

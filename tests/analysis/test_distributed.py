@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,9 +54,86 @@ if __name__ == "__main__":
 """
 
 
+UNLIKE = """
+import json
+import torch
+from torch import distributed as dist, nn
+from analysis.errors import MeasurementError
+from analysis.layers import LayerBlocks
+from analysis.operators import hessian
+from analysis.problem import make_problem
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+    def forward(self, x):
+        z, late = torch.tanh(self.first(x)), (x[:, :1] > 5).to(x)
+        return self.head(z + late * self.first(z) if late.any() else z)
+
+class Changing:
+    passes = 0
+    def __iter__(self):
+        self.passes += 1
+        yield (x if rank == 0 or self.passes < 4 else x + 1)[:3], y[:3]
+
+def refused(make):
+    try:
+        make()
+    except MeasurementError as error:
+        return str(error)
+    return "not refused"
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+torch.manual_seed(0)
+model, x, y = Model().double(), torch.randn(6, 4).double(), torch.randint(3, (6,))
+x[5, 0] = 9.0
+own = slice(0, 2) if rank == 0 else slice(2, 6)
+problem = make_problem(model, "cross_entropy", (x[own], y[own]), distributed=True, chunk_size=None if rank else 1)
+blocks = LayerBlocks(problem)
+eye = torch.eye(20).double()
+changing = hessian(make_problem(model, "cross_entropy", Changing(), distributed=True, memory=1))
+changing(torch.ones(35).double())
+found = {
+    "cut": sorted(blocks._cut),
+    "sizes": [problem.chunk_size, problem.cached_samples],
+    "block": blocks({"first": eye})["first"].tolist(),
+    "data": refused(lambda: changing(torch.ones(35).double())),
+    "nan": refused(lambda: make_problem(
+        model, "cross_entropy", (x if rank == 0 else x * torch.nan, y), distributed=True)),
+}
+print(f"RESULT{rank}", json.dumps(found), flush=True)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_decide_and_fail_alike(tmp_path: Path) -> None:
+    """On one rank only: a layer that cannot be cut, another chunk size, data that change, inputs that are nan."""
+    script = tmp_path / "unlike.py"
+    script.write_text(UNLIKE)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, str(script)], capture_output=True, text=True, timeout=120, env=environment())
+    assert done.returncode == 0, done.stderr
+    said = re.findall(r"RESULT(\d) (\{.*?\})\s*$", done.stdout, re.M)
+    lines = {int(rank): json.loads(found) for rank, found in said}
+    assert lines[0]["cut"] == lines[1]["cut"] == ["head"]
+    assert lines[0]["sizes"] == lines[1]["sizes"]
+    assert lines[0]["sizes"][0] == 1
+    assert lines[0]["block"] == lines[1]["block"]
+    assert lines[0]["data"] == f"On rank 1: {lines[1]['data']}"
+    assert "data changed" in lines[1]["data"]
+    assert lines[0]["nan"] == f"On rank 1: {lines[1]['nan']}"
+    assert "finite" in lines[1]["nan"]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
 def result_of(command: list[str]) -> Any:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "RESULT" in line]
     return json.loads(line.split("RESULT", 1)[1])

@@ -1,0 +1,66 @@
+"""Gradients, with a sentence where torch has none."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
+
+from analysis.errors import MeasurementError
+from analysis.ieee import ieee
+
+_SIGNS = ("not implemented", "once_differentiable", "not differentiable", "torch.utils.checkpoint")
+"""Parts of torch's messages about derivatives that it does not have."""
+
+
+@ieee()
+def gradients(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    vectors: Sequence[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+) -> Sequence[Tensor]:
+    """The transposed Jacobian of outputs in inputs times vectors (None: of one scalar); the graph is kept.
+
+    Zeros where an output depends on nothing that requires a gradient. Raises `MeasurementError` where torch cannot
+    differentiate.
+    """
+    weights = vectors if vectors is not None else [torch.ones_like(output) for output in outputs]
+    pairs = [(o, v) for o, v in zip(outputs, weights, strict=True) if o.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(x) for x in inputs]
+    differentiable, along = zip(*pairs, strict=True)
+    with _explained():
+        return torch.autograd.grad(
+            differentiable, inputs, along, retain_graph=True, create_graph=create_graph, materialize_grads=True
+        )
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn torch's errors about missing derivatives into `MeasurementError`."""
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError among them
+        said = str(error).splitlines()[0]
+        if not any(sign in said for sign in _SIGNS):
+            raise
+        raise MeasurementError(
+            f"torch has no second derivative of a part of the model or loss ({said}); "
+            "replace it by operations that have one."
+        ) from error
+
+
+def ancestors(tensor: Tensor, without: Node | None = None) -> set[Node]:
+    """Every node of the graph from which `tensor` was computed, but for `without` and what lies behind it alone."""
+    waiting = [get_gradient_edge(tensor).node] if tensor.requires_grad else []
+    met: set[Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node in met or node is without:
+            continue
+        met.add(node)
+        waiting += [before for before, _ in node.next_functions if before is not None]
+    return met

@@ -1,0 +1,54 @@
+"""Operations of torch whose derivatives are wrong, are not those of L, or end the process (torch 2.13)."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from analysis.errors import MeasurementError
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v / |v|, the norm over all dimensions but `dim`; torch's own second derivative is asymmetric on a CPU."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def embedding(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Embeddings with dense gradients that are those of L: not divided by how often a row is looked up.
+
+    Raises `MeasurementError` where rows are rescaled whenever they are looked up.
+    """
+    call = inspect.signature(function).bind(*args, **kwargs)
+    if call.arguments.get("max_norm") is not None:
+        raise MeasurementError(
+            "An embedding with max_norm changes its weights whenever it runs, so L is no function of them; "
+            "rescale them once and set max_norm to None."
+        )
+    call.arguments |= {"scale_grad_by_freq": False, "sparse": False}
+    return function(*call.args, **call.kwargs)
+
+
+def bare_embedding(weight: Tensor, indices: Tensor, padding_idx: int = -1, *_: Any, **__: Any) -> Tensor:
+    """`torch.embedding` without its flags for sparse and for scaled gradients."""
+    return torch.embedding(weight, indices, padding_idx)
+
+
+def group_norm(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Group normalisation of contiguous images.
+
+    On channels_last images on a CPU the process ends where only the weights' gradients are asked for.
+    """
+    return function(input.contiguous() if input.device.type == "cpu" else input, *args, **kwargs)
+
+
+MENDED: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    torch._weight_norm: weight_norm,
+    torch.embedding: bare_embedding,
+    **{f: partial(embedding, f) for f in (F.embedding, F.embedding_bag)},
+    **{f: partial(group_norm, f) for f in (F.group_norm, torch.group_norm, torch.native_group_norm)},
+}
+"""What is called in place of which function."""
