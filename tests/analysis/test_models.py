@@ -121,7 +121,7 @@ class Casts(nn.Module):
         self.net = network()
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.net(x).bfloat16()).float()  # type: ignore[no-any-return]
+        return torch.tanh(self.net(x).bfloat16()).float()
 
 
 class Detached(nn.Module):

@@ -127,7 +127,7 @@ BAD: dict[str, tuple[Any, str]] = {
         {k: v for k, v in state().items() if k != "head.bias"},
         'Missing key(s) in state_dict: "head.bias"',
     ),
-    "a layer more": ({**state(), "extra.weight": torch.zeros(2)}, 'Unexpected key(s) in state_dict: "extra.weight"'),
+    "a layer more": ({**state(), "extra.weight": torch.zeros(2)}, 'names that it does not have: "extra.weight"'),
     "a layer more inside": (prefixed("m.") | {"m.extra.weight": torch.zeros(2)}, "extra.weight"),
     "two that fit": (prefixed("teacher.") | prefixed("student.", OTHER), "several sets of weights that fit"),
     "two entries that fit": ({"a": state(), "b": OTHER}, "'a' and 'b'"),
