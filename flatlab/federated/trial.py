@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from flatlab.federated.parameters import flatten, load_vector, state_of
 from flatlab.federated.streams import stream_seed
 from flatlab.federated.world import World
 from flatlab.runs.checkpoint import fill
+from flatlab.runs.contents import require_state
 
 SAMPLES = 3
 """Training images of the trial; a second run takes one less, to see along which axis the samples lie."""
@@ -222,6 +224,12 @@ def _refuse_what_is_not_rebuilt(world: World, x: Tensor, theta: Tensor) -> None:
         torch.save(state_of(model, theta, world.layout), file)
         file.seek(0)
         state = torch.load(file, weights_only=True)
+    try:
+        require_state(state, Path("final.pt"), "state_dict")
+    except UsageError as error:
+        raise UsageError(
+            f"What a checkpoint of the model {name} would hold could not be read again: {error}"
+        ) from error
     again = world.new_model()
     fill(again, state, f"The model {name} does not take back its own state_dict")
     if not _same(_outputs(world, again, x), expected):

@@ -37,12 +37,13 @@ def net(forward: Forward, parts: Callable[[], dict[str, Any]] = dict) -> Callabl
     return build
 
 
-def tied(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    model = net(lambda m, x: m.b(m.a(m.fc1(x)).relu()).relu(), lambda: {"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)})(
-        input_shape, classes
-    )
-    model.b.weight = model.a.weight
-    return model
+def _tied_pair() -> dict[str, Any]:
+    a, b = nn.Linear(6, 6), nn.Linear(6, 6)
+    b.weight = a.weight
+    return {"a": a, "b": b}
+
+
+tied = net(lambda m, x: m.b(m.a(m.fc1(x)).relu()).relu(), _tied_pair)
 
 
 def tied_embedding(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -131,7 +132,7 @@ _seeds = iter(range(1_000_000))
 
 
 def forgetful(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Its state_dict lacks a layer."""
+    """Its state_dict lacks a bias."""
     model = net(lambda m, x: m.fc1(x).relu())(input_shape, classes)
     model.register_state_dict_post_hook(lambda module, state, *_: state.__delitem__("fc2.bias"))
     return model
@@ -182,6 +183,11 @@ def _ignored_return(m: Any, x: Tensor) -> Tensor:
 linear = net(lambda m, x: m.fc1(x))
 relative_positions = net(lambda m, x: m.fc1(x[:, m.index]).relu(), lambda: {"index": torch.arange(12).flip(0)})
 sinusoids = net(lambda m, x: m.fc1(x + m.table).relu(), lambda: {"table": torch.arange(12).sin()})
+mask = net(
+    lambda m, x: m.fc1(x).relu() + F.softmax(m.fc1(x) + m.mask, 1),
+    lambda: {"mask": torch.tensor([0.0, 0, 0, 0, 0, -torch.inf])},
+)
+rotations = net(lambda m, x: m.fc1(x).relu(), lambda: {"table": torch.polar(torch.ones(3), torch.ones(3))})
 dropout = net(lambda m, x: m.drop(m.fc1(x).relu()), lambda: {"drop": nn.Dropout(0.3)})
 gated = net(lambda m, x: m.fc1(x).relu() * torch.sigmoid(m.gate), lambda: {"gate": nn.Parameter(torch.zeros(4, 6)[0])})
 batch_norm = net(lambda m, x: m.norm(m.fc1(x)).relu(), lambda: {"norm": nn.BatchNorm1d(6)})
@@ -206,5 +212,7 @@ in_place = net(_in_place)
 dropout_in_place = net(_dropout_in_place)
 ignored_return = net(_ignored_return)
 checkpointed = net(lambda m, x: checkpoint(lambda z: m.fc1(z).tanh() * 1.0, x, use_reentrant=False))
-reentrant = net(lambda m, x: checkpoint(lambda z: m.a(z).tanh(), m.fc1(x), use_reentrant=True), lambda: {"a": nn.Linear(6, 6)})
+reentrant = net(
+    lambda m, x: checkpoint(lambda z: m.a(z).tanh(), m.fc1(x), use_reentrant=True), lambda: {"a": nn.Linear(6, 6)}
+)
 reentrant_from_the_images = net(lambda m, x: checkpoint(lambda z: m.fc1(z).tanh(), x, use_reentrant=True))

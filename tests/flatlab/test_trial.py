@@ -44,7 +44,7 @@ def two_rounds(world: World, folder: Path, engine: SequentialEngine | BatchedEng
 
 
 FIT = (
-    "tied", "tied_embedding", "frozen", "relative_positions", "sinusoids", "gated", "time_first", "group_norm",
+    "tied", "tied_embedding", "frozen", "relative_positions", "sinusoids", "mask", "gated", "time_first", "group_norm",
     "instance_norm_without_statistics", "weight_norm", "in_place", "ignored_return",
 )  # fmt: skip
 NO_STACK = {"checkpointed", "recurrent"}
@@ -100,7 +100,8 @@ def test_worker_processes_share_frozen_parts_and_ties(toy_world: MakeWorld, tmp_
         ("reentrant", "use_reentrant=False"),
         ("reentrant_from_the_images", "use_reentrant=False"),
         ("lazy", "has no shape yet"),
-        ("complex_weights", "is complex"),
+        ("complex_weights", "c is complex"),
+        ("rotations", "table is complex"),
         ("all_frozen", "nothing to train"),
     ],
 )
