@@ -45,18 +45,21 @@ class Layout:
 def layout_of(model: nn.Module) -> Layout:
     """Return the layout of `model`'s parameters that train, tied ones once; frozen ones are no part of the vector.
 
-    Raises `UsageError` for a model that has none, or complex ones, or some without a shape yet.
+    Raises `UsageError` for a model that has none, or whose parameters and buffers are complex or without a shape yet.
     """
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not named:
-        raise UsageError("The model has no parameter that requires a gradient, so there is nothing to train.")
-    for name, parameter in named.items():
-        if is_lazy(parameter):
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
             raise UsageError(
                 f"The model's {name} has no shape yet (a lazy layer); run the model once on a batch in its function."
             )
-        if parameter.is_complex():
-            raise UsageError(f"The model's {name} is complex; the algorithms are defined on real parameters.")
+        if tensor.is_complex():
+            raise UsageError(
+                f"The model's {name} is complex, and all is computed in real numbers; keep real and imaginary parts "
+                "apart (torch.view_as_real)."
+            )
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not named:
+        raise UsageError("The model has no parameter that requires a gradient, so there is nothing to train.")
     return Layout(tuple(named), tuple(p.shape for p in named.values()))
 
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from flatlab.federated.parameters import flatten, load_vector, state_of
 from flatlab.federated.streams import stream_seed
 from flatlab.federated.world import World
 from flatlab.runs.checkpoint import fill
+from flatlab.runs.contents import require_state
 
 SAMPLES = 3
 """Training images of the trial; a second run takes one less, to see along which axis the samples lie."""
@@ -51,12 +53,15 @@ def tried(world: World) -> World:
             everywhere = _run_twice(world, model, x, ())
             tapped = _run_twice(world, model, x, layers) if layers else everywhere
         _refuse_changed_buffers(model, before)
-        taps = _taps(everywhere, tapped)
-        if world.config.man and world.config.zeta:
-            _refuse_nothing_to_penalise(world, model, taps)
-        world = _with_gradient(replace(world, taps=taps), model, x, world.data.train.labels[index], theta)
+        y, plain = world.data.train.labels[index], world.config.model_copy(update={"man": False, "zeta_logits": 0.0})
+        with _usage(f"The model {world.config.model} cannot be trained"):
+            _gradient(replace(world, config=plain), model, x, y, theta)
         _seed(world)
         _refuse_what_is_not_rebuilt(world, x, theta + SHIFT * torch.randn_like(theta))
+        world = replace(world, taps=_taps(everywhere, tapped))
+        if world.config.man:
+            _refuse_nothing_to_penalise(world, model)
+            world = _with_copies_if_needed(world, model, x, y, theta)
     return world
 
 
@@ -148,25 +153,21 @@ def _samples_axis(more: torch.Size, less: torch.Size) -> int | None:
     return differing[0] if len(differing) == 1 and more[differing[0]] == SAMPLES else None
 
 
-def _with_gradient(world: World, model: nn.Module, x: Tensor, y: Tensor, theta: Tensor) -> World:
-    """Take one gradient as a client does; with copies of the activations if MAN cannot do without."""
-    name = world.config.model
+def _gradient(world: World, model: nn.Module, x: Tensor, y: Tensor, theta: Tensor) -> None:
+    """Take one gradient as a client does."""
+    _seed(world)
+    model.train()
+    loss_gradient(world, model, x, y, theta)
 
-    def gradient(world: World) -> None:
-        _seed(world)
-        model.train()
-        loss_gradient(world, model, x, y, theta)
 
-    with _usage(f"The model {name} cannot be trained"):
-        gradient(replace(world, config=world.config.model_copy(update={"man": False, "zeta_logits": 0.0})))
-    if not world.config.man:
-        return world
+def _with_copies_if_needed(world: World, model: nn.Module, x: Tensor, y: Tensor, theta: Tensor) -> World:
+    """Let MAN keep copies of the activations where it fails without."""
     try:
-        gradient(world)
+        _gradient(world, model, x, y, theta)
     except RuntimeError:
         world = replace(world, taps=replace(world.taps, copies=True))
-        with _usage(f"The model {name} trains, but not with MAN"):
-            gradient(world)
+        with _usage(f"The model {world.config.model} trains, but not with MAN"):
+            _gradient(world, model, x, y, theta)
     return world
 
 
@@ -189,15 +190,15 @@ def _refuse_unknown_layers(world: World, model: nn.Module, layers: Sequence[str]
             )
 
 
-def _refuse_nothing_to_penalise(world: World, model: nn.Module, taps: Taps) -> None:
-    found = {each.name for each in taps.penalised}
+def _refuse_nothing_to_penalise(world: World, model: nn.Module) -> None:
+    found = {each.name for each in world.taps.penalised}
     for name in world.config.man_layers:
         if name not in found:
             raise UsageError(
                 f"man_layers names {name!r}, but MAN has nothing to penalise there: the module does not run by itself, "
                 "or returns the logits, no tensor, or what does not depend on both images and parameters that train."
             )
-    if not found:
+    if world.config.zeta and not found:
         modules = ", ".join(name for name, _ in model.named_modules() if name)
         raise UsageError(
             f"MAN finds no activation in the model {world.config.model}: name modules whose outputs it shall penalise "
@@ -223,6 +224,12 @@ def _refuse_what_is_not_rebuilt(world: World, x: Tensor, theta: Tensor) -> None:
         torch.save(state_of(model, theta, world.layout), file)
         file.seek(0)
         state = torch.load(file, weights_only=True)
+    try:
+        require_state(state, Path("final.pt"), "state_dict")
+    except UsageError as error:
+        raise UsageError(
+            f"What a checkpoint of the model {name} would hold could not be read again: {error}"
+        ) from error
     again = world.new_model()
     fill(again, state, f"The model {name} does not take back its own state_dict")
     if not _same(_outputs(world, again, x), expected):

@@ -300,3 +300,23 @@ def test_curvature_is_tracked_and_shown_in_tensorboard(tmp_path: Path) -> None:
     events.Reload()
     assert {"train/loss", "test/accuracy", "eigenvalue/network", "eigenvalue/fc1"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_man_says_where_it_acts_and_is_refused_where_it_does_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for extra, words in {
+        (): "MAN finds no activation in the model mlp",
+        ("--set", 'man_layers=["fc9"]'): "man_layers names 'fc9', but the model mlp has no such module",
+        ("--set", 'man_layers=["fc1"]'): "man_layers names 'fc1', but MAN has nothing to penalise there",
+    }.items():
+        assert words in fails_with(2, capsys, "train", "--man", "--set", "hidden=[]", *extra).replace("\n", " ")
+    assert "man_layers = ['fc1'] is part of MAN, which is off" in fails_with(
+        2, capsys, "train", "--set", 'man_layers=["fc1"]'
+    ).replace("\n", " ")
+    assert not list(tmp_path.iterdir())
+    done = flatlab("train", "--man", "--set", 'man_layers=["fc1", "relu2"]', "--out", "r", *QUICK, cwd=tmp_path)
+    assert "MAN penalises (units per image): fc1 (64), relu2 (32)." in done.stdout
+    done = flatlab("eigs", "r/final.pt", "--samples", "50", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
