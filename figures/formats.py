@@ -44,9 +44,10 @@ def as_markdown(table: Table) -> str:
 def as_csv(numbers: Sequence[Mapping[str, Any]]) -> str:
     """Return the numbers in full precision; what does not exist is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(numbers[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in numbers)
+    names = list(dict.fromkeys(name for row in numbers for name in row))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(csv_cell, names))
+    writer.writerows([csv_cell(row.get(name, "")) for name in names] for row in numbers)
     return text.getvalue()
 
 

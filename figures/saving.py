@@ -11,6 +11,8 @@ import matplotlib
 import seaborn as sns
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from figures.escaping import csv_cell
@@ -44,7 +46,6 @@ def paper_style() -> Iterator[None]:
         "axes.linewidth": 0.6,
         "grid.linewidth": 0.5,
         "pdf.fonttype": 42,
-        "text.parse_math": False,  # a name may hold dollars
     }
     matplotlib.use("agg")
     with sns.axes_style("whitegrid"), matplotlib.rc_context(settings):
@@ -69,6 +70,7 @@ def save_figure(
     """
     note = metadata_text("; ".join(f"{key} {value}" for key, value in provenance.items()))
     metadata = {"png": {"Description": note}, "pdf": {"Subject": note, "CreationDate": None}}
+    _keep_dollars(figure)
     paths = []
     for kind, fields in metadata.items():
         paths.append(path.with_name(f"{path.name}.{kind}"))
@@ -81,3 +83,17 @@ def save_figure(
     paths.append(path.with_name(f"{path.name}.csv"))
     write_text(paths[-1], table.getvalue())
     return paths
+
+
+def _keep_dollars(figure: Figure) -> None:
+    """Show texts whose dollars enclose no mathematics as they are: names of folders and layers may be such."""
+    parser = MathTextParser("path")
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_ticklabels()  # which makes them
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        try:
+            parser.parse(text.get_text())
+        except ValueError:
+            text.set_parse_math(False)

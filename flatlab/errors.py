@@ -32,6 +32,9 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0].rstrip('.')}"
 
 
+LONGEST = 120
+"""Characters of a value in a message."""
+
 _SHORT = Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong = 2, 80, 40
 
@@ -41,6 +44,7 @@ def shown(value: object) -> str:
     if not isinstance(value, str | int | float | list | tuple | dict | set | None):
         return f"a {type(value).__name__}"
     try:
-        return " ".join(_SHORT.repr(value).split())
+        text = " ".join(_SHORT.repr(value).split())
     except ValueError:  # Python prints no whole number of thousands of digits
         return f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

@@ -47,7 +47,7 @@ class RunConfig(BaseModel):
 
     model: Line = Field("auto", description="mlp, cifar-cnn, tiny-convnet, resnet18-gn or package.module:function")
     hidden: tuple[Annotated[int, Field(le=MOST)], ...] = Field(
-        (64, 32), strict=False, max_length=1000, description="widths of the MLP's hidden layers"
+        (64, 32), max_length=1000, description="widths of the MLP's hidden layers"
     )
     activation: Literal["relu", "tanh"] = Field("relu", description="the MLP's nonlinearity")
 
@@ -116,6 +116,11 @@ class RunConfig(BaseModel):
         if name not in ALGORITHMS:
             raise ValueError(f"no such algorithm; choose from {', '.join(ALGORITHMS)}")
         return name
+
+    @field_validator("hidden", "man_layers", mode="before")
+    @classmethod
+    def _files_write_tuples_as_lists(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
 
     @model_validator(mode="before")
     @classmethod
