@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from analysis.distributed import summed_number
+from analysis.distributed import failing_together, summed_number
 from analysis.layers import Layer, find_layers
 from analysis.problem import Problem
 from analysis.taps import tap_activations
@@ -55,7 +55,7 @@ def forward_pass(problem: Problem, names: Sequence[str] | None = None) -> Forwar
     layers = find_layers(problem)
     inputs = {layer.name: math.nan for layer in layers}
     outputs = dict(inputs)
-    with torch.no_grad(), _without_fast_path():
+    with failing_together(problem.device, problem.distributed), torch.no_grad(), _without_fast_path():
         for chunk in problem.chunks():
             events: list[_Event] = []
             with _recorded(layers, events), tap_activations(partial(_note, events)):

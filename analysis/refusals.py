@@ -107,11 +107,12 @@ def survey(problem: "Problem") -> float:
 def weighed(problem: "Problem") -> float:
     """The divisor of L over samples that were surveyed before; a forward pass, or none where each counts as one."""
     normaliser = 0.0
-    for chunk in problem.chunks():
-        part = _part(problem, (chunk.inputs, chunk.targets), {})
-        if not part.told:
-            return problem.samples if problem.reduction == "mean" else 1.0
-        normaliser += part.normaliser
+    with failing_together(problem.device, problem.distributed):
+        for chunk in problem.chunks():
+            part = _part(problem, (chunk.inputs, chunk.targets), {})
+            if not part.told:
+                return problem.samples if problem.reduction == "mean" else 1.0
+            normaliser += part.normaliser
     return _divisor(problem, normaliser)
 
 
