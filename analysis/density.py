@@ -14,9 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from analysis.errors import MeasurementError
 from analysis.lanczos import decompose
 from analysis.operators import SymmetricOperator
 from analysis.vectors import random_rows
+
+_MOST_POINTS = 200_000
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ def spectral_density(
 ) -> SpectralDensity:
     """Estimate the density from `probes` random vectors with `depth` products each.
 
-    `sigma` defaults to 1 % of the spectrum's extent. `progress` is told the products so far.
+    `sigma` defaults to 1 % of the spectrum's extent; the grid has at least `points`, and as many more as it takes to
+    resolve `sigma`. `progress` is told the products so far. Raises `MeasurementError` for a sigma too small for that.
     """
     generator = torch.Generator().manual_seed(seed)
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
@@ -64,8 +68,14 @@ def spectral_density(
         if progress:
             progress(products)
     low, high = min(x[0].item() for x in nodes), max(x[-1].item() for x in nodes)
-    width = sigma or max(0.01 * (high - low), 1e-3 * max(abs(low), abs(high)), 1e-12)
-    grid = torch.linspace(low - 5 * width, high + 5 * width, points, dtype=torch.float64)
+    width = sigma if sigma is not None else max(0.01 * (high - low), 1e-3 * max(abs(low), abs(high)), 1e-12)
+    if not (high - low) / _MOST_POINTS * 2 < width < math.inf:
+        raise MeasurementError(
+            f"A density over {low:.4g} to {high:.4g} cannot be drawn with sigma {width:g}; take more than "
+            f"{2 * (high - low) / _MOST_POINTS:.2g}, or leave it out."
+        )
+    needed = math.ceil(2 * (high - low + 10 * width) / width) + 1  # a normal curve is summed right at half its sigma
+    grid = torch.linspace(low - 5 * width, high + 5 * width, max(points, needed), dtype=torch.float64)
     curves = torch.stack([_smoothed(grid, x, w, width) for x, w in zip(nodes, weights, strict=True)])
     error = curves.std(0) / math.sqrt(probes) if probes > 1 else torch.full_like(grid, torch.inf)
     return SpectralDensity(grid, curves.mean(0), error, tuple(nodes), tuple(weights), width, operator.size, products)

@@ -5,7 +5,6 @@ weights p_k,  lambda_max(sum_k p_k H_k) <= sum_k p_k lambda_max(H_k):  a mean of
 whole's, but bounds it from above.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -23,13 +22,13 @@ from analysis.spectrum import Eigenvalue, listed
 
 @dataclass(frozen=True)
 class Spread:
-    """Top eigenvalues over disjoint equal parts of the samples."""
+    """Top eigenvalues over disjoint parts of the samples, each as if it were all of them."""
 
     values: tuple[Eigenvalue, ...]  # one per part
-    samples: int  # in a part
-    mean: float
+    samples: int  # in the smallest part
+    mean: float  # by the parts' weights in L
     deviation: float  # standard deviation over the parts
-    standard_error: float  # of lambda_max on all samples together: deviation / sqrt(parts)
+    standard_error: float  # of lambda_max on all samples together: deviation / sqrt(parts) where parts are equal
 
 
 def sampling_spread(
@@ -37,23 +36,35 @@ def sampling_spread(
 ) -> Spread:
     """How much lambda_max moves between `parts` disjoint subsets of the problem's samples.
 
-    The mean over the parts lies above lambda_max of all samples (the module says why), by about the square of the
-    spread. `start` (p, m), e.g. the eigenvector of all samples, saves products. Together the parts cost what one run on
-    all costs.
+    Of a loss that is a sum, a part's eigenvalue is scaled to all samples. The mean over the parts lies above lambda_max
+    of all samples (the module says why), by about the square of the spread. `start` (p, m), e.g. the eigenvector of all
+    samples, saves products. Together the parts cost what one run on all costs.
     """
     if not 2 <= parts <= problem.samples:
         raise MeasurementError(
             f"Cannot split {problem.samples} samples into {parts} parts; use 2 to {problem.samples} parts."
         )
+    pieces = [problem.part(index, parts) for index in range(parts)]
+    sizes = [piece.normaliser if piece.reduction == "mean" else float(piece.samples) for piece in pieces]
+    shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
     values: list[Eigenvalue] = []
-    for index in range(parts):
-        pairs = lanczos(hessian(problem.part(index, parts)), tol=tol, start=start, seed=seed)
-        values.extend(listed(pairs))
+    for piece, share in zip(pieces, shares.tolist(), strict=True):
+        (value,) = listed(lanczos(hessian(piece), tol=tol, start=start, seed=seed))
+        values.append(_scaled(value, 1 / share) if piece.reduction == "sum" else value)
     numbers = torch.tensor([value.value for value in values], dtype=torch.float64)
-    deviation = numbers.std().item()
+    mean = (shares @ numbers).item()
+    squares = (numbers - mean).square() * parts / (parts - 1)
     return Spread(
-        tuple(values), problem.samples // parts, numbers.mean().item(), deviation, deviation / math.sqrt(parts)
+        values=tuple(values),
+        samples=min(piece.samples for piece in pieces),
+        mean=mean,
+        deviation=(shares @ squares).sqrt().item(),
+        standard_error=(shares.square() @ squares).sqrt().item(),
     )
+
+
+def _scaled(value: Eigenvalue, factor: float) -> Eigenvalue:
+    return replace(value, value=factor * value.value, residual=factor * value.residual, error=factor * value.error)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,11 @@
 For z with independent entries +1 or -1,    E[z^T A z] = tr A,    E[z * (A z)] = diag A,    E[|A z|^2] = |A|_F^2
 (Hutchinson 1990; Bekas, Kokiopoulou and Saad 2007). Every probe costs one product and serves all three. The estimates
 come with the standard error of their mean, and the number of probes grows until that of the trace is small enough.
+
+A standard error from n probes is too small as often as too large, and a search that stops where it is small meets the
+former more often: value +- 1.96 standard errors then covers 92 % of the cases instead of 95 %. So errors are widened by
+Student's quantile over the normal one, and 20 probes are taken at least: 94.5 to 95 % in simulations (tests). A matrix
+of no more rows than that is worked through whole, without probes.
 """
 
 import math
@@ -10,12 +15,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from scipy import stats
 from torch import Tensor
 
+from analysis.errors import MeasurementError
 from analysis.operators import SymmetricOperator
 from analysis.vectors import combine, dots
 
-_FEWEST = 10  # probes before a standard error is trusted
+_FEWEST = 20  # probes before a standard error is trusted
+_NORMAL = 1.959964  # the normal distribution's 97.5 % quantile
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Estimate:
     """A mean over random probes."""
 
     value: float
-    standard_error: float
+    standard_error: float  # value +- 1.96 of it covers about 95 %; infinite for a single probe
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Moments:
     groups: Mapping[str, Estimate]  # the trace of each diagonal block asked for
     diagonal: Tensor  # (p,) float64
     diagonal_error: Tensor  # (p,) float64, standard errors
-    products: int  # = probes
+    products: int  # = probes, or p where the matrix is worked through whole
     converged: bool  # the standard error of the trace is at most tol |trace|
 
 
@@ -50,11 +58,14 @@ def hutchinson(
 ) -> Moments:
     """Estimate trace, Frobenius norm and diagonal until the trace's standard error is at most tol |trace|.
 
-    At least 10 probes are taken, at most `max_probes`. `groups` names sets of positions (n,) whose blocks' traces are
-    wanted; they cost nothing more. `progress` is told the probes so far and the relative standard error.
+    At least 20 probes are taken, at most `max_probes`; a matrix of p <= 20 (and `max_probes`) is multiplied with the
+    unit vectors instead, and all errors are 0. `groups` names sets of positions (n,) whose blocks' traces are wanted;
+    they cost nothing more. `progress` is told the probes so far and the relative standard error.
     """
-    generator = torch.Generator().manual_seed(seed)
     groups = groups or {}
+    if operator.size <= min(_FEWEST, max_probes):
+        return _exact_moments(operator, groups)
+    generator = torch.Generator().manual_seed(seed)
     sums = torch.zeros(2, operator.size, dtype=torch.float64, device=operator.device)  # of z * (A z) and of its square
     traces: list[float] = []
     squares: list[float] = []
@@ -87,14 +98,30 @@ def hutchinson(
     )
 
 
+def _exact_moments(operator: SymmetricOperator, groups: Mapping[str, Tensor]) -> Moments:
+    matrix = operator(torch.eye(operator.size, dtype=operator.torch_dtype, device=operator.device)).double()
+    diagonal = matrix.diagonal()
+    return Moments(
+        trace=Estimate(diagonal.sum().item(), 0.0),
+        frobenius=Estimate(torch.linalg.vector_norm(matrix).item(), 0.0),
+        groups={name: Estimate(diagonal[positions].sum().item(), 0.0) for name, positions in groups.items()},
+        diagonal=diagonal,
+        diagonal_error=torch.zeros_like(diagonal),
+        products=operator.size,
+        converged=True,
+    )
+
+
 def hutch_plus_plus(operator: SymmetricOperator, products: int = 60, *, seed: int = 0) -> Estimate:
     """The trace by Hutch++: exact on a sketched subspace, Hutchinson on the rest.
 
     Q spans A S for random signs S; tr A = tr(Q^T A Q) + tr((I - Q Q^T) A (I - Q Q^T)). A third of the products each go
     into the sketch, the exact part and the rest. The error falls like 1 / products, against 1 / sqrt(products) of
     Hutchinson's, where the spectrum decays. The standard error is that of the rest. (Meyer, Musco, Musco and Woodruff
-    2021.)
+    2021.) Raises `MeasurementError` for fewer than 6 products: two vectors each are the least.
     """
+    if products < 6:
+        raise MeasurementError(f"Hutch++ needs at least 6 products, not {products}.")
     generator = torch.Generator().manual_seed(seed)
     third = min(products // 3, operator.size)
     sketch = operator(random_signs(third, operator, generator).T).double()
@@ -114,12 +141,12 @@ def random_signs(count: int, operator: SymmetricOperator, generator: torch.Gener
 
 
 def mean_of(values: list[float]) -> Estimate:
-    """The mean and its standard error, infinite for a single value."""
+    """The mean and its standard error by Student's distribution (see the module), infinite for a single value."""
     count, mean = len(values), math.fsum(values) / len(values)
     if count == 1:
         return Estimate(mean, math.inf)
     variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return Estimate(mean, math.sqrt(variance / count))
+    return Estimate(mean, float(stats.t.ppf(0.975, count - 1)) / _NORMAL * math.sqrt(variance / count))
 
 
 def _root(square: Estimate) -> Estimate:

@@ -1,4 +1,9 @@
-"""Means over seeds, and differences of runs that share their seed."""
+"""Means over seeds, and differences of runs that share their seed.
+
+An accuracy is a count, and so is anything that is printed with few digits: equal differences do not say that there is
+no spread, only that it is below a step of the count. So a spread never is taken for less than a step's rounding, which
+is 1 / sqrt(12) of the step (the standard deviation of a uniform error).
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,7 +30,7 @@ class Difference:
     """Mean of paired differences and its confidence interval."""
 
     mean: float
-    low: float | None  # None: a single pair has no interval
+    low: float | None  # None: a single pair, or values that are all alike, have no interval
     high: float | None
     pairs: int
 
@@ -45,11 +50,22 @@ def paired_difference(without: Mapping[int, float], with_: Mapping[int, float]) 
 
     None without a common seed at which both are finite.
     """
-    differences = [with_[seed] - without[seed] for seed in without if seed in with_]
+    pairs = [(without[seed], with_[seed]) for seed in without if seed in with_]
+    differences = [b - a for a, b in pairs]
     summary = sample(differences)
     if summary is None or summary.count == 0:
         return None
-    if summary.deviation is None:
-        return Difference(summary.mean, None, None, 1)
-    half = stats.t.ppf((1 + LEVEL) / 2, summary.count - 1) * summary.deviation / math.sqrt(summary.count)
+    step = _step(differences) or _step([value for pair in pairs for value in pair])
+    deviation = max(summary.deviation or 0.0, step / math.sqrt(12))
+    if summary.deviation is None or deviation == 0:
+        return Difference(summary.mean, None, None, summary.count)
+    half = stats.t.ppf((1 + LEVEL) / 2, summary.count - 1) * deviation / math.sqrt(summary.count)
     return Difference(summary.mean, summary.mean - half, summary.mean + half, summary.count)
+
+
+def _step(values: Sequence[float]) -> float:
+    """The smallest distance between two of the finite `values` that is no rounding; 0 where all are alike."""
+    finite = np.sort([value for value in values if math.isfinite(value)])
+    gaps = np.diff(finite)
+    gaps = gaps[gaps > 1e-9 * np.abs(finite).max(initial=0.0)]
+    return float(gaps.min(initial=math.inf)) if len(gaps) else 0.0

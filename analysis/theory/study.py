@@ -1,7 +1,7 @@
 """Does training with MAN do what the theory suggests? What is measured of each network, and what many of them say."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,17 @@ from analysis.activations import forward_pass
 from analysis.flatness import flatness
 from analysis.problem import Problem
 from analysis.spectrum import layer_eigenpairs
-from analysis.theory.verdicts import Answer, Claim, Comparison, Correlation, compare, corrected, correlate, verdict
+from analysis.theory.verdicts import (
+    Answer,
+    Claim,
+    Comparison,
+    Correlation,
+    Point,
+    compare,
+    corrected,
+    correlate,
+    verdict,
+)
 
 TRACE_TOL = 0.05
 
@@ -169,22 +179,25 @@ def correlations(subjects: Sequence[Subject]) -> list[Correlation]:
     round, and over rounds (within a run).
     """
     last = [s for s in subjects if s.round == max(o.round for o in subjects if o.group == s.group)]
-    found = [correlate("layers", "", [_points(run, None) for run in last])]
+    found = [correlate("layers", "", [p for run in last for p in _points(run, None, run.checkpoint)])]
     names = list(dict.fromkeys(layer.name for subject in subjects for layer in subject.measures.layers))
-    ways: list[tuple[str, Sequence[Subject], Callable[[Subject], object]]] = [
+    ways: list[tuple[str, Sequence[Subject], Callable[[Subject], Hashable]]] = [
         ("coefficients", last, lambda s: (s.group, s.seed)),
         ("seeds", last, lambda s: (s.group, s.setting)),
         ("rounds", subjects, lambda s: (s.group, s.setting, s.seed)),
     ]
     for over, chosen, fixed in ways:
         for name in names:
-            groups = _grouped(chosen, fixed).values()
-            found.append(correlate(over, name, [[p for run in own for p in _points(run, name)] for own in groups]))
+            found.append(correlate(over, name, [p for run in chosen for p in _points(run, name, fixed(run))]))
     return [correlation for correlation in found if correlation is not None]
 
 
-def _points(subject: Subject, name: str | None) -> list[tuple[float, float]]:
-    return [(layer.input_norm2, layer.top) for layer in subject.measures.layers if name in (None, layer.name)]
+def _points(subject: Subject, name: str | None, group: Hashable) -> list[Point]:
+    return [
+        Point(group, subject.seed, layer.input_norm2, layer.top)
+        for layer in subject.measures.layers
+        if name in (None, layer.name)
+    ]
 
 
 def _grouped(subjects: Iterable[Subject], key: Callable[[Subject], Any]) -> dict[Any, list[Subject]]:

@@ -4,18 +4,26 @@ Runs are paired by seed: x with MAN, y without. For a quantity that is positive 
 (x / y)), for accuracy the mean of x - y; its interval is Student's. Whether it differs from nothing is asked by the
 paired t test, and since one study asks many such questions, the p-values of all of them are corrected together (Holm
 1979): with no effects at all, the chance of a single wrong answer stays below 5 %.
+
+No spread is taken for less than can be told: an accuracy is a count, whose rounding is 1 / sqrt(12) of its step, and
+what is compared by ratio is measured to about 1e-3 of itself. So equal differences never make p = 0.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 LEVEL = 0.05
 FEWEST_PAIRS = 3
+
+_MEASURED = 1e-3
+"""Share of itself to which a number that is compared by ratio is measured."""
 
 Direction = Literal["lower", "higher"]
 Answer = Literal["supported", "contradicted", "undecided"]
@@ -98,13 +106,21 @@ def _paired(claim: Claim, setting: str, x: Sequence[float], y: Sequence[float]) 
     if n < 2:
         effect = back(float(d[0])) if n else math.nan
         return Comparison(claim, setting, n, effect, math.nan, math.nan, 1.0, 1.0)
-    mean, error = float(d.mean()), float(stats.sem(d))
-    if error <= 1e-12 * abs(mean):  # the same difference in every pair
-        p, margin = (0.0 if mean else 1.0), 0.0
-    else:
-        p = float(stats.ttest_1samp(d, 0.0).pvalue)
-        margin = error * float(stats.t.ppf(1 - LEVEL / 2, n - 1))
+    step = _MEASURED if claim.ratio else _step(d) or _step(np.concatenate([a[usable], b[usable]]))
+    mean, error = float(d.mean()), max(float(d.std(ddof=1)), step / math.sqrt(12)) / math.sqrt(n)
+    if error == 0:  # all numbers are alike
+        return Comparison(claim, setting, n, back(mean), math.nan, math.nan, 1.0, 1.0)
+    p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
+    margin = error * float(stats.t.ppf(1 - LEVEL / 2, n - 1))
     return Comparison(claim, setting, n, back(mean), back(mean - margin), back(mean + margin), p, p)
+
+
+def _step(values: NDArray[np.float64]) -> float:
+    """The smallest distance between two values that is no rounding; 0 where all are alike."""
+    ordered = np.sort(values)
+    gaps = np.diff(ordered)
+    gaps = gaps[gaps > 1e-9 * np.abs(ordered).max(initial=0.0)]
+    return float(gaps.min()) if len(gaps) else 0.0
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -125,32 +141,60 @@ def verdict(comparisons: Iterable[Comparison]) -> Answer:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One layer of one checkpoint."""
+
+    group: Hashable  # points of one group share what is held fixed; its mean is taken away
+    seed: int
+    norm: float  # mean |a|^2 entering the layer
+    eigenvalue: float  # the layer's largest
+
+
+@dataclass(frozen=True)
 class Correlation:
     """Pearson's r of log norm and log eigenvalue."""
 
     over: str  # what varies between the points
     layer: str  # "" for all layers together
     points: int
+    seeds: int
     r: float
-    low: float  # of the 95 % interval (Fisher's z)
+    low: float  # of the 95 % interval; nan with fewer than three seeds
     high: float
 
 
-def correlate(over: str, layer: str, groups: Sequence[Sequence[tuple[float, float]]]) -> Correlation | None:
-    """Correlate log norm and log eigenvalue over the (norm, eigenvalue) in each group, the groups' means taken away.
+def correlate(over: str, layer: str, points: Iterable[Point]) -> Correlation | None:
+    """Correlate log norm and log eigenvalue, the groups' means taken away.
 
-    None where fewer than four degrees of freedom are left, or a side does not vary.
+    Layers and rounds of one run are no independent observations, seeds are: so the interval comes from leaving out one
+    seed after the other (the jackknife of Fisher's z over clusters, with Student's quantile; Miller 1974, "The
+    jackknife: a review"). None where fewer than four points are free, or a side does not vary.
     """
-    logs = [np.log([pair for pair in group if min(pair) > 0]) for group in groups]
-    logs = [group for group in logs if len(group) > 1]
-    points = sum(map(len, logs))
-    freedom = points - len(logs) + 1
-    if freedom < 4:
+    usable = [point for point in points if min(point.norm, point.eigenvalue) > 0]
+    seeds = sorted({point.seed for point in usable})
+    whole = _fisher_z(usable)
+    if whole is None:
+        return None
+    z, count = whole
+    without = [_fisher_z([point for point in usable if point.seed != seed]) for seed in seeds]
+    low = high = math.nan
+    if len(seeds) >= FEWEST_PAIRS and all(part is not None for part in without):
+        pseudo = np.array([len(seeds) * z - (len(seeds) - 1) * part[0] for part in without if part])
+        margin = float(stats.t.ppf(1 - LEVEL / 2, len(seeds) - 1)) * float(stats.sem(pseudo))
+        low, high = math.tanh(z - margin), math.tanh(z + margin)
+    return Correlation(over, layer, count, len(seeds), math.tanh(z), low, high)
+
+
+def _fisher_z(points: Sequence[Point]) -> tuple[float, int] | None:
+    """(atanh r, points used) within the groups of two or more; None where that is not defined."""
+    groups: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
+    for point in points:
+        groups[point.group].append((math.log(point.norm), math.log(point.eigenvalue)))
+    logs = [np.array(group) for group in groups.values() if len(group) > 1]
+    count = sum(map(len, logs))
+    if count - len(logs) + 1 < 4:
         return None
     a, b = np.concatenate([group - group.mean(axis=0) for group in logs]).T
     if np.abs(a).max() < 1e-6 or np.abs(b).max() < 1e-6:
         return None
-    r = float(np.clip(np.corrcoef(a, b)[0, 1], -1, 1))
-    margin = float(stats.norm.ppf(1 - LEVEL / 2)) / math.sqrt(freedom - 3)
-    low, high = (math.tanh(math.atanh(np.clip(r, -1 + 1e-15, 1 - 1e-15)) + side) for side in (-margin, margin))
-    return Correlation(over, layer, points, r, low, high)
+    return math.atanh(float(np.clip(np.corrcoef(a, b)[0, 1], -1 + 1e-15, 1 - 1e-15))), count

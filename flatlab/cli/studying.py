@@ -24,7 +24,7 @@ from analysis.theory.study import (
     measure,
 )
 from analysis.theory.verdicts import Comparison, Correlation
-from flatlab.cli.console import console, status, write_json
+from flatlab.cli.console import console, finite, status, write_json
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config, read_config
 from flatlab.federated.engine.batched import BatchedEngine
@@ -99,9 +99,9 @@ def study_run(
             "but the coefficient, with the same seed and round."
         )
     results = {
-        "subjects": [{**_without_nan(asdict(subject)), "setting": subject.setting} for subject in subjects],
+        "subjects": [{**finite(asdict(subject)), "setting": subject.setting} for subject in subjects],
         "verdicts": [_plain_verdict(verdict) for verdict in verdicts],
-        "correlations": [vars(correlation) for correlation in correlated],
+        "correlations": [finite(vars(correlation)) for correlation in correlated],
         "versions": provenance(),
     }
     write_json(out / "study.json", results)
@@ -156,7 +156,7 @@ def _subject(path: Path, measurement: Measurement, tell: Callable[[str], None]) 
     if content is None or content["samples"] != measurement.samples:
         problem = open_checkpoint(path, measurement).problem
         measures = asdict(measure(problem, lambda stage: tell(f"{path}: {stage}")))
-        content = {"samples": measurement.samples, "measures": _without_nan(measures), "versions": provenance()}
+        content = {"samples": measurement.samples, "measures": finite(measures), "versions": provenance()}
         write_json(saved, content)
     return Subject(
         checkpoint=str(path),
@@ -182,17 +182,8 @@ def _measures(plain: dict[str, Any]) -> Measures:
     return Measures(**{**plain, "layers": [layer(numbers) for numbers in plain["layers"]]})
 
 
-def _without_nan(value: Any) -> Any:
-    """The same plain data with null for what is no number, as JSON wants it."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _plain_verdict(verdict: ClaimVerdict) -> dict[str, Any]:
-    plain: dict[str, Any] = _without_nan(asdict(verdict))
+    plain: dict[str, Any] = finite(asdict(verdict))
     comparisons = [
         {**{key: value for key, value in own.items() if key != "claim"}, "answer": comparison.answer}
         for own, comparison in zip(plain["comparisons"], verdict.comparisons, strict=True)
@@ -217,7 +208,8 @@ def _print(verdicts: Sequence[ClaimVerdict], correlated: Iterable[Correlation]) 
     for heading in ("layer", "varying", "points", "r", "95 %"):
         table.add_column(heading, justify="right" if heading in ("points", "r", "95 %") else "left")
     for c in sorted(correlated, key=lambda c: (c.layer, c.over)):
-        table.add_row(c.layer or "all", c.over, str(c.points), f"{c.r:+.2f}", f"{c.low:+.2f} to {c.high:+.2f}")
+        interval = "too few seeds" if math.isnan(c.low) else f"{c.low:+.2f} to {c.high:+.2f}"
+        table.add_row(c.layer or "all", c.over, str(c.points), f"{c.r:+.2f}", interval)
     console.print(table)
 
 

@@ -73,12 +73,9 @@ class _MeanSquareOfCopy(Function):
 
 
 def square_sum(a: Tensor) -> Tensor:
-    """sum(a^2) as a scalar without a gradient, in one pass that copies nothing, channels_last or not."""
-    strides: tuple[int, ...] = a.stride()
-    in_memory_order = sorted(range(a.dim()), key=lambda d: -strides[d])
-    flat = a.detach().permute(in_memory_order).reshape(-1)
-    total: Tensor = torch.dot(flat, flat)
-    return total
+    """sum(a^2) as a float64 scalar without a gradient; float32 sums of millions are off by 1e-4 and more."""
+    norm: Tensor = torch.linalg.vector_norm(a.detach(), dtype=torch.float64)
+    return norm.square()
 
 
 @dataclass(frozen=True)

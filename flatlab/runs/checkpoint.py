@@ -147,9 +147,13 @@ def provenance() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of the source tree that runs, "+" if it was changed since, or "unknown" where there is none."""
+    """The commit of the source tree that runs, "+" if it was changed since, or "unknown" where there is none.
+
+    An installed package may lie inside a repository of something else, which does not track it.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changes = subprocess.run(
             [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from analysis.errors import MeasurementError
 from analysis.operators import hessian
-from analysis.problem import Problem
+from analysis.problem import Problem, make_problem
 from analysis.subsets import batch_spectra, client_spectra, sampling_spread
 
 
@@ -39,12 +39,31 @@ def test_spread_over_disjoint_subsets(make_case: Any) -> None:
     spread = sampling_spread(problem, 3, tol=1e-8)
     exact = [top(case.problem(data=data(case, slice(i, None, 3)))) for i in range(3)]
     assert [value.value for value in spread.values] == pytest.approx(exact, rel=1e-6)
-    assert spread.mean == pytest.approx(sum(exact) / 3)
-    assert spread.deviation == pytest.approx(torch.tensor(exact, dtype=torch.float64).std().item())
-    assert spread.standard_error == pytest.approx(spread.deviation / 3**0.5)
+    assert spread.samples == 2
+    shares, tops = torch.tensor([3, 2, 2]).double() / 7, torch.tensor(exact, dtype=torch.float64)  # of 7 samples
+    assert spread.mean == pytest.approx((shares @ tops).item())
+    squares = 1.5 * (tops - spread.mean).square()
+    assert spread.deviation == pytest.approx((shares @ squares).sqrt().item())
+    assert spread.standard_error == pytest.approx((shares.square() @ squares).sqrt().item())
     assert sampling_spread(case.problem(data=data(case, [0] * 7)), 3).deviation == pytest.approx(0, abs=1e-9)
     with pytest.raises(MeasurementError, match="8 parts"):
         sampling_spread(problem, 8)
+
+
+def test_the_spread_of_a_sum_is_that_of_all_samples(make_case: Any) -> None:
+    """7 samples in parts of 4 and 3: each part's sum is scaled to 7, and the larger part weighs more."""
+    case = make_case("mlp")
+    whole = make_problem(case.model, sum_of_squares, data(case, slice(None)), reduction="sum", dtype=torch.float64)
+    spread = sampling_spread(whole, 2, tol=1e-8)
+    tops = [top(whole.part(index, 2)) * 7 / n for index, n in enumerate((4, 3))]
+    assert [value.value for value in spread.values] == pytest.approx(tops, rel=1e-6)
+    assert spread.mean == pytest.approx((4 * tops[0] + 3 * tops[1]) / 7)
+    off = [n / 7 * (value - spread.mean) for n, value in zip((4, 3), tops, strict=True)]
+    assert spread.standard_error == pytest.approx((2 * sum(x**2 for x in off)) ** 0.5)
+
+
+def sum_of_squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs.square().sum()
 
 
 def test_spectra_of_mini_batches(make_case: Any) -> None:

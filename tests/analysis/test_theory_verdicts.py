@@ -1,7 +1,7 @@
 """From numbers to verdicts: constructed cases of each kind."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from analysis.problem import make_problem
 from analysis.theory.dense import examine
 from analysis.theory.study import CONTRASTS, LayerMeasures, Measures, Subject, conclude, correlations, measure
-from analysis.theory.verdicts import Claim, Comparison, compare, corrected, correlate, holm, verdict
+from analysis.theory.verdicts import Claim, Comparison, Point, compare, corrected, correlate, holm, verdict
 
 LOWER, HIGHER = Claim("lambda", "lower"), Claim("accuracy", "higher", ratio=False)
 NOISE = np.array([0.03, -0.02, 0.01, -0.04, 0.02])
@@ -204,26 +204,63 @@ def test_every_contrast_has_verdicts_of_its_own() -> None:
     assert [c.setting for c in found["only the logits penalised"].comparisons] == ["ζ = 0, logits 1"]
 
 
+def points(groups: Sequence[Sequence[tuple[float, float]]]) -> list[Point]:
+    """The n-th pair of every group comes from seed n."""
+    return [Point(g, seed, *pair) for g, group in enumerate(groups) for seed, pair in enumerate(group)]
+
+
 def test_correlations_are_taken_within_what_is_held_fixed() -> None:
     """Within a group the eigenvalue is the norm squared; between groups it falls: only the first is what is asked."""
     groups = [[(x * 10.0**g, (x * 10.0**g) ** 2 / 1000.0**g) for x in (1.0, 2.0, 3.0)] for g in range(3)]
-    found = correlate("seeds", "fc2", groups)
+    found = correlate("seeds", "fc2", points(groups))
     assert found is not None
     assert found.r == pytest.approx(1)
     assert found.points == 9
-    assert correlate("seeds", "fc1", [[(64.0, 1.0), (64.0, 2.0), (64.0, 3.0), (64.0, 4.0)]]) is None
-    assert correlate("seeds", "fc1", [[(1.0, 1.0), (2.0, 2.0)]]) is None
+    assert correlate("seeds", "fc1", points([[(64.0, 1.0), (64.0, 2.0), (64.0, 3.0), (64.0, 4.0)]])) is None
+    assert correlate("seeds", "fc1", points([[(1.0, 1.0), (2.0, 2.0)]])) is None
 
 
-def test_the_interval_of_a_correlation_is_fishers() -> None:
+def test_seeds_are_what_a_correlation_counts() -> None:
+    """Points of a seed that say the same again narrow nothing; independent seeds do, and the interval covers."""
     generator = np.random.default_rng(0)
-    a = generator.normal(size=20)
-    b = a + generator.normal(size=20)
-    found = correlate("layers", "", [list(zip(np.exp(a), np.exp(b), strict=True))])
-    expected = stats.pearsonr(a, b)
-    interval = expected.confidence_interval()
-    assert found is not None
-    assert (found.r, found.low, found.high) == pytest.approx((expected.statistic, interval.low, interval.high))
+    covered, widths = 0, []
+    for _ in range(200):
+        a = generator.normal(size=8)
+        b = a + generator.normal(size=8)
+        seeds = [Point("", seed, math.exp(a[seed]), math.exp(b[seed])) for seed in range(8)]
+        once, thrice = correlate("layers", "", seeds), correlate("layers", "", 3 * seeds)
+        assert once is not None
+        assert thrice is not None
+        assert (once.low, once.high) == pytest.approx((thrice.low, thrice.high))
+        assert (once.seeds, thrice.points) == (8, 24)
+        covered += once.low <= math.sqrt(0.5) <= once.high
+        widths.append(once.high - once.low)
+    assert covered >= 180
+    few = correlate("layers", "", [Point(seed, seed, x, x**2 * (1 + seed)) for seed in (0, 1) for x in (1.0, 2.0, 3.0)])
+    assert few is not None
+    assert math.isnan(few.low)
+
+
+@pytest.mark.parametrize("images", [359, 10_000])
+def test_equal_differences_decide_nothing_by_themselves(images: int) -> None:
+    claim = Claim("test accuracy", "higher", ratio=False)
+    without = {seed: {"test accuracy": value} for seed, value in {0: 0.95, 1: 0.96, 2: 0.94}.items()}
+    with_man = {seed: {"test accuracy": value["test accuracy"] + 1 / images} for seed, value in without.items()}
+    (comparison,) = compare([claim], without, {"zeta": with_man})
+    assert comparison.p > 0.01
+    assert comparison.high - comparison.low > 1 / images
+    same = {seed: {"test accuracy": 0.5} for seed in range(3)}
+    (alike,) = compare([claim], same, {"": same})
+    assert alike.p == 1
+    assert math.isnan(alike.low)
+
+
+def test_equal_ratios_are_known_to_the_tolerance_of_what_was_measured() -> None:
+    claim = Claim("trace", "lower")
+    without = {seed: {"trace": value} for seed, value in enumerate((1.0, 2.0, 3.0))}
+    (comparison,) = compare([claim], without, {"": {k: {"trace": v["trace"] * 0.9999} for k, v in without.items()}})
+    assert comparison.p > 0.05
+    assert comparison.low < 0.9999 < comparison.high
 
 
 def test_the_correlations_of_a_study() -> None:

@@ -1,5 +1,6 @@
 """Stochastic estimates against the exact values, with their standard errors held to account."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from analysis.density import spectral_density
+from analysis.errors import MeasurementError
 from analysis.operators import hessian, matrix_operator
 from analysis.trace import hutch_plus_plus, hutchinson
 
@@ -47,7 +49,7 @@ def test_hutchinson_stops_on_its_standard_error_and_says_when_it_could_not(make_
 def test_a_diagonal_matrix_is_exact_at_once() -> None:
     matrix = torch.diag(torch.arange(5.0, dtype=torch.float64))
     moments = hutchinson(matrix_operator(matrix))
-    assert moments.products == 10
+    assert moments.products == 5
     assert moments.trace.value == 10
     assert moments.trace.standard_error == 0
     assert moments.diagonal.tolist() == [0, 1, 2, 3, 4]
@@ -131,3 +133,49 @@ def test_density_of_a_constant_matrix_and_of_one_parameter() -> None:
         density = spectral_density(matrix_operator(matrix), probes=2)
         assert density.density.isfinite().all()
         assert density.mean_of(lambda x: x) == pytest.approx(matrix.trace().item() / len(matrix))
+
+
+@pytest.mark.parametrize("size", [1, 3, 20])
+def test_a_small_matrix_is_worked_through_whole(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    a = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    a = a + a.T
+    moments = hutchinson(matrix_operator(a), groups={"first": torch.tensor([0])})
+    assert moments.trace.value == pytest.approx(a.trace().item())
+    assert moments.frobenius.value == pytest.approx(torch.linalg.matrix_norm(a).item())
+    assert moments.groups["first"].value == pytest.approx(a[0, 0].item())
+    assert (moments.trace.standard_error, moments.products, moments.converged) == (0.0, size, True)
+
+
+@pytest.mark.parametrize("relative_spread", [0.05, 0.1, 0.2])
+def test_the_error_of_a_trace_covers_as_often_as_it_says(relative_spread: float) -> None:
+    """Of 400 searches that stop by themselves, 95 % have the trace within 1.96 standard errors (give or take 1 %)."""
+    p = 60
+    off = relative_spread * p / math.sqrt(2 * p * (p - 1))  # z^T A z has the variance 2 p (p - 1) off^2
+    signs = torch.sign(torch.randn(p, p, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).triu(1)
+    matrix = off * (signs + signs.T) + torch.eye(p, dtype=torch.float64)
+    covered = 0
+    for seed in range(400):
+        trace = hutchinson(matrix_operator(matrix), tol=0.02, seed=seed).trace
+        covered += abs(trace.value - p) <= 1.96 * trace.standard_error
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_hutch_plus_plus_needs_two_vectors_of_each_kind() -> None:
+    for products in (0, 1, 2, 5):
+        with pytest.raises(MeasurementError, match="at least 6"):
+            hutch_plus_plus(matrix_operator(torch.eye(3)), products)
+
+
+@given(st.floats(-4, 1))
+@settings(max_examples=20, deadline=None)
+def test_a_density_integrates_to_one_whatever_its_width(log_sigma: float) -> None:
+    values = torch.linspace(-1, 3, 30, dtype=torch.float64)
+    density = spectral_density(matrix_operator(values.diag()), depth=30, probes=2, sigma=10**log_sigma, points=50)
+    assert torch.trapezoid(density.density, density.grid).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, 1e-9, math.nan, math.inf])
+def test_a_width_that_cannot_be_drawn_is_refused(sigma: float) -> None:
+    with pytest.raises(MeasurementError, match="sigma"):
+        spectral_density(matrix_operator(torch.linspace(-1, 3, 30).double().diag()), depth=10, sigma=sigma)

@@ -37,3 +37,16 @@ def test_the_deviation_is_the_sample_s() -> None:
     assert summary.mean == pytest.approx(7 / 3)
     assert summary.deviation == pytest.approx(np.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2))
     assert sample([]) is None
+
+
+def test_equal_differences_have_an_interval() -> None:
+    """Three seeds that all gain one image of 359, which is a step of the count and no certainty."""
+    without = {0: 0.95, 1: 0.96, 2: 0.94}
+    gain = paired_difference(without, {seed: value + 1 / 359 for seed, value in without.items()})
+    assert gain is not None
+    assert gain.low is not None
+    assert gain.high is not None
+    assert gain.high - gain.low > 1e-3
+    alike = paired_difference({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0})
+    assert alike is not None
+    assert alike.low is None
