@@ -31,14 +31,14 @@ def ieee() -> Iterator[None]:
     if all(_read(*switch) == "ieee" for switch in _SWITCHES) and not torch._C._is_any_autocast_enabled():
         yield
         return
+    before = {switch: _read(*switch) for switch in _SWITCHES}
     own = _own_values()
     for switch in _SWITCHES:
         _write(*switch, "ieee")
     matmul, cudnn = torch.get_float32_matmul_precision(), _cudnn_allows_tf32()
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    for switch in _OPERATIONS:  # the old switches wrote some of them
-        _write(*switch, "ieee")
+    multiply_float32("ieee")  # the old switches wrote some of them
     try:
         with _without_autocast():
             yield
@@ -47,6 +47,15 @@ def ieee() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = cudnn
         for switch in _SWITCHES:
             _write(*switch, own[switch])
+        for switch in _SWITCHES:  # cuDNN's begin as a TF32 that follows, which nothing written brings back
+            if _read(*switch) != before[switch]:
+                _write(*switch, before[switch])
+
+
+def multiply_float32(value: str) -> None:
+    """Set every operation's own switch to `value`, "ieee" or "tf32"."""
+    for switch in _OPERATIONS:
+        _write(*switch, value)
 
 
 def _own_values() -> dict[tuple[str, str], str]:

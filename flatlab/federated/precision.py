@@ -6,37 +6,30 @@ so is every evaluation, and all curvature.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from operator import attrgetter
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-Precision = Literal["ieee", "tf32", "bf16"]
+from analysis.ieee import ieee, multiply_float32
 
-_SWITCHES: tuple[Any, ...] = tuple(
-    attrgetter(f"backends{name}")(torch)
-    for name in (
-        "", ".cuda.matmul", ".cudnn", ".cudnn.conv", ".cudnn.rnn",
-        ".mkldnn", ".mkldnn.matmul", ".mkldnn.conv", ".mkldnn.rnn",
-    )
-)  # fmt: skip
-"""What says how float32 is multiplied; the general before the particular, which would override it."""
+Precision = Literal["ieee", "tf32", "bf16"]
 
 
 @contextmanager
 def arithmetic(precision: Precision) -> Iterator[None]:
-    """Within the block, multiply float32 numbers as `precision` says, on every device; autocast is `autocast`'s matter.
+    """Within the block, multiply float32 numbers as `precision` says, on every device; the caller's autocast is off.
 
-    PyTorch runs cuDNN's convolutions in TF32 unless told otherwise. bf16 leaves what is not cast in IEEE float32.
+    bf16 leaves what `autocast` does not cast in IEEE float32.
     """
-    before = [switch.fp32_precision for switch in _SWITCHES]
-    for switch in _SWITCHES:
-        switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    try:
-        yield
-    finally:
-        for switch, value in zip(_SWITCHES, before, strict=True):
-            switch.fp32_precision = value
+    with ieee():
+        if precision != "tf32":
+            yield
+            return
+        multiply_float32("tf32")
+        try:
+            yield
+        finally:
+            multiply_float32("ieee")
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

@@ -1,5 +1,7 @@
 """Products are IEEE float32 whatever the caller or the model has switched on, and the switches are put back."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -182,3 +184,22 @@ def test_a_gpu_gives_the_products_of_a_cpu_in_float64() -> None:
         expected = make(exact)(v.double())
         error = (make(ours)(v).cpu().double() - expected).norm() / expected.norm()
         assert error < 2e-5  # TF32 is off by some 1e-3
+
+
+def test_a_process_that_touched_no_switch_finds_them_as_they_were() -> None:
+    """torch's own state at its start cannot be written; what is read afterwards must be the same, old switches too."""
+    code = """
+import torch
+from analysis.ieee import ieee
+read = torch._C._get_fp32_precision_getter
+def state():
+    pairs = [(b, op) for b in ("cuda", "mkldnn") for op in ("all", "matmul", "conv", "rnn")]
+    return [read(*p) for p in pairs], torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+before = state()
+for _ in range(2):
+    with ieee():
+        pass
+    assert state() == before, (before, state())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
