@@ -7,9 +7,9 @@ import typer
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the demonstration; an earlier one there is replaced.")] = Path(
-        "checkpoints/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder of the demonstration; runs of an earlier one there are taken as they are.")
+    ] = Path("checkpoints/demo"),
 ) -> None:
     """Train FedAvg on digits without and with MAN, measure both, and draw the comparison."""
     import time
@@ -23,25 +23,24 @@ def demo(
     from flatlab.federated.config import make_config
     from flatlab.measuring.eigs import Search, eigs_numbers
     from flatlab.measuring.subjects import Measurement
+    from flatlab.runs.folder import RunFolder
 
     began = time.monotonic()
-    checkpoints = []
-    for name, man in (("without-man", False), ("with-man", True)):
-        _remove_run(out / name)
-        checkpoints.append(train_run(make_config({"man": man}), None, out / name, Execution(), None))
+    configs = {name: make_config({"man": man}) for name, man in (("without-man", False), ("with-man", True))}
+    for name, config in configs.items():
+        RunFolder(out / name).require(config)  # before the first is trained: a run of the user's is left alone
+    checkpoints = [train_run(config, None, out / name, Execution(), None) for name, config in configs.items()]
+    search = Search()
     results = measure(
-        "eigs", checkpoints, Measurement(), lambda subject, tell: eigs_numbers(subject, Search(), tell), None
+        "eigs",
+        checkpoints,
+        Measurement(),
+        vars(search),
+        lambda subject, tell: eigs_numbers(subject, search, tell),
+        None,
     )
     print_eigs(results)
     without, with_man = results
     pictures = draw_layers([without, with_man], out / "layers")
     console.print(compare(without, with_man))
     console.print(f"Picture: [bold]{pictures[0]}[/bold] ({time.monotonic() - began:.0f} s in all)", soft_wrap=True)
-
-
-def _remove_run(folder: Path) -> None:
-    """Delete an earlier demonstration, and nothing that is not one."""
-    import shutil
-
-    if (folder / "config.toml").exists():
-        shutil.rmtree(folder)

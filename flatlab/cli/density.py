@@ -30,6 +30,7 @@ def density(
         "density",
         given.paths,
         given.measurement(),
+        vars(quadrature),
         lambda subject, tell: density_numbers(subject.problem, quadrature, tell),
         given.json,
     )

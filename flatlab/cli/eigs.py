@@ -63,11 +63,14 @@ def eigs(
     if clients is not None:
         search.require_plain("--clients")
         kind, show, draw = "clients", print_clients, draw_client_curvature
+        settings = search.plain_part
     elif per_batch is not None:
         search.require_plain("--per-batch")
         kind, show, draw = "batches", print_batches, draw_batch_spectrum
+        settings = search.plain_part | {"batch_size": per_batch}
     else:
         kind, show, draw = "eigs", print_eigs, draw_layers
+        settings = vars(search)
 
     def work(subject: "Subject", tell: "Tell") -> dict[str, Any]:
         if clients is not None:
@@ -78,7 +81,7 @@ def eigs(
             else batches_numbers(subject, search, per_batch, tell)
         )
 
-    results = measure(kind, given.paths, measurement, work, given.json)
+    results = measure(kind, given.paths, measurement, settings, work, given.json)
     show(results)
     if given.figure is not None:
         save_picture(draw, results, given.figure)

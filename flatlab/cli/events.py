@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flatlab.errors import UsageError
-from flatlab.federated.rounds import Record
+from flatlab.runs.metrics import Record
 
 SCALARS = {
     "train/loss": "train_loss",

@@ -33,7 +33,9 @@ def reproduce(
     """Run a grid of methods x MAN x partitions x seeds, then make its tables, figures and report.
 
     Only what is missing is done: after an interruption, or with more seeds in the grid, the same command goes on. A
-    cell that fails does not stop the others; it is listed with its reason and tried again by the next call.
+    cell that fails does not stop the others; it is listed with its reason and tried again by the next call. A folder
+    that holds another run than the grid describes is named and left alone; cells that another call has in work are
+    waited for.
     """
     from flatlab.cli.reproducing import Where, plan_grid, run_grid
 

@@ -1,9 +1,11 @@
 """What `flatlab reproduce` does: plan a grid, run what is missing while a table fills, and make what comes of it."""
 
 import os
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,14 @@ from flatlab.cli.console import console, status, write_json
 from flatlab.cli.presenting import present
 from flatlab.errors import UsageError
 from flatlab.files import write_text
-from flatlab.grid.carry import Progress, cell_progress, run_cells
+from flatlab.grid.carry import run_cells
 from flatlab.grid.cells import CellWork
 from flatlab.grid.estimate import Calibration, calibrate, measuring_seconds, training_seconds
 from flatlab.grid.plan import Cell, Grid, grid_cells, parse_grid, read_grid_text, require_named_model
+from flatlab.grid.progress import Progress, cell_progress
+from flatlab.runs.fingerprint import settled
+from flatlab.runs.interruption import exit_status
+from flatlab.runs.lines import LINE_SECONDS, duration
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,22 @@ class Plan:
 
 
 def run_grid(name: str, where: Where, json: Path | None) -> None:
-    """Run what is missing, then make tables, figures and report; exits with 1 if a cell failed, 130 if interrupted."""
+    """Run what is missing, then make tables, figures and report.
+
+    Exits with 1 if a cell failed or its folder holds another run, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     plan = _plan(name, where)
     write_text(plan.results / "grid.toml", plan.text)
     progress = plan.progress()
-    todo = [cell for cell in plan.cells if not progress[cell.name].done]
-    failures = _run_with_table(plan, todo, where) if todo else {}
+    todo = _todo(plan, progress)
+    failures = {name: p.another for name, p in progress.items() if p.another}
+    ended = _run_with_table(plan, todo, where) if todo else {}
+    failures |= {name: reason for name, reason in ended.items() if reason}
     progress = plan.progress()
     write_json(json, {"results": str(plan.results), "cells": {n: _plain(p) for n, p in progress.items()}})
     done = sum(p.done for p in progress.values())
-    console.print(f"{done} of {len(plan.cells)} cells are done, {len(todo) - len(failures)} of them by this call.")
+    now = sum(not reason for reason in ended.values())
+    console.print(f"{done} of {len(plan.cells)} cells are done, {now} of them by this call.")
     for cell, reason in failures.items():
         console.print(f"[bold]{cell}[/bold] failed: {escape(reason)}", soft_wrap=True)
     if any(p.trained for p in progress.values()):
@@ -75,7 +87,7 @@ def plan_grid(name: str, where: Where, json: Path | None) -> None:
     """Print what a call would do, and about how long it would take."""
     plan = _plan(name, where)
     progress = plan.progress()
-    todo = [cell for cell in plan.cells if not progress[cell.name].done]
+    todo = _todo(plan, progress)
     seconds: dict[str, float] = {}
     if todo:
         with status.status("Calibrating: one client of every method"):
@@ -96,6 +108,9 @@ def plan_grid(name: str, where: Where, json: Path | None) -> None:
         )
         table.add_row(row, *map(str, counts), duration(longest) if longest else "")
     console.print(table)
+    for name, state in progress.items():
+        if state.another:
+            console.print(f"[bold]{name}[/bold] is left out: {escape(state.another)}", soft_wrap=True)
     total = sum(seconds.values()) / plan.jobs
     console.print(
         f"{len(plan.cells)} cells in {plan.results}, {len(todo)} to do; {plan.jobs} at once on {plan.device}: "
@@ -103,14 +118,6 @@ def plan_grid(name: str, where: Where, json: Path | None) -> None:
         soft_wrap=True,
     )
     write_json(json, {"results": str(plan.results), "jobs": plan.jobs, "seconds": total, "cells": seconds})
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as s, min, h or days, whichever reads best."""
-    for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (129600, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / size:.2g} {unit}" if seconds / size < 10 else f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.1f} days"
 
 
 def _plan(name: str, where: Where) -> Plan:
@@ -130,7 +137,13 @@ def _plan(name: str, where: Where) -> Plan:
     require_named_model(grid, where.trusted_model, name)
     jobs = where.jobs or (len(os.sched_getaffinity(0)) if device == "cpu" else 1)
     results = where.out or Path("checkpoints") / Path(name).stem
-    return Plan(grid, text, grid_cells(grid), results, jobs, device)
+    cells = tuple(replace(cell, config=settled(cell.config, where.data_root)) for cell in grid_cells(grid))
+    return Plan(grid, text, cells, results, jobs, device)
+
+
+def _todo(plan: Plan, progress: Mapping[str, Progress]) -> list[Cell]:
+    """The cells that are not done, but for those whose folder holds another run, which nobody touches."""
+    return [cell for cell in plan.cells if not (progress[cell.name].done or progress[cell.name].another)]
 
 
 def _seconds(plan: Plan, cell: Cell, progress: Progress, calibration: Calibration) -> float:
@@ -139,8 +152,8 @@ def _seconds(plan: Plan, cell: Cell, progress: Progress, calibration: Calibratio
 
 
 def _run_with_table(plan: Plan, todo: Sequence[Cell], where: Where) -> dict[str, str]:
-    """Run `todo`; returns the reasons of the cells that failed."""
-    work = CellWork(plan.grid.measure, where.data_root, plan.device, where.trusted_model)
+    """Run `todo`; returns why each cell failed, or "" for one that did not."""
+    work = CellWork(where.data_root, plan.device, where.trusted_model)
     ended: dict[str, str] = {}
     progress = plan.progress()
     began = time.monotonic()
@@ -157,17 +170,40 @@ def _run_with_table(plan: Plan, todo: Sequence[Cell], where: Where) -> dict[str,
         jobs=plan.jobs,
         backend="dask" if where.backend == "dask" else "loky",
         scheduler=where.scheduler,
+        tell=lambda line: status.print(line, markup=False, highlight=False, soft_wrap=True),
     )
     try:
-        with Live(get_renderable=table, console=status, refresh_per_second=1) as live:
+        with _shown_now_and_then(table):
             for cell, failure in outcomes:
                 ended[cell.name] = failure
                 if not status.is_terminal:
-                    live.console.print(f"{cell.name}: {escape(failure) or 'done'}", soft_wrap=True)
+                    status.print(f"{cell.name}: {escape(failure) or 'done'}", soft_wrap=True)
     except KeyboardInterrupt as interruption:
-        status.print("\nInterrupted; the same command goes on from here.")
-        raise SystemExit(130) from interruption
-    return {name: reason for name, reason in ended.items() if reason}
+        status.print("\nInterrupted; what was done is saved, and the same command goes on from here.", soft_wrap=True)
+        raise SystemExit(exit_status(interruption)) from interruption
+    return ended
+
+
+@contextmanager
+def _shown_now_and_then(table: Callable[[], Table]) -> Iterator[None]:
+    """Within the block the table is on the terminal as it fills; elsewhere it is printed every minute."""
+    if status.is_terminal:
+        with Live(get_renderable=table, console=status, refresh_per_second=1):
+            yield
+        return
+    over = threading.Event()
+
+    def show() -> None:
+        while not over.wait(LINE_SECONDS):
+            status.print(table())
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _table(plan: Plan, progress: Mapping[str, Progress], ended: Mapping[str, str], todo: int, seconds: float) -> Table:
@@ -187,7 +223,7 @@ def _table(plan: Plan, progress: Mapping[str, Progress], ended: Mapping[str, str
 
 
 def _shown(cell: Cell, progress: Progress, ended: Mapping[str, str]) -> str:
-    if ended.get(cell.name):
+    if ended.get(cell.name) or progress.another:
         return "[red]failed[/red]"
     if progress.done:
         return f"[green]{progress.accuracy:.1%}[/green]"

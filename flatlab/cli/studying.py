@@ -26,13 +26,15 @@ from analysis.theory.study import (
 from analysis.theory.verdicts import Comparison, Correlation
 from flatlab.cli.console import console, finite, status, write_json
 from flatlab.errors import UsageError
-from flatlab.federated.config import RunConfig, make_config, read_config
+from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.engine.batched import BatchedEngine
-from flatlab.federated.rounds import Record, Run, run_folder, train
+from flatlab.federated.rounds import Run, train
 from flatlab.federated.trial import tried
 from flatlab.federated.world import make_world
 from flatlab.measuring.subjects import Measurement, open_checkpoint
 from flatlab.runs.checkpoint import load_checkpoint, provenance
+from flatlab.runs.folder import RunFolder
+from flatlab.runs.metrics import Record
 
 PARTS = 4
 """A toy run is measured this often, at equal distances, the last time after its last round."""
@@ -122,7 +124,7 @@ def _train(plan: Plan, out: Path, tell: Callable[[str], None]) -> Iterator[Path]
     configs = list(plan.configs())
     for number, (name, config) in enumerate(configs, start=1):
         folder = out / name
-        with run_folder(folder):
+        with RunFolder(folder).locked():
             _train_run(folder, config, partial(_tell_round, tell, f"run {number} of {len(configs)}: {name}"))
         yield from sorted(folder.glob("round-*.pt"))
         yield folder / "final.pt"
@@ -133,10 +135,9 @@ def _tell_round(tell: Callable[[str], None], run: str, record: Record) -> None:
 
 
 def _train_run(folder: Path, config: RunConfig, tell: Callable[[Record], None]) -> None:
-    saved = folder / "config.toml"
-    if saved.exists() and make_config(read_config(saved), str(saved)) != config:
-        raise UsageError(f"{folder} holds a run of another configuration; choose another folder with --out.")
-    if (folder / "final.pt").exists():
+    files = RunFolder(folder)
+    files.require(config)
+    if files.finished(config):
         return
     world = tried(make_world(config))
     run = Run(world, folder)

@@ -34,6 +34,7 @@ def surface(
         "surface",
         given.paths,
         measurement,
+        vars(section),
         lambda subject, tell: surface_numbers(subject.problem, section, tell),
         given.json,
     )

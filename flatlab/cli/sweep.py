@@ -1,7 +1,7 @@
 """The loop that the four commands share: open each subject, measure it under a progress line, save the numbers."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,25 @@ from flatlab.cli.console import console, status, write_json
 from flatlab.measuring.progress import Tell
 from flatlab.measuring.ranks import joined, rank
 from flatlab.measuring.subjects import Measurement, Subject, check, open_subject
+from flatlab.runs.measurements import save_measurement
 
 Work = Callable[[Subject, Tell], dict[str, Any]]
 """Measures a subject and returns the numbers as plain data."""
 
 
 def measure(
-    kind: str, paths: Sequence[Path], measurement: Measurement, work: Work, json: Path | None
+    kind: str,
+    paths: Sequence[Path],
+    measurement: Measurement,
+    settings: Mapping[str, Any],
+    work: Work,
+    json: Path | None,
 ) -> list[dict[str, Any]]:
     """Do `work` on every checkpoint, or on the user's own model where there is none.
 
-    Writes `<checkpoint>.<kind>.json` beside each as soon as it is measured, and everything to `json`; returns their
-    contents. Of the processes that torchrun starts, the first alone writes and returns.
+    `settings` say how, beside what `measurement` does. Writes `<checkpoint>.<kind>.json` beside each as soon as it is
+    measured (`flatlab.runs.measurements`), and everything to `json`; returns their contents. Of the processes that
+    torchrun starts, the first alone writes and returns.
     """
     check(measurement, paths)
     results = []
@@ -34,11 +41,21 @@ def measure(
                 tell("opening")
                 subject = open_subject(path, measurement)
                 numbers = work(subject, tell)
-            results.append({**subject.about, **numbers, "seconds": time.perf_counter() - began})
+            seconds = time.perf_counter() - began
+            how = settings_of(measurement, subject.about["data"]["samples"], settings)
+            results.append({**subject.about, "settings": how, **numbers, "seconds": seconds})
             if path is not None and rank() == 0:
-                write_json(path.with_suffix(f".{kind}.json"), results[-1])
+                saved = save_measurement(path, kind, results[-1])
+                if saved.note:
+                    status.print(saved.note, markup=False, highlight=False, soft_wrap=True)
     write_json(json, results[0] if len(results) == 1 else {"checkpoints": results})
     return results
+
+
+def settings_of(measurement: Measurement, samples: int, own: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides a measurement of one model: its data, precision, and `own`, what its kind can be asked for."""
+    clients = {} if measurement.clients is None else {"clients": measurement.clients}
+    return {"samples": samples, "dtype": measurement.dtype, **clients, **own}
 
 
 @contextmanager

@@ -39,7 +39,12 @@ def trace(
         else ("trace", trace_numbers, print_traces, draw_layer_traces)
     )
     results = measure(
-        kind, given.paths, measurement, lambda subject, tell: numbers(subject.problem, probing, tell), given.json
+        kind,
+        given.paths,
+        measurement,
+        vars(probing),
+        lambda subject, tell: numbers(subject.problem, probing, tell),
+        given.json,
     )
     show(results)
     if given.figure is not None:

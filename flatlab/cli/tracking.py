@@ -6,13 +6,13 @@ from torch import Tensor
 
 from analysis.problem import make_problem
 from analysis.spectrum import eigs
-from figures.saved import read_records
 from figures.tracking import draw_tracking
 from flatlab.data import normalise
 from flatlab.federated.parameters import load_vector
-from flatlab.federated.rounds import Probe, Record
+from flatlab.federated.rounds import Probe
 from flatlab.federated.world import World
 from flatlab.runs.checkpoint import provenance
+from flatlab.runs.metrics import Metrics, Record
 
 SAMPLES = 500
 """Training samples, class-balanced, on which curvature is tracked."""
@@ -52,5 +52,5 @@ def curvature_probe(world: World) -> Probe:
 
 def draw_run(folder: Path) -> Path:
     """Draw eigenvalue and accuracy against rounds from the run's own metrics; returns the picture's path."""
-    records = read_records(folder / "metrics.jsonl")
+    records = Metrics(folder / "metrics.jsonl").read()
     return draw_tracking({folder.name: records}, folder / "tracking", provenance())[0]

@@ -70,11 +70,16 @@ def train(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the run (default: checkpoints/<dataset>-<algorithm>[-man]-s<seed>).", rich_help_panel=_RUN
+            help="Folder of the run (default: in checkpoints/, named after what sets it apart).", rich_help_panel=_RUN
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the run in that folder was cut off.", rich_help_panel=_RUN)
+        bool,
+        typer.Option(
+            "--resume",
+            help="Take what is not given from the run in that folder, if there is one.",
+            rich_help_panel=_RUN,
+        ),
     ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Worker processes (default: one per core).", rich_help_panel=_RUN)
@@ -98,13 +103,14 @@ def train(
         str, typer.Option(help="Where the clients' own vectors are kept: memory or disk.", rich_help_panel=_RUN)
     ] = "memory",
     save_every: Annotated[
-        float, typer.Option(min=0, help="Seconds between saves for --resume.", rich_help_panel=_RUN)
+        float, typer.Option(min=0, help="Seconds between saves of what a crash must not cost.", rich_help_panel=_RUN)
     ] = 20.0,
     json: Annotated[Path | None, typer.Option(help="Write the result to this file too.", rich_help_panel=_RUN)] = None,
 ) -> None:
     """Train one federated run; without options: FedAvg on the bundled digits, in seconds.
 
-    Prints where the checkpoint is, and the line that measures it.
+    Prints where the checkpoint is, and the line that measures it. The same line again goes on where the run was cut
+    off; a folder with another run is left as it is.
     """
     from flatlab.cli.training import Execution, print_split, read_fields, train_run
     from flatlab.federated.config import RunConfig
@@ -114,5 +120,5 @@ def train(
     if show_split:
         print_split(run_config, data_root)
     else:
-        execution = Execution(workers, engine, device, state, resume, save_every, track_eigs, tensorboard)
+        execution = Execution(workers, engine, device, state, save_every, track_eigs, tensorboard)
         train_run(run_config, data_root, out, execution, json)

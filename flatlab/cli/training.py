@@ -3,22 +3,18 @@
 import os
 import shlex
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from flatlab.cli.console import console, status, write_json
-from flatlab.cli.events import event_writer
-from flatlab.cli.tracking import curvature_probe, draw_run
+from flatlab.cli.progress import train_with_progress
+from flatlab.cli.tracking import draw_run
 from flatlab.data import absolute_name
-from flatlab.errors import UsageError, shown
+from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config, parse_toml, read_config
 from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
@@ -27,11 +23,15 @@ from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.partition import class_counts
 from flatlab.federated.precision import missing_kernels
 from flatlab.federated.presets import preset_fields
-from flatlab.federated.rounds import SAVE_SECONDS, Record, Run, most_participants, run_folder, train
+from flatlab.federated.rounds import SAVE_SECONDS, Run, most_participants
 from flatlab.federated.trial import statement, tried
-from flatlab.federated.world import World, make_world
+from flatlab.federated.world import World, make_world, resolve
 from flatlab.functions import require_named
 from flatlab.malloc import keep_freed_memory
+from flatlab.runs.fingerprint import data_digest, settled
+from flatlab.runs.folder import RunFolder
+from flatlab.runs.interruption import Terminated, exit_status, terminable
+from flatlab.runs.metrics import Record
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ class Execution:
     engine: str = "auto"
     device: str = "auto"
     state: str = "memory"
-    resume: bool = False
     save_every: float = SAVE_SECONDS
     track_eigs: int | None = None  # rounds between measurements of the server model's curvature
     tensorboard: bool = False
@@ -59,68 +58,64 @@ def read_fields(
 ) -> RunConfig:
     """Merge, each over the one before: `preset`, the TOML file at `path`, `options` (None: not given), `settings`.
 
-    A resumed run takes its configuration from its own folder, and any field given beside must agree with it. Where a
-    file names a function of the user's as the model, the options must name it too. Raises `UsageError`.
+    A resumed run takes what is not given from its own folder; where no run is there yet, `resume` makes no difference.
+    Where a file names a function of the user's as the model, the options must name it too. Raises `UsageError`.
     """
     given = {name: value for name, value in options.items() if value is not None} | _parse_settings(settings)
     merged = _over(read_config(path) if path else {}, given)
     if preset:
         merged = _over(preset_fields(preset, merged.get("algorithm", "fedavg"), bool(merged.get("man"))), merged)
     source = f"{path} and the options" if path else "the options"
-    if resume:
-        folder = out or default_folder(make_config(merged, source))
-        saved = _saved_config(folder)
-        _require_agreement(saved.plain(), merged, folder)
-        require_named(saved.model, given.get("model"), f"The run in {folder}")
-        return saved
-    if given.get("zeta") is not None and not merged.get("man"):
-        raise UsageError("--zeta is the coefficient of MAN, which is off; add --man.")
+    folder = out or default_folder(make_config(merged, source))
+    saved = RunFolder(folder).config() if resume else None
+    if saved:
+        below = saved.plain()
+        if merged.get("algorithm", saved.algorithm) != saved.algorithm:
+            del below["hyper"]  # another algorithm's
+        merged = _over(below, merged)
     config = make_config(merged, source)
-    require_named(config.model, given.get("model"), f"The configuration {path}")
+    if given.get("zeta") is not None and not config.man:
+        raise UsageError("--zeta is the coefficient of MAN, which is off; add --man.")
+    require_named(config.model, given.get("model"), f"The run in {folder}" if saved else f"The configuration {path}")
     return config.model_copy(update={"dataset": absolute_name(config.dataset)})
 
 
-def _require_agreement(saved: dict[str, Any], given: dict[str, Any], folder: Path) -> None:
-    """Raise `UsageError` where a field that is given differs from the saved run's; hyperparameters one by one."""
-    fields = {name: (saved.get(name), value) for name, value in given.items()}
-    if isinstance(given.get("hyper"), dict):
-        hyper = fields.pop("hyper")[1]
-        fields |= {f"hyper.{name}": (saved["hyper"].get(name), value) for name, value in hyper.items()}
-    for name, (found, value) in fields.items():
-        if found != value:
-            raise UsageError(
-                f"The run in {folder} has another {name} ({shown(found)}); "
-                "leave that option out to go on with it, or start a new run in another --out."
-            )
-
-
 def default_folder(config: RunConfig) -> Path:
-    """checkpoints/<dataset>-<algorithm>[-man]-s<seed>."""
-    dataset = Path(config.dataset).name
-    return Path("checkpoints") / f"{dataset}-{config.algorithm}{'-man' if config.man else ''}-s{config.seed}"
+    """checkpoints/<dataset>-<algorithm>[-man][-zeta<zeta>][-<partition>]-s<seed>, without what is as by default."""
+    usual = RunConfig()
+    words = [Path(config.dataset).name, config.algorithm]
+    if config.man:
+        words += ["man"]
+        words += [f"zeta{config.zeta:g}"] if config.zeta != usual.zeta else []
+        words += [f"logits{config.zeta_logits:g}"] if config.zeta_logits else []
+    if config.partition == "iid":
+        words += ["iid"]
+    elif config.delta != usual.delta:
+        words += [f"dirichlet-{config.delta:g}"]
+    return Path("checkpoints") / "-".join([*words, f"s{config.seed}"])
 
 
 def train_run(
     config: RunConfig, data_root: Path | None, out: Path | None, execution: Execution, json: Path | None
 ) -> Path:
-    """Carry out one run with its progress display; returns the path of its final checkpoint.
+    """Carry out one run, or go on with it, with its progress display; returns the path of its final checkpoint.
 
-    Raises `FlatlabError`, and `SystemExit` with code 130 after an interruption, when it has said how to resume.
+    Raises `FlatlabError` (`UsageError` where the folder holds another run), and `SystemExit` with code 130 after Ctrl-C
+    and 143 after SIGTERM, when it has said how to go on.
     """
     keep_freed_memory()
     folder = out or default_folder(config)
-    _check(folder, execution)
+    _check(execution)
     began = time.monotonic()
-    world = tried(make_world(config, data_root))
-    if said := statement(world):
-        console.print(said, markup=False, highlight=False, soft_wrap=True)
-    with run_folder(folder):
-        run = Run(world, folder, "disk" if execution.state == "disk" else "memory")
-        run.resume() if execution.resume else run.begin()
-        last: Record = run.server.evaluated
-        if run.server.round < config.rounds:
-            with _open_engine(world, execution) as engine:
-                last = _train_with_progress(run, engine, execution)
+    config = settled(config, data_root)
+    files = RunFolder(folder)
+    files.require(config)
+    try:
+        with terminable():
+            last = _finished(files, config, data_root) or _train(files, config, data_root, execution)
+    except KeyboardInterrupt as interruption:
+        status.print(f"\n{_interrupted(files, config, interruption)}", soft_wrap=True)
+        raise SystemExit(exit_status(interruption)) from interruption
     checkpoint = folder / "final.pt"
     seconds = time.monotonic() - began
     summary = {
@@ -131,9 +126,9 @@ def train_run(
         "seconds": seconds,
         "images_per_second": last["images_per_second"],
     }
-    _print_summary(world, last, seconds)
+    _print_summary(config, last, seconds)
     write_json(json, summary)
-    if execution.track_eigs:
+    if execution.track_eigs and any("curvature" in record for record in files.metrics.read()):
         console.print(f"Eigenvalues: [bold]{draw_run(folder)}[/bold]", soft_wrap=True)
     following = f"flatlab eigs {checkpoint}{_own_model(config)}"
     console.print(f"Checkpoint: [bold]{checkpoint}[/bold]\nNext:       [bold]{following}[/bold]", soft_wrap=True)
@@ -165,6 +160,40 @@ def print_split(config: RunConfig, data_root: Path | None) -> None:
     console.print(table)
 
 
+def _finished(files: RunFolder, config: RunConfig, data_root: Path | None) -> Record | None:
+    """The last evaluation of the run `config` where it is finished, which is said."""
+    final = files.finished(config)
+    if final is None:
+        return None
+    if final.data:
+        files.require_data(config, final.data, data_digest(resolve(config, data_root)[1]))
+    status.print(f"The run in {files.path} is this very one, and is finished.", soft_wrap=True)
+    return final.metrics
+
+
+def _train(files: RunFolder, config: RunConfig, data_root: Path | None, execution: Execution) -> Record:
+    """Begin the run in its folder, or go on with it; returns its last evaluation."""
+    world = tried(make_world(config, data_root))
+    if said := statement(world):
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+    with files.locked():
+        run = Run(world, files.path, "disk" if execution.state == "disk" else "memory")
+        run.resume()
+        if run.server.round:
+            done = f"after round {run.server.round} of {config.rounds}"
+            status.print(f"The run in {files.path} is this very one, cut off {done}: going on.", soft_wrap=True)
+        with _open_engine(world, execution) as engine:
+            return train_with_progress(run, engine, execution.save_every, execution.track_eigs, execution.tensorboard)
+
+
+def _interrupted(files: RunFolder, config: RunConfig, interruption: KeyboardInterrupt) -> str:
+    """What is left of the run, and how to go on."""
+    what = "Terminated" if isinstance(interruption, Terminated) else "Interrupted"
+    if files.resume_file.exists():
+        return f"{what}. Go on with: flatlab train --resume --out {files.path}{_own_model(config)}"
+    return f"{what} before the first round ended: give the same command again."
+
+
 def _open_engine(world: World, execution: Execution) -> Engine:
     device = "cuda" if execution.device != "cpu" and torch.cuda.is_available() else "cpu"
     if note := missing_kernels(world.config.precision, torch.device(device)):
@@ -176,56 +205,7 @@ def _open_engine(world: World, execution: Execution) -> Engine:
     return SequentialEngine(world) if workers == 1 else ProcessEngine(world, workers, slots)
 
 
-class _Latest(ProgressColumn):
-    """One number of the newest record that has it; nothing before there is one."""
-
-    def __init__(self, form: str, key: str) -> None:
-        super().__init__()
-        self.form, self.key = form, key
-
-    def render(self, task: Task) -> Text:
-        """Format the number."""
-        value = task.fields.get(self.key)
-        return Text("" if value is None else self.form.format(value), no_wrap=True)
-
-
-def _train_with_progress(run: Run, engine: Engine, execution: Execution) -> Record:
-    config = run.world.config
-    columns = (
-        TextColumn("round {task.completed}/{task.total}"),
-        BarColumn(bar_width=10),
-        _Latest("loss {:.3f}", "train_loss"),
-        _Latest("acc {:.1%}", "test_accuracy"),
-        _Latest("|a|² {:.4g}", "activation_norm"),
-        _Latest("{:,.0f} img/s", "images_per_second"),
-        TimeRemainingColumn(compact=True),
-    )
-    latest: Record = dict(run.server.evaluated)
-    with ExitStack() as stack:
-        observers: list[Callable[[Record], None]] = [latest.update]
-        if execution.tensorboard:
-            observers.append(stack.enter_context(event_writer(run.folder, run.server.round)))
-        probe = curvature_probe(run.world) if execution.track_eigs else None
-        progress = stack.enter_context(Progress(*columns, console=status))
-        task = progress.add_task("", total=config.rounds, completed=run.server.round, **latest)
-        observers.append(lambda record: progress.update(task, advance=1, **latest))
-
-        def on_round(record: Record) -> None:
-            for observe in observers:
-                observe(record)
-
-        try:
-            train(run, engine, on_round, execution.save_every, probe, execution.track_eigs or 1)
-        except KeyboardInterrupt as interruption:
-            progress.stop()
-            resume = f"flatlab train --resume --out {run.folder}{_own_model(config)}"
-            status.print(f"\nInterrupted. Go on with: {resume}", soft_wrap=True)
-            raise SystemExit(130) from interruption
-    return latest
-
-
-def _print_summary(world: World, last: Record, seconds: float) -> None:
-    config = world.config
+def _print_summary(config: RunConfig, last: Record, seconds: float) -> None:
     title = f"{config.algorithm}{f' + MAN (zeta {config.zeta:g})' if config.man else ''} on {config.dataset}"
     if config.precision != "ieee":
         title += f", trained in {config.precision}"
@@ -239,7 +219,7 @@ def _print_summary(world: World, last: Record, seconds: float) -> None:
     console.print(f"{config.rounds} rounds, train loss {last['train_loss']:.4f}, {seconds:.1f} s")
 
 
-def _check(folder: Path, execution: Execution) -> None:
+def _check(execution: Execution) -> None:
     choices = {"state": ("memory", "disk"), "engine": ("auto", "process", "batched"), "device": ("auto", "cpu", "cuda")}
     for option, allowed in choices.items():
         value = getattr(execution, option)
@@ -249,17 +229,6 @@ def _check(folder: Path, execution: Execution) -> None:
         raise UsageError("--engine process trains on the CPU; leave --device out, or use --engine batched.")
     if execution.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("There is no CUDA device here; leave --device out to use the CPU.")
-    if not execution.resume and (folder / "config.toml").exists():
-        raise UsageError(
-            f"{folder} already holds a run; go on with it by --resume, or choose another folder with --out."
-        )
-
-
-def _saved_config(folder: Path) -> RunConfig:
-    path = folder / "config.toml"
-    if not path.exists():
-        raise UsageError(f"There is no run to resume in {folder}; check --out, or leave --resume out to start one.")
-    return make_config(read_config(path), str(path))
 
 
 def _own_model(config: RunConfig) -> str:

@@ -1,30 +1,29 @@
 """The round loop: sample clients, train them, combine, record; from the start or from where a run was cut off."""
 
-import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import ceil, isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from figures.saved import check_record, read_records
-from flatlab.errors import FlatlabError, UsageError
+from flatlab.errors import FlatlabError
 from flatlab.federated.algorithms.base import Round
-from flatlab.federated.config import RunConfig, write_config
+from flatlab.federated.config import RunConfig
 from flatlab.federated.engine.base import Engine, Evaluation, RoundInputs, RoundOutputs
 from flatlab.federated.parameters import flatten, state_of
-from flatlab.federated.state import ClientState, Place
+from flatlab.federated.state import ClientState, Place, ServerState, read_server
 from flatlab.federated.streams import stream
 from flatlab.federated.world import World
-from flatlab.files import atomic_write, remove_unfinished, write_text
-from flatlab.runs.checkpoint import Checkpoint, provenance, read_plain, save_checkpoint
-from flatlab.runs.contents import require_keys, require_plain, require_round, require_tensor, require_vector
+from flatlab.runs.checkpoint import Checkpoint, provenance
+from flatlab.runs.contents import require_keys
+from flatlab.runs.fingerprint import data_digest
+from flatlab.runs.folder import RunFolder
+from flatlab.runs.interruption import stop_if_asked, undisturbed
+from flatlab.runs.metrics import Record
 
 SAVE_SECONDS = 20.0
 """Default time between two saves of the whole state: what a crash costs, in work; it never costs a right number."""
@@ -35,27 +34,8 @@ EVALUATION_SHARE = 0.05
 MOST_DRAWN = 10**7
 """Draws, rounds times clients, that are made beforehand to learn how many clients may ever be needed at once."""
 
-RESUME_FORMAT = "flatlab resume file"
-RESUME_VERSION = 1
-
-Record = dict[str, Any]
-"""One line of metrics.jsonl."""
-
 Probe = Callable[[Tensor, Tensor | None], tuple[Record, Tensor]]
 """Measures the server model w (P,): (w, what it returned last time) -> (what to record, where to start next time)."""
-
-
-@dataclass
-class ServerState:
-    """What the server holds after `round` rounds."""
-
-    round: int
-    w: Tensor  # (P,)
-    vectors: dict[str, Tensor]  # name: (P,), the algorithm's
-    all: Tensor  # (P,), mean over all clients of each one's last model
-    selected: Tensor  # (P,), mean over the newest round's participants
-    evaluated: Record = field(default_factory=dict)  # newest record with an evaluation
-    probed: Tensor | None = None  # what the probe starts from
 
 
 def sample_clients(config: RunConfig, t: int) -> list[int]:
@@ -96,99 +76,75 @@ def evaluation_interval(world: World) -> int:
     return ceil(evaluation / (EVALUATION_SHARE * training))
 
 
-@contextmanager
-def run_folder(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this run alone; raises `UsageError` if another run writes to it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UsageError(
-            f"Another run is writing to {folder}; wait for it, or choose another folder with --out."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+@dataclass(frozen=True)
+class Step:
+    """One round, trained and combined, before anything of it is kept."""
+
+    ids: list[int]  # the participants
+    outputs: RoundOutputs
+    server: ServerState  # after the round
 
 
 class Run:
     """A run in its folder: server and clients' state, and what is written as it goes."""
 
     def __init__(self, world: World, folder: Path, place: Place = "memory") -> None:
-        self.world, self.folder = world, folder
+        self.world, self.folder, self.files = world, folder, RunFolder(folder)
         rules, size = world.config.rules, world.layout.size
         w = flatten(dict(world.new_model().named_parameters()), world.layout)
         zeros = torch.zeros(size, dtype=world.dtype)
         self.server = ServerState(0, w, dict.fromkeys(rules.server, zeros), all=w, selected=w)
         self.clients = ClientState(folder / "clients", {**dict.fromkeys(rules.own, zeros), "last model": w}, place)
-        self.saved_at = time.monotonic()
+        self.saved_round, self.saved_at = 0, time.monotonic()
+
+    @cached_property
+    def data(self) -> str:
+        """Digest of the data."""
+        return data_digest(self.world.data)
 
     def begin(self) -> None:
-        """Prepare the folder of a new run."""
-        write_config(self.folder / "config.toml", self.world.config)
-        write_text(self.folder / "metrics.jsonl", "")
+        """Prepare the folder of a new run; otherwise the end of the first round does."""
+        self.files.begin(self.world.config)
 
     def resume(self) -> None:
-        """Go back to the newest saved round, and drop the metrics of later ones."""
-        remove_unfinished(self.folder)
-        path = self.folder / "resume.pt"
-        if not path.exists():
-            return self.begin()
-        saved = require_keys(read_plain(path, RESUME_FORMAT, RESUME_VERSION), ("server", "clients"), path)
-        self.server = self._server_state(saved["server"], path)
-        self.clients.restore(require_keys(saved["clients"], (), path, "clients"))
-        kept = [line for line in read_records(self.folder / "metrics.jsonl") if line["round"] <= self.server.round]
-        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        """Go back to the newest saved round, and drop the metrics of later ones.
 
-    def _server_state(self, saved: object, path: Path) -> ServerState:
-        """What the file at `path` holds of the server, of this run's shapes; raises `UsageError`."""
-        rules, size, dtype = self.world.config.rules, self.world.layout.size, self.world.dtype
-        plain = require_keys(saved, ("round", "w", "vectors", "all", "selected", "evaluated", "probed"), path, "server")
-        vectors = require_keys(plain["vectors"], rules.server, path, "server.vectors")
-        round_ = require_round(plain["round"], self.world.config.rounds, path, "server.round")
-        require_plain(require_keys(plain["evaluated"], (), path, "server.evaluated"), path, "server.evaluated")
-        if plain["evaluated"] or round_ == self.world.config.rounds:
-            check_record(plain["evaluated"], f"{path}, server.evaluated", evaluated=True)
-        probed = plain["probed"]
-        if probed is not None:
-            shape = tuple(require_tensor(probed, path, "server.probed").shape)
-            probed = require_vector(probed, (size, *shape[1:]), dtype, path, "server.probed")
-        return ServerState(
-            round=round_,
-            w=require_vector(plain["w"], (size,), dtype, path, "server.w"),
-            vectors={
-                name: require_vector(vectors[name], (size,), dtype, path, f"server.vectors.{name}")
-                for name in rules.server
-            },
-            all=require_vector(plain["all"], (size,), dtype, path, "server.all"),
-            selected=require_vector(plain["selected"], (size,), dtype, path, "server.selected"),
-            evaluated=plain["evaluated"],
-            probed=probed,
-        )
+        Raises `UsageError` if the folder holds another run (see `RunFolder.resume`).
+        """
+        saved = self.files.resume(self.world.config, self.data)
+        if saved is None:
+            return
+        path = self.files.resume_file
+        server = read_server(saved["server"], path, self.server, self.world.config.rounds)
+        self.clients.restore(require_keys(saved["clients"], (), path, "clients"))
+        self.files.cut_metrics(server.round, saved)
+        self.server = server
+        self.saved_round = server.round
 
     def save(self) -> None:
         """Bring the whole state to the disk; `resume` then starts after the newest completed round."""
-        files = self.clients.save(self.server.round)
-        plain = {"format": RESUME_FORMAT, "version": RESUME_VERSION, "server": vars(self.server), "clients": files}
-        with atomic_write(self.folder / "resume.pt") as file:
-            torch.save(plain, file)
+        state = {"server": vars(self.server), "clients": self.clients.save(self.server.round)}
+        self.files.save(self.world.config, self.data, state)
         self.clients.forget_others()
-        self.saved_at = time.monotonic()
+        self.saved_round, self.saved_at = self.server.round, time.monotonic()
 
     def advance(self, engine: Engine) -> RoundOutputs:
-        """Train one round and combine it; raises `FlatlabError` if a client's loss or model is not finite."""
+        """Train one round, combine it and keep it; raises `FlatlabError` as `step`."""
+        step = self.step(engine)
+        self.keep(step)
+        return step.outputs
+
+    def step(self, engine: Engine) -> Step:
+        """Train one round and combine it, and change nothing.
+
+        Raises `FlatlabError` if a client's loss or model is not finite.
+        """
         world, server, t = self.world, self.server, self.server.round
         rules = world.config.rules
         ids = sample_clients(world.config, t)
         before = self.clients.read(ids)
         own = {name: before[name] for name in rules.own}
-        try:
-            outputs = engine.run(RoundInputs(t, ids, server.w, own, server.vectors))
-        except KeyboardInterrupt:
-            self.save()
-            raise
+        outputs = engine.run(RoundInputs(t, ids, server.w, own, server.vectors))
         _check_finite(t, ids, outputs)
         round_ = Round(
             w=server.w,
@@ -204,7 +160,7 @@ class Run:
         w, vectors = rules.combine(round_)
         weights = world.samples if rules.weighted else torch.ones_like(world.samples)
         moved = (weights[ids] * (outputs.theta - before["last model"])).sum(0)
-        self.server = ServerState(
+        after = ServerState(
             round=t + 1,
             w=w,
             vectors=vectors,
@@ -213,14 +169,19 @@ class Run:
             evaluated=server.evaluated,
             probed=server.probed,
         )
-        self.clients.write(ids, {**outputs.after, "last model": outputs.theta}, t + 1)
-        return outputs
+        return Step(ids, outputs, after)
 
-    def models(self) -> dict[str, Tensor]:
-        """The models that the algorithm defines after this round, by name, each (P,)."""
-        models = {"server": self.server.w, "all": self.server.all}
+    def keep(self, step: Step) -> None:
+        """Make the state after `step` that of the run."""
+        self.server = step.server
+        self.clients.write(step.ids, {**step.outputs.after, "last model": step.outputs.theta}, step.server.round)
+
+    def models(self, server: ServerState | None = None) -> dict[str, Tensor]:
+        """The models that the algorithm defines after this round, or as `server` has them, by name, each (P,)."""
+        server = server or self.server
+        models = {"server": server.w, "all": server.all}
         if self.world.config.rules.server_differs:
-            models["selected"] = self.server.selected
+            models["selected"] = server.selected
         return models
 
     @property
@@ -234,15 +195,15 @@ class Run:
         model, layout = self.world.new_model(), self.world.layout
         states = {name: state_of(model, vector, layout) for name, vector in self.models().items()}
         state_dict = states.pop(self.reported)
-        save_checkpoint(
+        server = self.server
+        self.files.checkpoint(
             path,
-            Checkpoint(self.world.config, self.server.round, state_dict, states, self.server.evaluated, provenance()),
+            Checkpoint(self.world.config, server.round, state_dict, states, server.evaluated, provenance(), self.data),
         )
 
     def record(self, record: Record) -> None:
         """Append one line to metrics.jsonl."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self.files.record(record, self.world.config)
 
 
 def train(
@@ -256,45 +217,61 @@ def train(
     """Carry `run` to its last round and return the path of its final checkpoint.
 
     `on_round` gets the record of each completed round; `probe` measures the server model every `probe_every` rounds
-    and at the end, under "curvature" of the record. The whole state is saved at checkpoints and whenever a round
-    ends `save_every` seconds or more after the last save. Raises `FlatlabError` on divergence; what was saved stays.
+    and at the end, under "curvature" of the record. The whole state is saved at checkpoints, whenever a round ends
+    `save_every` seconds or more after the last save, and when the run is interrupted or cannot go on. Raises
+    `FlatlabError` on divergence.
     """
     config = run.world.config
     interval = evaluation_interval(run.world)
-    final = run.folder / "final.pt"
-    while run.server.round < config.rounds:
-        began = time.monotonic()
-        eta = config.lr * config.lr_decay**run.server.round
-        ids = sample_clients(config, run.server.round)
-        outputs = run.advance(engine)
-        trained = time.monotonic()
-        done = run.server.round
-        last = done == config.rounds
-        record = _record(run.world, done, eta, ids, outputs, trained - began)
-        if last or done % interval == 0:
-            record |= _evaluate(run, engine)
-            record["evaluation_seconds"] = time.monotonic() - trained
-            run.server.evaluated = record
-        if probe and (last or done % probe_every == 0):
-            record["curvature"], run.server.probed = probe(run.server.w, run.server.probed)
-        run.record(record)
-        if not last and done % config.checkpoint_every == 0:
-            run.checkpoint(run.folder / f"round-{done:04d}.pt")
-        if last:
-            run.checkpoint(final)
-        if last or done % config.checkpoint_every == 0 or time.monotonic() - run.saved_at >= save_every:
-            run.save()
-        on_round(record)
-    return final
+    try:
+        while run.server.round < config.rounds:
+            stop_if_asked()
+            began = time.monotonic()
+            step = run.step(engine)
+            done = step.server.round
+            last = done == config.rounds
+            record = _record(run.world, step, time.monotonic() - began)
+            if last or done % interval == 0:
+                began = time.monotonic()
+                record |= _evaluate(run, step.server, engine)
+                record["evaluation_seconds"] = time.monotonic() - began
+                step.server.evaluated = record
+            if probe and (last or done % probe_every == 0):
+                record["curvature"], step.server.probed = probe(step.server.w, step.server.probed)
+            with undisturbed():
+                _write(run, step, record, save_every)
+            on_round(record)
+    except (KeyboardInterrupt, FlatlabError):  # the state is that after the last whole round
+        with undisturbed():
+            if run.server.round > run.saved_round:
+                run.save()
+        raise
+    if not run.files.final.exists():  # deleted, and the state of the last round is still here
+        run.checkpoint(run.files.final)
+    return run.files.final
 
 
-def _record(world: World, done: int, eta: float, ids: list[int], outputs: RoundOutputs, seconds: float) -> Record:
-    samples = [len(world.parts[k]) for k in ids]
+def _write(run: Run, step: Step, record: Record, save_every: float) -> None:
+    """Keep `step`, and write what is due after it."""
+    config = run.world.config
+    run.keep(step)
+    run.record(record)
+    last = step.server.round == config.rounds
+    due = step.server.round % config.checkpoint_every == 0
+    if last or due:
+        run.checkpoint(run.files.final if last else run.folder / f"round-{step.server.round:04d}.pt")
+    if last or due or time.monotonic() - run.saved_at >= save_every:
+        run.save()
+
+
+def _record(world: World, step: Step, seconds: float) -> Record:
+    config, outputs, done = world.config, step.outputs, step.server.round
+    samples = [len(world.parts[k]) for k in step.ids]
     loss = sum(n * loss for n, loss in zip(samples, outputs.losses, strict=True)) / sum(samples)
     return {
         "round": done,
-        "participants": ids,
-        "lr": eta,
+        "participants": step.ids,
+        "lr": config.lr * config.lr_decay ** (done - 1),
         "train_loss": loss,
         "images": outputs.images,
         "seconds": seconds,
@@ -302,8 +279,8 @@ def _record(world: World, done: int, eta: float, ids: list[int], outputs: RoundO
     }
 
 
-def _evaluate(run: Run, engine: Engine) -> Record:
-    models = run.models()
+def _evaluate(run: Run, server: ServerState, engine: Engine) -> Record:
+    models = run.models(server)
     results: dict[str, Evaluation] = dict(zip(models, engine.evaluate(list(models.values())), strict=True))
     headline = results[run.reported]
     return {

@@ -1,4 +1,4 @@
-"""The clients' own vectors between rounds, in memory or on disk, saved so that any crash leaves a round to resume from.
+"""What server and clients hold between rounds; the clients' vectors in memory or on disk, safe in any crash.
 
 Every save writes the changed clients to files of their own, `clients/<k>-<round>.pt`, before the run's `resume.pt` that
 names them is renamed into place; the files of the save before are deleted only after that. A client that never took
@@ -7,6 +7,7 @@ part has no file and no memory: its vectors have their initial values.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,50 @@ from torch import Tensor
 from flatlab.errors import UsageError, shown
 from flatlab.files import atomic_write
 from flatlab.runs.checkpoint import load_tensors
-from flatlab.runs.contents import require_vector
+from flatlab.runs.contents import require_keys, require_plain, require_round, require_tensor, require_vector
+from flatlab.runs.metrics import Record, check_record
 
 Place = Literal["memory", "disk"]
+
+
+@dataclass
+class ServerState:
+    """What the server holds after `round` rounds."""
+
+    round: int
+    w: Tensor  # (P,)
+    vectors: dict[str, Tensor]  # name: (P,), the algorithm's
+    all: Tensor  # (P,), mean over all clients of each one's last model
+    selected: Tensor  # (P,), mean over the newest round's participants
+    evaluated: Record = field(default_factory=dict)  # newest record with an evaluation
+    probed: Tensor | None = None  # what the probe starts from
+
+
+def read_server(saved: object, path: Path, like: ServerState, rounds: int) -> ServerState:
+    """Return what the file at `path` says of the server, in the shapes of `like`; raises one of `errors.SAID`."""
+    plain = require_keys(saved, ("round", "w", "vectors", "all", "selected", "evaluated", "probed"), path, "server")
+    vectors = require_keys(plain["vectors"], tuple(like.vectors), path, "server.vectors")
+    round_ = require_round(plain["round"], rounds, path, "server.round")
+    evaluated = require_keys(plain["evaluated"], (), path, "server.evaluated")
+    require_plain(evaluated, path, "server.evaluated")
+    if evaluated or round_ == rounds:
+        check_record(evaluated, f"{path}, server.evaluated")
+    shape, dtype = tuple(like.w.shape), like.w.dtype
+    probed = plain["probed"]
+    if probed is not None:
+        further = tuple(require_tensor(probed, path, "server.probed").shape)[1:]
+        probed = require_vector(probed, (*shape, *further), dtype, path, "server.probed")
+    return ServerState(
+        round=round_,
+        w=require_vector(plain["w"], shape, dtype, path, "server.w"),
+        vectors={
+            name: require_vector(vectors[name], shape, dtype, path, f"server.vectors.{name}") for name in like.vectors
+        },
+        all=require_vector(plain["all"], shape, dtype, path, "server.all"),
+        selected=require_vector(plain["selected"], shape, dtype, path, "server.selected"),
+        evaluated=evaluated,
+        probed=probed,
+    )
 
 
 class ClientState:

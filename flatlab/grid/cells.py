@@ -1,6 +1,7 @@
 """What is done for one cell of a grid: train it, then measure its checkpoints. Runs in worker processes."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,64 +10,111 @@ import torch
 
 from analysis.problem import Problem
 from analysis.spectrum import eigs
-from flatlab.cli.console import write_json
+from flatlab.federated.engine.base import Engine
+from flatlab.federated.engine.batched import BatchedEngine
+from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.partition import class_counts
+from flatlab.federated.rounds import Run, train
+from flatlab.federated.trial import tried
 from flatlab.federated.world import World, make_world
-from flatlab.grid.carry import is_measured, train_cell
 from flatlab.grid.plan import Cell, Measure
-from flatlab.measuring.density import Quadrature, density_numbers
+from flatlab.grid.progress import (
+    DTYPE,
+    earlier_checkpoints,
+    is_measured,
+    probing,
+    quadrature,
+    section,
+    settings_of_kind,
+)
+from flatlab.measuring.density import density_numbers
 from flatlab.measuring.eigs import plain_report
 from flatlab.measuring.subjects import Measurement, open_checkpoint
-from flatlab.measuring.surface import Section, surface_numbers
-from flatlab.measuring.trace import Probing, trace_numbers
-from flatlab.runs.checkpoint import provenance
+from flatlab.measuring.surface import surface_numbers
+from flatlab.measuring.trace import trace_numbers
+from flatlab.runs.checkpoint import Checkpoint, provenance
+from flatlab.runs.folder import RunFolder
+from flatlab.runs.lines import Lines
+from flatlab.runs.measurements import save_measurement
 
 
 @dataclass(frozen=True)
 class CellWork:
     """The work on a cell: a function that can be sent to other processes with what it needs."""
 
-    measure: Measure
     data_root: Path | None
     device: str
     trusted_model: str | None = None  # package.module:function that may run, named on the command line
 
     def __call__(self, cell: Cell, folder: Path) -> None:
         """Train and measure what `folder` lacks; each measurement is written as soon as it is made."""
-        world = None
-        if not (folder / "final.pt").exists():
-            world = train_cell(cell, folder, self.data_root, torch.device(self.device))
+        files = RunFolder(folder)
+        final = files.finished(cell.config)
+        if final is None:
+            train_cell(cell, folder, self.data_root, torch.device(self.device))
+            final = files.finished(cell.config)
+        assert final is not None  # or training would have raised
         for kind in cell.kinds:
-            if is_measured(kind, folder):
+            if is_measured(kind, cell, final, folder):
                 continue
             if kind == "training":
-                for path in sorted(folder.glob("round-*.pt")):
-                    self._measure("eigs", path)
+                for path in earlier_checkpoints(folder):
+                    self._measure("eigs", path, cell.measure)
             elif kind == "split":
-                world = world or make_world(cell.config, self.data_root)
-                write_json(folder / "final.split.json", split_counts(world))
+                self._save("split", files.final, split_counts(make_world(cell.config, self.data_root), final))
             else:
-                self._measure(kind, folder / "final.pt")
+                self._measure(kind, files.final, cell.measure)
+            files.log(f"measured: {kind}")
 
-    def _measure(self, kind: str, path: Path) -> None:
-        measurement = Measurement(self.measure.samples, "float32", self.device, self.data_root, self.trusted_model)
+    def _measure(self, kind: str, path: Path, measure: Measure) -> None:
+        measurement = Measurement(measure.samples, DTYPE, self.device, self.data_root, self.trusted_model)
         subject = open_checkpoint(path, measurement)
-        numbers = MEASURES[kind](subject.problem, self.measure)
-        write_json(path.with_suffix(f".{kind}.json"), {**subject.about, **numbers})
+        numbers = MEASURES[kind](subject.problem, measure)
+        settings = settings_of_kind(kind, measure)
+        self._save(kind, path, {**subject.about, "settings": settings, **numbers})
+
+    def _save(self, kind: str, path: Path, content: Mapping[str, Any]) -> None:
+        saved = save_measurement(path, kind, content, for_tables=True)
+        if saved.note:
+            RunFolder(path.parent).log(saved.note)
 
 
 MEASURES: Mapping[str, Callable[[Problem, Measure], dict[str, Any]]] = {
     "eigs": lambda problem, _: plain_report(eigs(problem)),
-    "trace": lambda problem, measure: trace_numbers(problem, Probing(measure.trace_tol)),
-    "density": lambda problem, measure: density_numbers(
-        problem, Quadrature(measure.density_depth, measure.density_probes)
-    ),
-    "surface": lambda problem, measure: surface_numbers(problem, Section(points=measure.surface_points)),
+    "trace": lambda problem, measure: trace_numbers(problem, probing(measure)),
+    "density": lambda problem, measure: density_numbers(problem, quadrature(measure)),
+    "surface": lambda problem, measure: surface_numbers(problem, section(measure)),
 }
 """What is measured of a checkpoint, as the commands of these names do; the file is called after the kind."""
 
 
-def split_counts(world: World) -> dict[str, Any]:
+def train_cell(cell: Cell, folder: Path, data_root: Path | None, device: torch.device) -> None:
+    """Train `cell` in `folder`, or go on with it.
+
+    Raises `UsageError` if the folder holds another run, which is left as it is.
+    """
+    world = tried(make_world(cell.config, data_root))
+    run = Run(world, folder)
+    run.resume()
+    if not run.files.begun:
+        run.begin()  # at once, so that the report lists the cell even if its first round fails
+    lines = Lines(run.server.round, cell.config.rounds, run.files.log)
+    with open_engine(world, device) as engine:
+        train(run, engine, lines)
+
+
+def open_engine(world: World, device: torch.device) -> AbstractContextManager[Engine]:
+    """On a CPU one client after the other on one thread; on a GPU all clients of a round at once."""
+    return SequentialEngine(world) if device.type == "cpu" else BatchedEngine(world, device)
+
+
+def split_counts(world: World, final: Checkpoint) -> dict[str, Any]:
     """How many samples of each class each client has."""
     counts = class_counts(world.data.train.labels, world.parts, world.data.classes)
-    return {"config": world.config.plain(), "counts": counts.tolist(), "versions": provenance()}
+    return {
+        "config": world.config.plain(),
+        "fingerprint": final.fingerprint.plain(),
+        "settings": {},
+        "counts": counts.tolist(),
+        "versions": provenance(),
+    }

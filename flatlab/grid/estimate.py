@@ -20,7 +20,7 @@ from flatlab.federated.engine.base import RoundInputs
 from flatlab.federated.parameters import flatten
 from flatlab.federated.trial import tried
 from flatlab.federated.world import World, make_world
-from flatlab.grid.carry import open_engine
+from flatlab.grid.cells import open_engine
 from flatlab.grid.plan import Cell, Kind, Measure
 
 ENOUGH_SECONDS = 0.5

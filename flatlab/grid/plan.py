@@ -54,6 +54,7 @@ class Cell:
     name: str
     config: RunConfig
     kinds: tuple[Kind, ...]
+    measure: "Measure"
 
 
 class Axes(BaseModel):
@@ -165,7 +166,7 @@ def _cell(grid: Grid, algorithm: str, man: bool, partition: str, seed: int, zeta
     kinds += [] if sensitivity else ["density"]
     kinds += ["split"] if first and not man else []
     kinds += ["surface", "training"] if first and partition == grid.axes.partitions[0] else []
-    return Cell("-".join([*words, f"s{seed}"]), config, tuple(kinds))
+    return Cell("-".join([*words, f"s{seed}"]), config, tuple(kinds), grid.measure)
 
 
 def _preset(grid: Grid, algorithm: str, man: bool, partition: str) -> dict[str, Any]:

@@ -33,6 +33,11 @@ class Search:
         given: dict[str, list[str] | None] = {"all": None, "none": []}
         return given.get(self.layers, [name.strip() for name in self.layers.split(",")])
 
+    @property
+    def plain_part(self) -> dict[str, Any]:
+        """The settings that are left where `require_plain` holds."""
+        return {"k": self.k, "tol": self.tol, "max_iter": self.max_iter}
+
     def require_plain(self, option: str) -> None:
         """Raise `UsageError` where something is asked for that `option` leaves no room for."""
         for name in ("layers", "method", "backend"):

@@ -162,6 +162,7 @@ def _about_checkpoint(path: Path, checkpoint: Checkpoint, problem: Problem) -> d
         "data": {"dataset": config.dataset, "split": "train", "samples": problem.samples},
         "loss_function": "cross_entropy",
         "versions": provenance(),
+        "fingerprint": checkpoint.fingerprint.plain(),
         "run": {"config": config.plain(), "round": checkpoint.round, "metrics": checkpoint.metrics},
     }
 

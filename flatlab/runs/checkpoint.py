@@ -26,8 +26,10 @@ from flatlab.runs.contents import (
     require_plain,
     require_round,
     require_state,
+    require_text,
     require_version,
 )
+from flatlab.runs.fingerprint import Fingerprint, fingerprint
 
 FORMAT = "flatlab checkpoint"
 VERSION = 1
@@ -43,11 +45,23 @@ class Checkpoint:
     models: dict[str, dict[str, Tensor]]  # the other models of the round: "server", "selected", "all"
     metrics: dict[str, Any]  # the newest line of metrics.jsonl that has an evaluation; empty before the first
     provenance: dict[str, str]  # versions, commit, platform
+    data: str = ""  # digest of the data it was trained on; empty in files from before it was kept
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Which run it is of."""
+        return fingerprint(self.config, self.data)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write `checkpoint` to `path`, atomically."""
-    plain = {**vars(checkpoint), "config": checkpoint.config.plain(), "format": FORMAT, "version": VERSION}
+    plain = {
+        **vars(checkpoint),
+        "config": checkpoint.config.plain(),
+        "fingerprint": checkpoint.fingerprint.plain(),
+        "format": FORMAT,
+        "version": VERSION,
+    }
     with atomic_write(path) as file:
         torch.save(plain, file)
 
@@ -72,6 +86,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         models={name: require_state(model, path, f"models.{name}") for name, model in models.items()},
         metrics=plain["metrics"],
         provenance=plain["provenance"],
+        data=require_text(plain.get("data", ""), path, "data"),
     )
 
 

@@ -46,6 +46,13 @@ def require_round(value: object, last: int, path: Path, field: str = "round") ->
     return value
 
 
+def require_text(value: object, path: Path, field: str) -> str:
+    """Return a text."""
+    if not isinstance(value, str):
+        raise damaged(path, field, f"is {shown(value)} and no text")
+    return value
+
+
 def require_state(value: object, path: Path, field: str) -> dict[str, Tensor]:
     """Return name: tensor, each dense, real and on the CPU."""
     for name, tensor in require_keys(value, (), path, field).items():

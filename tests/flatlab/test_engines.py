@@ -11,8 +11,9 @@ from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
-from flatlab.federated.rounds import Record, Run, most_participants, train
+from flatlab.federated.rounds import Run, most_participants, train
 from flatlab.federated.world import World
+from flatlab.runs.metrics import Record
 
 FLOAT32_CNN: dict[str, Any] = {
     "sizes": (9, 14, 11, 6),

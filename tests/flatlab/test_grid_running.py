@@ -14,9 +14,10 @@ import torch
 from flatlab.cli.main import main
 from flatlab.cli.training import Execution, train_run
 from flatlab.errors import FlatlabError
-from flatlab.grid.carry import DIED, cell_progress, run_cells
+from flatlab.grid.carry import DIED, run_cells
 from flatlab.grid.cells import CellWork
-from flatlab.grid.plan import Cell, Measure, grid_cells, parse_grid
+from flatlab.grid.plan import Cell, grid_cells, parse_grid
+from flatlab.grid.progress import cell_progress
 
 GRID = """
 title = "small"
@@ -180,9 +181,7 @@ def test_a_killed_grid_leaves_no_process_and_goes_on_to_the_same_end(tmp_path: P
     assert any(0 < p.rounds < 60 for p in progress)
     assert not all(p.trained for p in progress)
 
-    work = CellWork(
-        Measure(samples=50, trace_tol=0.5, density_depth=4, density_probes=1, surface_points=3), None, "cpu"
-    )
+    work = CellWork(None, "cpu")
     assert [failure for _, failure in run_cells(cells, out, work, jobs=1)] == ["", ""]
     for cell in cells:
         train_run(cell.config, None, tmp_path / "alone" / cell.name, Execution(workers=1), None)
@@ -192,9 +191,7 @@ def test_a_killed_grid_leaves_no_process_and_goes_on_to_the_same_end(tmp_path: P
 def test_a_local_dask_cluster_carries_the_grid(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     cells = cells_of(rounds=1, seeds="0")
-    work = CellWork(
-        Measure(samples=50, trace_tol=0.5, density_depth=4, density_probes=1, surface_points=3), None, "cpu"
-    )
+    work = CellWork(None, "cpu")
     outcomes = {cell.name: failure for cell, failure in run_cells(cells, tmp_path / "a", work, jobs=2, backend="dask")}
     assert outcomes == {"fedavg-s0": "", "fedavg-man-s0": ""}
     assert all(cell_progress(cell, tmp_path / "a" / cell.name).done for cell in cells)

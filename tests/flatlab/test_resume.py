@@ -15,10 +15,11 @@ import torch
 
 from flatlab.errors import UsageError
 from flatlab.federated.engine.sequential import SequentialEngine
-from flatlab.federated.rounds import Run, run_folder, train
+from flatlab.federated.rounds import Run, train
 from flatlab.federated.state import Place
 from flatlab.federated.world import World
 from flatlab.runs.checkpoint import load_checkpoint
+from flatlab.runs.folder import RunFolder
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.chmod", "tempfile.mkstemp")
 TIMES = ("seconds", "images_per_second", "evaluation_seconds")
@@ -26,7 +27,7 @@ TIMES = ("seconds", "images_per_second", "evaluation_seconds")
 
 def carry_on(world: World, folder: Path, place: Place, *, resume: bool) -> None:
     """What `flatlab train --save-every 0` does in its process."""
-    with run_folder(folder):
+    with RunFolder(folder).locked():
         run = Run(world, folder, place)
         if resume:
             run.resume()
@@ -109,5 +110,6 @@ def test_old_client_files_go_once_a_newer_save_is_in_place(toy_world: Callable[.
 
 
 def test_a_folder_belongs_to_one_run_at_a_time(toy_world: Callable[..., World], tmp_path: Path) -> None:
-    with run_folder(tmp_path), pytest.raises(UsageError, match="Another run is writing"), run_folder(tmp_path):
+    one, other = RunFolder(tmp_path), RunFolder(tmp_path)
+    with one.locked(), pytest.raises(UsageError, match="Another run is writing"), other.locked():
         pass

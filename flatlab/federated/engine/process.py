@@ -12,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import parent_process
+from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -26,6 +27,9 @@ from flatlab.malloc import keep_freed_memory
 
 MODELS = 3
 """Most models evaluated at once: the server's, and the averages over the selected and over all clients."""
+
+LEAVE_SECONDS = 5.0
+"""How long a worker stays after SIGTERM, unless the server ends it before."""
 
 T = TypeVar("T")
 
@@ -128,10 +132,17 @@ _worker: _Worker
 def _start_worker(world: World, shared: Shared) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the server decides what it means
+    signal.signal(signal.SIGTERM, _leave_soon)  # so may SIGTERM, and the server wants to save before its workers go
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     keep_freed_memory()
     _worker = _Worker(world, shared, world.new_model())
+
+
+def _leave_soon(number: int, frame: FrameType | None) -> None:
+    timer = threading.Timer(LEAVE_SECONDS, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,78 @@
+"""How a run shows its progress: a bar on a terminal, a line now and then elsewhere, and run.log."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from flatlab.cli.console import status
+from flatlab.cli.events import event_writer
+from flatlab.cli.tracking import curvature_probe
+from flatlab.federated.engine.base import Engine
+from flatlab.federated.rounds import Run, train
+from flatlab.runs.lines import Lines
+from flatlab.runs.metrics import Record
+
+Tell = Callable[[str], None]
+
+
+class _Latest(ProgressColumn):
+    """One number of the newest record that has it; nothing before there is one."""
+
+    def __init__(self, form: str, key: str) -> None:
+        super().__init__()
+        self.form, self.key = form, key
+
+    def render(self, task: Task) -> Text:
+        """Format the number."""
+        value = task.fields.get(self.key)
+        return Text("" if value is None else self.form.format(value), no_wrap=True)
+
+
+def train_with_progress(
+    run: Run, engine: Engine, save_every: float, track_eigs: int | None, tensorboard: bool
+) -> Record:
+    """Train to the end; returns the newest value of everything that records hold.
+
+    Shows a bar on a terminal, and elsewhere a line now and then; run.log gets these lines in any case.
+    """
+    config = run.world.config
+    columns = (
+        TextColumn("round {task.completed}/{task.total}"),
+        BarColumn(bar_width=10),
+        _Latest("loss {:.3f}", "train_loss"),
+        _Latest("acc {:.1%}", "test_accuracy"),
+        _Latest("|a|² {:.4g}", "activation_norm"),
+        _Latest("{:,.0f} img/s", "images_per_second"),
+        TimeRemainingColumn(compact=True),
+    )
+    latest: Record = dict(run.server.evaluated)
+    with ExitStack() as stack:
+        observers: list[Callable[[Record], None]] = [latest.update]
+        if tensorboard:
+            observers.append(stack.enter_context(event_writer(run.folder, run.server.round)))
+        probe = curvature_probe(run.world) if track_eigs else None
+        tell: Tell = run.files.log
+        if status.is_terminal:
+            progress = stack.enter_context(Progress(*columns, console=status))
+            task = progress.add_task("", total=config.rounds, completed=run.server.round, **latest)
+            observers.append(lambda record: progress.update(task, advance=1, **latest))
+        else:
+            tell = _both(tell, lambda line: status.print(line, markup=False, highlight=False, soft_wrap=True))
+        observers.append(Lines(run.server.round, config.rounds, tell))
+
+        def on_round(record: Record) -> None:
+            for observe in observers:
+                observe(record)
+
+        train(run, engine, on_round, save_every, probe, track_eigs or 1)
+    return latest
+
+
+def _both(one: Tell, other: Tell) -> Tell:
+    def tell(line: str) -> None:
+        one(line)
+        other(line)
+
+    return tell

@@ -1,0 +1,111 @@
+"""How far each cell of a grid is, as its folder says, and whether what lies there is what the grid now describes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flatlab.grid.plan import Cell, Kind, Measure
+from flatlab.measuring.density import Quadrature
+from flatlab.measuring.eigs import Search
+from flatlab.measuring.surface import Section
+from flatlab.measuring.trace import Probing
+from flatlab.runs.checkpoint import Checkpoint
+from flatlab.runs.fingerprint import Fingerprint
+from flatlab.runs.folder import RunFolder
+from flatlab.runs.measurements import is_current, measurement_path
+
+FAILURE = "failure.txt"
+"""In the folder of a cell that failed: its reason in one sentence, then the traceback of an unexpected error."""
+
+DTYPE = "float32"
+"""Precision of a grid's measurements."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a cell is, as its folder says."""
+
+    rounds: int  # completed
+    accuracy: float | None  # of the newest evaluation
+    trained: bool
+    missing: tuple[Kind, ...]  # still to be measured, all of `Cell.kinds` before the end of training
+    failure: str  # of the newest attempt, or empty
+    another: str = ""  # where the folder holds another run: which, and what to do
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.trained and not self.missing
+
+
+def cell_progress(cell: Cell, folder: Path) -> Progress:
+    """Read how far `cell` is in its `folder`, which need not exist."""
+    another = another_run(cell, folder)
+    if another:
+        return Progress(0, None, False, cell.kinds, another, another)
+    run = RunFolder(folder)
+    records = run.metrics.read()
+    accuracies = [record["test_accuracy"] for record in records if "test_accuracy" in record]
+    final = run.finished(cell.config)
+    return Progress(
+        rounds=len(records),
+        accuracy=accuracies[-1] if accuracies else None,
+        trained=final is not None,
+        missing=tuple(kind for kind in cell.kinds if not (final and is_measured(kind, cell, final, folder))),
+        failure=read_failure(folder),
+    )
+
+
+def another_run(cell: Cell, folder: Path) -> str:
+    """Say which other run is in the folder of `cell`; empty where there is none."""
+    advice = "move it away, or give the grid another folder with --out"
+    return RunFolder(folder).refusal(cell.config, "the grid says", advice)
+
+
+def read_failure(folder: Path) -> str:
+    """The reason of the newest failure, or empty."""
+    note = folder / FAILURE
+    return note.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if note.exists() else ""
+
+
+def is_measured(kind: Kind, cell: Cell, final: Checkpoint, folder: Path) -> bool:
+    """Whether the measurement is in `folder`, of this run and made as the grid now says."""
+    if kind == "training":
+        return all(_has("eigs", path, cell.measure, final.fingerprint) for path in earlier_checkpoints(folder))
+    return _has(kind, RunFolder(folder).final, cell.measure, final.fingerprint)
+
+
+def earlier_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints before the last, by round."""
+    return sorted(folder.glob("round-*.pt"))
+
+
+def settings_of_kind(kind: str, measure: Measure) -> dict[str, Any]:
+    """How the grid has `kind` measured, as the measurement's file says it."""
+    own: Mapping[str, dict[str, Any]] = {
+        "eigs": vars(Search()),
+        "trace": vars(probing(measure)),
+        "density": vars(quadrature(measure)),
+        "surface": vars(section(measure)),
+    }
+    return {"samples": measure.samples, "dtype": DTYPE, **own[kind]} if kind in own else {}
+
+
+def probing(measure: Measure) -> Probing:
+    """How the trace is probed."""
+    return Probing(measure.trace_tol)
+
+
+def quadrature(measure: Measure) -> Quadrature:
+    """How the density is estimated."""
+    return Quadrature(measure.density_depth, measure.density_probes)
+
+
+def section(measure: Measure) -> Section:
+    """Where the loss surface is looked at."""
+    return Section(points=measure.surface_points)
+
+
+def _has(kind: str, checkpoint: Path, measure: Measure, of: Fingerprint) -> bool:
+    return is_current(measurement_path(checkpoint, kind), settings_of_kind(kind, measure), of)

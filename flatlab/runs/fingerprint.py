@@ -1,0 +1,99 @@
+"""Which run a configuration describes: a fingerprint of everything that decides the result, and how two runs differ.
+
+Only fields that differ from their defaults are hashed, so that a field that comes later, with a default that keeps the
+old result, changes no fingerprint. Files keep the whole configuration beside it, and what is compared is computed
+from that: a file from before there were fingerprints is compared like any other.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from flatlab.data import ImageData, load_images
+from flatlab.federated.config import RunConfig
+from flatlab.federated.models import default_model
+
+DIGITS = 16
+"""Hexadecimal digits that are kept of a hash."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Two runs of one fingerprint end, on one machine, with the same parameters."""
+
+    config: str  # of the configuration
+    data: str = ""  # of pixels and labels, after the subset was taken; empty where it is not known
+
+    def agrees(self, other: "Fingerprint") -> bool:
+        """Whether both are of one run, as far as is known."""
+        same_data = not self.data or not other.data or self.data == other.data
+        return self.config == other.config and same_data
+
+    def plain(self) -> dict[str, str]:
+        """Return it as JSON and checkpoints keep it."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field in which a run is not the one that is asked for."""
+
+    field: str  # hyperparameters as hyper.rho
+    found: Any
+    wanted: Any
+
+
+def fingerprint(config: RunConfig, data: str = "") -> Fingerprint:
+    """Return the fingerprint of `config`, its model settled (`settled`), and of the data whose digest is `data`."""
+    usual = _flat(RunConfig().plain() | {"hyper": config.rules.hyper().model_dump()})
+    deciding = {name: value for name, value in _flat(config.plain()).items() if usual.get(name) != value}
+    text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
+    return Fingerprint(hashlib.sha256(text.encode()).hexdigest()[:DIGITS], data)
+
+
+def data_digest(data: ImageData) -> str:
+    """Return a digest of all that training and evaluation read: pixels, labels, classes, mean and deviation."""
+    digest = hashlib.sha256()
+    for split in (data.train, data.test):
+        digest.update(repr(tuple(split.images.shape)).encode())
+        digest.update(split.images.contiguous().numpy().data)
+        digest.update(split.labels.contiguous().numpy().data)
+    digest.update(repr((data.classes, data.mean, data.std, data.augment)).encode())
+    return digest.hexdigest()[:DIGITS]
+
+
+def differences(found: RunConfig, wanted: RunConfig) -> list[Difference]:
+    """Every field, and every hyperparameter, in which `found` is not what is `wanted`; both settled."""
+    one, other = _flat(found.plain()), _flat(wanted.plain())
+    names = sorted(one.keys() | other.keys(), key=_place)
+    return [Difference(name, one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)]
+
+
+def settled(config: RunConfig, root: Path | None = None) -> RunConfig:
+    """Return `config` with the model that "auto" stands for; raises `UsageError` where that needs data that are not."""
+    if config.model != "auto":
+        return config
+    return config.model_copy(update={"model": _usual_model(config.dataset, root)})
+
+
+@cache
+def _usual_model(dataset: str, root: Path | None) -> str:
+    small, large = (default_model(dataset, shape) for shape in ((1, 8, 8), (3, 64, 64)))
+    if small == large:  # it goes by the name, and the data need not be at hand
+        return small
+    return default_model(dataset, load_images(dataset, root=root).input_shape)
+
+
+def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by name, hyperparameters as hyper.rho."""
+    fields = {name: value for name, value in plain.items() if name != "hyper"}
+    return fields | {f"hyper.{name}": value for name, value in plain.get("hyper", {}).items()}
+
+
+def _place(name: str) -> int:
+    """Fields in the order of `RunConfig`."""
+    return list(RunConfig.model_fields).index(name.partition(".")[0])

@@ -1,0 +1,211 @@
+"""A run's folder: which run it holds, how far that is, and everything that is written there as it goes.
+
+    config.toml      written as the first round ends: a start that fails leaves a folder that is free for the next
+    metrics.jsonl    one line per round
+    round-0100.pt    checkpoints; final.pt is the last, and where it is of this run, the run is finished
+    resume.pt        server state, names of the files in clients/, and the length of metrics.jsonl at that moment
+    run.log          when what happened, for a run that nobody watches
+    .lock            held by the process that writes
+
+Every file is complete before a file that counts on it is renamed into place, and on the disk before (fsync).
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from flatlab.errors import UsageError, shown
+from flatlab.federated.config import RunConfig, make_config, read_config, write_config
+from flatlab.files import atomic_write, remove_unfinished
+from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, read_plain, save_checkpoint
+from flatlab.runs.contents import damaged, require_keys, require_text
+from flatlab.runs.fingerprint import differences, fingerprint, settled
+from flatlab.runs.metrics import Metrics, Record
+
+RESUME_FORMAT = "flatlab resume file"
+RESUME_VERSION = 1
+
+
+ADVICE = "leave these options out to go on with it by --resume, or choose another folder with --out"
+
+
+class BusyError(UsageError):
+    """Another process is writing to the folder."""
+
+
+class RunFolder:
+    """The folder `path`, which need not exist, and the one run in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = Metrics(path / "metrics.jsonl")
+        self.begun = False  # whether this object has begun or resumed the run
+
+    @property
+    def final(self) -> Path:
+        """The checkpoint of the last round."""
+        return self.path / "final.pt"
+
+    @property
+    def resume_file(self) -> Path:
+        """What `save` writes."""
+        return self.path / "resume.pt"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process alone; raises `BusyError` where another has it.
+
+        A folder that the block leaves empty was made for nothing, and goes.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise BusyError(
+                f"Another run is writing to {self.path}; wait for it, or choose another folder with --out."
+            ) from error
+        try:
+            yield
+        finally:
+            if [file.name for file in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()
+                with suppress(OSError):
+                    self.path.rmdir()
+            lock.release()
+
+    def is_busy(self) -> bool:
+        """Whether another process holds the folder."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            with self.locked():
+                return False
+        except BusyError:
+            return True
+
+    def config(self) -> RunConfig | None:
+        """The configuration of the run that is here; None where there is none, or none of whose rounds ever ended."""
+        path = self.path / "config.toml"
+        if path.exists() and not self._came_to_nothing():
+            return make_config(read_config(path), str(path))
+        return _read_head(self.final).config if self.final.exists() else None
+
+    def _came_to_nothing(self) -> bool:
+        metrics = self.metrics.path
+        saved = self.final.exists() or self.resume_file.exists()
+        return metrics.exists() and metrics.stat().st_size == 0 and not saved
+
+    def refusal(self, wanted: RunConfig, asker: str = "asked for", advice: str = ADVICE) -> str:
+        """Say in which fields the run that is here is not the one `wanted`; empty where it is, or there is none."""
+        wanted = settled(wanted)
+        configs = [self.config(), _read_head(self.final).config if self.final.exists() else None]
+        for found in configs:
+            differing = differences(settled(found), wanted) if found else []
+            if differing:
+                fields = ", ".join(f"{d.field} ({_word(d.found)}; {asker} {_word(d.wanted)})" for d in differing)
+                return f"{self.path} holds a run with another {fields}: {advice}."
+        return ""
+
+    def require(self, wanted: RunConfig) -> None:
+        """Raise `UsageError`, with every field that differs, if the run that is here is not the one `wanted`."""
+        refusal = self.refusal(wanted)
+        if refusal:
+            raise UsageError(refusal)
+
+    def finished(self, wanted: RunConfig) -> Checkpoint | None:
+        """What the final checkpoint says of the run `wanted`, but for its tensors; None where it is not there."""
+        if not self.final.exists() or self.refusal(wanted):
+            return None
+        checkpoint = _read_head(self.final)
+        return checkpoint if checkpoint.round >= checkpoint.config.rounds else None
+
+    def begin(self, config: RunConfig) -> None:
+        """Prepare the folder of a new run."""
+        write_config(self.path / "config.toml", config)
+        self.metrics.clear()
+        self.begun = True
+
+    def resume(self, config: RunConfig, data: str) -> dict[str, Any] | None:
+        """Return what `save` wrote last, its tables yet to be checked; None where the run starts anew.
+
+        Raises `UsageError` if the folder holds another run, or one of other data than those of the digest `data`.
+        """
+        remove_unfinished(self.path)
+        self.require(config)
+        path = self.resume_file
+        if not path.exists():
+            return None
+        saved = require_keys(read_plain(path, RESUME_FORMAT, RESUME_VERSION), ("server", "clients"), path)
+        kept = require_keys(saved.get("fingerprint", {}), (), path, "fingerprint")
+        self.require_data(config, require_text(kept.get("data", ""), path, "fingerprint.data"), data)
+        self.begun = True
+        return saved
+
+    def require_data(self, config: RunConfig, kept: str, data: str) -> None:
+        """Raise `UsageError` if the digest `data` is not the one that the run kept (empty: older, unknown)."""
+        if not fingerprint(config, kept).agrees(fingerprint(config, data)):
+            raise UsageError(
+                f"The data set {config.dataset} is not the one on which the run in {self.path} was begun: its images "
+                "or labels have changed. Bring them back, or start a new run in another --out."
+            )
+
+    def cut_metrics(self, completed: int, saved: Mapping[str, Any]) -> None:
+        """Drop the metrics of rounds after `completed`, the round of what `resume` returned."""
+        length = saved.get("metrics_bytes")
+        if length is not None and (type(length) is not int or length < 0):
+            raise damaged(self.resume_file, "metrics_bytes", f"is {shown(length)} and no length")
+        self.metrics.cut(completed, length)
+
+    def record(self, record: Record, config: RunConfig) -> None:
+        """Append one line to metrics.jsonl; with the first, the run begins."""
+        if not self.begun:
+            self.begin(config)
+        self.metrics.append(record)
+
+    def save(self, config: RunConfig, data: str, state: Mapping[str, Any]) -> None:
+        """Write `state`, plain data and tensors, from which `resume` goes on."""
+        if not self.begun:
+            self.begin(config)
+        plain = {
+            "format": RESUME_FORMAT,
+            "version": RESUME_VERSION,
+            "fingerprint": fingerprint(config, data).plain(),
+            "metrics_bytes": self.metrics.sync(),
+            **state,
+        }
+        with atomic_write(self.resume_file) as file:
+            torch.save(plain, file)
+
+    def checkpoint(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, once every line of metrics up to it is on the disk."""
+        if self.metrics.path.exists():
+            self.metrics.sync()
+        save_checkpoint(path, checkpoint)
+
+    def log(self, line: str) -> None:
+        """Append `line` to run.log, with the time."""
+        with (self.path / "run.log").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) and len(value) < 80 and value.isprintable() else shown(value)
+
+
+def _read_head(path: Path) -> Checkpoint:
+    """Read the checkpoint at `path` without its tensors, once for as long as the file stays as it is."""
+    status = path.stat()
+    return _read_head_once(path.resolve(), status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _read_head_once(path: Path, time_ns: int, size: int) -> Checkpoint:
+    return replace(load_checkpoint(path), state_dict={}, models={})

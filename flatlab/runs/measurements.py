@@ -1,0 +1,142 @@
+"""What was measured of a checkpoint: `<checkpoint>.<kind>.json` beside it, each with how it was made, and of which run.
+
+Numbers made in another way, of 60 samples instead of 500, never take the place of those that are there: they go to a
+name of their own, `final.eigs-60.json`. Tables and figures read the plain name.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from figures.saved import read_json
+from flatlab.errors import UsageError
+from flatlab.federated.config import make_config
+from flatlab.files import write_text
+from flatlab.runs.fingerprint import Fingerprint, fingerprint
+
+Content = Mapping[str, Any]
+"""A measurement as plain data: "settings" say how it was made, "run" and "fingerprint" of what."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Where a measurement went."""
+
+    path: Path
+    note: str = ""  # a sentence for the user where that is not the plain name, or another had to move
+
+
+def measurement_path(checkpoint: Path, kind: str) -> Path:
+    """The plain name of a measurement of `checkpoint`."""
+    return checkpoint.with_suffix(f".{kind}.json")
+
+
+def read_measurement(path: Path) -> dict[str, Any] | None:
+    """Read a measurement; None where there is none. Raises `UsageError` or `ResultsError` for another."""
+    if not path.exists():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} is not a measurement of flatlab; delete it and measure again.")
+    return content
+
+
+def is_current(path: Path, settings: Content, of: Fingerprint) -> bool:
+    """Whether the measurement at `path` was made as `settings` say, of the run `of`.
+
+    What a file from before settings were kept does not tell is taken to be as asked for.
+    """
+    content = read_measurement(path)
+    return content is not None and _is_of(content, of) and _agree(_settings(content), settings)
+
+
+def save_measurement(checkpoint: Path, kind: str, content: Content, *, for_tables: bool = False) -> Saved:
+    """Write `content` beside `checkpoint`: over one made in the same way of the same run, or under a name of its own.
+
+    With `for_tables` it takes the plain name in any case, and one made in another way moves from there to its own.
+    """
+    plain = measurement_path(checkpoint, kind)
+    there = read_measurement(plain)
+    if there is None or _same(there, content):
+        return _write(plain, content)
+    if for_tables or not _is_of(there, _fingerprint(content)):  # made of a run that is no longer here: no rival
+        moved = _own_name(checkpoint, kind, there)
+        plain.rename(moved)
+        how = _difference(there, content)
+        return _write(plain, content, f"{plain.name} was made {how}: it is kept as {moved.name}.")
+    own = _own_name(checkpoint, kind, content)
+    how = _difference(there, content)
+    return _write(own, content, f"{plain} was made {how}, and stays; these numbers are in {own.name}.")
+
+
+def _write(path: Path, content: Content, note: str = "") -> Saved:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+    return Saved(path, note)
+
+
+def _own_name(checkpoint: Path, kind: str, content: Content) -> Path:
+    """The first name that is free, or that holds a measurement made in the same way of the same run."""
+    for path in _names(checkpoint, kind, _settings(content).get("samples")):
+        there = read_measurement(path)
+        if there is None or _same(there, content):
+            return path
+    raise AssertionError  # there is no end of names
+
+
+def _names(checkpoint: Path, kind: str, samples: int | None) -> Iterator[Path]:
+    base = f"{kind}-{samples}" if samples else f"{kind}-other"
+    yield measurement_path(checkpoint, base)
+    number = 2
+    while True:
+        yield measurement_path(checkpoint, f"{base}-{number}")
+        number += 1
+
+
+def _same(one: Content, other: Content) -> bool:
+    return _is_of(one, _fingerprint(other)) and _agree(_settings(one), _settings(other))
+
+
+def _agree(one: Content, other: Content) -> bool:
+    return all(one[name] == other[name] for name in one.keys() & other.keys())
+
+
+def _settings(content: Content) -> Content:
+    """How it was made; of a file from before that was kept, what can be seen in it."""
+    if "settings" in content:
+        settings: Content = content["settings"]
+        return settings
+    seen = {name: content[name] for name in ("samples", "method", "backend", "batch_size") if name in content}
+    if "samples" in content.get("data", {}):
+        seen["samples"] = content["data"]["samples"]
+    if "nodes" in content:
+        seen["probes"] = len(content["nodes"])
+    if "losses" in content:
+        seen["points"] = len(content["a"])
+    return seen
+
+
+def _is_of(content: Content, of: Fingerprint | None) -> bool:
+    own = _fingerprint(content)
+    return own is None or of is None or own.agrees(of)
+
+
+def _fingerprint(content: Content) -> Fingerprint | None:
+    """Of the run that was measured; None where the file does not say, or says what this version cannot read."""
+    fields = content.get("run", content).get("config")
+    if fields is None:
+        return None
+    try:
+        return fingerprint(make_config(fields, "a measurement"), content.get("fingerprint", {}).get("data", ""))
+    except UsageError:
+        return None
+
+
+def _difference(there: Content, content: Content) -> str:
+    """In words, how the one that is there was made differently."""
+    if not _is_of(there, _fingerprint(content)):
+        return "of another run"
+    one, other = _settings(there), _settings(content)
+    fields = [f"{name} {one[name]}, not {other[name]}" for name in one if name in other and one[name] != other[name]]
+    return f"with other settings ({'; '.join(fields)})"
