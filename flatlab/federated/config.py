@@ -60,8 +60,8 @@ class RunConfig(BaseModel):
     zeta_logits: float = Field(
         0.0, ge=0, description="coefficient of the logits' mean square, part of MAN; 0: the paper's"
     )
-    man_layers: tuple[str, ...] = Field(
-        (), description="modules whose outputs MAN penalises; none: every nonlinearity's result"
+    man_layers: tuple[Annotated[str, Field(strict=True)], ...] = Field(
+        (), strict=False, description="modules whose outputs MAN penalises; none: every nonlinearity's result"
     )
 
     rounds: Count = Field(60, description="communication rounds")
