@@ -1,4 +1,4 @@
-"""`python -m benchmarks [training] [curvature[.PART]] [curvature_stages] [overlooked[.PART]]`, or the first two."""
+"""`python -m benchmarks [training] [curvature[.PART]] [curvature_stages] [overlooked[.PART]] [mutations[.COUNT]]`, or the first two."""
 
 import sys
 from importlib import import_module
