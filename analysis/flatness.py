@@ -11,12 +11,14 @@ Not invariant are lambda_max, tr H, lambda_1 / lambda_5 and SAM's sharpness, max
 } (Foret et al. 2021). Both maxima are taken, as in training, at the first-order solution.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from analysis.errors import MeasurementError
 from analysis.layers import find_layers
 from analysis.objective import loss_and_gradient, loss_at
 from analysis.operators import hessian
@@ -129,7 +131,11 @@ def positions(problem: Problem) -> dict[str, Tensor]:
 
 
 def sam_sharpness(problem: Problem, radius: float = 0.05) -> float:
-    """L(theta + radius g / |g|) - L(theta), g the gradient of L: SAM's sharpness to first order."""
+    """L(theta + radius g / |g|) - L(theta), g the gradient of L: SAM's sharpness to first order.
+
+    Raises `MeasurementError` for a radius that is none.
+    """
+    _require_radius(radius)
     loss, g = loss_and_gradient(problem)
     length = norm(g)
     return loss_at(problem, problem.point() + (radius / length) * g) - loss if length else 0.0
@@ -140,8 +146,15 @@ def adaptive_sharpness(problem: Problem, radius: float = 0.5) -> float:
     eta.
 
     Every parameter, biases included, is scaled by its own magnitude, which makes the number invariant to rescaling.
+    Raises `MeasurementError` for a radius that is none.
     """
+    _require_radius(radius)
     loss, g = loss_and_gradient(problem)
     theta = problem.point()
     length = norm(theta.abs() * g)
     return loss_at(problem, theta + (radius / length) * theta.square() * g) - loss if length else 0.0
+
+
+def _require_radius(radius: float) -> None:
+    if not 0 <= radius < math.inf:
+        raise MeasurementError(f"The radius of a sharpness is a number of 0 or more, not {radius:g}.")

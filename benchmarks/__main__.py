@@ -1,4 +1,6 @@
-"""`python -m benchmarks [training] [curvature[.PART]] [curvature_stages] [overlooked[.PART]]`, or the first two."""
+"""`python -m benchmarks NAME...`: training, curvature, curvature.PART, curvature_stages, overlooked, overlooked.PART,
+mutations, mutations.COUNT; without a name, the first two.
+"""
 
 import sys
 from importlib import import_module

@@ -25,51 +25,13 @@ from typing import Any
 import torch
 
 from benchmarks.oddities import CANARY, json_text, mutate, odd_plain, scarred, toml_text, write_mutated
+from benchmarks.sound_files import CONFIG, GRID, VERDICT
 from flatlab.cli.main import main as flatlab
 
 COUNT = 10_000
 
 SECONDS, WALL_SECONDS = 30, 300
 """Within which a command answers: of this process's own time, and by the clock, since machines are shared."""
-
-CONFIG: dict[str, Any] = {
-    "dataset": "digits",
-    "train_samples": 60,
-    "test_samples": 40,
-    "clients": 4,
-    "partition": "iid",
-    "hidden": [4],
-    "algorithm": "feddc",
-    "hyper": {"alpha": 0.1},
-    "man": True,
-    "zeta": 0.1,
-    "rounds": 3,
-    "participation": 0.5,
-    "sampling": "bernoulli",
-    "local_epochs": 1,
-    "checkpoint_every": 2,
-    "eval_every": 1,
-    "seed": 3,
-}
-
-GRID: dict[str, Any] = {
-    "title": "small",
-    "target_accuracy": 0.05,
-    "common": {**{k: v for k, v in CONFIG.items() if k not in ("algorithm", "hyper", "man", "seed", "partition")}},
-    "axes": {"algorithms": ["fedsam"], "man": [False, True], "partitions": ["iid"], "seeds": [0]},
-    "sensitivity": {"zetas": [0.05]},
-    "measure": {"samples": 20, "trace_tol": 0.5, "density_depth": 4, "density_probes": 2, "surface_points": 3},
-}
-
-
-VERDICT: dict[str, Any] = {
-    "contrast": "with MAN",
-    "group": json.dumps({"dataset": "digits", "algorithm": "fedavg", "partition": "dirichlet", "delta": 0.3}),
-    "claim": {"quantity": "top eigenvalue", "direction": "falls", "ratio": True},
-    "comparisons": [{"setting": "0.5", "pairs": 5, "effect": 0.5, "low": 0.4, "high": 0.7, "answer": "supported"}],
-    "answer": "supported",
-}
-"""One claim of study.json."""
 
 
 class NoAnswer(BaseException):

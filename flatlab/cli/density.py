@@ -14,8 +14,8 @@ from flatlab.cli.tables import Cell, Row, estimate_cell, loss_name, print_side_b
 @measuring
 def density(
     given: Given,
-    depth: Annotated[int, typer.Option(min=2, help="Products per random vector.")] = 40,
-    probes: Annotated[int, typer.Option(min=1, help="Random vectors; two or more give standard errors.")] = 5,
+    depth: Annotated[int, typer.Option(min=2, max=10_000, help="Products per random vector.")] = 40,
+    probes: Annotated[int, typer.Option(min=1, max=100_000, help="Random vectors; two or more give errors.")] = 5,
 ) -> None:
     """Estimate the density of all eigenvalues of the Hessian by stochastic Lanczos quadrature.
 

@@ -18,8 +18,8 @@ def surface(
     ] = "random",
     line: Annotated[bool, typer.Option("--line", help="Along one direction instead of two.")] = False,
     extent: Annotated[float, typer.Option(help="How far to go either way, in multiples of the direction.")] = 1.0,
-    points: Annotated[int, typer.Option(min=2, help="Points along each direction.")] = 21,
-    seed: Annotated[int, typer.Option(help="Of the random directions.")] = 0,
+    points: Annotated[int, typer.Option(min=2, max=1000, help="Points along each direction.")] = 21,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random directions.")] = 0,
 ) -> None:
     """Evaluate the loss around the model along one or two directions; several checkpoints share random directions.
 

@@ -1,6 +1,8 @@
 """Flatness measures: what each is by its definition, and which of them a rescaled ReLU network changes."""
 
 import copy
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from analysis.errors import MeasurementError
 from analysis.flatness import adaptive_sharpness, flatness, sam_sharpness
 from analysis.objective import loss_and_gradient, loss_at
 from analysis.operators import hessian
-from analysis.problem import make_problem
+from analysis.problem import Problem, make_problem
 from analysis.surface import filter_normalised_directions, loss_surface
 
 
@@ -128,3 +130,11 @@ def test_a_line_and_bad_requests(make_case: Any) -> None:
         loss_surface(problem, torch.zeros(3, 1))
     with pytest.raises(MeasurementError, match="at least 2"):
         loss_surface(problem, torch.zeros(problem.size, 1), points=1)
+
+
+@pytest.mark.parametrize("radius", [-0.05, math.nan, math.inf])
+@pytest.mark.parametrize("sharpness", [sam_sharpness, adaptive_sharpness])
+def test_a_radius_is_not_negative(sharpness: Callable[[Problem, float], float], radius: float) -> None:
+    problem = make_problem(nn.Linear(2, 2), "mse", (torch.ones(3, 2), torch.ones(3, 2)))
+    with pytest.raises(MeasurementError, match="radius"):
+        sharpness(problem, radius)

@@ -1,0 +1,243 @@
+"""The form of what runs and measurements leave on the disk, as far as figures and tables read it.
+
+What no figure reads may be anything. A number may be NaN or infinite, where a measurement failed: figures leave it out,
+and tables say so.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, Json, model_validator
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Saved(BaseModel):
+    """Strict about types; what is not named here may be anything."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class Estimate(Saved):
+    """A number with its error."""
+
+    value: float
+    standard_error: float | None = None
+
+
+class Eigenvalue(Saved):
+    """A number with its residual."""
+
+    value: float
+    residual: float | None = None
+
+
+class Spectrum(Saved):
+    """Largest eigenvalues, the top first."""
+
+    eigenvalues: list[Eigenvalue] = Field(min_length=1)
+
+
+class Layer(Spectrum):
+    """A layer's eigenvalues and activations."""
+
+    name: str
+    input_norm2: float | None = None
+    output_norm2: float | None = None
+
+
+class Data(Saved):
+    """What was measured on."""
+
+    dataset: str
+    split: str | None = None
+    samples: Count
+
+
+class Origin(Saved):
+    """The run that a measured checkpoint is of."""
+
+    round: Count
+    metrics: dict[str, Any] = {}
+
+
+class Measured(Saved):
+    """What begins every measurement."""
+
+    data: Data
+    versions: dict[str, str] = {}
+    run: Origin | None = None
+
+
+class Eigs(Measured):
+    """<checkpoint>.eigs.json."""
+
+    run: Origin
+    network: Spectrum = Field(alias="global")
+    layers: list[Layer]
+
+
+class Trace(Measured):
+    """<checkpoint>.trace.json."""
+
+    trace: Estimate
+
+
+class Density(Measured):
+    """<checkpoint>.density.json."""
+
+    grid: list[Finite] = Field(min_length=2)
+    density: list[float]
+    standard_error: list[float | None]
+    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    size: Annotated[int, Field(ge=1, le=2**53)]
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        if not len(self.grid) == len(self.density) == len(self.standard_error):
+            raise ValueError("grid, density and standard_error differ in length")
+        return self
+
+
+class Surface(Measured):
+    """<checkpoint>.surface.json; `losses` has a line for each of `a`, and in it a number for each of `b`."""
+
+    a: list[Finite] = Field(min_length=2)
+    b: list[Finite] = Field(min_length=1)
+    losses: list[list[float]]
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> Self:
+        if len(self.losses) != len(self.a) or any(len(line) != len(self.b) for line in self.losses):
+            raise ValueError("losses is not a table of as many lines and columns as a and b have numbers")
+        return self
+
+
+class Split(Saved):
+    """final.split.json: samples of each class, client by client."""
+
+    counts: list[list[Count]] = Field(min_length=1)
+    versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _every_client_has_samples(self) -> Self:
+        if len({len(line) for line in self.counts}) != 1 or any(sum(line) < 1 for line in self.counts):
+            raise ValueError("counts is not a table of classes by client in which every client has samples")
+        return self
+
+
+class Check(Saved):
+    """One statement on one network."""
+
+    statement: str
+    claimed: bool
+    outcome: str
+
+
+class Verify(Saved):
+    """<checkpoint>.verify.json."""
+
+    checks: list[Check]
+    versions: dict[str, str] = {}
+
+
+class Other(Saved):
+    """A measurement that no figure of a grid reads."""
+
+    versions: dict[str, str] = {}
+
+
+class Claim(Saved):
+    """What MAN is claimed to do."""
+
+    quantity: str
+    direction: str
+    ratio: bool
+
+
+class Comparison(Saved):
+    """A claim in one setting."""
+
+    setting: str
+    pairs: Count
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    answer: str
+
+
+class Group(Saved):
+    """What runs that are compared have in common, as far as a table names it."""
+
+    dataset: str
+    algorithm: str
+    partition: str
+    delta: float
+
+
+class Verdict(Saved):
+    """A claim in all settings."""
+
+    contrast: str
+    group: Json[Group]
+    claim: Claim
+    comparisons: list[Comparison]
+    answer: str
+
+
+class Study(Saved):
+    """study.json."""
+
+    verdicts: list[Verdict]
+
+
+FORMS: Mapping[str, type[Saved]] = {
+    "eigs": Eigs, "trace": Trace, "density": Density, "surface": Surface, "split": Split, "verify": Verify,
+}  # fmt: skip
+"""Kind of measurement: its form."""
+
+
+class Tracked(Saved):
+    """Top eigenvalues during training."""
+
+    network: Eigenvalue = Field(alias="global")
+    layers: dict[str, Eigenvalue] = {}
+
+
+class RecordPart(Saved):
+    """A line of metrics.jsonl, or what a checkpoint keeps of one."""
+
+    round: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    train_loss: float | None = None
+    test_accuracy: float | None = None
+    curvature: Tracked | None = None
+
+    @model_validator(mode="after")
+    def _accuracy_is_a_share(self) -> Self:
+        if self.test_accuracy is not None and (self.test_accuracy < 0 or self.test_accuracy > 1):
+            raise ValueError(f"test_accuracy = {self.test_accuracy:g} is no share between 0 and 1")
+        return self
+
+
+class Record(RecordPart):
+    """A line of metrics.jsonl."""
+
+    round: Annotated[int, Field(ge=1, le=2**53)]
+
+
+class Evaluation(Saved):
+    """One model on the test set."""
+
+    accuracy: float
+    loss: float
+    activation_norms: list[float] | tuple[float, ...]
+
+
+class Evaluated(Record):
+    """A line with an evaluation."""
+
+    train_loss: float
+    test_accuracy: float
+    images_per_second: float
+    models: dict[str, Evaluation]
