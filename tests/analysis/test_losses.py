@@ -79,7 +79,7 @@ def test_class_weights_and_ignored_labels_divide_over_all_batches(name: str) -> 
         nn.BCEWithLogitsLoss(pos_weight=W.double()), nn.BCEWithLogitsLoss(weight=W.double()), nn.PoissonNLLLoss(),
         nn.KLDivLoss(reduction="batchmean"), nn.KLDivLoss(), nn.CrossEntropyLoss(weight=W.double()), F.mse_loss,
     ],
-    ids=str,
+    ids=lambda loss: getattr(loss, "__name__", str(loss)),
 )  # fmt: skip
 def test_means_over_elements(loss: Any) -> None:
     generator = torch.Generator().manual_seed(2)
