@@ -3,14 +3,13 @@
 Left sides, largest eigenvalues found by Lanczos, are known from below by their Ritz value and from above by its
 residual; lambda_max(B_n) likewise, for every sample. A statement is called violated only if it is so everywhere in
 these intervals. K and P, equalities of matrices, are checked on a random vector v: sqrt(p) |D v| / |v| has |D|_F as its
-root mean square.
+root mean square. Before all of them the products are held to differences and to torch's own (`derivatives.py`).
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,33 +18,40 @@ from analysis.activations import forward_pass
 from analysis.eigenpairs import Eigenpairs
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
-from analysis.layers import Layer, LayerBlocks, Suffix
+from analysis.layers import LayerBlocks, Suffix
 from analysis.losses import LOSSES
 from analysis.operators import gauss_newton, hessian
 from analysis.problem import Problem
 from analysis.spectrum import layer_eigenpairs
 from analysis.subsets import client_spectra
+from analysis.theory.derivatives import derivative_checks
+from analysis.theory.ends import DENSE, dense_spectrum, spectrum_ends
+from analysis.theory.factors import layer_factors
 from analysis.theory.networks import is_piecewise_linear, modules_after, squared_lipschitz
-from analysis.theory.samplewise import (
-    as_outputs,
-    at_positions,
-    has_patches,
-    patches,
-    squared_norms,
-    top_curvatures,
+from analysis.theory.reference import Reference
+from analysis.theory.samplewise import has_patches
+from analysis.theory.statements import (
+    LEAST_BLOCK,
+    LEAST_CURVATURE,
+    ROUNDING,
+    Check,
+    Interval,
+    exactly,
+    total,
 )
-from analysis.theory.statements import LEAST_BLOCK, ROUNDING, Check, Interval, exactly, total
 from analysis.vectors import norm
 
 TOL = 1e-3
-_SMALLEST_TOL, _SMALLEST_PRODUCTS = 5e-2, 60
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class LayerChain:
-    """One layer's eigenvalue and the bounds above it; None for layers that are neither Linear nor plain Conv2d."""
+    """One layer's eigenvalue and the bounds above it.
+
+    None for layers that are neither Linear nor plain Conv2d, and for those that are used twice or share their weights.
+    """
 
     name: str
     parameters: int
@@ -81,34 +87,71 @@ def chain(
     if problem.dtype != torch.float64 or not counts_each:
         raise MeasurementError("The statements are checked on a mean over samples in float64.")
     began = time.perf_counter()
+    checks = list(derivative_checks(problem, hessian, gauss_newton, progress))
     progress("whole network")
-    whole = _above(lanczos(hessian(problem), tol=TOL))
-    smallest = _below(lanczos(hessian(problem), which="smallest", tol=_SMALLEST_TOL, max_iter=_SMALLEST_PRODUCTS))
-    scale = max(whole.high, -smallest.low)
+    smallest, largest = spectrum_ends(hessian(problem))
+    whole = _largest(problem, largest)
+    scale = max(whole.high, -smallest.low, LEAST_CURVATURE * _stretch2(problem))
     progress("layers")
-    tops = {name: _above(pairs) for name, pairs in layer_eigenpairs(problem, tol=TOL).items()}
-    layers, checks = [], []
+    tops = _layer_tops(problem)
+    layers = []
     for name, top in tops.items():
         progress(name)
-        layer, own = _layer_chain(problem, name, top, max(top.high, LEAST_BLOCK * scale))
+        layer, own = _layer_chain(problem, name, top, LEAST_BLOCK * scale)
         layers.append(layer)
         checks += own
     progress("whole network")
     checks += _network_checks(problem, whole, smallest, tops, scale)
     if clients:
-        checks.append(_clients_check(clients, progress))
+        checks.append(_clients_check(clients, scale, progress))
     loss = forward_pass(problem).loss
     return Chain(loss, problem.samples, whole, smallest, layers, checks, time.perf_counter() - began)
 
 
-def _layer_chain(problem: Problem, name: str, top: Interval, scale: float) -> tuple[LayerChain, list[Check]]:
+def _largest(problem: Problem, largest: Interval) -> Interval:
+    """lambda_max(H) to `TOL`, or exactly where `largest` says so."""
+    if problem.size <= DENSE:
+        return largest
+    found = _above(lanczos(hessian(problem), tol=TOL))
+    return Interval(max(found.low, largest.low), max(found.high, largest.low))
+
+
+def _layer_tops(problem: Problem) -> dict[str, Interval]:
+    """lambda_max(H_ll) of every layer, exactly in a network of at most `DENSE` parameters."""
+    if problem.size > DENSE:
+        return {name: _above(pairs) for name, pairs in layer_eigenpairs(problem, tol=TOL).items()}
+    blocks = LayerBlocks(problem)
+    return {name: exactly(dense_spectrum(blocks.operator(name))[-1].item()) for name in blocks.layers}
+
+
+def _stretch2(problem: Problem) -> float:
+    """mean_n |J_n|_F^2, roughly; J is the Jacobian of the outputs in the problem's parameters."""
+    return Reference(problem).stretch2(_random(problem.size, problem))
+
+
+def _random(size: int, problem: Problem) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(size, dtype=torch.float64, generator=generator).to(problem.device)
+
+
+def _suffixes(blocks: LayerBlocks, name: str) -> Iterator[Suffix] | None:
+    """What follows the layer, chunk by chunk; None where nothing is after it alone."""
+    try:
+        return blocks.suffixes(name)
+    except MeasurementError:
+        return None
+
+
+def _layer_chain(problem: Problem, name: str, top: Interval, least: float) -> tuple[LayerChain, list[Check]]:
+    """Rounding is judged as in a block of norm `least` at least."""
     blocks = LayerBlocks(problem, [name])
-    layer, size = blocks.layers[name], blocks.size(name)
-    if not has_patches(layer):
+    layer, size, suffixes = blocks.layers[name], blocks.size(name), _suffixes(blocks, name)
+    if suffixes is None or not has_patches(layer):
         return LayerChain(name, size, top, None, None, None, None, None), []
-    v = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(problem.device)
-    factors = _factors(blocks, layer, problem, v)
     own = problem.select(layer.parameters.values())
+    scale = max(top.high, least, LEAST_CURVATURE * _stretch2(own))
+    v = _random(size, problem)
+    factors = layer_factors(suffixes, layer, problem, v, TOL)
     H_v = hessian(own)(v)
     checks = [
         Check("K", name, _frobenius(H_v - factors.product, v), exactly(0.0), scale),
@@ -127,58 +170,6 @@ def _layer_chain(problem: Problem, name: str, top: Interval, scale: float) -> tu
     return LayerChain(name, size, top, factors.norm2, factors.curvature, factors.a1, factors.a2, a3), checks
 
 
-@dataclass(frozen=True)
-class _Factors:
-    """What the samples' patches and curvatures add up to."""
-
-    norm2: float  # mean |U~|_F^2
-    curvature: Interval  # max_n lambda_max(B_n)
-    a1: Interval
-    product: Tensor  # the right side of K times v
-    outputs: Tensor  # s of one sample
-
-    @property
-    def a2(self) -> Interval:
-        return self.curvature.times(self.norm2)
-
-
-def _factors(blocks: LayerBlocks, layer: Layer, problem: Problem, v: Tensor) -> _Factors:
-    """Go through the samples once. The suffix's curvature carries the 1/N of the mean."""
-    module, N = layer.module, problem.samples
-    norm2, a1, curvature, product = 0.0, exactly(0.0), Interval(0.0, 0.0), torch.zeros_like(v)
-    direction = _as_matrix(v, layer)
-    for suffix in blocks.suffixes(layer.name):
-        rows = patches(layer, suffix.inputs)
-        spectral, frobenius = squared_norms(rows)
-        curved = suffix.curve(as_outputs(module, rows @ direction.T, suffix.outputs))
-        product += _as_vector((at_positions(module, curved).mT @ rows).sum(0), layer)
-        found = top_curvatures(partial(_curve, suffix, N), suffix.outputs.detach(), spectral, TOL)
-        upper = found.values + found.errors
-        norm2 += frobenius.sum().item() / N
-        a1 += Interval((spectral @ found.values).item() / N, (spectral @ upper).item() / N)
-        curvature = Interval(max(curvature.low, found.values.max().item()), max(curvature.high, upper.max().item()))
-        outputs = suffix.outputs.detach()[:1]
-    return _Factors(norm2, curvature, a1, product, outputs)
-
-
-def _curve(suffix: Suffix, samples: int, u: Tensor) -> Tensor:
-    """B_n u_n of every sample."""
-    return samples * suffix.curve(u)
-
-
-def _as_matrix(v: Tensor, layer: Layer) -> Tensor:
-    """The layer's weight and bias in `v` (p,) as [W b], (d_out, D)."""
-    d_out = len(layer.module.weight)  # type: ignore[arg-type]
-    weights = v if "bias" not in layer.parameters else v[:-d_out]
-    return torch.cat([weights.reshape(d_out, -1), v[len(weights) :].reshape(d_out, -1)], dim=1)
-
-
-def _as_vector(matrix: Tensor, layer: Layer) -> Tensor:
-    """The inverse of `_as_matrix`."""
-    d_in = matrix.shape[1] - ("bias" in layer.parameters)
-    return torch.cat([matrix[:, :d_in].reshape(-1), matrix[:, d_in:].reshape(-1)])
-
-
 def _network_checks(
     problem: Problem, top: Interval, smallest: Interval, tops: Mapping[str, Interval], scale: float
 ) -> Iterator[Check]:
@@ -192,14 +183,15 @@ def _network_checks(
 
 def _locally_linear_after(problem: Problem, name: str) -> bool:
     after = modules_after(problem.model, name)
-    return after is not None and is_piecewise_linear(after)
+    alone = _suffixes(LayerBlocks(problem, [name]), name) is not None
+    return alone and after is not None and is_piecewise_linear(after)
 
 
-def _clients_check(clients: Mapping[str, Problem], progress: Progress) -> Check:
+def _clients_check(clients: Mapping[str, Problem], scale: float, progress: Progress) -> Check:
     spectra = client_spectra(clients, tol=TOL, progress=lambda name, *_: progress(f"client {name}"))
     whole = spectra.whole[0]
     left = Interval(whole.value, whole.value + whole.residual)
-    return Check("F", "", left, Interval(spectra.mean, spectra.mean + spectra.mean_error), left.high)
+    return Check("F", "", left, Interval(spectra.mean, spectra.mean + spectra.mean_error), scale)
 
 
 def _frobenius(difference: Tensor, v: Tensor) -> Interval:
@@ -210,8 +202,3 @@ def _frobenius(difference: Tensor, v: Tensor) -> Interval:
 def _above(pairs: Eigenpairs) -> Interval:
     """Where a largest eigenvalue lies."""
     return Interval(pairs.values[0].item(), (pairs.values[0] + pairs.residuals[0]).item())
-
-
-def _below(pairs: Eigenpairs) -> Interval:
-    """Where a smallest eigenvalue lies."""
-    return Interval((pairs.values[0] - pairs.residuals[0]).item(), pairs.values[0].item())

@@ -127,7 +127,8 @@ def _top(matrix: Tensor) -> float:
 def examine_layers(model: nn.Sequential, x: Tensor, y: Tensor) -> Iterator[DenseLayer]:
     """The layers of `model` with their inputs and the curvatures at their outputs."""
     start = 0
-    for name, module in model.named_children():
+    for name, module in model._modules.items():  # with modules that are used twice
+        assert module is not None
         s = module(x)
         if isinstance(module, nn.Linear):
             size = sum(parameter.numel() for parameter in module.parameters())

@@ -18,7 +18,7 @@ def modules_after(model: nn.Module, layer: str) -> list[nn.Module] | None:
     """The modules through which the layer's output goes on to the loss; None unless `model` is a chain of modules."""
     if type(model) is not nn.Sequential:
         return None
-    names = [name for name, _ in model.named_children()]
+    names = list(model._modules)  # with modules that are used twice, which `named_children` leaves out
     return list(model)[names.index(layer) + 1 :] if layer in names else None
 
 
@@ -48,7 +48,7 @@ def _is_one_lipschitz(module: nn.Module) -> bool:
     if isinstance(module, nn.MaxPool2d):
         return module.kernel_size == module.stride and module.dilation == 1
     if isinstance(module, nn.LeakyReLU):
-        return module.negative_slope <= 1
+        return abs(module.negative_slope) <= 1
     return type(module) is nn.ReLU or _rearranges(module)
 
 

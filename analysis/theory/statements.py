@@ -18,7 +18,16 @@ any wrong factor, millions of times more than seen (the table of `flatlab verify
 LEAST_BLOCK = 1e-5
 """Of the norm of the whole Hessian: rounding in a block that is smaller is judged as in one of this size."""
 
+LEAST_CURVATURE = 1e-5
+"""Of mean |J_n|_F^2, J the Jacobian of the outputs: where the loss is saturated, H is what is left of a difference of
+numbers of that size, and rounding is judged as in a Hessian of this share of it."""
+
 STATEMENTS: Mapping[str, str] = {
+    "L": "L and ∇L as by torch alone",
+    "D": "H v = Δ∇L",
+    "T": "H v as by torch alone",
+    "T (G)": "G v as by torch alone",
+    "B": "H_ll v is the block of H v",
     "K": "H_ll = 1/N Σ ã ãᵀ ⊗ B_n",
     "A1": "λ(H_ll) ≤ 1/N Σ |ã|² λ(B_n)⁺",
     "A2": "λ(H_ll) ≤ mean|ã|² max λ(B_n)⁺",
@@ -29,8 +38,12 @@ STATEMENTS: Mapping[str, str] = {
     "S2": "λ(H) ≤ Σ λ(H_ll) − (m−1) λmin",
     "F": "λ(H) ≤ Σ p_k λ(H⁽ᵏ⁾)",
 }
-"""Every statement by its name; λ is the largest eigenvalue, λ⁺ = max(λ, 0), λmin the smallest of H, m the number of
-blocks, G the Gauss-Newton matrix, H⁽ᵏ⁾ the Hessian of client k and p_k its share."""
+"""Every statement by its name; the first five say of random v that products are what they claim to be, Δ∇L being
+differences of gradients (`derivatives.py`). λ is the largest eigenvalue, λ⁺ = max(λ, 0), λmin the smallest of H, m the
+number of blocks, G the Gauss-Newton matrix, H⁽ᵏ⁾ the Hessian of client k and p_k its share."""
+
+EQUALITIES = ("L", "D", "T", "T (G)", "B", "K", "P")
+"""Statements whose sides are a distance and what is allowed it, not a value and its bound."""
 
 CONDITIONS: Mapping[str, str] = {
     "A3": "the loss is cross-entropy and what follows the layer is piecewise linear with slopes of at most 1",
@@ -132,7 +145,7 @@ def tally(checks: Iterable[Check]) -> list[Tally]:
 def _count(statement: str, claimed: bool, checks: list[Check]) -> Tally:
     outcomes = [check.outcome for check in checks]
     ratios = sorted(check.tightness for check in checks if not math.isnan(check.tightness))
-    is_bound = statement not in ("K", "P")
+    is_bound = statement not in EQUALITIES
     return Tally(
         statement=statement,
         claimed=claimed,

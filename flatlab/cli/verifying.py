@@ -171,7 +171,11 @@ def _sentence(checks: Sequence[Check]) -> str:
         said = _WORDS[check.outcome].lower()
         return f"{sides}, {said} (it must where {CONDITIONS[check.statement]}, which is not so here)"
     counts = {outcome: [check.layer for check in checks if check.outcome == outcome] for outcome in _WORDS}
-    return ", ".join(f"{_WORDS[outcome]} in {', '.join(layers)}" for outcome, layers in counts.items() if layers)
+    return ", ".join(
+        f"{_WORDS[outcome]} in {', '.join(layer or 'the network' for layer in dict.fromkeys(layers))}"
+        for outcome, layers in counts.items()
+        if layers
+    )
 
 
 _WORDS = {"holds": "holds", "unclear": "cannot be told within the errors", "fails": "FAILS"}

@@ -157,6 +157,9 @@ def test_the_chain_finds_what_dense_matrices_give(phi: type[nn.Module]) -> None:
     dense = {(c.statement, c.layer): c for c in dense_checks(examine(model, x, y), hessians)}
     assert {c.statement for c in found.checks} >= {"K", "A1", "A2", "A3", "P", "S1", "S2", "F"}
     for check in found.checks:
+        if check.statement in ("L", "D", "T", "T (G)", "B"):
+            assert check.outcome == "holds"
+            continue
         expected = dense[check.statement, check.layer]
         assert (check.outcome, check.claimed) == (expected.outcome, expected.claimed)
         if check.statement in ("K", "P"):
@@ -206,7 +209,7 @@ def test_a_wrong_block_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Suffix.curve
     monkeypatch.setattr(Suffix, "curve", lambda self, u: 1.001 * right(self, u))
     failed = {check.statement for check in broken(chain(problem_of(mlp(), x, y)).checks)}
-    assert failed == {"K"}
+    assert failed == {"K", "B"}
 
 
 def test_p_notices_curvature_of_the_activations() -> None:

@@ -11,6 +11,7 @@ import pytest
 from analysis.layers import Suffix
 from analysis.theory import battery
 from analysis.theory.dense import DenseLayer
+from analysis.theory.statements import STATEMENTS
 from flatlab.cli.main import main
 from flatlab.cli.training import Execution, train_run
 from flatlab.federated.config import make_config
@@ -54,7 +55,7 @@ def test_a_checkpoint(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert [layer["name"] for layer in saved["layers"]] == ["fc1", "fc2", "fc3"]
     for layer in saved["layers"]:
         assert layer["top"][1] <= layer["a1"][0] <= layer["a2"][1] <= layer["a3"][1] * 1.0001
-    assert {check["statement"] for check in saved["checks"]} == {"K", "A1", "A2", "A3", "P", "S1", "S1 (G)", "S2", "F"}
+    assert {check["statement"] for check in saved["checks"]} == set(STATEMENTS)
     assert saved["run"]["config"]["clients"] == 4
     rows = assert_drawn(tmp_path, "theory-chain", 12)
     assert float(rows[0]["low"]) == saved["layers"][0]["top"][0]
@@ -68,7 +69,7 @@ def test_a_wrong_product_ends_with_exit_code_1(
     assert flatlab(monkeypatch, "verify", checkpoint, "--samples", 50) == 1
     said = capsys.readouterr()
     assert "FAILS in fc1, fc2, fc3" in said.out
-    assert "Statement K must hold in layer fc1 and does not" in said.err
+    assert "Statement B must hold in layer fc1 and does not" in said.err
 
 
 @pytest.fixture

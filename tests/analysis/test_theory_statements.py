@@ -68,4 +68,4 @@ def test_only_a_refuted_claim_is_broken() -> None:
 
 
 def test_every_statement_of_the_theory_is_there() -> None:
-    assert list(STATEMENTS) == ["K", "A1", "A2", "A3", "P", "S1", "S1 (G)", "S2", "F"]
+    assert list(STATEMENTS) == ["L", "D", "T", "T (G)", "B", "K", "A1", "A2", "A3", "P", "S1", "S1 (G)", "S2", "F"]

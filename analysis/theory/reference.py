@@ -1,0 +1,146 @@
+"""L and its derivatives by torch alone: nothing here runs through the code whose products are under test.
+
+The model is called as it is, on the data as they come, cut into pieces by this module; derivatives are those of torch's
+own kernels, or differences of first derivatives. From `Problem` only what was given to `make_problem` is taken.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from analysis.batches import Batch, batch_length, moved, sliced
+from analysis.problem import Problem
+from analysis.vectors import norm
+
+STEPS = (1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
+"""Of the length of a direction, from the best for a smooth map to one that crosses no kink of a large network."""
+
+SETTLED, AGREED = 1e-4, 1e-7
+"""Differences with two steps that agree so far, relative to themselves, are believed, and need no smaller step."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The derivative of a map along a direction by central differences."""
+
+    value: Tensor
+    error: float  # norm of the disagreement of two steps
+
+    @property
+    def settled(self) -> bool:
+        """Whether two steps agree: no kink lies between the points, and rounding is small."""
+        return self.error <= SETTLED * norm(self.value)
+
+
+def central_difference(f: Callable[[Tensor], Tensor], at: Tensor, direction: Tensor) -> Difference:
+    """df(at + t direction)/dt at t = 0 from the two neighbouring steps of `STEPS` that agree best.
+
+    A kink between the points changes the difference by its jump over the step, so that two steps disagree; where one
+    lies at the point itself no step helps, and the difference is not `settled`.
+    """
+
+    def quotient(step: float) -> Tensor:
+        return (f(at + step * direction) - f(at - step * direction)) / (2 * step)
+
+    coarse = quotient(STEPS[0])
+    best: Difference | None = None
+    for step in STEPS[1:]:
+        fine = quotient(step)
+        found = Difference(coarse, norm(coarse - fine))
+        if best is None or found.error < best.error:
+            best = found
+        if best.error <= AGREED * norm(best.value):
+            break
+        coarse = fine
+    assert best is not None
+    return best
+
+
+@dataclass(frozen=True)
+class Reference:
+    """L of a problem in reduction "mean", as a function of theta (p,), its selected parameters in their order."""
+
+    problem: Problem
+
+    @property
+    def theta(self) -> Tensor:
+        """The point itself, (p,)."""
+        return torch.cat([parameter.detach().reshape(-1) for parameter in self.problem.parameters.values()])
+
+    def loss(self, theta: Tensor) -> float:
+        """L."""
+        with torch.no_grad():
+            return sum(loss.item() for loss in self._losses(theta))
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """dL/dtheta (p,)."""
+        leaf = theta.detach().requires_grad_()
+        total = torch.zeros_like(theta)
+        for loss in self._losses(leaf):
+            total += torch.autograd.grad(loss, leaf, materialize_grads=True)[0]
+        return total
+
+    def product(self, v: Tensor) -> Tensor:
+        """H v (p,) by torch's second derivatives."""
+        leaf = self.theta.requires_grad_()
+        total = torch.zeros_like(v)
+        for loss in self._losses(leaf):
+            (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True, materialize_grads=True)
+            if gradient.requires_grad:
+                total += torch.autograd.grad(gradient, leaf, v, materialize_grads=True)[0]
+        return total
+
+    def gauss_newton_product(self, v: Tensor) -> Tensor:
+        """sum_n J_n^T (d^2 loss_n / dz^2) J_n v (p,); J v by torch's second derivatives."""
+        total = torch.zeros_like(v)
+        for weight, batch in self._pieces():
+            leaf = self.theta.requires_grad_()
+            z = self._outputs(batch, leaf)
+            dummy = torch.zeros_like(z, requires_grad=True)
+            (pulled,) = torch.autograd.grad(z, leaf, dummy, create_graph=True, materialize_grads=True)
+            (moved_z,) = torch.autograd.grad(pulled, dummy, v, materialize_grads=True)
+            z_leaf = z.detach().requires_grad_()
+            loss = weight * self.problem.loss(z_leaf, batch[1])
+            (slope,) = torch.autograd.grad(loss, z_leaf, create_graph=True)
+            if slope.requires_grad:
+                (curved,) = torch.autograd.grad(slope, z_leaf, moved_z, materialize_grads=True)
+                total += torch.autograd.grad(z, leaf, curved, materialize_grads=True)[0]
+        return total
+
+    def stretch2(self, v: Tensor) -> float:
+        """mean_n |J_n v|^2, by differences: its mean over random v, |v|^2 = p, is mean_n |J_n|_F^2."""
+        step, total = STEPS[2], 0.0
+        with torch.no_grad():
+            for weight, batch in self._pieces():
+                ends = [self._outputs(batch, self.theta + side * step * v) for side in (1, -1)]
+                total += weight * ((ends[0] - ends[1]) / (2 * step)).square().sum().item() / batch_length(batch)
+        return total
+
+    def _losses(self, theta: Tensor) -> Iterator[Tensor]:
+        for weight, batch in self._pieces():
+            yield weight * self.problem.loss(self._outputs(batch, theta), batch[1])
+
+    def _outputs(self, batch: Batch, theta: Tensor) -> Tensor:
+        inputs = batch[0]
+        args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            outputs: Tensor = functional_call(self.problem.model, self._named(theta), args, kwargs)
+        return outputs
+
+    def _named(self, theta: Tensor) -> dict[str, Tensor]:
+        parameters = self.problem.parameters
+        pieces: Sequence[Tensor] = theta.split([parameter.numel() for parameter in parameters.values()])
+        return {name: x.view(parameters[name].shape) for name, x in zip(parameters, pieces, strict=True)}
+
+    def _pieces(self) -> Iterator[tuple[float, Batch]]:
+        """All samples, a few at a time, with their share of the mean."""
+        problem = self.problem
+        samples = sum(batch_length(batch) for batch in problem.data)
+        for batch in problem.data:
+            for start in range(0, batch_length(batch), problem.chunk_size):
+                piece = moved(sliced(batch, start, start + problem.chunk_size), problem.device, problem.dtype)
+                yield len(piece[1]) / samples, piece
