@@ -84,7 +84,8 @@ def _first_derivatives(reference: Reference, pieces: Problem, v: Tensor, floor: 
     direction = _as_long_as(theta, v)
     slope = central_difference(losses, theta, direction)
     apart = norm(torch.dot(gradient, direction) - slope.value)
-    yield Check("L", "", exactly(apart), _allowed(slope, apart), max(norm(slope.value), abs(expected_loss)))
+    scale = max(norm(slope.value), abs(expected_loss), math.sqrt(reference.stretch2(direction)))
+    yield Check("L", "", exactly(apart), _allowed(slope, apart), scale)
 
 
 def _second_derivatives(

@@ -10,9 +10,11 @@ from torch.nn import functional as F
 
 from analysis.errors import MeasurementError
 from analysis.layers import LayerBlocks, Suffix, find_layers
+from analysis.operators import matrix_operator
 from analysis.problem import Problem, make_problem
 from analysis.theory.chain import chain
 from analysis.theory.dense import dense_checks, dense_hessian, examine
+from analysis.theory.ends import spectrum_ends
 from analysis.theory.networks import is_piecewise_linear, modules_after, squared_lipschitz
 from analysis.theory.samplewise import as_outputs, at_positions, has_patches, patches, squared_norms, top_curvatures
 from analysis.theory.statements import broken, exactly
@@ -242,3 +244,102 @@ def test_the_suffix_is_the_curvature_of_the_mean() -> None:
     (suffix,) = LayerBlocks(problem_of(model, x, y), ["2"]).suffixes("2")
     u = torch.randn(4, 4, dtype=torch.float64)
     torch.testing.assert_close(4 * suffix.curve(u), (layer.curvatures @ u[:, :, None])[:, :, 0])
+
+
+def shared(seed: int) -> nn.Sequential:
+    """One nonlinearity at several places; with odd seeds a layer too, and with every third two layers of one weight."""
+    torch.manual_seed(seed)
+    phi = [nn.ReLU(), nn.LeakyReLU(-1.7), nn.Tanh(), nn.LeakyReLU(0.2)][seed % 4]
+    middle = nn.Linear(6, 6)
+    again = middle if seed % 2 else nn.Linear(6, 6)
+    if seed % 3 == 0:
+        again.weight = middle.weight
+    return nn.Sequential(nn.Linear(5, 6), phi, middle, phi, again, phi, nn.Linear(6, 3)).double()
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_modules_that_are_used_twice(seed: int) -> None:
+    """No claim is made that does not hold, and what is known is that of dense matrices."""
+    model, (x, y) = shared(seed), samples(12, 5)
+    found = chain(problem_of(model, x, y))
+    assert not broken(found.checks)
+    values = torch.linalg.eigvalsh(dense_hessian(model, x, y))
+    assert found.top.middle == pytest.approx(values[-1].item())
+    assert found.smallest.middle == pytest.approx(values[0].item())
+    bounded = {layer.name for layer in found.layers if layer.a1 is not None}
+    assert bounded == ({"0", "6"} if seed % 2 or seed % 3 == 0 else {"0", "2", "4", "6"})
+
+
+def test_a_nonlinearity_used_twice_keeps_its_places() -> None:
+    phi = nn.ReLU()
+    model = nn.Sequential(nn.Linear(5, 6), phi, nn.Linear(6, 6), phi, nn.Linear(6, 3))
+    after = modules_after(model, "2")
+    assert after is not None
+    assert after == [phi, model[4]]
+
+
+@pytest.mark.parametrize(("slope", "is_bounded"), [(-2.0, False), (-1.0, True), (0.5, True), (1.5, False)])
+def test_a_steep_slope_of_either_sign_stretches(slope: float, is_bounded: bool) -> None:
+    bound = squared_lipschitz([nn.LeakyReLU(slope)], torch.zeros(1, 4))
+    assert (bound is not None) == is_bounded
+
+
+@pytest.mark.parametrize("factor", [30.0, 100.0, 1000.0])
+@pytest.mark.parametrize("phi", [nn.ReLU, nn.Tanh])
+def test_a_saturated_loss_raises_no_alarm(factor: float, phi: type[nn.Module]) -> None:
+    """Every sample is fitted until softmax is 1 to rounding: H is what rounding leaves of it."""
+    x, _ = samples(20, 5)
+    for seed in range(4):
+        model = mlp(phi, seed)
+        with torch.no_grad():
+            y = model(x).argmax(1)
+            model[4].weight *= factor * 10
+            model[4].bias *= factor * 10
+        clear = (model(x).topk(2).values @ torch.tensor([1.0, -1.0], dtype=torch.float64)) > 30
+        parts = {"a": (x[clear][:3], y[clear][:3]), "b": (x[clear][3:], y[clear][3:])}
+        problem = problem_of(model, x[clear], y[clear])
+        found = chain(problem, {name: problem.on(part) for name, part in parts.items()})
+        assert found.top.high < 1e-6
+        assert not broken(found.checks)
+
+
+def test_the_ends_of_a_spectrum_lie_in_their_intervals() -> None:
+    """Of matrices that are written out, of low rank, and too large for either."""
+    generator = torch.Generator().manual_seed(0)
+    for size, rank in ((50, 50), (500, 20), (500, 500), (900, 900)):
+        A = torch.randn(size, rank, generator=generator, dtype=torch.float64)
+        values = torch.randn(rank, generator=generator, dtype=torch.float64) ** 3
+        Q = torch.linalg.qr(A).Q
+        matrix = (Q * values) @ Q.T
+        exact = torch.linalg.eigvalsh(matrix)
+        smallest, largest = spectrum_ends(matrix_operator(matrix))
+        rounding = 1e-12 * exact.abs().max().item()
+        assert smallest.low - rounding <= exact[0].item() <= smallest.high + rounding
+        assert largest.low - rounding <= exact[-1].item() <= largest.high + rounding
+        extent = (exact[-1] - exact[0]).item()
+        assert smallest.high - smallest.low <= (0.03 * extent if size == rank > 400 else rounding)
+
+
+def test_an_end_is_missed_as_seldom_as_is_said() -> None:
+    """A start nearly orthogonal to the top, which the Ritz values hide, is covered by the share that may be unseen."""
+    size = 1000
+    matrix = torch.diag(
+        torch.cat([torch.linspace(0, 1, size - 1, dtype=torch.float64), torch.tensor([1.001]).double()])
+    )
+    for seed in range(20):
+        largest = spectrum_ends(matrix_operator(matrix), seed)[1]
+        assert largest.low <= 1.001 <= largest.high
+
+
+def test_a_kink_at_the_point_itself_is_left_to_torch() -> None:
+    """A bias of zero behind dead inputs puts ReLU exactly on its kink: differences say nothing, products are right."""
+    x, y = samples(12, 5)
+    model = mlp()
+    with torch.no_grad():
+        model[0].bias.zero_()
+    x[:4] = 0
+    found = chain(problem_of(model, x, y))
+    outcomes = {statement: {c.outcome for c in found.checks if c.statement == statement} for statement in ("D", "T")}
+    assert "unclear" in outcomes["D"]
+    assert "fails" not in outcomes["D"]
+    assert outcomes["T"] == {"holds"}

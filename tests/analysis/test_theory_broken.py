@@ -1,0 +1,146 @@
+"""`flatlab verify` on a checkpoint while the code under test is broken, in one way after another: each is noticed."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import analysis.operators as operators
+import analysis.second_derivatives as kernels
+import analysis.suffix as suffix
+import analysis.theory.chain as chain
+from analysis.problem import Chunk, Problem
+from flatlab.cli.main import main
+from flatlab.cli.training import Execution, train_run
+from flatlab.federated.config import make_config
+
+MODEL = """
+from torch import nn
+
+
+def make(input_shape, classes):
+    body = [nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*body, nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, classes))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "net_to_break.py").write_text(MODEL)
+    sys.path.insert(0, str(folder))
+    fields = {"model": "net_to_break:make", "rounds": 1, "clients": 2, "local_epochs": 1, "train_samples": 100}
+    yield train_run(make_config(fields), None, folder / "run", Execution(workers=1), None)
+    sys.path.remove(str(folder))
+
+
+def verify(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    words = ["flatlab", "verify", str(checkpoint), "--model", "net_to_break:make", "--samples", "13"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as left:
+        main()
+    return int(left.value.code or 0)
+
+
+def scaled(function: Any, factor: float, *places: int) -> Any:
+    """`function` with its result, or what stands at these places of it, times `factor`."""
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        found = function(*args, **kwargs)
+        if isinstance(found, Tensor):
+            return factor * found
+        return tuple(factor * x if i in places and x is not None else x for i, x in enumerate(found))
+
+    return wrong
+
+
+def kernel(cls: type, method: str, factor: float, *places: int) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda patch: patch.setattr(cls, method, staticmethod(scaled(getattr(cls, method), factor, *places)))
+
+
+def first_derivative_of_relu(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(kernels._ReLU, "backward", staticmethod(scaled(kernels._ReLU.backward, 0.9)))
+
+
+def off_diagonal_blocks_lost(patch: pytest.MonkeyPatch) -> None:
+    right = operators._GradientGraph.product
+
+    def product(graph: Any, pieces: Any) -> Any:
+        alone = [[x if i == k else torch.zeros_like(x) for i, x in enumerate(pieces)] for k in range(len(pieces))]
+        return [right(graph, one)[k] for k, one in enumerate(alone)]
+
+    patch.setattr(operators._GradientGraph, "product", product)
+
+
+def chunks_but_the_last(problem: Problem) -> Iterator[Chunk]:
+    chunks = list(CHUNKS(problem))
+    yield from chunks[: max(1, len(chunks) - 1)]
+
+
+def chunks_of_equal_weight(problem: Problem) -> Iterator[Chunk]:
+    chunks = list(CHUNKS(problem))
+    return (Chunk(chunk.inputs, chunk.targets, 1 / len(chunks)) for chunk in chunks)
+
+
+CHUNKS = Problem.chunks
+
+BREAKAGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "ReLU's second derivative x 1.1": kernel(kernels._Masked, "backward", 1.1, 0),
+    "ReLU's first derivative x 0.9": first_derivative_of_relu,
+    "max-pooling's second derivative x 0.9": kernel(kernels._PutBack, "backward", 0.9, 0),
+    "max-pooling's first derivative x 0.9": kernel(kernels._MaxPool, "backward", 0.9, 0),
+    "a convolution's term by the gradient lost": kernel(kernels._Gradients, "backward", 0.0, 0),
+    "a convolution's term by the input lost": kernel(kernels._Gradients, "backward", 0.0, 1),
+    "a convolution's term by the weight lost": kernel(kernels._Gradients, "backward", 0.0, 2),
+    "a convolution's first derivative in its weight lost": kernel(kernels._Convolution, "backward", 0.0, 1),
+    "a convolution's value x 1.01": kernel(kernels._Convolution, "forward", 1.01),
+    "off-diagonal blocks lost": off_diagonal_blocks_lost,
+    "Gauss-Newton in place of H": lambda patch: patch.setattr(chain, "hessian", operators.gauss_newton),
+    "H in place of Gauss-Newton": lambda patch: patch.setattr(chain, "gauss_newton", operators.hessian),
+    "H x (1 + 1e-5)": lambda patch: patch.setattr(
+        operators._GradientGraph, "product", scaled_pieces(operators._GradientGraph.product, 1 + 1e-5)
+    ),
+    "Gauss-Newton x 1.1": lambda patch: patch.setattr(
+        operators._OutputGraph, "product", scaled_pieces(operators._OutputGraph.product, 1.1)
+    ),
+    "products in float32": lambda patch: patch.setattr(
+        operators._GradientGraph, "product", in_float32(operators._GradientGraph.product)
+    ),
+    "a lost last chunk": lambda patch: patch.setattr(Problem, "chunks", chunks_but_the_last),
+    "a mean of the chunks' means": lambda patch: patch.setattr(Problem, "chunks", chunks_of_equal_weight),
+    "curvature behind a layer x 1.01": lambda patch: patch.setattr(
+        suffix.Suffix, "curve", scaled(suffix.Suffix.curve, 1.01)
+    ),
+    "a layer's bias does not move": lambda patch: patch.setattr(
+        suffix.Suffix, "push_forward", without_bias(suffix.Suffix.push_forward)
+    ),
+}
+
+
+def scaled_pieces(function: Any, factor: float) -> Any:
+    return lambda *args: [factor * piece for piece in function(*args)]
+
+
+def in_float32(function: Any) -> Any:
+    return lambda *args: [piece.float().double() for piece in function(*args)]
+
+
+def without_bias(function: Any) -> Any:
+    return lambda self, pieces: function(self, [x if x.dim() > 1 else torch.zeros_like(x) for x in pieces])
+
+
+def test_what_is_whole_passes(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verify(checkpoint, monkeypatch) == 0
+
+
+@pytest.mark.parametrize("name", BREAKAGES)
+def test_what_is_broken_is_noticed(
+    name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    BREAKAGES[name](monkeypatch)
+    assert verify(checkpoint, monkeypatch) == 1
+    assert "must hold" in capsys.readouterr().err
