@@ -5,6 +5,7 @@ own kernels, or differences of first derivatives. From `Problem` only what was g
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from analysis.batches import Batch, batch_length, moved, sliced
+from analysis.ieee import NoAutocast
 from analysis.problem import Problem
+from analysis.stand_ins import StandIns
 from analysis.vectors import norm
 
 STEPS = (1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
@@ -84,6 +87,12 @@ class Reference:
             total += torch.autograd.grad(loss, leaf, materialize_grads=True)[0]
         return total
 
+    def curved(self, v: Tensor) -> Difference:
+        """H v (p,) by differences of gradients, between points as far apart as theta is long where v moves it."""
+        length = (norm(self.theta * (v != 0)) or 1.0) / norm(v)
+        found = central_difference(self.gradient, self.theta, length * v)
+        return Difference(found.value / length, found.error / length)
+
     def product(self, v: Tensor) -> Tensor:
         """H v (p,) by torch's second derivatives."""
         leaf = self.theta.requires_grad_()
@@ -117,30 +126,39 @@ class Reference:
         with torch.no_grad():
             for weight, batch in self._pieces():
                 ends = [self._outputs(batch, self.theta + side * step * v) for side in (1, -1)]
-                total += weight * ((ends[0] - ends[1]) / (2 * step)).square().sum().item() / batch_length(batch)
+                total += weight * ((ends[0] - ends[1]) / (2 * step)).square().sum().item()
         return total
 
     def _losses(self, theta: Tensor) -> Iterator[Tensor]:
         for weight, batch in self._pieces():
-            yield weight * self.problem.loss(self._outputs(batch, theta), batch[1])
+            outputs = self._outputs(batch, theta)
+            with self._at(theta):
+                loss = weight * self.problem.loss(outputs, batch[1])
+            yield loss
 
     def _outputs(self, batch: Batch, theta: Tensor) -> Tensor:
         inputs = batch[0]
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-            outputs: Tensor = functional_call(self.problem.model, self._named(theta), args, kwargs)
+        with self._at(theta) as named:
+            outputs: Tensor = functional_call(self.problem.model, named, args, kwargs)
         return outputs
 
-    def _named(self, theta: Tensor) -> dict[str, Tensor]:
-        parameters = self.problem.parameters
+    @contextmanager
+    def _at(self, theta: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Within the block, model and loss have the parameters theta, by whatever way they reach them."""
+        parameters, own = self.problem.parameters, dict(self.problem.model.named_parameters())
         pieces: Sequence[Tensor] = theta.split([parameter.numel() for parameter in parameters.values()])
-        return {name: x.view(parameters[name].shape) for name, x in zip(parameters, pieces, strict=True)}
+        shaped = {name: x.view(parameters[name].shape) for name, x in zip(parameters, pieces, strict=True)}
+        named = {n: torch.view_as_complex(x) if x.shape != own[n].shape else x for n, x in shaped.items()}
+        table = {id(tensor): named.get(name, own[name]) for tensor, name in self.problem.aliases}
+        with sdpa_kernel(SDPBackend.MATH), NoAutocast(), StandIns(table):  # fused attention has no second derivative
+            yield named
 
     def _pieces(self) -> Iterator[tuple[float, Batch]]:
-        """All samples, a few at a time, with their share of the mean."""
+        """All samples, a few at a time, and the factor of their summed loss in the mean."""
         problem = self.problem
         samples = sum(batch_length(batch) for batch in problem.data)
         for batch in problem.data:
             for start in range(0, batch_length(batch), problem.chunk_size):
                 piece = moved(sliced(batch, start, start + problem.chunk_size), problem.device, problem.dtype)
-                yield len(piece[1]) / samples, piece
+                yield 1 / samples, piece

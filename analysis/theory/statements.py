@@ -48,6 +48,8 @@ EQUALITIES = ("L", "D", "T", "T (G)", "B", "K", "P")
 CONDITIONS: Mapping[str, str] = {
     "A3": "the loss is cross-entropy and what follows the layer is piecewise linear with slopes of at most 1",
     "P": "what follows the layer is piecewise linear",
+    "T": "differences do not refute torch's second derivatives",
+    "B": "differences do not refute torch's second derivatives",
     "S1": "H is positive semidefinite",
 }
 """Where a statement is claimed; those not named are claimed everywhere."""
