@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def chunks_but_the_last(problem: Problem) -> Iterator[Chunk]:
 
 def chunks_of_equal_weight(problem: Problem) -> Iterator[Chunk]:
     chunks = list(CHUNKS(problem))
-    return (Chunk(chunk.inputs, chunk.targets, 1 / len(chunks)) for chunk in chunks)
+    return (replace(chunk, weight=1 / len(chunks) / len(chunk.targets)) for chunk in chunks)
 
 
 CHUNKS = Problem.chunks

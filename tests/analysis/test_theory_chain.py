@@ -289,12 +289,12 @@ def test_a_steep_slope_of_either_sign_stretches(slope: float, is_bounded: bool) 
 def test_a_saturated_loss_raises_no_alarm(factor: float, phi: type[nn.Module]) -> None:
     """Every sample is fitted until softmax is 1 to rounding: H is what rounding leaves of it."""
     x, _ = samples(20, 5)
-    for seed in range(4):
+    for seed in range(2):
         model = mlp(phi, seed)
         with torch.no_grad():
             y = model(x).argmax(1)
-            model[4].weight *= factor * 10
-            model[4].bias *= factor * 10
+            for parameter in model[4].parameters():
+                parameter.mul_(10 * factor)
         clear = (model(x).topk(2).values @ torch.tensor([1.0, -1.0], dtype=torch.float64)) > 30
         parts = {"a": (x[clear][:3], y[clear][:3]), "b": (x[clear][3:], y[clear][3:])}
         problem = problem_of(model, x[clear], y[clear])
@@ -336,7 +336,7 @@ def test_a_kink_at_the_point_itself_is_left_to_torch() -> None:
     x, y = samples(12, 5)
     model = mlp()
     with torch.no_grad():
-        model[0].bias.zero_()
+        model.get_parameter("0.bias").zero_()
     x[:4] = 0
     found = chain(problem_of(model, x, y))
     outcomes = {statement: {c.outcome for c in found.checks if c.statement == statement} for statement in ("D", "T")}
