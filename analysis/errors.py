@@ -3,3 +3,7 @@
 
 class MeasurementError(ValueError):
     """What cannot be measured as asked. The message is one sentence for the user: what is wrong, and what to do."""
+
+
+class AsymmetryError(MeasurementError):
+    """Second derivatives that are wrong, whoever computed them: their matrix is not symmetric."""

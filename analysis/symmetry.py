@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from analysis.batches import Batch, batch_length, moved, sliced
 from analysis.derivatives import gradients
-from analysis.errors import MeasurementError
+from analysis.errors import AsymmetryError
 from analysis.vectors import dot, norm, random_rows
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _ROUNDINGS = 1000  # times the precision
 
 
 def refuse_asymmetric(problem: "Problem", first: Batch) -> None:
-    """Raise `MeasurementError` where u . H v is not v . H u on a few samples.
+    """Raise `AsymmetryError` where u . H v is not v . H u on a few samples.
 
     Where the loss is saturated H is nothing but rounding, which is not symmetric: a disagreement within what rounding
     may leave of the loss's curvature, |J u| |J v| at most for the usual losses, is none.
@@ -37,7 +37,7 @@ def refuse_asymmetric(problem: "Problem", first: Batch) -> None:
         return
     forward = norm(_pushed_forward(problem, few, u)) * norm(_pushed_forward(problem, few, v))
     if difference > _ROUNDINGS * torch.finfo(problem.dtype).eps * forward:
-        raise MeasurementError(
+        raise AsymmetryError(
             f"The Hessian's products are not symmetric (u.Hv = {dot(u, H_v):.6g}, v.Hu = {dot(v, H_u):.6g}): a "
             "second derivative of the model or loss is wrong, in torch or in a function of your own; replace it."
         )

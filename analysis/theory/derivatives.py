@@ -34,7 +34,8 @@ def derivative_checks(
     reference, pieces = Reference(problem), _in_pieces(problem)
     progress("derivatives")
     v = _normal(problem.size, problem, seed=1)
-    known = _Known.along(reference, v)
+    stretch2 = reference.stretch2(v)
+    known = _Known.along(reference, v, stretch2)
     yield from _first_derivatives(reference, pieces, v, known.floor)
     yield from known.checks("", hessian(problem)(v))
     by_torch = reference.gauss_newton_product(v)
@@ -46,7 +47,7 @@ def derivative_checks(
         own = torch.cat([places[full] for full in layer.parameters.values()])
         v = torch.zeros_like(v)
         v[own] = _normal(len(own), problem, seed)
-        known = _Known.along(reference, v)
+        known = _Known.along(reference, v, stretch2)
         yield from known.checks(name, H(v))
         block = blocks({name: v[own][None]})[name][0]
         yield _equal("B", name, block, known.by_torch[own], v[own], known.floor, known.trusted)
@@ -62,9 +63,10 @@ class _Known:
     floor: float  # the least norm against which rounding is judged
 
     @classmethod
-    def along(cls, reference: Reference, v: Tensor) -> "_Known":
-        """Along `v`, which may be zero in some places."""
-        return cls(v, reference.product(v), reference.curved(v), LEAST_CURVATURE * reference.stretch2(v))
+    def along(cls, reference: Reference, v: Tensor, stretch2: float) -> "_Known":
+        """Along `v`, which may be zero in some places; `stretch2` is mean |J_n|_F^2 in all parameters."""
+        floor = LEAST_CURVATURE * reference.stretch2(v)
+        return cls(v, reference.product(v), reference.curved(v, stretch2), floor)
 
     @property
     def trusted(self) -> bool:

@@ -4,6 +4,7 @@ The model is called as it is, on the data as they come, cut into pieces by this 
 own kernels, or differences of first derivatives. From `Problem` only what was given to `make_problem` is taken.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Difference:
     """The derivative of a map along a direction by central differences."""
 
     value: Tensor
-    error: float  # norm of the disagreement of two steps
+    error: float  # norm of the disagreement of two steps, and of what rounding may hide from both
 
     @property
     def settled(self) -> bool:
@@ -39,10 +40,13 @@ class Difference:
         return self.error <= SETTLED * norm(self.value)
 
 
-def central_difference(f: Callable[[Tensor], Tensor], at: Tensor, direction: Tensor) -> Difference:
+def central_difference(
+    f: Callable[[Tensor], Tensor], at: Tensor, direction: Tensor, rounding: float = 0.0
+) -> Difference:
     """df(at + t direction)/dt at t = 0 from the two neighbouring steps of `STEPS` that agree best.
 
-    A kink between the points changes the difference by its jump over the step, so that two steps disagree; where one
+    `rounding` is the least change of f, in norm, that is seen at all: where a saturated f stays the same in both steps
+    they agree on zero. A kink between the points changes the difference by its jump over the step, so that two steps disagree; where one
     lies at the point itself no step helps, and the difference is not `settled`.
     """
 
@@ -53,7 +57,7 @@ def central_difference(f: Callable[[Tensor], Tensor], at: Tensor, direction: Ten
     best: Difference | None = None
     for step in STEPS[1:]:
         fine = quotient(step)
-        found = Difference(coarse, norm(coarse - fine))
+        found = Difference(coarse, norm(coarse - fine) + rounding / (10 * step))
         if best is None or found.error < best.error:
             best = found
         if best.error <= AGREED * norm(best.value):
@@ -87,10 +91,14 @@ class Reference:
             total += torch.autograd.grad(loss, leaf, materialize_grads=True)[0]
         return total
 
-    def curved(self, v: Tensor) -> Difference:
-        """H v (p,) by differences of gradients, between points as far apart as theta is long where v moves it."""
+    def curved(self, v: Tensor, stretch2: float) -> Difference:
+        """H v (p,) by differences of gradients, between points as far apart as theta is long where v moves it.
+
+        A gradient is rounded like J_n^T (p_n - y_n) with numbers near one; `stretch2` is mean_n |J_n|_F^2.
+        """
         length = (norm(self.theta * (v != 0)) or 1.0) / norm(v)
-        found = central_difference(self.gradient, self.theta, length * v)
+        rounding = torch.finfo(v.dtype).eps * math.sqrt(stretch2)
+        found = central_difference(self.gradient, self.theta, length * v, rounding)
         return Difference(found.value / length, found.error / length)
 
     def product(self, v: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,18 @@ import torch
 from rich import box
 from rich.table import Table
 
-from analysis.problem import Problem, make_problem
-from analysis.strata import stratified_choice
+from analysis.errors import AsymmetryError
+from analysis.problem import Problem
 from analysis.theory.battery import ToyChecks, along_training, battery, shifts
 from analysis.theory.chain import Chain, chain
 from analysis.theory.statements import CONDITIONS, STATEMENTS, Check, Interval, Tally, broken, tally
 from flatlab.cli.console import console, status, write_json
-from flatlab.data import normalise
 from flatlab.errors import FlatlabError
 from flatlab.federated.world import make_world
 from flatlab.malloc import keep_freed_memory
-from flatlab.measuring.subjects import Measurement
-from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, provenance, rebuild
+from flatlab.measuring.samples import own_share
+from flatlab.measuring.subjects import Measurement, Subject, open_checkpoint
+from flatlab.runs.checkpoint import load_checkpoint, provenance
 
 DEFAULT_SAMPLES = 200
 
@@ -68,12 +68,12 @@ def verify_checkpoints(
     results: list[dict[str, Any]] = []
     checks: list[Check] = []
     for path in paths:
-        checkpoint, problem, clients = open_checkpoint(path, measurement)
+        subject, clients = open_with_clients(path, measurement)
         with status.status(str(path)) as spinner:
-            found = chain(problem, clients, lambda stage, path=path: spinner.update(f"{path}: {stage}"))  # type: ignore[misc]
-        result = as_json(path, checkpoint, found)
+            found = chain(subject.problem, clients, lambda stage, path=path: spinner.update(f"{path}: {stage}"))  # type: ignore[misc]
+        result = as_json(subject, found)
         write_json(path.with_suffix(".verify.json"), result)
-        _print_chain(result, found)
+        _print_chain(path, subject.available, found)
         results.append(result)
         checks += found.checks
     write_json(json, results[0] if len(results) == 1 else {"checkpoints": results})
@@ -84,34 +84,34 @@ def verify_checkpoints(
     _fail_if_broken(checks)
 
 
-def open_checkpoint(path: Path, measurement: Measurement) -> tuple[Checkpoint, Problem, dict[str, Problem]]:
-    """The checkpoint's loss in float64 on class-balanced training samples, and on those of them that each client holds.
+def open_with_clients(path: Path, measurement: Measurement) -> tuple[Subject, dict[str, Problem]]:
+    """The checkpoint's loss in float64 on the samples that every command draws, and on those that each client holds.
 
-    Raises `UsageError` for a bad file.
+    Raises `UsageError` for a bad file, `FlatlabError` where products are not even symmetric.
     """
-    checkpoint = load_checkpoint(path)
-    model, _ = rebuild(checkpoint, root=measurement.data_root, trusted_model=measurement.trusted_model)
-    world = make_world(checkpoint.config, measurement.data_root)
-    train = world.data.train
-    count = min(measurement.samples or DEFAULT_SAMPLES, len(train))
-    chosen = stratified_choice(train.labels.numpy(), count, np.random.default_rng(checkpoint.config.seed))
-    x = normalise(train.images[chosen], world.data.mean, world.data.std, dtype=torch.float64)
-    y = train.labels[chosen]
-    problem = make_problem(model, "cross_entropy", (x, y), dtype=torch.float64)
-    places = [np.flatnonzero(np.isin(chosen, part)) for part in world.parts]
-    clients = {str(k): problem.on((x[place], y[place])) for k, place in enumerate(places) if len(place)}
-    return checkpoint, problem, clients
+    try:
+        subject = open_checkpoint(path, replace(measurement, dtype="float64", most=DEFAULT_SAMPLES))
+    except AsymmetryError as error:
+        raise FlatlabError(str(error)) from error
+    assert subject.places is not None
+    world = make_world(load_checkpoint(path).config, measurement.data_root)
+    held = {str(k): subject.places[np.isin(subject.places, part)] for k, part in enumerate(world.parts)}
+    clients = {
+        name: subject.problem.on(own_share(world.data, places, torch.float64, measurement.device, f"Client {name}"))
+        for name, places in held.items()
+        if len(places)
+    }
+    return subject, clients
 
 
-def as_json(path: Path, checkpoint: Checkpoint, found: Chain) -> dict[str, Any]:
+def as_json(subject: Subject, found: Chain) -> dict[str, Any]:
     """The chain as plain data; every number that is not exact as [low, high]."""
     layers = [
         {name: _ends(value) if isinstance(value, Interval) else value for name, value in vars(layer).items()}
         for layer in found.layers
     ]
     return {
-        "checkpoint": str(path),
-        "data": {"dataset": checkpoint.config.dataset, "split": "train", "samples": found.samples},
+        **subject.about,
         "loss": found.loss,
         "top": _ends(found.top),
         "smallest": _ends(found.smallest),
@@ -129,12 +129,6 @@ def as_json(path: Path, checkpoint: Checkpoint, found: Chain) -> dict[str, Any]:
             for check in found.checks
         ],
         "seconds": found.seconds,
-        "versions": provenance(),
-        "run": {
-            "config": checkpoint.config.plain(),
-            "round": checkpoint.round,
-            "metrics": checkpoint.metrics,
-        },
     }
 
 
@@ -142,9 +136,10 @@ def _ends(interval: Interval) -> list[float]:
     return [interval.low, interval.high]
 
 
-def _print_chain(result: dict[str, Any], found: Chain) -> None:
+def _print_chain(path: Path, available: int, found: Chain) -> None:
     """Every layer's bounds, then the statements."""
-    console.print(f"{result['checkpoint']}: {found.samples} training samples, float64", markup=False, soft_wrap=True)
+    count = f"{found.samples} of {available:,} training samples"
+    console.print(f"{path}: {count}, float64", markup=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer")
     for heading in ("mean|ã|²", "λmax", "≤ A1", "≤ A2", "≤ A3"):

@@ -27,9 +27,7 @@ DEFAULT_SAMPLES = 2000
 class Measurement:
     """On what, and how exactly, a loss is differentiated."""
 
-    samples: int | None = (
-        None  # class-balanced; None: of a checkpoint DEFAULT_SAMPLES, or all if fewer, of own data all
-    )
+    samples: int | None = None  # class-balanced; None: of a checkpoint `most`, or all if fewer, of own data all
     dtype: str = "float32"
     device: str = "cpu"
     data_root: Path | None = None
@@ -37,6 +35,7 @@ class Measurement:
     full: bool = False  # all training samples
     clients: str | None = None  # "all", or numbers separated by commas: only what these clients hold
     own: OwnModel | None = None
+    most: int = DEFAULT_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Subject:
     about: Mapping[str, Any]  # as plain data: model, data, versions; begins every saved result
     available: int  # samples there are, of which the problem's are some
     clients: Mapping[str, Problem] = field(default_factory=dict)  # their own losses; the problem's is that of all
+    places: NDArray[np.int64] | None = None  # of the samples in a checkpoint's training set, on all ranks, in order
 
 
 def read_measurement(
@@ -117,7 +117,7 @@ def open_checkpoint(path: Path, measurement: Measurement) -> Subject:
         if len(held) == 0:
             raise UsageError(f"Client {name} holds none of the {len(chosen)} samples: ask for more, or use --full.")
         clients[name] = problem.on(own_share(data, held, dtype, measurement.device, f"Client {name}"))
-    return Subject(problem, _about_checkpoint(path, checkpoint, problem), available, clients)
+    return Subject(problem, _about_checkpoint(path, checkpoint, problem), available, clients, chosen)
 
 
 def open_subject(path: Path | None, measurement: Measurement) -> Subject:
@@ -148,7 +148,7 @@ def _choice(
         owner = "These clients hold" if len(parts) > 1 else "This client holds"
         pool = np.concatenate(list(parts.values()))
         groups = np.repeat(np.arange(len(parts)), [len(part) for part in parts.values()])
-    count = len(pool) if measurement.full else measurement.samples or min(DEFAULT_SAMPLES, len(pool))
+    count = len(pool) if measurement.full else measurement.samples or min(measurement.most, len(pool))
     if count > len(pool):
         raise UsageError(f"{owner} {len(pool)} training images: ask for 1 to {len(pool)}, not {count}.")
     rng = np.random.default_rng([seed, 0])

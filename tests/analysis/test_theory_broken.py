@@ -1,4 +1,4 @@
-"""`flatlab verify` on a checkpoint while the code under test is broken, in one way after another: each is noticed."""
+"""The code under test broken in one way after another: each is noticed, and ends `flatlab verify` with exit code 1."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +14,9 @@ import analysis.operators as operators
 import analysis.second_derivatives as kernels
 import analysis.suffix as suffix
 import analysis.theory.chain as chain
-from analysis.problem import Chunk, Problem
+from analysis.problem import Chunk, Problem, make_problem
+from analysis.theory.derivatives import derivative_checks
+from analysis.theory.statements import broken
 from flatlab.cli.main import main
 from flatlab.cli.training import Execution, train_run
 from flatlab.federated.config import make_config
@@ -45,6 +47,21 @@ def verify(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     with pytest.raises(SystemExit) as left:
         main()
     return int(left.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    """The same network on images of noise; made while the code is whole."""
+    torch.manual_seed(0)
+    made: dict[str, Any] = {}
+    exec(MODEL, made)
+    x, y = torch.randn(13, 1, 8, 8, dtype=torch.float64), torch.arange(13) % 10
+    return make_problem(made["make"]((1, 8, 8), 10).double(), "cross_entropy", (x, y))
+
+
+def failing(problem: Problem) -> set[str]:
+    """The statements about derivatives that fail."""
+    return {c.statement for c in broken(derivative_checks(problem, chain.hessian, chain.gauss_newton))}
 
 
 def scaled(function: Any, factor: float, *places: int) -> Any:
@@ -134,14 +151,30 @@ def without_bias(function: Any) -> Any:
     return lambda self, pieces: function(self, [x if x.dim() > 1 else torch.zeros_like(x) for x in pieces])
 
 
-def test_what_is_whole_passes(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert verify(checkpoint, monkeypatch) == 0
+def test_what_is_whole_passes(problem: Problem) -> None:
+    assert not failing(problem)
 
 
 @pytest.mark.parametrize("name", BREAKAGES)
-def test_what_is_broken_is_noticed(
-    name: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_is_broken_is_noticed(name: str, problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    BREAKAGES[name](monkeypatch)
+    assert failing(problem)
+
+
+def test_the_command_passes_what_is_whole(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verify(checkpoint, monkeypatch) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("H x (1 + 1e-5)", "Statement D must hold"),
+        ("a convolution's term by the weight lost", "The Hessian's products are not symmetric"),
+    ],
+)
+def test_the_command_ends_with_exit_code_1(
+    name: str, sentence: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     BREAKAGES[name](monkeypatch)
     assert verify(checkpoint, monkeypatch) == 1
-    assert "must hold" in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
