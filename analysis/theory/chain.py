@@ -1,9 +1,10 @@
 """The statements on a network of any size, by products alone; every number comes with the interval it lies in.
 
-Left sides, largest eigenvalues found by Lanczos, are known from below by their Ritz value and from above by its
-residual; lambda_max(B_n) likewise, for every sample. A statement is called violated only if it is so everywhere in
-these intervals. K and P, equalities of matrices, are checked on a random vector v: sqrt(p) |D v| / |v| has |D|_F as its
-root mean square. Before all of them the products are held to differences and to torch's own (`derivatives.py`).
+Largest eigenvalues found by Lanczos are known from below by their Ritz value, and from above by what the search says
+that it cannot have missed (`ends.py`); lambda_max(B_n) by Ritz value and residual, for every sample. A statement is
+called violated only if it is so everywhere in these intervals. K and P, equalities of matrices, are checked on a random
+vector v: sqrt(p) |D v| / |v| has |D|_F as its root mean square. Before all of them the products are held to differences
+and to torch's own (`derivatives.py`).
 """
 
 import math
@@ -15,17 +16,16 @@ import torch
 from torch import Tensor
 
 from analysis.activations import forward_pass
-from analysis.eigenpairs import Eigenpairs
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
 from analysis.layers import LayerBlocks, Suffix
 from analysis.losses import LOSSES
-from analysis.operators import gauss_newton, hessian
+from analysis.operators import SymmetricOperator, gauss_newton, hessian
 from analysis.problem import Problem
-from analysis.spectrum import layer_eigenpairs
+from analysis.spectrum import layer_eigenpairs, listed
 from analysis.subsets import client_spectra
 from analysis.theory.derivatives import derivative_checks
-from analysis.theory.ends import DENSE, dense_spectrum, spectrum_ends
+from analysis.theory.ends import DENSE, above, dense_spectrum, spectrum_ends
 from analysis.theory.factors import layer_factors
 from analysis.theory.networks import is_piecewise_linear, modules_after, squared_lipschitz
 from analysis.theory.reference import Reference
@@ -93,7 +93,7 @@ def chain(
     whole = _largest(problem, largest)
     scale = max(whole.high, -smallest.low, LEAST_CURVATURE * _stretch2(problem))
     progress("layers")
-    tops = _layer_tops(problem)
+    tops = _layer_tops(problem, whole.high)
     layers = []
     for name, top in tops.items():
         progress(name)
@@ -112,14 +112,24 @@ def _largest(problem: Problem, largest: Interval) -> Interval:
     """lambda_max(H) to `TOL`, or exactly where `largest` says so."""
     if problem.size <= DENSE:
         return largest
-    found = _above(lanczos(hessian(problem), tol=TOL))
-    return Interval(max(found.low, largest.low), max(found.high, largest.low))
+    return _both(_searched(hessian(problem)), largest)
 
 
-def _layer_tops(problem: Problem) -> dict[str, Interval]:
-    """lambda_max(H_ll) of every layer, exactly in a network of at most `DENSE` parameters."""
+def _searched(operator: SymmetricOperator) -> Interval:
+    return above(listed(lanczos(operator, tol=TOL))[0], TOL)
+
+
+def _both(one: Interval, other: Interval) -> Interval:
+    """Where a number lies that lies in both."""
+    low = max(one.low, other.low)
+    return Interval(low, max(low, min(one.high, other.high)))
+
+
+def _layer_tops(problem: Problem, most: float) -> dict[str, Interval]:
+    """lambda_max(H_ll) of every layer, exactly in a network of at most `DENSE` parameters; none is above `most`."""
     if problem.size > DENSE:
-        return {name: _above(pairs) for name, pairs in layer_eigenpairs(problem, tol=TOL).items()}
+        found = {name: above(listed(pairs)[0], TOL) for name, pairs in layer_eigenpairs(problem, tol=TOL).items()}
+        return {name: Interval(top.low, max(top.low, min(top.high, most))) for name, top in found.items()}
     blocks = LayerBlocks(problem)
     return {name: exactly(dense_spectrum(blocks.operator(name))[-1].item()) for name in blocks.layers}
 
@@ -176,7 +186,7 @@ def _network_checks(
     layers = total(tops.values())
     yield Check("S1", "", top, layers, scale, claimed=smallest.low >= -ROUNDING * scale)
     if all(_locally_linear_after(problem, name) for name in tops):  # then G_ll = H_ll
-        G = _above(lanczos(gauss_newton(problem), tol=TOL))
+        G = _searched(gauss_newton(problem))
         yield Check("S1 (G)", "", G, layers, scale)
     yield Check("S2", "", top, layers + smallest.times(1.0 - len(tops)), scale)
 
@@ -189,16 +199,10 @@ def _locally_linear_after(problem: Problem, name: str) -> bool:
 
 def _clients_check(clients: Mapping[str, Problem], scale: float, progress: Progress) -> Check:
     spectra = client_spectra(clients, tol=TOL, progress=lambda name, *_: progress(f"client {name}"))
-    whole = spectra.whole[0]
-    left = Interval(whole.value, whole.value + whole.residual)
-    return Check("F", "", left, Interval(spectra.mean, spectra.mean + spectra.mean_error), scale)
+    right = total(above(tops[0], TOL).times(spectra.weights[name]) for name, tops in spectra.clients.items())
+    return Check("F", "", above(spectra.whole[0], TOL), right, scale)
 
 
 def _frobenius(difference: Tensor, v: Tensor) -> Interval:
     """|D|_F, estimated from D v."""
     return exactly(math.sqrt(len(v)) * norm(difference) / norm(v))
-
-
-def _above(pairs: Eigenpairs) -> Interval:
-    """Where a largest eigenvalue lies."""
-    return Interval(pairs.values[0].item(), (pairs.values[0] + pairs.residuals[0]).item())

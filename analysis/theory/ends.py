@@ -11,8 +11,11 @@ import math
 import torch
 from torch import Tensor
 
+from analysis.eigenpairs import PROBABILITY
 from analysis.lanczos import decompose
 from analysis.operators import SymmetricOperator
+from analysis.overlooked import BEYOND
+from analysis.spectrum import Eigenvalue
 from analysis.theory.statements import Interval, exactly
 from analysis.vectors import random_rows
 
@@ -36,6 +39,16 @@ def spectrum_ends(operator: SymmetricOperator, seed: int = 0) -> tuple[Interval,
     share = unseen_share(operator.size, len(ritz)) if len(ritz) == DEPTH else 0.0
     reach = share / (1 - 2 * share) * (high - low)
     return Interval(low - reach, low), Interval(high, high + reach)
+
+
+def above(top: Eigenvalue, tol: float) -> Interval:
+    """Where the largest eigenvalue lies, as far as a search by `lanczos` to `tol` in float64 says.
+
+    It is not below its Ritz value. What lies beyond by less than `BEYOND` tol was not excluded, and where the search was
+    not finished nothing was.
+    """
+    unseen = max(top.residual, BEYOND * tol * abs(top.value)) if top.missed > 0 else top.residual
+    return Interval(top.value, top.value + unseen if top.missed <= PROBABILITY else math.inf)
 
 
 def unseen_share(size: int, steps: int) -> float:

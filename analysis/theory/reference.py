@@ -46,8 +46,8 @@ def central_difference(
     """df(at + t direction)/dt at t = 0 from the two neighbouring steps of `STEPS` that agree best.
 
     `rounding` is the least change of f, in norm, that is seen at all: where a saturated f stays the same in both steps
-    they agree on zero. A kink between the points changes the difference by its jump over the step, so that two steps disagree; where one
-    lies at the point itself no step helps, and the difference is not `settled`.
+    they agree on zero. A kink between the points changes the difference by its jump over the step, so that two steps
+    disagree; where one lies at the point itself no step helps, and the difference is not `settled`.
     """
 
     def quotient(step: float) -> Tensor:

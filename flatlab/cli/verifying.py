@@ -1,5 +1,6 @@
 """What `flatlab verify` does without --study: compute, show, save, and fail where a statement does."""
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -124,7 +125,7 @@ def as_json(subject: Subject, found: Chain) -> dict[str, Any]:
                 "outcome": check.outcome,
                 "left": _ends(check.left),
                 "right": _ends(check.right),
-                "slack": check.slack,
+                "slack": _finite(check.slack),
             }
             for check in found.checks
         ],
@@ -132,8 +133,13 @@ def as_json(subject: Subject, found: Chain) -> dict[str, Any]:
     }
 
 
-def _ends(interval: Interval) -> list[float]:
-    return [interval.low, interval.high]
+def _ends(interval: Interval) -> list[float | None]:
+    return [_finite(interval.low), _finite(interval.high)]
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no infinity."""
+    return number if math.isfinite(number) else None
 
 
 def _print_chain(path: Path, available: int, found: Chain) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 import analysis.operators as operators
 import analysis.second_derivatives as kernels
 import analysis.suffix as suffix
-import analysis.theory.chain as chain
 from analysis.problem import Chunk, Problem, make_problem
 from analysis.theory.derivatives import derivative_checks
 from analysis.theory.statements import broken
@@ -61,7 +60,7 @@ def problem() -> Problem:
 
 def failing(problem: Problem) -> set[str]:
     """The statements about derivatives that fail."""
-    return {c.statement for c in broken(derivative_checks(problem, chain.hessian, chain.gauss_newton))}
+    return {c.statement for c in broken(derivative_checks(problem, operators.hessian, operators.gauss_newton))}
 
 
 def scaled(function: Any, factor: float, *places: int) -> Any:
@@ -117,8 +116,8 @@ BREAKAGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a convolution's first derivative in its weight lost": kernel(kernels._Convolution, "backward", 0.0, 1),
     "a convolution's value x 1.01": kernel(kernels._Convolution, "forward", 1.01),
     "off-diagonal blocks lost": off_diagonal_blocks_lost,
-    "Gauss-Newton in place of H": lambda patch: patch.setattr(chain, "hessian", operators.gauss_newton),
-    "H in place of Gauss-Newton": lambda patch: patch.setattr(chain, "gauss_newton", operators.hessian),
+    "Gauss-Newton in place of H": lambda patch: patch.setattr(operators, "hessian", operators.gauss_newton),
+    "H in place of Gauss-Newton": lambda patch: patch.setattr(operators, "gauss_newton", operators.hessian),
     "H x (1 + 1e-5)": lambda patch: patch.setattr(
         operators._GradientGraph, "product", scaled_pieces(operators._GradientGraph.product, 1 + 1e-5)
     ),

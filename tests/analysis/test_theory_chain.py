@@ -1,5 +1,6 @@
 """The statements by products alone: patches, curvatures sample by sample, and the chain against dense matrices."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -289,7 +290,7 @@ def test_a_steep_slope_of_either_sign_stretches(slope: float, is_bounded: bool) 
 def test_a_saturated_loss_raises_no_alarm(factor: float, phi: type[nn.Module]) -> None:
     """Every sample is fitted until softmax is 1 to rounding: H is what rounding leaves of it."""
     x, _ = samples(20, 5)
-    for seed in range(2):
+    for seed in (1, 2):
         model = mlp(phi, seed)
         with torch.no_grad():
             y = model(x).argmax(1)
@@ -343,3 +344,14 @@ def test_a_kink_at_the_point_itself_is_left_to_torch() -> None:
     assert "unclear" in outcomes["D"]
     assert "fails" not in outcomes["D"]
     assert outcomes["T"] == {"holds"}
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
+@pytest.mark.parametrize("phi", ["relu", "tanh", "gelu"])
+def test_what_is_sound_raises_no_alarm(
+    phi: str, loss: str, architectures: list[str], make_case: Callable[..., Any]
+) -> None:
+    """Networks with residuals, normalisation, attention and tied weights too, none of them with an alarm."""
+    for architecture in architectures:
+        problem = make_case(architecture, phi, loss, seed=1).problem()
+        assert not broken(chain(problem).checks), architecture

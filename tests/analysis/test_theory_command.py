@@ -46,12 +46,14 @@ def test_a_checkpoint(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monk
     code = flatlab(monkeypatch, "verify", checkpoint, "--samples", 100, "--figures", tmp_path)
     said = capsys.readouterr().out
     assert code == 0
-    assert "100 training samples, float64" in said
+    assert "100 of 300 training samples, float64" in said
     for statement in ("K", "A1", "A2", "A3", "P"):
         assert f"\n{statement:6} " in said
     assert "FAILS" not in said
     saved = json.loads(checkpoint.with_suffix(".verify.json").read_text())
     assert saved["data"]["samples"] == 100
+    assert flatlab(monkeypatch, "eigs", checkpoint, "--samples", 100, "--dtype", "float64", "--layers", "none") == 0
+    assert saved["loss"] == json.loads(checkpoint.with_suffix(".eigs.json").read_text())["loss"]  # on the same samples
     assert [layer["name"] for layer in saved["layers"]] == ["fc1", "fc2", "fc3"]
     for layer in saved["layers"]:
         assert layer["top"][1] <= layer["a1"][0] <= layer["a2"][1] <= layer["a3"][1] * 1.0001
