@@ -44,8 +44,8 @@ def spectrum_ends(operator: SymmetricOperator, seed: int = 0) -> tuple[Interval,
 def above(top: Eigenvalue, tol: float) -> Interval:
     """Where the largest eigenvalue lies, as far as a search by `lanczos` to `tol` in float64 says.
 
-    It is not below its Ritz value. What lies beyond by less than `BEYOND` tol was not excluded, and where the search was
-    not finished nothing was.
+    It is not below its Ritz value. What lies beyond by less than `BEYOND` tol was not excluded, and where the search
+    was not finished nothing was.
     """
     unseen = max(top.residual, BEYOND * tol * abs(top.value)) if top.missed > 0 else top.residual
     return Interval(top.value, top.value + unseen if top.missed <= PROBABILITY else math.inf)

@@ -346,8 +346,7 @@ def test_a_kink_at_the_point_itself_is_left_to_torch() -> None:
     assert outcomes["T"] == {"holds"}
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
-@pytest.mark.parametrize("phi", ["relu", "tanh", "gelu"])
+@pytest.mark.parametrize(("phi", "loss"), [("relu", "cross_entropy"), ("tanh", "squared")])
 def test_what_is_sound_raises_no_alarm(
     phi: str, loss: str, architectures: list[str], make_case: Callable[..., Any]
 ) -> None:
