@@ -40,6 +40,8 @@ def measure(
             with progress_line("own model" if path is None else str(path)) as tell:
                 tell("opening")
                 subject = open_subject(path, measurement)
+                for note in subject.notes:
+                    status.print(note, markup=False, highlight=False, soft_wrap=True)
                 numbers = work(subject, tell)
             seconds = time.perf_counter() - began
             how = settings_of(measurement, subject.about["data"]["samples"], settings)

@@ -10,7 +10,6 @@ from analysis.batches import Inspected, inspect_data
 from analysis.losses import LOSSES, Loss
 from analysis.models import FULL, unwrapped, working_dtype
 from analysis.problem import Problem, make_problem
-from flatlab.cli.console import status
 from flatlab.errors import SAID, UsageError
 from flatlab.functions import import_function
 from flatlab.measuring.ranks import ranks
@@ -28,14 +27,12 @@ class OwnModel:
     loss: str = "cross_entropy"  # in LOSSES, or package.module:function
 
 
-def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str) -> tuple[Problem, int]:
-    """The loss of a user's model on `samples` of the user's data (None: all), and how many samples there are.
+def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str) -> tuple[Problem, int, list[str]]:
+    """The loss of a user's model on `samples` of the user's data (None: all), how many there are, and what to say of it.
 
     Raises `UsageError` for whatever is missing, fails or does not fit.
     """
     model, notes = _model(own, dtype)
-    for note in notes:
-        status.print(note, markup=False, highlight=False, soft_wrap=True)
     loss = _loss(own.loss)
     data = _data(own)
     if samples is not None and samples > data.samples:
@@ -50,7 +47,7 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
         raise UsageError(
             f"The model {own.model} with the loss {own.loss} fails on the data of {own.data}: {_said(error)}"
         ) from error
-    return problem, data.samples
+    return problem, data.samples, notes
 
 
 def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:

@@ -47,6 +47,7 @@ class Subject:
     available: int  # samples there are, of which the problem's are some
     clients: Mapping[str, Problem] = field(default_factory=dict)  # their own losses; the problem's is that of all
     places: NDArray[np.int64] | None = None  # of the samples in a checkpoint's training set, on all ranks, in order
+    notes: tuple[str, ...] = ()  # what the user should hear of how it was opened
 
 
 def read_measurement(
@@ -127,7 +128,7 @@ def open_subject(path: Path | None, measurement: Measurement) -> Subject:
     assert measurement.own is not None  # `check` saw to it
     keep_freed_memory()
     own = measurement.own
-    problem, available = open_own(own, measurement.samples, DTYPES[measurement.dtype], measurement.device)
+    problem, available, notes = open_own(own, measurement.samples, DTYPES[measurement.dtype], measurement.device)
     about = {
         "model": own.model,
         "weights": None if own.weights is None else str(own.weights),
@@ -135,7 +136,7 @@ def open_subject(path: Path | None, measurement: Measurement) -> Subject:
         "loss_function": own.loss,
         "versions": provenance(),
     }
-    return Subject(problem, about, available)
+    return Subject(problem, about, available, notes=tuple(notes))
 
 
 def _choice(
