@@ -136,7 +136,7 @@ class Activation:
 def named_activations(model: nn.Module, inputs: Any, layers: Sequence[str] = ()) -> tuple[Any, list[Activation]]:
     """Run `model` on `inputs` and return its output and every activation, or the outputs of `layers`, in their order.
 
-    Runs with gradients or without as the caller has them. What is computed twice has " (2)" behind its name.
+    Runs with gradients or without as the caller has them. What is computed twice has " #2" behind its name.
     """
     found: list[tuple[str, Tensor, bool]] = []
     times: Counter[str] = Counter()
@@ -144,7 +144,7 @@ def named_activations(model: nn.Module, inputs: Any, layers: Sequence[str] = ())
 
     def note(name: str, activation: Tensor) -> Tensor:
         times[name] += 1
-        name = name if times[name] == 1 else f"{name} ({times[name]})"
+        name = name if times[name] == 1 else f"{name} #{times[name]}"
         found.append((name, activation, activation.requires_grad))
         return activation
 

@@ -154,7 +154,7 @@ def test_activations_have_names() -> None:
 
     x = torch.randn(2, 4)
     output, activations = named_activations(Model(), x)
-    names = ["block.1", "glu in own", "relu", "tanh", "relu (2)", "relu (3)"]
+    names = ["block.1", "glu in own", "relu", "tanh", "relu #2", "relu #3"]
     assert [(a.name, tuple(a.shape)) for a in activations] == list(
         zip(names, [(2, 6), (2, 3), (2, 3), (2, 3), (2, 3), (2, 3)], strict=True)
     )

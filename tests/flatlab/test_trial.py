@@ -178,7 +178,7 @@ def test_the_statement_names_modules_and_functions(toy_world: MakeWorld) -> None
     assert statement(tried(toy_world())) == ""
     assert statement(tried(toy_world(man=True))) == "MAN penalises (units per image): relu1 (6), relu2 (5)."
     assert statement(world_of(toy_world, "gated", man=True)) == "MAN penalises (units per image): relu (6)."
-    assert statement(world_of(toy_world, "frozen", man=True)) == "MAN penalises (units per image): tanh (2) (6)."
+    assert statement(world_of(toy_world, "frozen", man=True)) == "MAN penalises (units per image): tanh #2 (6)."
     assert statement(world_of(toy_world, "recurrent", man=True)) == "MAN penalises (units per image): lstm (15)."
 
 
