@@ -1,6 +1,5 @@
 """What `flatlab reproduce` does: plan a grid, run what is missing while a table fills, and make what comes of it."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from flatlab.cli.console import console, status, write_json
 from flatlab.cli.presenting import present
+from flatlab.cores import available_cores
 from flatlab.errors import UsageError
 from flatlab.files import write_text
 from flatlab.grid.carry import run_cells
@@ -135,7 +135,7 @@ def _plan(name: str, where: Where) -> Plan:
     text = read_grid_text(name)
     grid = parse_grid(text, name)
     require_named_model(grid, where.trusted_model, name)
-    jobs = where.jobs or (len(os.sched_getaffinity(0)) if device == "cpu" else 1)
+    jobs = where.jobs or (available_cores() if device == "cpu" else 1)
     results = where.out or Path("checkpoints") / Path(name).stem
     cells = tuple(replace(cell, config=settled(cell.config, where.data_root)) for cell in grid_cells(grid))
     return Plan(grid, text, cells, results, jobs, device)

@@ -1,6 +1,5 @@
 """What `flatlab train` and `flatlab demo` do: from options to a finished run, with its progress and its summary."""
 
-import os
 import shlex
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from rich.table import Table
 from flatlab.cli.console import console, status, write_json
 from flatlab.cli.progress import train_with_progress
 from flatlab.cli.tracking import draw_run
+from flatlab.cores import available_cores
 from flatlab.data import absolute_name
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config, parse_toml, read_config
@@ -201,7 +201,7 @@ def _open_engine(world: World, execution: Execution) -> Engine:
     if execution.engine == "batched" or (execution.engine == "auto" and device == "cuda"):
         return BatchedEngine(world, torch.device(device))
     slots = most_participants(world.config)
-    workers = min(execution.workers or len(os.sched_getaffinity(0)), slots)
+    workers = min(execution.workers or available_cores(), slots)
     return SequentialEngine(world) if workers == 1 else ProcessEngine(world, workers, slots)
 
 

@@ -18,6 +18,7 @@ from flatlab.federated.parameters import flatten, state_of
 from flatlab.federated.state import ClientState, Place, ServerState, read_server
 from flatlab.federated.streams import stream
 from flatlab.federated.world import World
+from flatlab.files import WriteError
 from flatlab.runs.checkpoint import Checkpoint, provenance
 from flatlab.runs.contents import require_keys
 from flatlab.runs.fingerprint import data_digest
@@ -173,8 +174,8 @@ class Run:
 
     def keep(self, step: Step) -> None:
         """Make the state after `step` that of the run."""
-        self.server = step.server
         self.clients.write(step.ids, {**step.outputs.after, "last model": step.outputs.theta}, step.server.round)
+        self.server = step.server
 
     def models(self, server: ServerState | None = None) -> dict[str, Tensor]:
         """The models that the algorithm defines after this round, or as `server` has them, by name, each (P,)."""
@@ -219,7 +220,7 @@ def train(
     `on_round` gets the record of each completed round; `probe` measures the server model every `probe_every` rounds
     and at the end, under "curvature" of the record. The whole state is saved at checkpoints, whenever a round ends
     `save_every` seconds or more after the last save, and when the run is interrupted or cannot go on. Raises
-    `FlatlabError` on divergence.
+    `FlatlabError` on divergence, and `WriteError` where the folder takes nothing more: what was saved stays.
     """
     config = run.world.config
     interval = evaluation_interval(run.world)
@@ -241,6 +242,8 @@ def train(
             with undisturbed():
                 _write(run, step, record, save_every)
             on_round(record)
+    except WriteError:  # state and metrics may not be of the same round, and the disk takes nothing more
+        raise
     except (KeyboardInterrupt, FlatlabError):  # the state is that after the last whole round
         with undisturbed():
             if run.server.round > run.saved_round:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flatlab.errors import UsageError, shown
-from flatlab.files import atomic_write
+from flatlab.files import atomic_write, writing
 from flatlab.runs.checkpoint import load_tensors
 from flatlab.runs.contents import require_keys, require_plain, require_round, require_tensor, require_vector
 from flatlab.runs.metrics import Record, check_record
@@ -86,17 +86,16 @@ class ClientState:
         if not self.initial:
             return
         stacked = torch.stack([vectors[name] for name in self.initial], dim=1)
-        for k, rows in zip(ids, stacked, strict=True):
-            if self.place == "disk":
-                self._save(k, rows.clone(), t)
-            else:
-                self.rows[k] = rows.clone()
-                self.unsaved.add(k)
+        changed = {k: rows.clone() for k, rows in zip(ids, stacked, strict=True)}
+        if self.place == "disk":
+            self.files |= self._save(changed, t)  # all of them or, where one cannot be written, none
+        else:
+            self.rows |= changed
+            self.unsaved |= changed.keys()
 
     def save(self, t: int) -> dict[int, str]:
         """Bring every change up to round t to the disk and return which file holds which client, for `resume.pt`."""
-        for k in sorted(self.unsaved):
-            self._save(k, self.rows[k], t)
+        self.files |= self._save({k: self.rows[k] for k in sorted(self.unsaved)}, t)
         self.unsaved.clear()
         return dict(self.files)
 
@@ -120,7 +119,8 @@ class ClientState:
         kept = set(self.files.values())
         for file in self.folder.glob("*.pt"):
             if file.name not in kept:
-                file.unlink(missing_ok=True)
+                with writing(file):
+                    file.unlink(missing_ok=True)
 
     def _read(self, k: int) -> Tensor:
         if k in self.rows:
@@ -133,8 +133,9 @@ class ClientState:
         rows = load_tensors(path, "a client's state", "Start again in another folder.")
         return require_vector(rows, (len(self.initial), *like.shape), like.dtype, path, "")
 
-    def _save(self, k: int, rows: Tensor, t: int) -> None:
-        name = f"{k}-{t}.pt"
-        with atomic_write(self.folder / name) as file:
-            torch.save(rows, file)
-        self.files[k] = name
+    def _save(self, changed: Mapping[int, Tensor], t: int) -> dict[int, str]:
+        files = {k: f"{k}-{t}.pt" for k in changed}
+        for k, rows in changed.items():
+            with atomic_write(self.folder / files[k]) as file:
+                torch.save(rows, file)
+        return files
