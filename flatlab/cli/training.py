@@ -20,10 +20,12 @@ from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.holding import MUCH, holding
 from flatlab.federated.partition import class_counts
 from flatlab.federated.precision import missing_kernels
 from flatlab.federated.presets import preset_fields
 from flatlab.federated.rounds import SAVE_SECONDS, Run, most_participants
+from flatlab.federated.state import Place
 from flatlab.federated.trial import statement, tried
 from flatlab.federated.world import World, make_world, resolve
 from flatlab.functions import require_named
@@ -176,8 +178,12 @@ def _train(files: RunFolder, config: RunConfig, data_root: Path | None, executio
     world = tried(make_world(config, data_root))
     if said := statement(world):
         console.print(said, markup=False, highlight=False, soft_wrap=True)
+    place: Place = "disk" if execution.state == "disk" else "memory"
+    held = holding(config, world.layout.size)
+    if held.bytes >= MUCH:
+        status.print(held.sentence(place), markup=False, highlight=False, soft_wrap=True)
     with files.locked():
-        run = Run(world, files.path, "disk" if execution.state == "disk" else "memory")
+        run = Run(world, files.path, place)
         run.resume()
         if run.server.round:
             done = f"after round {run.server.round} of {config.rounds}"

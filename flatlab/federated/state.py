@@ -22,6 +22,9 @@ from flatlab.runs.metrics import Record, check_record
 
 Place = Literal["memory", "disk"]
 
+LAST = "last model"
+"""The vector of a client that its newest model is, behind those of the algorithm; kept where the run reports "all"."""
+
 
 @dataclass
 class ServerState:
@@ -30,7 +33,7 @@ class ServerState:
     round: int
     w: Tensor  # (P,)
     vectors: dict[str, Tensor]  # name: (P,), the algorithm's
-    all: Tensor  # (P,), mean over all clients of each one's last model
+    all: Tensor | None  # (P,), mean over all clients of each one's last model; None where the run does not report it
     selected: Tensor  # (P,), mean over the newest round's participants
     evaluated: Record = field(default_factory=dict)  # newest record with an evaluation
     probed: Tensor | None = None  # what the probe starts from
@@ -56,7 +59,7 @@ def read_server(saved: object, path: Path, like: ServerState, rounds: int) -> Se
         vectors={
             name: require_vector(vectors[name], shape, dtype, path, f"server.vectors.{name}") for name in like.vectors
         },
-        all=require_vector(plain["all"], shape, dtype, path, "server.all"),
+        all=None if like.all is None else require_vector(plain["all"], shape, dtype, path, "server.all"),
         selected=require_vector(plain["selected"], shape, dtype, path, "server.selected"),
         evaluated=evaluated,
         probed=probed,
@@ -110,7 +113,7 @@ class ClientState:
                     f"In {self.folder.parent / 'resume.pt'}, clients.{shown(k)} = {shown(name)} is no client's file: "
                     "the file is damaged; start again in another folder."
                 )
-        self.files = dict(files)
+        self.files = dict(files) if self.initial else {}
         self.unsaved.clear()
         self.rows = {k: self._load(k) for k in self.files} if self.place == "memory" else {}
 
@@ -131,6 +134,8 @@ class ClientState:
         path = self.folder / self.files[k]
         like = next(iter(self.initial.values()))
         rows = load_tensors(path, "a client's state", "Start again in another folder.")
+        if LAST not in self.initial and tuple(rows.shape) == (len(self.initial) + 1, *like.shape):
+            rows = rows[:-1].clone()  # earlier versions kept the last model in every run
         return require_vector(rows, (len(self.initial), *like.shape), like.dtype, path, "")
 
     def _save(self, changed: Mapping[int, Tensor], t: int) -> dict[int, str]:
