@@ -13,9 +13,10 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -103,7 +104,7 @@ def kill_often(case: Case, kills: int, rng: random.Random) -> Tally:
     with TemporaryDirectory() as folder:
         whole = Path(folder, "whole")
         began = time.monotonic()
-        code = _finish(_start(case, whole))
+        code = finish(start(case.words, case.files, whole))
         duration = time.monotonic() - began
         if code != 0:
             tally.faults.append(f"{case.name}, undisturbed: exit code {code}: {_said(whole)}")
@@ -113,7 +114,7 @@ def kill_often(case: Case, kills: int, rng: random.Random) -> Tally:
         while tally.kills.total() < kills:
             attempt += 1
             _disturb(case, Path(folder, f"killed-{attempt}"), kills, duration, rng, tally)
-            if tally.ends and not _same(outcome(Path(folder, f"killed-{attempt}", "out")), expected):
+            if tally.ends and not same(outcome(Path(folder, f"killed-{attempt}", "out")), expected):
                 tally.faults.append(f"{case.name}: another end than undisturbed")
             if tally.faults:
                 break
@@ -124,46 +125,51 @@ def _disturb(case: Case, folder: Path, kills: int, duration: float, rng: random.
     """Kill the run in `folder` again and again, until it ends."""
     before = tally.kills.total()
     while True:
-        process = _start(case, folder)
+        process = start(case.words, case.files, folder)
         number = (signal.SIGKILL, signal.SIGTERM)[tally.kills.total() % 2]
         if tally.kills.total() < kills:
             process.join(rng.uniform(0, duration))
             if process.is_alive():
                 os.kill(process.pid or 0, number)
-                code = _finish(process)
+                code = finish(process)
                 if code in (-number, 128 + number):
                     tally.kills[number.name] += 1
                     continue
-        code = _finish(process)
+        code = finish(process)
         if code != 0:
             tally.faults.append(f"{case.name}: exit code {code}: {_said(folder)}")
         tally.ends += tally.kills.total() > before
         return
 
 
-def _start(case: Case, folder: Path) -> multiprocessing.context.ForkProcess:
+def start(
+    words: Sequence[str], files: Mapping[str, str], folder: Path, before: Callable[[], object] = lambda: None
+) -> ForkProcess:
+    """Begin the command `words` in `folder`, beside `files`, after `before`; what it says goes to the file "said"."""
     folder.mkdir(exist_ok=True)
-    for name, text in case.files.items():
+    for name, text in files.items():
         (folder / name).write_text(text)
-    process = multiprocessing.get_context("fork").Process(target=_command, args=(case.words, folder))
+    process = multiprocessing.get_context("fork").Process(target=_command, args=(words, folder, before))
     process.start()
     return process
 
 
-def _command(words: Sequence[str], folder: Path) -> None:
+def _command(words: Sequence[str], folder: Path, before: Callable[[], object]) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
     sys.argv = ["flatlab", *words]
     with Path("said").open("a") as said, redirect_stdout(said), redirect_stderr(said):
+        before()
         flatlab()
 
 
-def _finish(process: multiprocessing.context.ForkProcess) -> int | None:
+def finish(process: ForkProcess) -> int | None:
+    """Return the exit code; None where there is none in time."""
     process.join(SECONDS)
     if process.is_alive():
         process.kill()
         process.join()
-        return None  # it hung
+        return None
     return process.exitcode
 
 
@@ -195,13 +201,14 @@ def _timeless(content: Any) -> Any:
     return [_timeless(value) for value in content] if isinstance(content, list) else content
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Whether two outcomes are equal, tensors bit for bit."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
     if isinstance(one, list):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
 
 
