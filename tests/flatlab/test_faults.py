@@ -27,7 +27,7 @@ from flatlab.federated.world import World
 from flatlab.files import WriteError, appending, atomic_write
 from tests.flatlab.test_resume import assert_same_outcome
 
-SMALL = {**RUN, "algorithm": "feddc", "hidden": [4], "train_samples": 120, "eval_every": 8}
+SMALL = {**RUN, "algorithm": "feddc", "hidden": [4], "train_samples": 120, "eval_every": 1}
 TRAIN = ("train", "--config", "c.toml", "--out", "out", "--save-every", "0", "--workers", "1")
 NO_AFFINITY = "import os; del os.sched_getaffinity; from flatlab.cli.main import main; main()"
 
