@@ -1,6 +1,6 @@
 """`python -m benchmarks faults[.COUNT]`: runs killed at random moments, each carried on until it ends.
 
-A command is started, killed after a random time (by SIGKILL and SIGTERM in turn), and given again, until it ends; what
+A command is started, killed after a random time (by SIGKILL or SIGTERM), and given again, until it ends; what
 it leaves must be bit for bit what the same command leaves that nobody disturbs. Commands run in forked processes, so
 that a moment falls into the run more often than into the import of torch. tests/flatlab/test_faults.py does a few.
 """
@@ -126,7 +126,7 @@ def _disturb(case: Case, folder: Path, kills: int, duration: float, rng: random.
     before = tally.kills.total()
     while True:
         process = start(case.words, case.files, folder)
-        number = (signal.SIGKILL, signal.SIGTERM)[tally.kills.total() % 2]
+        number = rng.choice((signal.SIGKILL, signal.SIGTERM))
         if tally.kills.total() < kills:
             process.join(rng.uniform(0, duration))
             if process.is_alive():
