@@ -235,4 +235,4 @@ def test_what_a_run_will_hold() -> None:
     config = make_config({"clients": 10_000, "algorithm": "feddc", "report": "all"})
     assert holding(config, 824_714).bytes == 10_000 * len(holding(config, 824_714).vectors) * 824_714 * 4
     assert holding(make_config({"clients": 10_000}), 824_714).bytes == 0
-    assert "66 GB" in holding(config, 824_714).sentence()
+    assert "99 GB" in holding(config, 824_714).sentence()
