@@ -37,9 +37,8 @@ def demo(
         Measurement(),
         vars(search),
         lambda subject, tell: eigs_numbers(subject, search, tell),
-        None,
+        print_eigs,
     )
-    print_eigs(results)
     without, with_man = results
     pictures = draw_layers([without, with_man], out / "layers")
     console.print(compare(without, with_man))

@@ -26,19 +26,24 @@ def density(
     from flatlab.measuring.density import Quadrature, density_numbers
 
     quadrature = Quadrature(depth, probes)
-    results = measure(
+
+    def present(results: Sequence[dict[str, Any]]) -> None:
+        print_density(results)
+        if given.figure is not None:
+            from figures.spectral_density import draw_densities
+
+            save_picture(draw_densities, results, given.figure)
+
+    measure(
         "density",
         given.paths,
         given.measurement(),
         vars(quadrature),
         lambda subject, tell: density_numbers(subject.problem, quadrature, tell),
+        present,
         given.json,
+        given.figure,
     )
-    print_density(results)
-    if given.figure is not None:
-        from figures.spectral_density import draw_densities
-
-        save_picture(draw_densities, results, given.figure)
 
 
 def print_density(results: Sequence[dict[str, Any]]) -> None:

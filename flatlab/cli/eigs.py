@@ -1,5 +1,6 @@
 """`flatlab eigs`: the top of the Hessian spectrum of one or more networks."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -81,7 +82,9 @@ def eigs(
             else batches_numbers(subject, search, per_batch, tell)
         )
 
-    results = measure(kind, given.paths, measurement, settings, work, given.json)
-    show(results)
-    if given.figure is not None:
-        save_picture(draw, results, given.figure)
+    def present(results: Sequence[dict[str, Any]]) -> None:
+        show(results)
+        if given.figure is not None:
+            save_picture(draw, results, given.figure)
+
+    measure(kind, given.paths, measurement, settings, work, present, given.json, given.figure)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flatlab.errors import UsageError
+from flatlab.files import writing
 from flatlab.runs.metrics import Record
 
 SCALARS = {
@@ -28,9 +29,14 @@ def event_writer(folder: Path, completed: int) -> Iterator[Callable[[Record], No
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UsageError("--tensorboard needs TensorBoard: pip install 'flatlab[tensorboard]'.") from error
-    writer = SummaryWriter(str(folder), purge_step=completed + 1)
+    with writing(folder):
+        writer = SummaryWriter(str(folder), purge_step=completed + 1)
 
     def write(record: Record) -> None:
+        with writing(folder):
+            add(record)
+
+    def add(record: Record) -> None:
         step = record["round"]
         for tag, name in SCALARS.items():
             if name in record:
@@ -45,4 +51,5 @@ def event_writer(folder: Path, completed: int) -> Iterator[Callable[[Record], No
     try:
         yield write
     finally:
-        writer.close()
+        with writing(folder):
+            writer.close()

@@ -1,9 +1,10 @@
 """The command line. Each command imports what it needs when it runs, so that `flatlab --help` answers at once."""
 
+import errno
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -20,6 +21,9 @@ from flatlab.cli.trace import trace
 from flatlab.cli.train import train
 from flatlab.cli.verify import verify
 from flatlab.errors import SAID, exit_code
+
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the operating system says of a full disk, and of a file or folder that this user may not use."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,11 +65,20 @@ def main() -> None:
         app()
     except SAID as error:
         _fail(str(error), exit_code(error), debug)
+    except OSError as error:
+        if error.errno not in UNWRITTEN:
+            _unexpected(error, debug)
+        name = error.filename or "The output"
+        _fail(f"{name} cannot be written or read ({error.strerror}); what was saved before stays.", 1, debug)
     except Exception as error:
-        _fail(f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.", 1, debug)
+        _unexpected(error, debug)
 
 
-def _fail(sentence: str, code: int, debug: bool) -> None:
+def _unexpected(error: Exception, debug: bool) -> NoReturn:
+    _fail(f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.", 1, debug)
+
+
+def _fail(sentence: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     typer.echo(f"flatlab: {sentence}", err=True)

@@ -1,6 +1,5 @@
 """What `flatlab reproduce` does: plan a grid, run what is missing while a table fills, and make what comes of it."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,9 @@ from rich.table import Table
 
 from flatlab.cli.console import console, status, write_json
 from flatlab.cli.presenting import present
+from flatlab.cores import available_cores
 from flatlab.errors import UsageError
+from flatlab.federated.holding import holding
 from flatlab.files import write_text
 from flatlab.grid.carry import run_cells
 from flatlab.grid.cells import CellWork
@@ -89,10 +90,13 @@ def plan_grid(name: str, where: Where, json: Path | None) -> None:
     progress = plan.progress()
     todo = _todo(plan, progress)
     seconds: dict[str, float] = {}
+    held = ""
     if todo:
         with status.status("Calibrating: one client of every method"):
             calibration = calibrate(todo, torch.device(plan.device), where.data_root)
         seconds = {cell.name: _seconds(plan, cell, progress[cell.name], calibration) for cell in todo}
+        largest = max((holding(cell.config, calibration.parameters) for cell in todo), key=lambda each: each.bytes)
+        held = largest.sentence()
     table = Table(title=escape(plan.grid.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("cells", overflow="fold")
     for heading in ("seeds", "done", "to train", "to measure", "time of one"):
@@ -117,6 +121,8 @@ def plan_grid(name: str, where: Where, json: Path | None) -> None:
         f"about {duration(total)}, if the machine has nothing else to do.",
         soft_wrap=True,
     )
+    if held:
+        console.print(f"The cell that holds most: {held}", markup=False, highlight=False, soft_wrap=True)
     write_json(json, {"results": str(plan.results), "jobs": plan.jobs, "seconds": total, "cells": seconds})
 
 
@@ -135,7 +141,7 @@ def _plan(name: str, where: Where) -> Plan:
     text = read_grid_text(name)
     grid = parse_grid(text, name)
     require_named_model(grid, where.trusted_model, name)
-    jobs = where.jobs or (len(os.sched_getaffinity(0)) if device == "cpu" else 1)
+    jobs = where.jobs or (available_cores() if device == "cpu" else 1)
     results = where.out or Path("checkpoints") / Path(name).stem
     cells = tuple(replace(cell, config=settled(cell.config, where.data_root)) for cell in grid_cells(grid))
     return Plan(grid, text, cells, results, jobs, device)

@@ -30,22 +30,27 @@ def surface(
     from flatlab.measuring.surface import read_section, surface_numbers
 
     measurement, section = given.measurement(), read_section(along, line, extent, points, seed)
-    results = measure(
+
+    def present(results: Sequence[dict[str, Any]]) -> None:
+        title = f"{loss_name(results[0])[4:].capitalize()}, around the model, along {results[0]['directions']}"
+        rows = _rows_of_a_line(results) if line else _rows_of_a_plane(results)
+        print_side_by_side(title, "", "loss", rows, results)
+        if given.figure is not None:
+            from figures.loss_line import draw_loss_lines
+            from figures.loss_surface import draw_loss_surfaces
+
+            save_picture(draw_loss_lines if line else draw_loss_surfaces, results, given.figure)
+
+    measure(
         "surface",
         given.paths,
         measurement,
         vars(section),
         lambda subject, tell: surface_numbers(subject.problem, section, tell),
+        present,
         given.json,
+        given.figure,
     )
-    title = f"{loss_name(results[0])[4:].capitalize()}, around the model, along {results[0]['directions']}"
-    rows = _rows_of_a_line(results) if line else _rows_of_a_plane(results)
-    print_side_by_side(title, "", "loss", rows, results)
-    if given.figure is not None:
-        from figures.loss_line import draw_loss_lines
-        from figures.loss_surface import draw_loss_surfaces
-
-        save_picture(draw_loss_lines if line else draw_loss_surfaces, results, given.figure)
 
 
 def _rows_of_a_line(results: Sequence[dict[str, Any]]) -> list[Row]:

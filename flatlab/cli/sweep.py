@@ -9,13 +9,17 @@ from typing import Any
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from flatlab.cli.console import console, status, write_json
+from flatlab.cli.unsaved import fail_if, noted, warn_of_unwritable
 from flatlab.measuring.progress import Tell
 from flatlab.measuring.ranks import joined, rank
 from flatlab.measuring.subjects import Measurement, Subject, check, open_subject
-from flatlab.runs.measurements import save_measurement
+from flatlab.runs.measurements import measurement_path, save_measurement
 
 Work = Callable[[Subject, Tell], dict[str, Any]]
 """Measures a subject and returns the numbers as plain data."""
+
+Show = Callable[[list[dict[str, Any]]], None]
+"""Prints the numbers of every subject, and draws them where that was asked for."""
 
 
 def measure(
@@ -24,17 +28,22 @@ def measure(
     measurement: Measurement,
     settings: Mapping[str, Any],
     work: Work,
-    json: Path | None,
+    show: Show,
+    json: Path | None = None,
+    figure: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Do `work` on every checkpoint, or on the user's own model where there is none.
 
     `settings` say how, beside what `measurement` does. Writes `<checkpoint>.<kind>.json` beside each as soon as it is
-    measured (`flatlab.runs.measurements`), and everything to `json`; returns their contents. Of the processes that
-    torchrun starts, the first alone writes and returns.
+    measured (`flatlab.runs.measurements`), everything to `json`, and the picture that `show` draws to `figure`;
+    returns the contents. Of the processes that torchrun starts, the first alone writes and returns. A place that cannot
+    be written is named before the work begins and once the numbers are shown, in a `FlatlabError`.
     """
     check(measurement, paths)
     results = []
+    unsaved: list[str] = []
     with joined(measurement.device) as first, _heard(first):
+        warn_of_unwritable([*(measurement_path(path, kind) for path in paths), *filter(None, (json, figure))])
         for path in paths or (None,):
             began = time.perf_counter()
             with progress_line("own model" if path is None else str(path)) as tell:
@@ -47,10 +56,15 @@ def measure(
             how = settings_of(measurement, subject.about["data"]["samples"], settings)
             results.append({**subject.about, "settings": how, **numbers, "seconds": seconds})
             if path is not None and rank() == 0:
-                saved = save_measurement(path, kind, results[-1])
-                if saved.note:
-                    status.print(saved.note, markup=False, highlight=False, soft_wrap=True)
-    write_json(json, results[0] if len(results) == 1 else {"checkpoints": results})
+                with noted(unsaved):
+                    saved = save_measurement(path, kind, results[-1])
+                    if saved.note:
+                        status.print(saved.note, markup=False, highlight=False, soft_wrap=True)
+    with noted(unsaved):
+        write_json(json, results[0] if len(results) == 1 else {"checkpoints": results})
+    with noted(unsaved):
+        show(results)
+    fail_if(unsaved)
     return results
 
 

@@ -38,17 +38,22 @@ def trace(
         if flatness
         else ("trace", trace_numbers, print_traces, draw_layer_traces)
     )
-    results = measure(
+
+    def present(results: Sequence[dict[str, Any]]) -> None:
+        show(results)
+        if given.figure is not None:
+            save_picture(draw, results, given.figure)
+
+    measure(
         kind,
         given.paths,
         measurement,
         vars(probing),
         lambda subject, tell: numbers(subject.problem, probing, tell),
+        present,
         given.json,
+        given.figure,
     )
-    show(results)
-    if given.figure is not None:
-        save_picture(draw, results, given.figure)
 
 
 def print_traces(results: Sequence[dict[str, Any]]) -> None:

@@ -1,6 +1,5 @@
 """What `flatlab train` and `flatlab demo` do: from options to a finished run, with its progress and its summary."""
 
-import os
 import shlex
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from rich.table import Table
 from flatlab.cli.console import console, status, write_json
 from flatlab.cli.progress import train_with_progress
 from flatlab.cli.tracking import draw_run
+from flatlab.cores import available_cores
 from flatlab.data import absolute_name
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config, parse_toml, read_config
@@ -20,10 +20,12 @@ from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.holding import MUCH, holding
 from flatlab.federated.partition import class_counts
 from flatlab.federated.precision import missing_kernels
 from flatlab.federated.presets import preset_fields
 from flatlab.federated.rounds import SAVE_SECONDS, Run, most_participants
+from flatlab.federated.state import Place
 from flatlab.federated.trial import statement, tried
 from flatlab.federated.world import World, make_world, resolve
 from flatlab.functions import require_named
@@ -176,8 +178,12 @@ def _train(files: RunFolder, config: RunConfig, data_root: Path | None, executio
     world = tried(make_world(config, data_root))
     if said := statement(world):
         console.print(said, markup=False, highlight=False, soft_wrap=True)
+    place: Place = "disk" if execution.state == "disk" else "memory"
+    held = holding(config, world.layout.size)
+    if held.bytes >= MUCH:
+        status.print(held.sentence(place), markup=False, highlight=False, soft_wrap=True)
     with files.locked():
-        run = Run(world, files.path, "disk" if execution.state == "disk" else "memory")
+        run = Run(world, files.path, place)
         run.resume()
         if run.server.round:
             done = f"after round {run.server.round} of {config.rounds}"
@@ -201,7 +207,7 @@ def _open_engine(world: World, execution: Execution) -> Engine:
     if execution.engine == "batched" or (execution.engine == "auto" and device == "cuda"):
         return BatchedEngine(world, torch.device(device))
     slots = most_participants(world.config)
-    workers = min(execution.workers or len(os.sched_getaffinity(0)), slots)
+    workers = min(execution.workers or available_cores(), slots)
     return SequentialEngine(world) if workers == 1 else ProcessEngine(world, workers, slots)
 
 

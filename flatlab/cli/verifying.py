@@ -18,6 +18,7 @@ from analysis.theory.battery import ToyChecks, along_training, battery, shifts
 from analysis.theory.chain import Chain, chain
 from analysis.theory.statements import CONDITIONS, STATEMENTS, Check, Interval, Tally, broken, tally
 from flatlab.cli.console import console, status, write_json
+from flatlab.cli.unsaved import fail_if, noted, warn_of_unwritable
 from flatlab.errors import FlatlabError
 from flatlab.federated.world import make_world
 from flatlab.malloc import keep_freed_memory
@@ -48,15 +49,19 @@ def verify_toys(figures: Path | None, json: Path | None) -> None:
     }
     _print_tallies(f"{len(cases)} toy networks, dense Hessians in float64", tally(checks))
     _print_toy_findings(cases, results["shift"])
-    write_json(json, results)
+    unsaved: list[str] = []
+    with noted(unsaved):
+        write_json(json, results)
     if figures:
         from figures.theory_shift import draw_theory_shift
         from figures.theory_slack import draw_theory_slack
 
-        _say_drawn(draw_theory_slack(results, figures / "theory-slack"))
-        _say_drawn(draw_theory_shift(results, figures / "theory-shift"))
+        with noted(unsaved):
+            _say_drawn(draw_theory_slack(results, figures / "theory-slack"))
+            _say_drawn(draw_theory_shift(results, figures / "theory-shift"))
     console.print(f"{results['seconds']:.0f} s")
     _fail_if_broken(checks)
+    fail_if(unsaved)
 
 
 def verify_checkpoints(
@@ -68,21 +73,27 @@ def verify_checkpoints(
         load_checkpoint(path)  # every file is looked at before the first is worked on
     results: list[dict[str, Any]] = []
     checks: list[Check] = []
+    unsaved: list[str] = []
+    warn_of_unwritable([*(path.with_suffix(".verify.json") for path in paths), *filter(None, (json,))])
     for path in paths:
         subject, clients = open_with_clients(path, measurement)
         with status.status(str(path)) as spinner:
             found = chain(subject.problem, clients, lambda stage, path=path: spinner.update(f"{path}: {stage}"))  # type: ignore[misc]
         result = as_json(subject, found)
-        write_json(path.with_suffix(".verify.json"), result)
+        with noted(unsaved):
+            write_json(path.with_suffix(".verify.json"), result)
         _print_chain(path, subject.available, found)
         results.append(result)
         checks += found.checks
-    write_json(json, results[0] if len(results) == 1 else {"checkpoints": results})
+    with noted(unsaved):
+        write_json(json, results[0] if len(results) == 1 else {"checkpoints": results})
     if figures:
         from figures.theory_chain import draw_theory_chain
 
-        _say_drawn(draw_theory_chain(results, figures / "theory-chain"))
+        with noted(unsaved):
+            _say_drawn(draw_theory_chain(results, figures / "theory-chain"))
     _fail_if_broken(checks)
+    fail_if(unsaved)
 
 
 def open_with_clients(path: Path, measurement: Measurement) -> tuple[Subject, dict[str, Problem]]:

@@ -23,7 +23,7 @@ from flatlab.data.known import DIGITS_MEAN, DIGITS_STD, KNOWN
 from flatlab.data.samples import Source
 from flatlab.data.source import Decoded, read
 from flatlab.errors import FlatlabError, UsageError
-from flatlab.files import atomic_write, write_text
+from flatlab.files import WriteError, atomic_write, write_text, writing
 
 LAYOUT = 2
 """Version of the cache's layout, part of every key."""
@@ -53,13 +53,14 @@ def load_images(name: str, *, root: Path | None = None) -> ImageData:
     cached = _cache_folder() / _key(source)
     if not _is_whole(cached):
         try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{cached}.lock"):
-                if not _is_whole(cached):  # another process may have decoded it while this one waited
-                    _store(cached, *read(source))
-        except OSError as error:
+            with writing(cached):
+                cached.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{cached}.lock"):
+                    if not _is_whole(cached):  # another process may have decoded it while this one waited
+                        _store(cached, *read(source))
+        except WriteError as error:
             raise FlatlabError(
-                f"The decoded images cannot be kept in {cached.parent} ({error.strerror or error}): make room there, "
+                f"The decoded images cannot be kept in {cached.parent} ({error.reason}): make room there, "
                 "or name another folder in the environment variable FLATLAB_CACHE."
             ) from error
     try:

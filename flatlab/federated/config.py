@@ -170,6 +170,11 @@ class RunConfig(BaseModel):
         return self
 
     @property
+    def reports_all(self) -> bool:
+        """Whether the run speaks of the mean over all clients of their last models, each of which is then kept."""
+        return self.report == "all"
+
+    @property
     def rules(self) -> Algorithm:
         """The algorithm itself."""
         return ALGORITHMS[self.algorithm]

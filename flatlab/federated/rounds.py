@@ -15,9 +15,10 @@ from flatlab.federated.algorithms.base import Round
 from flatlab.federated.config import RunConfig
 from flatlab.federated.engine.base import Engine, Evaluation, RoundInputs, RoundOutputs
 from flatlab.federated.parameters import flatten, state_of
-from flatlab.federated.state import ClientState, Place, ServerState, read_server
+from flatlab.federated.state import LAST, ClientState, Place, ServerState, read_server
 from flatlab.federated.streams import stream
 from flatlab.federated.world import World
+from flatlab.files import WriteError
 from flatlab.runs.checkpoint import Checkpoint, provenance
 from flatlab.runs.contents import require_keys
 from flatlab.runs.fingerprint import data_digest
@@ -65,7 +66,8 @@ def most_participants(config: RunConfig) -> int:
 def evaluation_interval(world: World) -> int:
     """Rounds between evaluations: `eval_every`, or the fewest that keep evaluation within its share of the work.
 
-    Work is counted in forward passes of one image; forward and backward together are three.
+    Work is counted in forward passes of one image; forward and backward together are three. "all" is counted whether
+    the run reports it or not, so that runs that differ in this are evaluated in the same rounds.
     """
     config, rules = world.config, world.config.rules
     if config.eval_every:
@@ -93,8 +95,10 @@ class Run:
         rules, size = world.config.rules, world.layout.size
         w = flatten(dict(world.new_model().named_parameters()), world.layout)
         zeros = torch.zeros(size, dtype=world.dtype)
-        self.server = ServerState(0, w, dict.fromkeys(rules.server, zeros), all=w, selected=w)
-        self.clients = ClientState(folder / "clients", {**dict.fromkeys(rules.own, zeros), "last model": w}, place)
+        every = world.config.reports_all
+        self.server = ServerState(0, w, dict.fromkeys(rules.server, zeros), all=w if every else None, selected=w)
+        initial = dict.fromkeys(rules.own, zeros) | ({LAST: w} if every else {})
+        self.clients = ClientState(folder / "clients", initial, place)
         self.saved_round, self.saved_at = 0, time.monotonic()
 
     @cached_property
@@ -159,12 +163,14 @@ class Run:
         )
         w, vectors = rules.combine(round_)
         weights = world.samples if rules.weighted else torch.ones_like(world.samples)
-        moved = (weights[ids] * (outputs.theta - before["last model"])).sum(0)
+        every = server.all
+        if every is not None:
+            every = every + (weights[ids] * (outputs.theta - before[LAST])).sum(0) / weights.sum()
         after = ServerState(
             round=t + 1,
             w=w,
             vectors=vectors,
-            all=server.all + moved / weights.sum(),
+            all=every,
             selected=(weights[ids] * outputs.theta).sum(0) / weights[ids].sum(),
             evaluated=server.evaluated,
             probed=server.probed,
@@ -173,13 +179,16 @@ class Run:
 
     def keep(self, step: Step) -> None:
         """Make the state after `step` that of the run."""
+        self.clients.write(step.ids, {**step.outputs.after, LAST: step.outputs.theta}, step.server.round)
         self.server = step.server
-        self.clients.write(step.ids, {**step.outputs.after, "last model": step.outputs.theta}, step.server.round)
 
     def models(self, server: ServerState | None = None) -> dict[str, Tensor]:
-        """The models that the algorithm defines after this round, or as `server` has them, by name, each (P,)."""
+        """The models that the algorithm defines after this round, or as `server` has them, by name, each (P,).
+
+        "all" is among them where the run reports it: every client's last model is kept for it.
+        """
         server = server or self.server
-        models = {"server": server.w, "all": server.all}
+        models = {"server": server.w} | ({} if server.all is None else {"all": server.all})
         if self.world.config.rules.server_differs:
             models["selected"] = server.selected
         return models
@@ -219,7 +228,7 @@ def train(
     `on_round` gets the record of each completed round; `probe` measures the server model every `probe_every` rounds
     and at the end, under "curvature" of the record. The whole state is saved at checkpoints, whenever a round ends
     `save_every` seconds or more after the last save, and when the run is interrupted or cannot go on. Raises
-    `FlatlabError` on divergence.
+    `FlatlabError` on divergence, and `WriteError` where the folder takes nothing more: what was saved stays.
     """
     config = run.world.config
     interval = evaluation_interval(run.world)
@@ -241,6 +250,8 @@ def train(
             with undisturbed():
                 _write(run, step, record, save_every)
             on_round(record)
+    except WriteError:  # state and metrics may not be of the same round, and the disk takes nothing more
+        raise
     except (KeyboardInterrupt, FlatlabError):  # the state is that after the last whole round
         with undisturbed():
             if run.server.round > run.saved_round:

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 
 from flatlab.errors import UsageError, shown
-from flatlab.files import atomic_write
+from flatlab.files import atomic_write, writing
 from flatlab.runs.checkpoint import load_tensors
 from flatlab.runs.contents import require_keys, require_plain, require_round, require_tensor, require_vector
 from flatlab.runs.metrics import Record, check_record
 
 Place = Literal["memory", "disk"]
+
+LAST = "last model"
+"""The vector of a client that its newest model is, behind those of the algorithm; kept where the run reports "all"."""
 
 
 @dataclass
@@ -30,7 +33,7 @@ class ServerState:
     round: int
     w: Tensor  # (P,)
     vectors: dict[str, Tensor]  # name: (P,), the algorithm's
-    all: Tensor  # (P,), mean over all clients of each one's last model
+    all: Tensor | None  # (P,), mean over all clients of each one's last model; None where the run does not report it
     selected: Tensor  # (P,), mean over the newest round's participants
     evaluated: Record = field(default_factory=dict)  # newest record with an evaluation
     probed: Tensor | None = None  # what the probe starts from
@@ -56,7 +59,7 @@ def read_server(saved: object, path: Path, like: ServerState, rounds: int) -> Se
         vectors={
             name: require_vector(vectors[name], shape, dtype, path, f"server.vectors.{name}") for name in like.vectors
         },
-        all=require_vector(plain["all"], shape, dtype, path, "server.all"),
+        all=None if like.all is None else require_vector(plain["all"], shape, dtype, path, "server.all"),
         selected=require_vector(plain["selected"], shape, dtype, path, "server.selected"),
         evaluated=evaluated,
         probed=probed,
@@ -86,17 +89,16 @@ class ClientState:
         if not self.initial:
             return
         stacked = torch.stack([vectors[name] for name in self.initial], dim=1)
-        for k, rows in zip(ids, stacked, strict=True):
-            if self.place == "disk":
-                self._save(k, rows.clone(), t)
-            else:
-                self.rows[k] = rows.clone()
-                self.unsaved.add(k)
+        changed = {k: rows.clone() for k, rows in zip(ids, stacked, strict=True)}
+        if self.place == "disk":
+            self.files |= self._save(changed, t)  # all of them or, where one cannot be written, none
+        else:
+            self.rows |= changed
+            self.unsaved |= changed.keys()
 
     def save(self, t: int) -> dict[int, str]:
         """Bring every change up to round t to the disk and return which file holds which client, for `resume.pt`."""
-        for k in sorted(self.unsaved):
-            self._save(k, self.rows[k], t)
+        self.files |= self._save({k: self.rows[k] for k in sorted(self.unsaved)}, t)
         self.unsaved.clear()
         return dict(self.files)
 
@@ -111,7 +113,7 @@ class ClientState:
                     f"In {self.folder.parent / 'resume.pt'}, clients.{shown(k)} = {shown(name)} is no client's file: "
                     "the file is damaged; start again in another folder."
                 )
-        self.files = dict(files)
+        self.files = dict(files) if self.initial else {}
         self.unsaved.clear()
         self.rows = {k: self._load(k) for k in self.files} if self.place == "memory" else {}
 
@@ -120,7 +122,8 @@ class ClientState:
         kept = set(self.files.values())
         for file in self.folder.glob("*.pt"):
             if file.name not in kept:
-                file.unlink(missing_ok=True)
+                with writing(file):
+                    file.unlink(missing_ok=True)
 
     def _read(self, k: int) -> Tensor:
         if k in self.rows:
@@ -131,10 +134,13 @@ class ClientState:
         path = self.folder / self.files[k]
         like = next(iter(self.initial.values()))
         rows = load_tensors(path, "a client's state", "Start again in another folder.")
+        if LAST not in self.initial and tuple(rows.shape) == (len(self.initial) + 1, *like.shape):
+            rows = rows[:-1].clone()  # earlier versions kept the last model in every run
         return require_vector(rows, (len(self.initial), *like.shape), like.dtype, path, "")
 
-    def _save(self, k: int, rows: Tensor, t: int) -> None:
-        name = f"{k}-{t}.pt"
-        with atomic_write(self.folder / name) as file:
-            torch.save(rows, file)
-        self.files[k] = name
+    def _save(self, changed: Mapping[int, Tensor], t: int) -> dict[int, str]:
+        files = {k: f"{k}-{t}.pt" for k in changed}
+        for k, rows in changed.items():
+            with atomic_write(self.folder / files[k]) as file:
+                torch.save(rows, file)
+        return files

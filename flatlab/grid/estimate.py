@@ -43,6 +43,7 @@ class Calibration:
     product_seconds: float  # of one Hessian product, per sample
     train_images: int  # in the training set
     test_images: int
+    parameters: int  # P
 
 
 def calibrate(cells: Sequence[Cell], device: torch.device, data_root: Path | None) -> Calibration:
@@ -58,6 +59,7 @@ def calibrate(cells: Sequence[Cell], device: torch.device, data_root: Path | Non
         product_seconds=_product_seconds(world, device),
         train_images=len(world.data.train.labels),
         test_images=len(world.data.test.labels),
+        parameters=world.layout.size,
     )
 
 

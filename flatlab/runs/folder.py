@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from flatlab.errors import UsageError, shown
 from flatlab.federated.config import RunConfig, make_config, read_config, write_config
-from flatlab.files import atomic_write, remove_unfinished
+from flatlab.files import WriteError, appending, atomic_write, remove_unfinished
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, read_plain, save_checkpoint
 from flatlab.runs.contents import damaged, require_keys, require_text
 from flatlab.runs.fingerprint import differences, fingerprint, settled
@@ -64,14 +64,16 @@ class RunFolder:
 
         A folder that the block leaves empty was made for nothing, and goes.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
             raise BusyError(
                 f"Another run is writing to {self.path}; wait for it, or choose another folder with --out."
             ) from error
+        except OSError as error:
+            raise WriteError(self.path, error) from error
         try:
             yield
         finally:
@@ -192,8 +194,8 @@ class RunFolder:
 
     def log(self, line: str) -> None:
         """Append `line` to run.log, with the time."""
-        with (self.path / "run.log").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        with appending(self.path / "run.log") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())
 
 
 def _word(value: object) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from figures.saved import read_json
 from flatlab.errors import UsageError
 from flatlab.federated.config import make_config
-from flatlab.files import write_text
+from flatlab.files import write_text, writing
 from flatlab.runs.fingerprint import Fingerprint, fingerprint
 
 Content = Mapping[str, Any]
@@ -63,7 +63,8 @@ def save_measurement(checkpoint: Path, kind: str, content: Content, *, for_table
         return _write(plain, content)
     if for_tables or not _is_of(there, _fingerprint(content)):  # made of a run that is no longer here: no rival
         moved = _own_name(checkpoint, kind, there)
-        plain.rename(moved)
+        with writing(moved):
+            plain.rename(moved)
         how = _difference(there, content)
         return _write(plain, content, f"{plain.name} was made {how}: it is kept as {moved.name}.")
     own = _own_name(checkpoint, kind, content)

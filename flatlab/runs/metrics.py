@@ -8,7 +8,7 @@ from typing import Any
 from figures.saved import check_record as check_form
 from figures.saved import read_records
 from flatlab.errors import UsageError
-from flatlab.files import write_text
+from flatlab.files import appending, write_text
 
 Record = dict[str, Any]
 """One line of metrics.jsonl."""
@@ -34,13 +34,13 @@ class Metrics:
         write_text(self.path, "")
 
     def append(self, record: Record) -> None:
-        """Add one line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add one line; raises `WriteError`."""
+        with appending(self.path) as file:
+            file.write(f"{json.dumps(record)}\n".encode())
 
     def sync(self) -> int:
         """Bring every line to the disk; returns the length of the file in bytes."""
-        with self.path.open("ab") as file:
+        with appending(self.path) as file:
             os.fsync(file.fileno())
             return file.tell()
 

@@ -178,7 +178,7 @@ def test_the_table_covers_every_algorithm() -> None:
 def test_algorithm_follows_its_equations(
     name: str, man: bool, engine: str, toy_world: Callable[..., World], tmp_path: Path
 ) -> None:
-    world = toy_world(algorithm=name, hyper=HYPER[name], man=man, zeta=0.7, clip=1.2)
+    world = toy_world(algorithm=name, hyper=HYPER[name], man=man, zeta=0.7, clip=1.2, report="all")
     ref = Reference.start(world)
     for t, server in enumerate(run_rounds(world, tmp_path, 5, engine)):
         reference_round(ref, t)

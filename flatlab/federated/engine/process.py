@@ -7,7 +7,7 @@ vectors and images lie in shared memory; only client numbers and losses pass thr
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -30,6 +30,11 @@ MODELS = 3
 
 LEAVE_SECONDS = 5.0
 """How long a worker stays after SIGTERM, unless the server ends it before."""
+
+WORKER_DIED = (
+    "A worker process died (out of memory, or killed); what was saved is safe: "
+    "go on with --resume, and with fewer --workers if memory is short."
+)
 
 T = TypeVar("T")
 
@@ -74,7 +79,7 @@ class ProcessEngine:
         participants = range(len(inputs.ids))
         for row, name in enumerate(rules.own):
             self.shared.own[: len(inputs.ids), row].copy_(inputs.own[name])
-        jobs = [self.pool.submit(_train, inputs.t, inputs.ids[slot], slot) for slot in participants]
+        jobs = [self._submit(_train, inputs.t, inputs.ids[slot], slot) for slot in participants]
         back = [_result(job) for job in jobs]
         return RoundOutputs(
             theta=self.shared.theta[: len(inputs.ids)].clone(),
@@ -88,8 +93,14 @@ class ProcessEngine:
         test = self.world.data.test
         for row, vector in enumerate(models):
             self.shared.models[row].copy_(vector)
-        jobs = [[self.pool.submit(_score, row, start) for start in chunk_starts(test)] for row in range(len(models))]
+        jobs = [[self._submit(_score, row, start) for start in chunk_starts(test)] for row in range(len(models))]
         return [add_up([_result(job) for job in chunks], len(test.labels)) for chunks in jobs]
+
+    def _submit(self, work: Callable[..., T], *arguments: int) -> Future[T]:
+        try:
+            return self.pool.submit(work, *arguments)
+        except BrokenProcessPool as error:  # a worker died since the last round
+            raise FlatlabError(WORKER_DIED) from error
 
     def __enter__(self) -> "ProcessEngine":
         return self
@@ -102,10 +113,7 @@ def _result(job: Future[T]) -> T:
     try:
         return job.result()
     except BrokenProcessPool as error:
-        raise FlatlabError(
-            "A worker process died (out of memory, or killed); what was saved is safe: "
-            "go on with --resume, and with fewer --workers if memory is short."
-        ) from error
+        raise FlatlabError(WORKER_DIED) from error
 
 
 def _shared(*shape: int, dtype: torch.dtype) -> Tensor:
