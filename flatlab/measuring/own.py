@@ -28,7 +28,7 @@ class OwnModel:
 
 
 def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str) -> tuple[Problem, int, list[str]]:
-    """The loss of a user's model on `samples` of the user's data (None: all), how many there are, and what to say of it.
+    """The loss of a user's model on `samples` of the user's data (None: all), how many there are, and notes on it.
 
     Raises `UsageError` for whatever is missing, fails or does not fit.
     """
