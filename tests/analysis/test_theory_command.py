@@ -153,7 +153,7 @@ def test_a_study_goes_on_where_it_was(
 
     other = ("--seeds", 3, "--rounds", 3, "--zetas", "0.5")
     assert flatlab(monkeypatch, "verify", "--study", "--out", out, *other) == 2
-    assert "holds a run of another configuration" in capsys.readouterr().err
+    assert "holds a run with another rounds (1; asked for 3)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

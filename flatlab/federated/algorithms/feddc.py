@@ -22,7 +22,7 @@ from flatlab.federated.algorithms.scaffold import next_control
 class FedDCHyper(Hyper):
     """`alpha`, the weight of the drift penalty alpha/2 |theta - w + h_i|^2."""
 
-    alpha: float = Field(0.01, gt=0)
+    alpha: float = Field(0.01, ge=0)
 
 
 def terms(client: Client[FedDCHyper]) -> Terms:

@@ -25,7 +25,7 @@ from flatlab.federated.algorithms.base import Algorithm, Client, Hyper, Round, T
 class FedDynHyper(Hyper):
     """`alpha`, the weight of the dynamic regulariser."""
 
-    alpha: float = Field(0.01, gt=0)
+    alpha: float = Field(0.01, ge=0)
 
 
 def terms(client: Client[FedDynHyper]) -> Terms:
