@@ -131,8 +131,7 @@ def _checkpoint(bench: Workbench, rng: random.Random) -> tuple[str, Outcome]:
 
 
 def _resume(bench: Workbench, rng: random.Random) -> tuple[str, Outcome]:
-    shutil.rmtree("again", ignore_errors=True)
-    shutil.copytree("run", "again")
+    _copy_unfinished()
     if rng.random() < 0.7:
         name, content = "resume.pt", bench.sound["resume"]
     else:
@@ -143,12 +142,17 @@ def _resume(bench: Workbench, rng: random.Random) -> tuple[str, Outcome]:
     return f"{name}: {what}", outcome
 
 
+def _copy_unfinished() -> None:
+    """The run as it was before its last checkpoint was written, in the folder "again": going on reads all its files."""
+    shutil.rmtree("again", ignore_errors=True)
+    shutil.copytree("run", "again", ignore=shutil.ignore_patterns("final.pt"))
+
+
 def _metrics(bench: Workbench, rng: random.Random) -> tuple[str, Outcome]:
     content, what = mutate(bench.sound["metrics"], odd_plain, rng)
     lines = content if isinstance(content, list) else [content]
     text = scarred("".join(json_text(line) + "\n" for line in lines), rng)
-    shutil.rmtree("again", ignore_errors=True)
-    shutil.copytree("run", "again")
+    _copy_unfinished()
     Path("again/metrics.jsonl").write_text(text)
     if rng.random() < 0.5:
         return what, command("train", "--resume", "--workers", "1", "--out", "again")

@@ -155,7 +155,7 @@ def test_a_file_does_not_choose_what_is_imported(bench: Workbench) -> None:
     good = bench.sound["checkpoint"]
     torch.save({**good, "config": {**good["config"], **named}}, "odd.pt")
     _refuses_to_import("eigs", "odd.pt", "--samples", "12")
-    shutil.copytree("run", "foreign")
+    shutil.copytree("run", "foreign", ignore=shutil.ignore_patterns("final.pt"))
     Path("foreign/config.toml").write_text(toml_text({**good["config"], **named}))
     _refuses_to_import("train", "--resume", "--out", "foreign")
 
