@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -157,6 +158,7 @@ def start(
 def _command(words: Sequence[str], folder: Path, before: Callable[[], object]) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
+    forkserver._forkserver.__init__()  # type: ignore[misc, attr-defined]  # a parent's server is no child of this process
     sys.argv = ["flatlab", *words]
     with Path("said").open("a") as said, redirect_stdout(said), redirect_stderr(said):
         before()

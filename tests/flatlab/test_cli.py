@@ -63,8 +63,11 @@ def test_train_writes_a_run_and_says_what_comes_next(tmp_path: Path) -> None:
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 
     again = flatlab("train", "--man", "--zeta", "0.05", *QUICK, cwd=tmp_path)
-    assert again.returncode == 2
-    assert "already holds a run" in again.stderr
+    assert again.returncode == 0
+    assert "is this very one, and is finished" in again.stderr
+    other = flatlab("train", "--man", "--zeta", "0.1", *QUICK, "--out", str(folder), cwd=tmp_path)
+    assert other.returncode == 2
+    assert "another zeta (0.05; asked for 0.1)" in other.stderr
 
     same = flatlab("train", "--config", str(folder / "config.toml"), "--out", "copy", "--workers", "2", cwd=tmp_path)
     assert same.returncode == 0, same.stderr
