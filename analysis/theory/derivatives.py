@@ -49,8 +49,7 @@ def derivative_checks(
         v[own] = _normal(len(own), problem, seed)
         known = _Known.along(reference, v, stretch2)
         yield from known.checks(name, H(v))
-        block = blocks({name: v[own][None]})[name][0]
-        yield _equal("B", name, block, known.by_torch[own], v[own], known.floor, known.trusted)
+        yield known.block_check(name, own, blocks({name: v[own][None]})[name][0])
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,13 @@ class _Known:
         """Whether torch's product is not refuted by the differences, as that of its weight normalisation is."""
         apart = norm(self.by_torch - self.curved.value)
         return apart <= _allowed(self.curved, apart).high + self.floor
+
+    def block_check(self, layer: str, own: Tensor, product: Tensor) -> Check:
+        """B for the block's product (p_l,), `own` being the layer's places; by differences where torch is refuted."""
+        if self.trusted:
+            return _equal("B", layer, product, self.by_torch[own], self.v, self.floor)
+        share, apart = _to_frobenius(self.v), norm(product - self.curved.value[own])
+        return Check("B", layer, exactly(share * apart), _allowed(self.curved, apart).times(share), self.floor)
 
     def checks(self, layer: str, product: Tensor) -> Iterator[Check]:
         """D and T for our product."""

@@ -74,4 +74,5 @@ def _squared_norm(module: nn.Module, x: Tensor) -> Interval:
     with torch.no_grad():
         offset = module(torch.zeros_like(x))
     top = lanczos(SymmetricOperator(x[0].numel(), x.dtype, x.device, gram), tol=_TOL)
-    return above(listed(top)[0], _TOL)
+    found, rounding = above(listed(top)[0], _TOL), 100 * torch.finfo(x.dtype).eps
+    return Interval((1 - rounding) * found.low, (1 + rounding) * found.high)

@@ -49,7 +49,6 @@ CONDITIONS: Mapping[str, str] = {
     "A3": "the loss is cross-entropy and what follows the layer is piecewise linear with slopes of at most 1",
     "P": "what follows the layer is piecewise linear",
     "T": "differences do not refute torch's second derivatives",
-    "B": "differences do not refute torch's second derivatives",
     "S1": "H is positive semidefinite",
 }
 """Where a statement is claimed; those not named are claimed everywhere."""
@@ -109,8 +108,8 @@ class Check:
 
     @property
     def slack(self) -> float:
-        """(right - left) / scale, at the quoted values."""
-        return (self.right.middle - self.left.middle) / self.scale
+        """(right - left) / scale, at the quoted values; not divided where all is zero."""
+        return (self.right.middle - self.left.middle) / (self.scale or 1.0)
 
     @property
     def tightness(self) -> float:

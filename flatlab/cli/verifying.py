@@ -182,12 +182,10 @@ def _sentence(checks: Sequence[Check]) -> str:
             return f"{sides}, {_WORDS[check.outcome]}"
         said = _WORDS[check.outcome].lower()
         return f"{sides}, {said} (it must where {CONDITIONS[check.statement]}, which is not so here)"
-    counts = {outcome: [check.layer for check in checks if check.outcome == outcome] for outcome in _WORDS}
-    return ", ".join(
-        f"{_WORDS[outcome]} in {', '.join(layer or 'the network' for layer in dict.fromkeys(layers))}"
-        for outcome, layers in counts.items()
-        if layers
-    )
+    where: dict[str, list[str]] = {word: [] for word in (*_WORDS.values(), "is not claimed")}
+    for check in checks:
+        where[_WORDS[check.outcome] if check.claimed else "is not claimed"].append(check.layer or "the network")
+    return ", ".join(f"{word} in {', '.join(dict.fromkeys(layers))}" for word, layers in where.items() if layers)
 
 
 _WORDS = {"holds": "holds", "unclear": "cannot be told within the errors", "fails": "FAILS"}

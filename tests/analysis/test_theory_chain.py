@@ -354,3 +354,14 @@ def test_what_is_sound_raises_no_alarm(
     for architecture in architectures:
         problem = make_case(architecture, phi, loss, seed=1).problem()
         assert not broken(chain(problem).checks), architecture
+
+
+def test_where_torch_itself_is_wrong_differences_decide() -> None:
+    """torch's second derivative of weight normalisation is not that of the loss (2.13, on a CPU); ours is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 3)).double()
+    x, y = samples(9, 5)
+    found = chain(problem_of(model, x, y))
+    assert not broken(found.checks)
+    assert {check.outcome for check in found.checks if check.statement in ("D", "B")} == {"holds"}
+    assert any(check.statement == "T" and not check.claimed for check in found.checks)

@@ -41,6 +41,12 @@ def test_slack_and_tightness() -> None:
     assert math.isnan(check(exactly(0.0), exactly(3.0)).tightness)
 
 
+def test_nothing_is_no_division_by_zero() -> None:
+    """A network whose outputs depend on no parameter: every side, and the scale, is zero."""
+    nothing = check(exactly(0.0), exactly(0.0), scale=0.0)
+    assert (nothing.outcome, nothing.slack) == ("holds", 0.0)
+
+
 def test_intervals_add_up_and_turn_over() -> None:
     assert total([Interval(1, 2), Interval(3, 5)]) == Interval(4, 7)
     assert Interval(-3, -1).times(-2) == Interval(2, 6)
