@@ -158,7 +158,7 @@ def start(
 def _command(words: Sequence[str], folder: Path, before: Callable[[], object]) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
-    forkserver._forkserver.__init__()  # type: ignore[misc, attr-defined]  # a parent's server is no child of this process
+    forkserver._forkserver.__init__()  # type: ignore[misc]  # a parent's server is no child of this process
     sys.argv = ["flatlab", *words]
     with Path("said").open("a") as said, redirect_stdout(said), redirect_stderr(said):
         before()
