@@ -1,9 +1,11 @@
 """Writing files so that a reader, or a resumed run, never meets half of one."""
 
 import io
+import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -112,6 +114,20 @@ def require_writable(path: Path) -> None:
         folder = folder.parent
     with writing(path), tempfile.TemporaryFile(dir=folder):
         pass
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Plain data as JSON; what is no finite number, which JSON does not have, is null."""
+    return json.dumps(finite(content), indent=2, allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """The same plain data with null for what is no finite number, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from flatlab.cli.console import status
+from flatlab.cli.console import say, status
 from flatlab.cli.events import event_writer
 from flatlab.cli.tracking import curvature_probe
 from flatlab.federated.engine.base import Engine
@@ -59,7 +59,7 @@ def train_with_progress(
             task = progress.add_task("", total=config.rounds, completed=run.server.round, **latest)
             observers.append(lambda record: progress.update(task, advance=1, **latest))
         else:
-            tell = _both(tell, lambda line: status.print(line, markup=False, highlight=False, soft_wrap=True))
+            tell = _both(tell, say)
         observers.append(Lines(run.server.round, config.rounds, tell))
 
         def on_round(record: Record) -> None:

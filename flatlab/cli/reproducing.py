@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from flatlab.cli.console import console, status, write_json
+from flatlab.cli.console import console, say, status, write_json
 from flatlab.cli.presenting import present
 from flatlab.cores import available_cores
 from flatlab.errors import UsageError
@@ -176,16 +176,16 @@ def _run_with_table(plan: Plan, todo: Sequence[Cell], where: Where) -> dict[str,
         jobs=plan.jobs,
         backend="dask" if where.backend == "dask" else "loky",
         scheduler=where.scheduler,
-        tell=lambda line: status.print(line, markup=False, highlight=False, soft_wrap=True),
+        tell=say,
     )
     try:
         with _shown_now_and_then(table):
             for cell, failure in outcomes:
                 ended[cell.name] = failure
                 if not status.is_terminal:
-                    status.print(f"{cell.name}: {escape(failure) or 'done'}", soft_wrap=True)
+                    say(f"{cell.name}: {failure or 'done'}")
     except KeyboardInterrupt as interruption:
-        status.print("\nInterrupted; what was done is saved, and the same command goes on from here.", soft_wrap=True)
+        say("\nInterrupted; what was done is saved, and the same command goes on from here.")
         raise SystemExit(exit_status(interruption)) from interruption
     return ended
 

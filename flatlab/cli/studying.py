@@ -24,16 +24,18 @@ from analysis.theory.study import (
     measure,
 )
 from analysis.theory.verdicts import Comparison, Correlation
-from flatlab.cli.console import console, finite, status, write_json
+from flatlab.cli.console import console, status, write_json
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.rounds import Run, train
 from flatlab.federated.trial import tried
 from flatlab.federated.world import make_world
+from flatlab.files import finite
 from flatlab.measuring.subjects import Measurement, open_checkpoint
 from flatlab.runs.checkpoint import load_checkpoint, provenance
 from flatlab.runs.folder import RunFolder
+from flatlab.runs.measurements import is_current, measurement_path, read_measurement, save_measurement
 from flatlab.runs.metrics import Record
 
 PARTS = 4
@@ -147,18 +149,17 @@ def _train_run(folder: Path, config: RunConfig, tell: Callable[[Record], None]) 
 
 
 def _subject(path: Path, measurement: Measurement, tell: Callable[[str], None]) -> Subject:
-    """What is measured of a checkpoint, from `<checkpoint>.measures.json` where that is newer and of equal samples."""
+    """What is measured of a checkpoint, from `<checkpoint>.measures.json` where that is newer and made so."""
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
-    saved = path.with_suffix(".measures.json")
-    content = None
-    if saved.exists() and saved.stat().st_mtime >= path.stat().st_mtime:
-        content = json_.loads(saved.read_text())
-    if content is None or content["samples"] != measurement.samples:
-        problem = open_checkpoint(path, measurement).problem
-        measures = asdict(measure(problem, lambda stage: tell(f"{path}: {stage}")))
-        content = {"samples": measurement.samples, "measures": finite(measures), "versions": provenance()}
-        write_json(saved, content)
+    saved, settings = measurement_path(path, "measures"), {"samples": measurement.samples}
+    newer = saved.exists() and saved.stat().st_mtime >= path.stat().st_mtime
+    content = read_measurement(saved) if newer and is_current(saved, settings, checkpoint.fingerprint) else None
+    if content is None:
+        subject = open_checkpoint(path, measurement)
+        measures = asdict(measure(subject.problem, lambda stage: tell(f"{path}: {stage}")))
+        content = {**subject.about, "settings": settings, "measures": finite(measures)}
+        save_measurement(path, "measures", content, for_tables=True)
     return Subject(
         checkpoint=str(path),
         group=json_.dumps({key: value for key, value in config.plain().items() if key not in _VARIED}),

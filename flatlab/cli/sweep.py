@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from flatlab.cli.console import console, status, write_json
+from flatlab.cli.console import console, say, status, write_json
 from flatlab.cli.unsaved import fail_if, noted, warn_of_unwritable
 from flatlab.measuring.progress import Tell
 from flatlab.measuring.ranks import joined, rank
@@ -50,16 +50,14 @@ def measure(
                 tell("opening")
                 subject = open_subject(path, measurement)
                 for note in subject.notes:
-                    status.print(note, markup=False, highlight=False, soft_wrap=True)
+                    say(note)
                 numbers = work(subject, tell)
             seconds = time.perf_counter() - began
             how = settings_of(measurement, subject.about["data"]["samples"], settings)
             results.append({**subject.about, "settings": how, **numbers, "seconds": seconds})
             if path is not None and rank() == 0:
                 with noted(unsaved):
-                    saved = save_measurement(path, kind, results[-1])
-                    if saved.note:
-                        status.print(saved.note, markup=False, highlight=False, soft_wrap=True)
+                    say(save_measurement(path, kind, results[-1]).note)
     with noted(unsaved):
         write_json(json, results[0] if len(results) == 1 else {"checkpoints": results})
     with noted(unsaved):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from flatlab.cli.console import console, status, write_json
+from flatlab.cli.console import console, say, write_json
 from flatlab.cli.progress import train_with_progress
 from flatlab.cli.tracking import draw_run
 from flatlab.cores import available_cores
@@ -116,7 +116,7 @@ def train_run(
         with terminable():
             last = _finished(files, config, data_root) or _train(files, config, data_root, execution)
     except KeyboardInterrupt as interruption:
-        status.print(f"\n{_interrupted(files, config, interruption)}", soft_wrap=True)
+        say(f"\n{_interrupted(files, config, interruption)}")
         raise SystemExit(exit_status(interruption)) from interruption
     checkpoint = folder / "final.pt"
     seconds = time.monotonic() - began
@@ -169,7 +169,7 @@ def _finished(files: RunFolder, config: RunConfig, data_root: Path | None) -> Re
         return None
     if final.data:
         files.require_data(config, final.data, data_digest(resolve(config, data_root)[1]))
-    status.print(f"The run in {files.path} is this very one, and is finished.", soft_wrap=True)
+    say(f"The run in {files.path} is this very one, and is finished.")
     return final.metrics
 
 
@@ -181,13 +181,13 @@ def _train(files: RunFolder, config: RunConfig, data_root: Path | None, executio
     place: Place = "disk" if execution.state == "disk" else "memory"
     held = holding(config, world.layout.size)
     if held.bytes >= MUCH:
-        status.print(held.sentence(place), markup=False, highlight=False, soft_wrap=True)
+        say(held.sentence(place))
     with files.locked():
         run = Run(world, files.path, place)
         run.resume()
         if run.server.round:
             done = f"after round {run.server.round} of {config.rounds}"
-            status.print(f"The run in {files.path} is this very one, cut off {done}: going on.", soft_wrap=True)
+            say(f"The run in {files.path} is this very one, cut off {done}: going on.")
         with _open_engine(world, execution) as engine:
             return train_with_progress(run, engine, execution.save_every, execution.track_eigs, execution.tensorboard)
 
@@ -203,7 +203,7 @@ def _interrupted(files: RunFolder, config: RunConfig, interruption: KeyboardInte
 def _open_engine(world: World, execution: Execution) -> Engine:
     device = "cuda" if execution.device != "cpu" and torch.cuda.is_available() else "cpu"
     if note := missing_kernels(world.config.precision, torch.device(device)):
-        status.print(note, soft_wrap=True)
+        say(note)
     if execution.engine == "batched" or (execution.engine == "auto" and device == "cuda"):
         return BatchedEngine(world, torch.device(device))
     slots = most_participants(world.config)

@@ -17,7 +17,7 @@ from analysis.problem import Problem
 from analysis.theory.battery import ToyChecks, along_training, battery, shifts
 from analysis.theory.chain import Chain, chain
 from analysis.theory.statements import CONDITIONS, STATEMENTS, Check, Interval, Tally, broken, tally
-from flatlab.cli.console import console, status, write_json
+from flatlab.cli.console import console, say, status, write_json
 from flatlab.cli.unsaved import fail_if, noted, warn_of_unwritable
 from flatlab.errors import FlatlabError
 from flatlab.federated.world import make_world
@@ -25,6 +25,7 @@ from flatlab.malloc import keep_freed_memory
 from flatlab.measuring.samples import own_share
 from flatlab.measuring.subjects import Measurement, Subject, open_checkpoint
 from flatlab.runs.checkpoint import load_checkpoint, provenance
+from flatlab.runs.measurements import measurement_path, save_measurement
 
 DEFAULT_SAMPLES = 200
 
@@ -74,14 +75,14 @@ def verify_checkpoints(
     results: list[dict[str, Any]] = []
     checks: list[Check] = []
     unsaved: list[str] = []
-    warn_of_unwritable([*(path.with_suffix(".verify.json") for path in paths), *filter(None, (json,))])
+    warn_of_unwritable([*(measurement_path(path, "verify") for path in paths), *filter(None, (json,))])
     for path in paths:
         subject, clients = open_with_clients(path, measurement)
         with status.status(str(path)) as spinner:
             found = chain(subject.problem, clients, lambda stage, path=path: spinner.update(f"{path}: {stage}"))  # type: ignore[misc]
         result = as_json(subject, found)
         with noted(unsaved):
-            write_json(path.with_suffix(".verify.json"), result)
+            say(save_measurement(path, "verify", result).note)
         _print_chain(path, subject.available, found)
         results.append(result)
         checks += found.checks
@@ -124,6 +125,7 @@ def as_json(subject: Subject, found: Chain) -> dict[str, Any]:
     ]
     return {
         **subject.about,
+        "settings": {"samples": found.samples, "dtype": "float64"},
         "loss": found.loss,
         "top": _ends(found.top),
         "smallest": _ends(found.smallest),

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flatlab.errors import FlatlabError
+from flatlab.errors import SAID, FlatlabError
 from flatlab.federated.algorithms.base import Round
 from flatlab.federated.config import RunConfig
 from flatlab.federated.engine.base import Engine, Evaluation, RoundInputs, RoundOutputs
@@ -252,7 +252,7 @@ def train(
             on_round(record)
     except WriteError:  # state and metrics may not be of the same round, and the disk takes nothing more
         raise
-    except (KeyboardInterrupt, FlatlabError):  # the state is that after the last whole round
+    except (KeyboardInterrupt, *SAID):  # the state is that after the last whole round
         with undisturbed():
             if run.server.round > run.saved_round:
                 run.save()

@@ -4,7 +4,6 @@ Numbers made in another way, of 60 samples instead of 500, never take the place 
 name of their own, `final.eigs-60.json`. Tables and figures read the plain name.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from figures.saved import read_json
 from flatlab.errors import UsageError
 from flatlab.federated.config import make_config
-from flatlab.files import write_text, writing
+from flatlab.files import json_text, write_text, writing
 from flatlab.runs.fingerprint import Fingerprint, fingerprint
 
 Content = Mapping[str, Any]
@@ -64,7 +63,7 @@ def save_measurement(checkpoint: Path, kind: str, content: Content, *, for_table
     if for_tables or not _is_of(there, _fingerprint(content)):  # made of a run that is no longer here: no rival
         moved = _own_name(checkpoint, kind, there)
         with writing(moved):
-            plain.rename(moved)
+            plain.replace(moved)
         how = _difference(there, content)
         return _write(plain, content, f"{plain.name} was made {how}: it is kept as {moved.name}.")
     own = _own_name(checkpoint, kind, content)
@@ -73,7 +72,7 @@ def save_measurement(checkpoint: Path, kind: str, content: Content, *, for_table
 
 
 def _write(path: Path, content: Content, note: str = "") -> Saved:
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json_text(content))
     return Saved(path, note)
 
 

@@ -63,11 +63,8 @@ def test_train_writes_a_run_and_says_what_comes_next(tmp_path: Path) -> None:
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 
     again = flatlab("train", "--man", "--zeta", "0.05", *QUICK, cwd=tmp_path)
-    assert again.returncode == 0
+    assert again.returncode == 0, again.stderr
     assert "is this very one, and is finished" in again.stderr
-    other = flatlab("train", "--man", "--zeta", "0.1", *QUICK, "--out", str(folder), cwd=tmp_path)
-    assert other.returncode == 2
-    assert "another zeta (0.05; asked for 0.1)" in other.stderr
 
     same = flatlab("train", "--config", str(folder / "config.toml"), "--out", "copy", "--workers", "2", cwd=tmp_path)
     assert same.returncode == 0, same.stderr
@@ -77,7 +74,7 @@ def test_train_writes_a_run_and_says_what_comes_next(tmp_path: Path) -> None:
         assert torch.equal(value, two["state_dict"][name])
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_and_leaves_no_process(how: signal.Signals, tmp_path: Path) -> None:
     words = ["train", "--rounds", "100000", "--workers", "2", "--save-every", "0.2", "--out", "run"]
     command = [sys.executable, "-m", "flatlab", *words]
@@ -85,10 +82,10 @@ def test_an_interrupted_run_goes_on_and_leaves_no_process(how: signal.Signals, t
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         _wait_for(tmp_path / "run" / "resume.pt")
-        os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()
+        process.kill() if how == signal.SIGKILL else os.killpg(process.pid, how)  # a batch system signals every process
         _, stderr = process.communicate(timeout=60)
-    if how == signal.SIGINT:
-        assert process.returncode == 130
+    if how != signal.SIGKILL:
+        assert process.returncode == 128 + how
         assert "flatlab train --resume --out run" in stderr
         assert "Traceback" not in stderr
     deadline = time.monotonic() + 20
@@ -97,7 +94,7 @@ def test_an_interrupted_run_goes_on_and_leaves_no_process(how: signal.Signals, t
     assert not _alive(process.pid)
     resumed = flatlab("train", "--resume", "--out", "run", "--rounds", "7", cwd=tmp_path)
     assert resumed.returncode == 2
-    assert "another rounds (100000; asked for 7)" in resumed.stderr
+    assert "holds a run with another rounds (100000; asked for 7)" in resumed.stderr
 
 
 def test_bad_input_is_one_sentence_and_changes_nothing(

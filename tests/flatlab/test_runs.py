@@ -1,0 +1,511 @@
+"""A run's folder: which run it holds, what goes on with it, what is refused, and what a measurement never replaces."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flatlab.cli.training import default_folder, read_fields
+from flatlab.errors import UsageError
+from flatlab.federated.config import RunConfig, make_config, write_config
+from flatlab.federated.engine.base import RoundInputs, RoundOutputs
+from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.rounds import Run, train
+from flatlab.federated.world import World
+from flatlab.grid.carry import DIED
+from flatlab.runs.checkpoint import load_checkpoint
+from flatlab.runs.fingerprint import Fingerprint, data_digest, differences, fingerprint, settled
+from flatlab.runs.folder import BusyError, RunFolder
+from flatlab.runs.interruption import Terminated, terminable, undisturbed
+from flatlab.runs.lines import Lines
+from flatlab.runs.measurements import is_current, save_measurement
+from flatlab.runs.metrics import Metrics
+
+QUICK = ("--rounds", "2", "--clients", "6", "--set", "local_epochs=1", "--workers", "1")
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "flatlab", *words]
+
+
+def flatlab(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words),
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def two_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; not to be changed."""
+    folder = tmp_path_factory.mktemp("two-rounds")
+    done = flatlab("train", "--algorithm", "fedsam", *QUICK, "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture
+def run(two_rounds: Path, tmp_path: Path) -> Path:
+    """A finished run that the test may change."""
+    return shutil.copytree(two_rounds, tmp_path / "run")
+
+
+# ------------------------------------------------------------------ which run it is
+
+
+def test_the_fingerprint_is_of_every_field_that_is_not_as_by_default() -> None:
+    usual = fingerprint(make_config({"model": "mlp"}))
+    assert usual == fingerprint(make_config({"model": "mlp", "lr": 0.1, "rounds": 60, "hyper": {}}))
+    changes: list[dict[str, Any]] = [
+        {"lr": 0.2}, {"rounds": 61}, {"seed": 1}, {"man": True}, {"algorithm": "fedsam"}, {"hidden": [64, 33]},
+        {"algorithm": "fedsam", "hyper": {"rho": 0.5}}, {"eval_every": 3}, {"dataset": "cifar10"},
+    ]  # fmt: skip
+    found = {fingerprint(make_config({"model": "mlp", **change})).config for change in changes}
+    assert len(found | {usual.config}) == len(changes) + 1
+    # of a file that will be read for years: no later field with a default may change it
+    assert usual.config == hashlib.sha256(b'{"model":"mlp"}').hexdigest()[:16]
+
+
+def test_data_are_compared_where_both_are_known() -> None:
+    one, other, unknown = Fingerprint("c", "1"), Fingerprint("c", "2"), Fingerprint("c")
+    assert not one.agrees(other)
+    assert one.agrees(unknown)
+    assert unknown.agrees(other)
+    assert not unknown.agrees(Fingerprint("d"))
+
+
+def test_differences_name_every_field_and_hyperparameter() -> None:
+    found = make_config({"algorithm": "fedsam", "lr": 0.2})
+    wanted = make_config({"algorithm": "fedsam", "hyper": {"rho": 0.5}, "man": True})
+    assert [(d.field, d.found, d.wanted) for d in differences(found, wanted)] == [
+        ("hyper.rho", found.hyper["rho"], 0.5), ("man", False, True), ("lr", 0.2, 0.1)
+    ]  # fmt: skip
+
+
+def test_one_pixel_is_another_data_set(toy_world: Callable[..., World]) -> None:
+    data = toy_world().data
+    before = data_digest(data)
+    assert data_digest(toy_world().data) == before
+    data.train.images[0, 0, 0, 0] += 1
+    assert data_digest(data) != before
+
+
+def test_auto_is_the_model_that_it_stands_for() -> None:
+    assert settled(RunConfig()).model == "mlp"
+    assert settled(make_config({"dataset": "cifar100"})).model == "cifar-cnn"  # known without the data
+
+
+def test_default_folders_hold_what_sets_runs_apart() -> None:
+    fields: list[dict[str, Any]] = [
+        {}, {"man": True}, {"man": True, "zeta": 0.05}, {"man": True, "zeta_logits": 2.0}, {"partition": "iid"},
+        {"delta": 0.6}, {"seed": 1}, {"algorithm": "feddyn"},
+    ]  # fmt: skip
+    folders = [default_folder(make_config(own)).name for own in fields]
+    assert folders[:3] == ["digits-fedavg-s0", "digits-fedavg-man-s0", "digits-fedavg-man-zeta0.05-s0"]
+    assert len(set(folders)) == len(folders)
+
+
+# ------------------------------------------------------------------ the same line again
+
+
+def test_the_same_line_finds_the_run_finished_and_another_is_refused(run: Path, tmp_path: Path) -> None:
+    before = (run / "final.pt").read_bytes()
+    same = flatlab("train", "--algorithm", "fedsam", *QUICK, "--out", "run", "--json", "r.json", cwd=tmp_path)
+    assert same.returncode == 0, same.stderr
+    assert "is finished" in same.stderr
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert json.loads((tmp_path / "r.json").read_text())["test_accuracy"] == last["test_accuracy"]
+
+    other = flatlab(
+        "train", "--algorithm", "fedsam", *QUICK, "--lr", "0.2", "--seed", "3", "--out", "run", cwd=tmp_path
+    )
+    assert other.returncode == 2
+    assert "lr (0.1; asked for 0.2), seed (0; asked for 3)" in other.stderr
+    assert (run / "final.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "said"),
+    [
+        ({}, ["hyper.rho=0.5"], r"hyper.rho \(0.05; asked for 0.5\)"),
+        ({"algorithm": "fedavg"}, [], r"algorithm \(fedsam; asked for fedavg\), hyper.rho"),
+        ({"lr": 1}, [], r"lr \(0.1; asked for 1.0\)"),
+    ],
+)
+def test_resuming_compares_every_field_that_is_given(
+    run: Path, options: dict[str, Any], settings: list[str], said: str
+) -> None:
+    config = read_fields(None, None, options, settings, resume=True, out=run)
+    with pytest.raises(UsageError, match=said):
+        RunFolder(run).require(config)
+
+
+def test_resuming_takes_what_is_not_given_from_the_run(run: Path) -> None:
+    config = read_fields(None, None, {"lr": 0.1}, [], resume=True, out=run)
+    assert (config.rounds, config.clients, config.algorithm) == (2, 6, "fedsam")
+    RunFolder(run).require(config)
+
+
+def test_other_data_are_refused(toy_world: Callable[..., World], tmp_path: Path) -> None:
+    world = toy_world(rounds=2)
+    before = Run(world, tmp_path)
+    with SequentialEngine(world) as engine:
+        before.keep(before.step(engine))
+    before.save()
+    world.data.train.labels[0] = (world.data.train.labels[0] + 1) % 4
+    with pytest.raises(UsageError, match="images or labels have changed"):
+        Run(world, tmp_path).resume()
+
+
+def test_files_without_fingerprint_are_read_by_their_configuration(run: Path) -> None:
+    plain = torch.load(run / "final.pt", weights_only=True)
+    older = {name: value for name, value in plain.items() if name not in ("fingerprint", "data")}
+    torch.save(older, run / "final.pt")
+    (run / "config.toml").unlink()
+    checkpoint = load_checkpoint(run / "final.pt")
+    assert checkpoint.fingerprint.config == plain["fingerprint"]["config"]
+    assert RunFolder(run).finished(checkpoint.config) is not None
+    assert RunFolder(run).finished(checkpoint.config.model_copy(update={"seed": 5})) is None
+
+
+def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked" / "tensorboard"
+    blocked.mkdir(parents=True)
+    (blocked / "__init__.py").write_text("raise ImportError('not installed')\n")
+    path = os.pathsep.join([str(blocked.parent), os.environ.get("PYTHONPATH", "")])
+    failed = flatlab("train", *QUICK, "--tensorboard", "--out", "run", cwd=tmp_path, PYTHONPATH=path)
+    assert failed.returncode == 2
+    assert "pip install" in failed.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_first_round_that_diverges_does_not_block_the_next_start(
+    toy_world: Callable[..., World], tmp_path: Path
+) -> None:
+    for begun in (False, True):  # a command, and a cell of a grid
+        bad = toy_world(lr=1e300, rounds=1)
+        run = Run(bad, tmp_path / "run")
+        if begun:
+            run.begin()
+        with SequentialEngine(bad) as engine, pytest.raises(Exception, match="diverged in round 1"):
+            train(run, engine, lambda record: None)
+        RunFolder(tmp_path / "run").require(toy_world(lr=0.1, rounds=1).config)
+
+
+def test_a_users_own_configuration_is_not_taken_for_nothing(tmp_path: Path) -> None:
+    write_config(tmp_path / "config.toml", make_config({"lr": 0.3}))
+    with pytest.raises(UsageError, match=r"lr \(0.3; asked for 0.1\)"):
+        RunFolder(tmp_path).require(RunConfig())
+
+
+def test_demo_leaves_a_run_of_the_users_alone(run: Path, tmp_path: Path) -> None:
+    run.rename(tmp_path / "with-man")
+    before = (tmp_path / "with-man" / "final.pt").read_bytes()
+    done = flatlab("demo", "--out", ".", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "with-man holds a run with another" in done.stderr
+    assert (tmp_path / "with-man" / "final.pt").read_bytes() == before
+    assert not (tmp_path / "without-man").exists()
+
+
+# ------------------------------------------------------------------ metrics, lines, locks, interruptions
+
+
+def test_metrics_are_cut_at_the_byte_that_the_save_knows(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    for t in (1, 2):
+        metrics.append({"round": t})
+    length = metrics.sync()
+    metrics.append({"round": 3})
+    with metrics.path.open("a") as file:
+        file.write('{"rou')
+    metrics.cut(2, length)
+    assert [record["round"] for record in metrics.read()] == [1, 2]
+    metrics.path.write_text('{"round": 1}\n')
+    with pytest.raises(UsageError, match="lacks lines of the 2 rounds"):
+        metrics.cut(2, length)
+
+
+def test_metrics_of_older_files_are_cut_by_round(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics.path.write_text('{"round": 1}\n{"round": 2}\n{"rou')
+    metrics.cut(1, None)
+    assert metrics.path.read_text() == '{"round": 1}\n'
+
+
+def test_a_folder_that_stays_empty_goes_and_one_in_use_is_busy(tmp_path: Path) -> None:
+    one, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    with one.locked():
+        assert other.is_busy()
+        with pytest.raises(BusyError):
+            other.locked().__enter__()
+    assert not (tmp_path / "run").exists()
+    assert not other.is_busy()
+
+
+def test_lines_come_every_twentieth_and_at_the_end() -> None:
+    told: list[str] = []
+    lines = Lines(0, 100, told.append)
+    for t in range(1, 101):
+        lines({"round": t, "train_loss": 0.5, **({"test_accuracy": 0.25} if t == 1 else {})})
+    assert len(told) == 20
+    assert told[0].startswith("round 5/100, train loss 0.5000, test accuracy 25.00%, about ")
+    assert told[-1] == "round 100/100, train loss 0.5000, test accuracy 25.00%"
+
+
+def test_a_run_keeps_its_log(run: Path) -> None:
+    assert "round 2/2, train loss" in (run / "run.log").read_text()
+
+
+def test_signals_wait_for_the_end_of_a_block() -> None:
+    done = []
+
+    def work() -> None:
+        with undisturbed():
+            signal.raise_signal(signal.SIGTERM)
+            done.append(True)
+
+    with terminable(), pytest.raises(Terminated):
+        work()
+    assert done == [True]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+class Interrupting(SequentialEngine):
+    """An engine in whose evaluation, or training, of one round a signal comes."""
+
+    def __init__(self, world: World, where: str, at: int) -> None:
+        super().__init__(world)
+        self.where, self.at, self.calls = where, at, {"run": 0, "evaluate": 0}
+
+    def run(self, inputs: RoundInputs) -> RoundOutputs:
+        self._count("run")
+        return super().run(inputs)
+
+    def evaluate(self, models: Any) -> Any:
+        self._count("evaluate")
+        return super().evaluate(models)
+
+    def _count(self, where: str) -> None:
+        self.calls[where] += 1
+        if (where, self.calls[where]) == (self.where, self.at):
+            raise Terminated
+
+
+@pytest.mark.parametrize("where", ["run", "evaluate"])
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_interrupted_anywhere_the_last_whole_round_is_saved(
+    where: str, place: Any, toy_world: Callable[..., World], tmp_path: Path
+) -> None:
+    world = toy_world(algorithm="scaffold", rounds=4, eval_every=1)
+    with SequentialEngine(world) as engine:
+        train(Run(world, tmp_path / "whole"), engine, lambda record: None)
+    with Interrupting(world, where, 3) as engine, pytest.raises(Terminated):
+        train(Run(world, tmp_path / "cut", place), engine, lambda record: None, save_every=1e9)
+    resumed = Run(world, tmp_path / "cut", place)
+    resumed.resume()
+    assert resumed.server.round == 2
+    with SequentialEngine(world) as engine:
+        train(resumed, engine, lambda record: None)
+    one, two = (load_checkpoint(tmp_path / name / "final.pt") for name in ("whole", "cut"))
+    assert all(torch.equal(value, two.state_dict[name]) for name, value in one.state_dict.items())
+    assert [record["round"] for record in resumed.files.metrics.read()] == [1, 2, 3, 4]
+
+
+# ------------------------------------------------------------------ measurements
+
+
+def content(samples: int, seed: int = 0, **settings: Any) -> dict[str, Any]:
+    config = make_config({"model": "mlp", "seed": seed}).plain()
+    return {"settings": {"samples": samples, **settings}, "run": {"config": config}, "value": samples}
+
+
+def test_a_measurement_never_replaces_one_made_otherwise(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "final.pt"
+    assert save_measurement(checkpoint, "eigs", content(500)).note == ""
+    look = save_measurement(checkpoint, "eigs", content(60))
+    assert look.path.name == "final.eigs-60.json"
+    assert "samples 500, not 60" in look.note
+    again = save_measurement(checkpoint, "eigs", content(60) | {"value": 61})
+    assert again.path == look.path
+    assert save_measurement(checkpoint, "eigs", content(60, k=1)).path == look.path  # says more, not otherwise
+    assert save_measurement(checkpoint, "eigs", content(60, k=2)).path.name == "final.eigs-60-2.json"
+    assert save_measurement(checkpoint, "eigs", content(500) | {"value": 501}).path.name == "final.eigs.json"
+    assert json.loads((tmp_path / "final.eigs.json").read_text())["value"] == 501
+
+    taken = save_measurement(checkpoint, "eigs", content(100), for_tables=True)
+    assert taken.path.name == "final.eigs.json"
+    assert "kept as final.eigs-500.json" in taken.note
+    assert json.loads((tmp_path / "final.eigs-500.json").read_text())["value"] == 501
+
+
+def test_a_measurement_of_another_run_is_no_rival(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "final.pt"
+    save_measurement(checkpoint, "eigs", content(500, seed=1))
+    saved = save_measurement(checkpoint, "eigs", content(60))
+    assert saved.path.name == "final.eigs.json"
+    assert "of another run" in saved.note
+    assert (tmp_path / "final.eigs-500.json").exists()
+
+
+def test_what_is_current_is_of_this_run_and_made_as_asked(tmp_path: Path) -> None:
+    path = tmp_path / "final.eigs.json"
+    of = fingerprint(make_config({"model": "mlp"}))
+    wanted = {"samples": 500, "dtype": "float32", "k": 1}
+    assert not is_current(path, wanted, of)
+    save_measurement(tmp_path / "final.pt", "eigs", content(500, dtype="float32", k=1))
+    assert is_current(path, wanted, of)
+    assert not is_current(path, wanted | {"k": 2}, of)
+    assert not is_current(path, wanted, fingerprint(make_config({"model": "mlp", "seed": 1})))
+    older = {"data": {"samples": 500}, "run": content(500)["run"]}  # from before settings were kept
+    path.write_text(json.dumps(older))
+    assert is_current(path, wanted, of)
+    assert not is_current(path, wanted | {"samples": 200}, of)
+
+
+def test_a_quick_look_says_where_it_went(run: Path, tmp_path: Path) -> None:
+    assert flatlab("eigs", "run/final.pt", "--samples", "100", cwd=tmp_path).returncode == 0
+    before = (run / "final.eigs.json").read_bytes()
+    quick = flatlab("eigs", "run/final.pt", "--samples", "60", "--json", "e.json", cwd=tmp_path)
+    assert quick.returncode == 0, quick.stderr
+    assert "these numbers are in final.eigs-60.json" in quick.stderr
+    assert (run / "final.eigs.json").read_bytes() == before
+    saved = json.loads((run / "final.eigs-60.json").read_text())
+    assert saved == json.loads((tmp_path / "e.json").read_text())
+    assert saved["settings"] == {
+        "samples": 60, "dtype": "float32", "k": 1, "layers": "all", "method": "lanczos", "backend": "flatlab",
+        "tol": 1e-3, "max_iter": 1000,
+    }  # fmt: skip
+    assert saved["fingerprint"] == load_checkpoint(run / "final.pt").fingerprint.plain()
+
+
+# ------------------------------------------------------------------ grids
+
+GRID = """
+title = "t"
+[common]
+rounds = {rounds}
+clients = 5
+train_samples = 200
+test_samples = 100
+[axes]
+algorithms = ["fedavg"]
+man = [false]
+partitions = ["iid"]
+seeds = [{seeds}]
+[measure]
+samples = {samples}
+trace_tol = 0.5
+density_depth = 4
+density_probes = 1
+surface_points = 3
+"""
+
+
+def write_grid(folder: Path, rounds: int = 1, samples: int = 50, seeds: str = "0") -> None:
+    (folder / "g.toml").write_text(GRID.format(rounds=rounds, samples=samples, seeds=seeds))
+
+
+REPRODUCE = ("reproduce", "g.toml", "--out", "o", "--jobs", "1", "--json", "r.json")
+
+
+def wait_for(found: Callable[[], object], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 90
+    while not found():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def started(folder: Path) -> "subprocess.Popen[str]":
+    """`flatlab reproduce` at work in `folder`."""
+    return subprocess.Popen(
+        command(*REPRODUCE),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture
+def long_grid(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """`flatlab reproduce` of a long run, once its first state is saved."""
+    write_grid(tmp_path, rounds=100_000)
+    with started(tmp_path) as process:
+        wait_for(lambda: (tmp_path / "o/fedavg-s0/metrics.jsonl").exists(), process)
+        wait_for(lambda: len((tmp_path / "o/fedavg-s0/metrics.jsonl").read_text().splitlines()) > 1, process)
+        yield process
+        process.kill()
+
+
+def test_a_changed_grid_measures_again_and_leaves_another_run_alone(tmp_path: Path) -> None:
+    write_grid(tmp_path)
+    first = flatlab(*REPRODUCE, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    cell = tmp_path / "o" / "fedavg-s0"
+    parameters = (cell / "final.pt").read_bytes()
+
+    write_grid(tmp_path, samples=60)
+    second = flatlab(*REPRODUCE, cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    for kind in ("eigs", "trace", "density", "surface"):
+        assert json.loads((cell / f"final.{kind}.json").read_text())["data"]["samples"] == 60
+        assert json.loads((cell / f"final.{kind}-50.json").read_text())["data"]["samples"] == 50
+    assert (cell / "final.pt").read_bytes() == parameters
+    third = flatlab(*REPRODUCE, cwd=tmp_path)
+    assert "1 of 1 cells are done, 0 of them by this call" in third.stdout
+
+    write_grid(tmp_path, rounds=2, samples=60)
+    names = {path: path.stat().st_mtime_ns for path in cell.iterdir()}
+    fourth = flatlab(*REPRODUCE, cwd=tmp_path)
+    assert fourth.returncode == 1
+    assert "holds a run with another rounds (1; the grid says 2)" in fourth.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["cells"]["fedavg-s0"]["done"] is False
+    assert {path: path.stat().st_mtime_ns for path in cell.iterdir()} == names
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_terminated_grid_saves_its_cells(
+    how: signal.Signals, long_grid: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    long_grid.send_signal(how)
+    _, said = long_grid.communicate(timeout=60)
+    assert long_grid.returncode == 128 + how, said
+    cell = tmp_path / "o" / "fedavg-s0"
+    saved = torch.load(cell / "resume.pt", weights_only=True)["server"]["round"]
+    assert saved == len((cell / "metrics.jsonl").read_text().splitlines()) > 0
+    assert not (cell / "failure.txt").exists()
+    assert not list((tmp_path / "o").glob(".stop*"))
+
+
+def test_a_call_waits_for_a_cell_that_another_process_has_in_work(tmp_path: Path) -> None:
+    write_grid(tmp_path)
+    cell = RunFolder(tmp_path / "o" / "fedavg-s0")
+    note = cell.path / "failure.txt"
+    with cell.locked():  # as the other process does
+        note.write_text(f"{DIED}\n")
+        process = started(tmp_path)
+        assert process.stderr is not None
+        assert process.stderr.readline() == "Another process is at work on fedavg-s0: waiting for it.\n"
+        assert note.read_text() == f"{DIED}\n"
+        note.unlink()
+    stdout, stderr = process.communicate(timeout=110)
+    assert process.returncode == 0, stderr
+    assert "1 of 1 cells are done" in stdout
