@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import time
 import traceback
 from typing import Annotated, NoReturn
 
@@ -20,7 +21,7 @@ from flatlab.cli.surface import surface
 from flatlab.cli.trace import trace
 from flatlab.cli.train import train
 from flatlab.cli.verify import verify
-from flatlab.errors import SAID, exit_code
+from flatlab.errors import SAID, UsageError, exit_code
 
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """What the operating system says of a full disk, and of a file or folder that this user may not use."""
@@ -45,8 +46,16 @@ app.command()(figures)
 app.command()(report)
 
 
+SHARED_BY_PROCESSES = ("eigs", "trace", "density", "surface")
+"""Commands whose work the processes of torchrun share."""
+
+SECONDS_TO_SPEAK = 1.0
+"""How long a process that fails after another waits, lest torchrun ends that one before it has spoken."""
+
+
 @app.callback(invoke_without_command=True)
 def flatlab(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -54,6 +63,9 @@ def flatlab(
     if version:
         typer.echo(__version__)
         raise typer.Exit
+    command = context.invoked_subcommand
+    if _is_one_of_many() and command not in SHARED_BY_PROCESSES:
+        raise UsageError(f"flatlab {command} does not share its work among processes: start it without torchrun.")
 
 
 def main() -> None:
@@ -78,7 +90,18 @@ def _unexpected(error: Exception, debug: bool) -> NoReturn:
     _fail(f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.", 1, debug)
 
 
+def _is_one_of_many() -> bool:
+    """Whether torchrun started this process beside others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def _fail(sentence: str, code: int, debug: bool) -> NoReturn:
+    if _is_one_of_many():
+        from flatlab.measuring.ranks import is_first_to_fail
+
+        if not is_first_to_fail(" ".join(sys.argv)):
+            time.sleep(SECONDS_TO_SPEAK)
+            sys.exit(code)
     if debug:
         traceback.print_exc()
     typer.echo(f"flatlab: {sentence}", err=True)

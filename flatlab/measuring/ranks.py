@@ -37,6 +37,18 @@ def joined(device: str) -> Iterator[bool]:
         raise SystemExit(0)
 
 
+def is_first_to_fail(command: str) -> bool:
+    """Whether, of the processes that torchrun started for `command`, this one is the first to end in an error.
+
+    It speaks for all; torchrun then ends the others. They meet in torchrun's own store, since a group may be lost.
+    """
+    if not dist.is_torchelastic_launched() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]
+    return int(store.add(f"flatlab failed: {command}", 1)) == 1
+
+
 def rank() -> int:
     """This process's number; 0 where there is only one."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -17,11 +17,25 @@ from flatlab.data import absolute_name, load_images
 from flatlab.data.folder import class_folders, split_files
 from flatlab.data.pixels import decode, eight_bits
 from flatlab.errors import UsageError
-from tests.flatlab.test_data import own_cache, write_parquet
-
-__all__ = ["own_cache"]  # a fixture that every test here uses
 
 SHADES = np.arange(16, dtype=np.uint8).reshape(4, 4) * 17
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLATLAB_CACHE", str(tmp_path / "cache"))
+
+
+def write_parquet(file: Path, pixels: list[np.ndarray], labels: list[Any], classes: int | None = 3) -> None:
+    """Write images losslessly; with `classes` None the label is a plain column."""
+    import datasets
+
+    plain = datasets.Value("string" if isinstance(labels[0], str) else "int64")
+    declared = plain if classes is None else datasets.ClassLabel(names=[f"class {c}" for c in range(classes)])
+    features = datasets.Features({"picture": datasets.Image(), "label": declared})
+    rows = {"picture": [Image.fromarray(p) for p in pixels], "label": labels}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(file))
 
 
 def write(file: Path, pixels: np.ndarray = SHADES) -> Path:
@@ -62,10 +76,8 @@ def test_only_the_first_level_names_a_split(
     train, test = class_folders(files["train"], files["test" if "test" in splits[1].lower() else "validation"])
     for samples, split, count in ((train, splits[0], 3), (test, splits[1], 2)):
         assert samples.classes == tuple(sorted(classes))
-        found = [(Path(s.name).relative_to(folder).parts[:2], s.label) for s in samples.stream]
-        assert sorted(found) == [
-            ((split, name), sorted(classes).index(name)) for name in sorted(classes) for _ in range(count)
-        ]
+        found = sorted((Path(s.name).relative_to(folder).parts[:2], s.label) for s in samples.stream)
+        assert found == [((split, name), sorted(classes).index(name)) for name in sorted(classes) for _ in range(count)]
 
 
 def test_the_test_split_wins_over_the_validation_split(fruit: Path) -> None:

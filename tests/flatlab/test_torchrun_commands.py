@@ -125,7 +125,12 @@ def test_every_command_gives_the_numbers_of_one_process(
         ("surface", checkpoint, "--points", 3, "--along", "eigenvectors", *EXACT[:2]),
         ("eigs", "--model", "mine:model", "--data", "mine:data", *EXACT),
     ]
-    refused = [("eigs", checkpoint, "--samples", 1), ("eigs", checkpoint, "--per-batch", 20)]
+    refused: list[tuple[object, ...]] = [
+        ("eigs", checkpoint, "--samples", 1),
+        ("eigs", checkpoint, "--per-batch", 20),
+        ("eigs", "nothere.pt"),
+        ("train", "--rounds", 1, "--out", "two"),
+    ]
     lines = []
     for number, words in enumerate(commands):
         folder = tmp_path / str(number)
@@ -139,7 +144,10 @@ def test_every_command_gives_the_numbers_of_one_process(
     said = " ".join(done.stderr.split())
     assert "has 1 samples, too few for 2 processes" in said
     assert "run them without torchrun" in said
+    assert said.count("There is no file nothere.pt") == 1
+    assert said.count("flatlab train does not share its work among processes") == 1
+    assert not (tmp_path / "two").exists()
     assert done.stdout.count("F holds") == 1
     for process in ("0", "1"):
         codes = [line.split()[2] for line in done.stdout.splitlines() if line.startswith(f"LEFT {process}")]
-        assert codes == ["0"] * len(commands) + ["2", "2"]
+        assert codes == ["0"] * len(commands) + ["2"] * len(refused)
