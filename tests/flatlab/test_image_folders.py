@@ -77,7 +77,9 @@ def test_only_the_first_level_names_a_split(
     for samples, split, count in ((train, splits[0], 3), (test, splits[1], 2)):
         assert samples.classes == tuple(sorted(classes))
         found = sorted((Path(s.name).relative_to(folder).parts[:2], s.label) for s in samples.stream)
-        assert found == [((split, name), sorted(classes).index(name)) for name in sorted(classes) for _ in range(count)]
+        assert sorted(found) == [
+            ((split, name), sorted(classes).index(name)) for name in sorted(classes) for _ in range(count)
+        ]
 
 
 def test_the_test_split_wins_over_the_validation_split(fruit: Path) -> None:
