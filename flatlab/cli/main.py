@@ -69,7 +69,7 @@ def flatlab(
 
 
 def main() -> None:
-    """Entry point: make every error a sentence and an exit code (2 usage, 1 failed, 130 interrupted, 143 terminated)."""
+    """Entry point: every error becomes a sentence and an exit code (2 usage, 1 failed, 130 or 143 cut off)."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait starve a busy machine
     debug = "--debug" in sys.argv
     sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
