@@ -95,7 +95,7 @@ def reproducing() -> Case:
     """Two cells, side by side, and their eigenvalues."""
     common = {name: value for name, value in RUN.items() if name not in ("man", "seed")}
     axes = {"algorithms": ["feddc"], "man": [False, True], "partitions": ["dirichlet-0.3"], "seeds": [0]}
-    grid = {"title": "faults", "common": common, "axes": axes, "measure": {"kinds": ["eigs"], "samples": 60}}
+    grid = {"title": "faults", "common": common, "axes": axes, "measure": {"samples": 60}}
     return Case("reproduce", ("reproduce", "g.toml", "--out", "out", "--jobs", "2"), {"g.toml": toml_text(grid)})
 
 

@@ -133,7 +133,8 @@ class ClientState:
     def _load(self, k: int) -> Tensor:
         path = self.folder / self.files[k]
         like = next(iter(self.initial.values()))
-        rows = load_tensors(path, "a client's state", "Start again in another folder.")
+        saved = load_tensors(path, "a client's state", "Start again in another folder.")
+        rows = require_tensor(saved, path, "")
         if LAST not in self.initial and tuple(rows.shape) == (len(self.initial) + 1, *like.shape):
             rows = rows[:-1].clone()  # earlier versions kept the last model in every run
         return require_vector(rows, (len(self.initial), *like.shape), like.dtype, path, "")

@@ -59,5 +59,15 @@ class Metrics:
                 f"{self.path} lacks lines of the {completed} rounds that resume.pt beside it counts: restore the file, "
                 "or start again in another folder."
             )
+        whole = content[:length]
+        try:
+            text = whole.decode()
+        except UnicodeDecodeError:
+            text = "damaged"
+        if text and not text.endswith("\n"):
+            raise UsageError(
+                f"{self.path} and resume.pt beside it do not agree on where round {completed} ends: restore the file, "
+                "or start again in another folder."
+            )
         if len(content) > length:
-            write_text(self.path, content[:length].decode())
+            write_text(self.path, text)
