@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from benchmarks.oddities import toml_text
 from flatlab.cli.main import main as flatlab
@@ -162,7 +163,11 @@ def _command(words: Sequence[str], folder: Path, before: Callable[[], object]) -
     sys.argv = ["flatlab", *words]
     with Path("said").open("a") as said, redirect_stdout(said), redirect_stderr(said):
         before()
-        flatlab()
+        try:
+            flatlab()
+        finally:
+            if words[0] == "reproduce":  # an interpreter does so at its end, a forked process waits for idle workers
+                get_reusable_executor().shutdown(kill_workers=True)
 
 
 def finish(process: ForkProcess) -> int | None:

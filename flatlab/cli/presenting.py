@@ -1,9 +1,11 @@
 """What `flatlab figures` and `flatlab report` do, and what `flatlab reproduce` ends with."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from rich import box
 from rich.markup import escape
 from rich.table import Table as Shown
@@ -14,7 +16,7 @@ from figures.report import make_report
 from figures.results import Results, read_results
 from figures.tables import Table, make_tables
 from flatlab.cli.console import console, status, write_json
-from flatlab.files import write_text
+from flatlab.files import remove_unfinished, write_text, writing
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,29 @@ def list_figures() -> None:
 
 def _make(folder: Path) -> Made:
     results = read_results(folder)
+    with _alone(folder):
+        return _written(results, folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Within the block no other process writes tables, figures or report, and what one that was killed left is gone."""
+    figures = folder / "figures"
+    with writing(figures):
+        figures.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(figures / ".lock")
+        lock.acquire()
+    try:
+        for place in (folder / "tables", figures):
+            remove_unfinished(place)
+        for file in folder.glob(".report.html.*.part"):
+            file.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+def _written(results: Results, folder: Path) -> Made:
     tables, without = make_tables(results)
     for table in tables:
         write_table(table, folder / "tables")
@@ -81,7 +106,8 @@ def _make(folder: Path) -> Made:
 
 def _write_report(made: Made, out: Path | None) -> Path:
     page = out or made.results.folder / "report.html"
-    write_text(page, make_report(made.results, made.tables, made.pictures, made.skipped))
+    with _alone(made.results.folder):
+        write_text(page, make_report(made.results, made.tables, made.pictures, made.skipped))
     return page
 
 
