@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from flatlab.errors import UsageError, shown
 from flatlab.federated.config import RunConfig, make_config, read_config, write_config
@@ -31,7 +31,7 @@ from flatlab.runs.metrics import Metrics, Record
 
 RESUME_FORMAT = "flatlab resume file"
 RESUME_VERSION = 1
-
+ATTEMPTS = 100  # to lock a folder that others take away while it is empty
 
 ADVICE = "leave these options out to go on with it by --resume, or choose another folder with --out"
 
@@ -65,15 +65,7 @@ class RunFolder:
         A folder that the block leaves empty was made for nothing, and goes.
         """
         lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout as error:
-            raise BusyError(
-                f"Another run is writing to {self.path}; wait for it, or choose another folder with --out."
-            ) from error
-        except OSError as error:
-            raise WriteError(self.path, error) from error
+        self._acquire(lock)
         try:
             yield
         finally:
@@ -82,6 +74,22 @@ class RunFolder:
                 with suppress(OSError):
                     self.path.rmdir()
             lock.release()
+
+    def _acquire(self, lock: BaseFileLock) -> None:
+        for attempt in range(ATTEMPTS):
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock.acquire()
+                return
+            except Timeout as error:
+                raise BusyError(
+                    f"Another run is writing to {self.path}; wait for it, or choose another folder with --out."
+                ) from error
+            except OSError as error:
+                # whoever held an empty folder takes it away, perhaps between these two lines or within the first
+                vanished = isinstance(error, FileNotFoundError | FileExistsError) and not self.path.is_file()
+                if not vanished or attempt == ATTEMPTS - 1:
+                    raise WriteError(self.path, error) from error
 
     def is_busy(self) -> bool:
         """Whether another process holds the folder."""

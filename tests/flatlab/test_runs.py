@@ -455,6 +455,30 @@ def long_grid(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
         process.kill()
 
 
+LOCKS = """
+import sys
+from pathlib import Path
+from flatlab.runs.folder import BusyError, RunFolder
+
+got = 0
+for _ in range(1000):
+    try:
+        with RunFolder(Path(sys.argv[1]) / "deep" / "run").locked():
+            got += 1
+    except BusyError:
+        pass
+assert got
+"""
+
+
+def test_processes_that_lock_and_take_away_the_same_empty_folder(tmp_path: Path) -> None:
+    processes = [subprocess.Popen([sys.executable, "-c", LOCKS, str(tmp_path)], stderr=subprocess.PIPE) for _ in "123"]
+    for process in processes:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said.decode()
+    assert not list(tmp_path.rglob("run"))
+
+
 def test_a_changed_grid_measures_again_and_leaves_another_run_alone(tmp_path: Path) -> None:
     write_grid(tmp_path)
     first = flatlab(*REPRODUCE, cwd=tmp_path)
