@@ -15,9 +15,9 @@ The Krylov space of b random vectors holds min(b, multiplicity) independent eige
 b random vectors have as many independent parts in each eigenspace. The search grows it from one vector, so that of a
 repeated eigenvalue it finds one copy. For a single pair that is enough, and the search goes on until its own Krylov
 space, whose start has a random part, excludes anything larger (`overlooked.Chain`). For more than one pair a second,
-short recurrence then looks for what is among the wanted and orthogonal to Q (`overlooked.overlooked`); where it finds
-anything, the search is repeated with b = k random vectors, and then with more if need be. A space of `max_basis`
-dimensions or fewer is worked through whole instead.
+short recurrence then bounds what is orthogonal to Q, and with it the number of eigenvalues beyond the wanted ones
+(`overlooked.overlooked`); where there may be more than were seen, the search is repeated with b = k random vectors, and
+then with more if need be. A space of `max_basis` dimensions or fewer is worked through whole instead.
 """
 
 import math
@@ -42,13 +42,24 @@ from analysis.eigenpairs import (
     rounding,
 )
 from analysis.operators import SymmetricOperator
-from analysis.overlooked import BEYOND, Chain, overlooked, slack_at
-from analysis.vectors import combine, dots, mixed_row, norm, orthogonalised, random_rows, require_finite, start_rows
+from analysis.overlooked import BASIS, BEYOND, FEWEST, Chain, Seen, limits_of, overlooked, slack_at
+from analysis.vectors import (
+    combine,
+    dots,
+    mixed_row,
+    norm,
+    orthogonalised,
+    random_rows,
+    require_finite,
+    rotate,
+    start_rows,
+)
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 
-_NOISE = 1.0  # of the start's length for k > 1; with little, whatever it is nearly orthogonal to is seen too late
+_NOISE = 0.1  # of the start's length for k > 1, so that nothing is out of reach
 _SMALL, _RARELY = 1000, 1e-3  # up to so many dimensions products cost nothing, and less may be missed
+_LONG = 100  # vectors that are kept there, since memory costs nothing either
 _MARGIN = 0.99  # of the tolerance, so that rounding does not lift the residual above it
 
 
@@ -69,12 +80,13 @@ def lanczos(
     `missed` bounds the probability that the end of the spectrum was missed (exactly 0 where the space was worked
     through whole); values and residuals are those of `operator.exact`, one product per pair, where it has that.
     `max_iter` limits the products before that to max_iter * k; `start` (p, m) is a warm start, e.g. eigenvectors of a
-    nearby matrix (default: the operator's own); `max_basis` is the number of vectors kept (default max(2 k + 20, 40)).
+    nearby matrix (default: the operator's own). `max_basis` is the number of vectors between restarts, by default
+    max(2 k + 20, 40), or half of `operator.room` where that is less: what is certified stays the same.
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     if start is None and operator.start is not None:
         start = operator.start()
-    steps = lanczos_steps(operator.size, like, k, which, tol, max_iter, start, seed, max_basis, progress)
+    steps = lanczos_steps(operator.size, like, k, which, tol, max_iter, start, seed, max_basis, operator.room, progress)
     return confirmed(drive(steps, lambda rows: operator(rows.T).T), tol, operator.exact)
 
 
@@ -112,13 +124,19 @@ def lanczos_steps(
     start: Tensor | None = None,
     seed: int = 0,
     max_basis: int | None = None,
+    room: int | None = None,
     progress: Progress | None = None,
 ) -> Iteration:
-    """The iteration of `lanczos`, asking for a block of products (b, p) at a time; vectors are of `like`'s kind."""
+    """The iteration of `lanczos`, asking for a block of products (b, p) at a time; vectors are of `like`'s kind.
+
+    `room` is the number of vectors that may be held at once, but for those without which nothing can be found.
+    """
     k = min(k, size)
     generator = torch.Generator().manual_seed(seed)
-    max_basis = max_basis or max(2 * k + 20, 40)
-    whole = size <= max_basis
+    most = max(2 * k + 20, BASIS)
+    whole = size <= (max_basis or most)
+    if max_basis is None:
+        max_basis = max(k + FEWEST, min(most if size > _SMALL else _LONG, size if room is None else room // 2))
     search = _Search(k, which, tol, max_iter * k, max_basis, whole, generator, progress)
     chain: Chain | None = None
     if k == 1:
@@ -129,19 +147,23 @@ def lanczos_steps(
     spent = 0
     while True:
         left = replace(search, max_products=search.max_products - spent)
-        pairs, basis, missed = yield from _thick_restart(rows, left, chain)
+        pairs, seen, missed = yield from _thick_restart(rows, left, chain)
         spent += pairs.products
         if missed <= PROBABILITY or not pairs.finished:
             return judged(pairs, missed, spent)
-        scale = pairs.values.abs().max().item()
-        borders, still_left = _borders(pairs.values, which), search.max_products - spent
-        crossed, products = yield from overlooked(basis, borders, tol, still_left, generator, scale)
-        spent += products
+        limits = limits_of(_borders(pairs.values, which), tol, _extent(seen.values), like.dtype)
+        for part in (seen, seen.first(k)):
+            left_over = search.max_products - spent
+            crossed, products = yield from overlooked(part, limits, _rarely(size), left_over, room, generator)
+            spent += products
+            if crossed is not None:
+                break
         if crossed is False:
-            return judged(pairs, 0.0 if len(basis) == size else PROBABILITY, spent)
+            return judged(pairs, 0.0 if len(seen.rows) == size else _rarely(size), spent)
         if spent >= search.max_products:  # eigenpairs, but perhaps not the wanted ones
             return judged(pairs, 1.0, spent)
         rows, chain = random_rows(min(size, max(k, len(rows) + 1)), size, like, generator), None
+        search = replace(search, whole=size <= min(max_basis, search.max_products - spent))
 
 
 @dataclass(frozen=True)
@@ -173,8 +195,8 @@ class _Search:
 
 def _thick_restart(
     start: Tensor, search: _Search, chain: Chain | None
-) -> Generator[Tensor, Tensor, tuple[Eigenpairs, Tensor, float]]:
-    """The pairs, the rows Q that they were found in, and what `chain` says of others: with one, it decides the end.
+) -> Generator[Tensor, Tensor, tuple[Eigenpairs, Seen, float]]:
+    """The pairs, the space that they were found in, and what `chain` says of others: with one, it decides the end.
 
     The chain ends where Q spans an invariant subspace; what lies beside that is for `overlooked` to say.
     """
@@ -182,7 +204,6 @@ def _thick_restart(
     capacity = min(size, max(search.max_basis, search.k + 3 * block))
     basis = start.new_empty(min(size, capacity + block), size)  # Q, as rows
     T = torch.zeros(capacity, capacity, dtype=torch.float64, device=start.device)
-    target = _RARELY if size <= _SMALL else PROBABILITY
     w, scale, products, m, missed = start, 0.0, 0, 0, 1.0  # m rows of Q have been multiplied
     while True:
         n = _append(basis, m, w, scale, search.generator)
@@ -195,7 +216,8 @@ def _thick_restart(
         values, s = torch.linalg.eigh(T[:m, :m])
         scale = values.abs().max().item()
         last = s[m - b :]
-        residuals = (last * (dots(w, w) @ last)).sum(0).clamp(min=0).sqrt()  # |beta e_m^T s|
+        coupling = last.T @ dots(w, w) @ last
+        residuals = coupling.diagonal().clamp(min=0).sqrt()  # |beta e_m^T s|
         want = _wanted(values, search.k, search.which)
         ended = norm(w[0]) <= rounding(scale, w.dtype)
         if chain:
@@ -206,7 +228,7 @@ def _thick_restart(
         if m == size:
             missed = 0.0
             break
-        if enough and (chain is None or ended or missed <= target or products >= search.max_products):
+        if enough and (chain is None or ended or missed <= _rarely(size) or products >= search.max_products):
             break
         if ended:  # what is appended to Q next has nothing to do with the start
             chain, missed = None, 1.0
@@ -216,7 +238,7 @@ def _thick_restart(
             if chain:
                 gone = torch.ones(len(values), dtype=torch.bool, device=values.device).index_fill(0, kept, False)
                 chain.let_go = torch.cat([chain.let_go, values[gone]])
-            basis[:m] = combine(s[:, kept].T, basis[: len(s)])
+            rotate(s[:, kept].T, basis[: len(s)])
             T.zero_()
             T.diagonal()[:m] = values[kept]
 
@@ -224,7 +246,18 @@ def _thick_restart(
     images = values[want, None].to(w) * vectors + combine(last[:, want].T, w)
     rest = [i for i in range(m) if i not in set(want.tolist())]
     others = (values[rest], residuals[rest])
-    return certified(vectors, images, scale, search.tol, products, others), basis[:m], missed
+    order = [*want.tolist(), *rest]
+    seen = Seen(basis[:m], s[:, order], values[order], coupling[order][:, order])
+    return certified(vectors, images, scale, search.tol, products, others), seen, missed
+
+
+def _rarely(size: int) -> float:
+    """The probability with which something may be missed."""
+    return _RARELY if size <= _SMALL else PROBABILITY
+
+
+def _extent(values: Tensor) -> float:
+    return values.abs().max().item()
 
 
 def _append(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Generator) -> int:

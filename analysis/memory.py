@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from analysis.problem import Problem
 
 DEFAULT_MEMORY = 1 << 30
-"""Bytes that first-order graphs may take unless the caller says otherwise."""
+"""Bytes that first-order graphs may take unless the caller says otherwise, and vectors as many again."""
 
 _CPU_CHUNK = 40 << 20  # bytes of graph per chunk; larger chunks fall out of the CPU's cache and run slower per sample
 _WORKSPACE = 2  # differentiating a graph a second time takes about as much again while it lasts
@@ -30,6 +30,11 @@ class ChunkPlan:
     def agreed(self, device: torch.device, distributed: bool) -> "ChunkPlan":
         """The smallest sizes over all ranks."""
         return ChunkPlan(*least((self.chunk_size, self.cached_samples), device, distributed))
+
+
+def vectors_that_fit(problem: "Problem") -> int:
+    """How many vectors of the parameters' size the memory budget holds."""
+    return problem.memory // (problem.size * problem.dtype.itemsize)
 
 
 def plan_chunks(problem: "Problem", first: Batch, memory: int, chunk_size: int | None) -> ChunkPlan:

@@ -19,6 +19,7 @@ from analysis.derivatives import ancestors, gradients
 from analysis.distributed import failing_together, summed
 from analysis.errors import MeasurementError
 from analysis.graphs import Graph, GraphCache
+from analysis.memory import vectors_that_fit
 from analysis.objective import loss_and_gradient
 from analysis.problem import Chunk, Problem
 from analysis.second_derivatives import graph_only
@@ -31,7 +32,8 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
     """A symmetric p x p matrix given by its product with a block of row vectors; counts the vectors multiplied.
 
     `start` makes vectors (p, m) rich in the leading eigenvectors, where such are known: iterations start from them.
-    `exact` is the product in float64, where `product` has less precision and float64 can be had.
+    `exact` is the product in float64, where `product` has less precision and float64 can be had; `room` the number of
+    vectors that iterations may hold at once (None: any).
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
         product: Product,
         start: Callable[[], Tensor] | None = None,
         exact: Product | None = None,
+        room: int | None = None,
     ) -> None:
         super().__init__(np.dtype(str(dtype).removeprefix("torch.")), (size, size))
         self.size = size
@@ -50,6 +53,7 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
         self.rows = product
         self.start = start
         self.exact = exact
+        self.room = room
         self.products = 0
 
     @overload
@@ -219,6 +223,7 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], _Product
     def exact(rows: Tensor) -> Tensor:
         return _operator(in_float64(problem), build).rows(rows)
 
+    in_double = exact if problem.dtype != torch.float64 else None
     return SymmetricOperator(
-        problem.size, problem.dtype, problem.device, product, start, exact if problem.dtype != torch.float64 else None
+        problem.size, problem.dtype, problem.device, product, start, in_double, vectors_that_fit(problem)
     )

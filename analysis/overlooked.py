@@ -1,17 +1,21 @@
-"""Whether a search by Lanczos overlooked an eigenvalue, because its eigenvectors are orthogonal to the Krylov space.
+"""Whether a search by Lanczos overlooked an eigenvalue: how many can lie beyond the wanted ones at most.
 
-That happens to the further copies of a repeated eigenvalue, and to whatever the start vector has no part in. Let Q be
-the rows found so far and C = (I - Q^T Q) A (I - Q^T Q). An eigenvector e orthogonal to Q is one of C. From a standard
-normal z orthogonal to Q, d steps of Lanczos on C give Ritz values t_1, ..., t_d and the remainder w of the last, with
+Let Q be rows that were found, Ritz vectors of A with values theta_i and residuals r_i, and C the rest, A on what is
+orthogonal to Q. If all eigenvalues of C are below c, and c < x, then A has no more eigenvalues above x than
+diag(theta) + R^T R / (x - c) has: by Haynsworth's inertia additivity (1968), with E = R, it has as many above x as C
+and diag(theta) + E^T (x - C)^-1 E together. So where residuals are small, what remains is a bound on C.
 
-    |z| beta_1 ... beta_d = | prod_i (C - t_i) z |  >=  | prod_i (x - t_i) | |e . z|,    x the eigenvalue of e,
+That comes from a standard normal z orthogonal to Q, drawn when Q stands. After d steps of Lanczos on C with Ritz values
+t_1, ..., t_d and the remainder w, for every eigenpair (c, e) of C
+
+    |z| beta_1 ... beta_d = | prod_i (C - t_i) z |  >=  | prod_i (c - t_i) | |e . z|
 
 because the remainders' lengths beta_i make up the norm of the monic polynomial with the Ritz values as its roots
 (Parlett, The Symmetric Eigenvalue Problem, chapter 12). e . z is standard normal, so it is below epsilon with
-probability epsilon sqrt(2 / pi) at most: the left side over the product, for x at the border of what is wanted, bounds
-the probability that e is there and does not show. (The same argument for power iteration: Dixon 1983; for the first
-Ritz value, in advance of the run: Kuczynski and Wozniakowski 1992.) `overlooked` makes these steps beside a finished
-search; `Chain` reads the same inequality off the search itself, with A in place of C.
+probability epsilon sqrt(2 / pi) at most: where the left side over the product is epsilon at c, no eigenvalue of C is
+above c but with that probability. (The same argument for power iteration: Dixon 1983; for the first Ritz value, in
+advance of the run: Kuczynski and Wozniakowski 1992.) `overlooked` makes these steps beside a finished search; `Chain`
+reads the same inequality off the search itself, with A in place of C.
 """
 
 import math
@@ -21,74 +25,118 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from analysis.eigenpairs import PROBABILITY, rounding
-from analysis.vectors import norm, orthogonalised, random_rows, require_finite
+from analysis.eigenpairs import rounding
+from analysis.vectors import combine, norm, orthogonalised, random_rows, require_finite, rotate
 
 BEYOND = 2.0
-"""Tolerances by which an eigenvalue lies beyond the wanted ones where a `Chain` excludes it; `overlooked` takes 1."""
+"""Tolerances by which an eigenvalue lies beyond the wanted ones where it is excluded."""
 
-_TARGET = math.log(PROBABILITY * math.sqrt(math.pi / 2))
+BASIS, FEWEST = 40, 8
+"""Vectors that a search holds where memory does not matter, and those without which it does not get on."""
+
+_GRID = 50  # places where the border of C's spectrum may be
+
+Limit = tuple[int, float]
+"""(1, x) is crossed by eigenvalues above x, (-1, x) by those of -A above x."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Ritz vectors that a search has found, the wanted ones first."""
+
+    rows: Tensor  # (n, p), orthonormal
+    rotation: Tensor  # (n, m) float64: the Ritz vectors are rotation^T rows
+    values: Tensor  # (m,) float64, theta
+    coupling: Tensor  # (m, m) float64, R^T R: on its diagonal the squared residuals
+
+    def accounts_for(self, sign: int, at: float, beyond: float) -> bool:
+        """Whether A has no more eigenvalues above `at` than were seen, if C has none above `beyond`.
+
+        With a negative `sign`, that is said of -A and -C.
+        """
+        if beyond >= at:
+            return False
+        values = sign * self.values
+        most = torch.linalg.eigvalsh(torch.diag(values) + self.coupling / (at - beyond))
+        return int((most > at).sum()) == int((values > at).sum())
+
+    def first(self, k: int) -> "Seen":
+        """The first k alone, the others left to C: its top is then nearer to a limit, and the residuals are smaller."""
+        return Seen(self.rows, self.rotation[:, :k], self.values[:k], self.coupling[:k, :k])
+
+
+def limits_of(borders: Sequence[tuple[int, float]], tol: float, scale: float, dtype: torch.dtype) -> tuple[Limit, ...]:
+    """Beyond a border (1, x) is what is larger than x by more than `BEYOND` `tol` |x|; beyond (-1, x) what is smaller.
+
+    And by more than rounding in products with a matrix of norm `scale`.
+    """
+    return tuple((sign, sign * x + slack_at(x, BEYOND * tol, max(abs(x), scale), dtype)) for sign, x in borders)
 
 
 def overlooked(
-    basis: Tensor,
-    borders: Sequence[tuple[int, float]],
-    tol: float,
+    seen: Seen,
+    limits: Sequence[Limit],
+    probability: float,
     max_products: int,
+    room: int | None,
     generator: torch.Generator,
-    scale: float = 0.0,
 ) -> Generator[Tensor, Tensor, tuple[bool | None, int]]:
-    """Whether an eigenvalue beyond one of the `borders` has its eigenvectors orthogonal to Q, and the products spent.
+    """Whether A has more eigenvalues beyond one of the `limits` than were seen, and the products spent.
 
-    None instead of an answer where `max_products` were not enough for one.
-    `basis` is Q (m, p), orthonormal rows. A border (1, x) is crossed by what is larger than x by more than `tol` |x|,
-    (-1, x) by what is smaller; and by more than rounding in products with a matrix of norm `scale`.
-    Like an `Iteration` it yields rows (1, p) and is sent their products with A.
+    False is wrong with `probability` at most; None is said where `max_products` were not enough, or C comes too close
+    to a limit for the residuals that there are. Like an `Iteration` it yields rows (1, p) and is sent their products
+    with A. `room` is the number of vectors held at once (None: any), `seen` among them; what no longer fits is let go,
+    as in a restart that keeps the Ritz vectors nearest to the limits.
     """
+    whole = seen.rotation.shape[0] == seen.rotation.shape[1]
+    basis = seen.rows if whole else combine(seen.rotation.T, seen.rows)
     size = basis.shape[1]
-    slacks = [slack_at(x, tol, max(abs(x), scale), basis.dtype) for _, x in borders]
-    own = basis[:0]  # rows grown from z, orthogonal to Q
-    T = torch.zeros(0, 0, dtype=torch.float64, device=basis.device)
+    held = len(seen.rows) + (0 if whole else len(basis))
+    capacity = size if room is None else max(FEWEST, room - held)
+    target = math.log(probability / len(limits) * math.sqrt(math.pi / 2))
+    own = basis.new_empty(min(capacity, size - len(basis), max_products), size)  # rows grown from z, orthogonal to Q
+    T, let_go = torch.zeros(0, 0, dtype=torch.float64, device=basis.device), seen.values[:0]
     w, log_length = orthogonalised(random_rows(1, size, basis, generator), basis)[0], 0.0
     steps = max(0, min(size - len(basis), max_products))
     for step in range(1, steps + 1):
         length = norm(w[0])
         log_length += math.log(length)
-        own = torch.cat([own, w / length])
-        image = require_finite((yield own[-1:]))
-        w, column = orthogonalised(orthogonalised(image, basis)[0], own)
+        n = len(T) + 1
+        own[n - 1] = w[0] / length
+        image = require_finite((yield own[n - 1 : n]))
+        w, column = orthogonalised(orthogonalised(image, basis)[0], own[:n])
         T = torch.cat([torch.cat([T, column[:-1]], dim=1), column.T])
-        verdicts = [
-            _crossed(sign, x, slack, T, norm(w[0]), log_length)
-            for (sign, x), slack in zip(borders, slacks, strict=True)
-        ]
-        if any(verdicts):
+        length = norm(w[0])
+        # at the end C maps what z has reached to itself, and there is no more to see
+        ended = n == size - len(basis) or length <= rounding(column.abs().max().item(), w.dtype)
+        left = -math.inf if ended else log_length + math.log(length)
+        values, s = torch.linalg.eigh(T)
+        if any((sign * values).max() > at for sign, at in limits):
             return True, step
-        if None not in verdicts or norm(w[0]) <= rounding(column.abs().max().item(), w.dtype):
-            return False, step  # in the second case C maps what z has reached to itself: there is no more to see
-    return (False if steps == size - len(basis) else None), steps
+        if not all(seen.accounts_for(sign, at, (sign * values).max().item()) for sign, at in limits):
+            return None, step
+        roots = torch.cat([let_go, values])
+        borders = [_border_of(sign * roots, left, at, target) for sign, at in limits]
+        if all(seen.accounts_for(sign, at, c) for (sign, at), c in zip(limits, borders, strict=True)):
+            return False, step
+        if n == len(own) and n < size - len(basis):
+            nearest = torch.stack([at - sign * values for sign, at in limits]).min(dim=0).values.argsort()
+            kept = nearest[: n // 2]
+            rotate(s[:, kept].T, own[:n])
+            T, let_go = torch.diag(values[kept]), torch.cat([let_go, values[nearest[n // 2 :]]])
+    return (False if len(basis) == size else None), steps
 
 
-def _crossed(sign: int, x: float, slack: float, T: Tensor, length: float, log_length: float) -> bool | None:
-    """Whether an eigenvalue lies beyond a border, None while that is open.
-
-    T is C projected, `length` |w|, `log_length` the logarithm of the product of all lengths before it.
-    """
-    values, s = torch.linalg.eigh(T)
-    outermost = int((sign * values).argmax())
-    distance = sign * (values[outermost].item() - x)
-    if distance > slack:
-        return True
-    if length == 0:
-        return None
-    if distance >= -slack and length * abs(s[-1, outermost].item()) <= slack:
-        return False  # one more of the last wanted: it changes no value
-    return False if log_part(log_length + math.log(length), values, x + sign * slack) <= _TARGET else None
+def _border_of(ritz: Tensor, log_length: float, at: float, target: float) -> float:
+    """The least c below `at`, or else infinity, above which C (or -C) has an eigenvalue with little probability."""
+    candidates = torch.linspace(ritz.max().item(), at, _GRID + 1, dtype=torch.float64, device=ritz.device)[1:]
+    parts = log_length - (ritz[:, None] - candidates).abs().log().sum(0)
+    return float(candidates[parts <= target].min()) if (parts <= target).any() else math.inf
 
 
 def slack_at(x: float, tol: float, scale: float, dtype: torch.dtype) -> float:
     """By how much an eigenvalue must exceed x to be another one than x, in a matrix of norm `scale`."""
-    return max(tol * abs(x), rounding(scale, dtype))
+    return max(tol * abs(x), rounding(scale, dtype), torch.finfo(torch.float64).tiny)
 
 
 def log_part(log_length: float, roots: Tensor, x: float) -> float:

@@ -8,6 +8,8 @@ keeping v orthogonal to them, and at the end a Rayleigh-Ritz step over all of th
 vectors mixed in.
 """
 
+from collections.abc import Generator
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,7 @@ from analysis.eigenpairs import (
     relative,
 )
 from analysis.operators import SymmetricOperator
-from analysis.overlooked import overlooked
+from analysis.overlooked import Seen, limits_of, overlooked
 from analysis.vectors import combine, dot, dots, norm, require_finite, start_rows
 
 _SAFETY = 0.9  # of the tolerance, so that the final rotation among the pairs does not lift a residual above it
@@ -51,7 +53,7 @@ def power_iteration(
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     if start is None and operator.start is not None:
         start = operator.start()
-    steps = power_steps(operator.size, like, k, tol, max_iter, start, seed, progress)
+    steps = power_steps(operator.size, like, k, tol, max_iter, start, seed, operator.room, progress)
     return confirmed(drive(steps, lambda v: operator(v.T).T), tol, operator.exact)
 
 
@@ -63,6 +65,7 @@ def power_steps(
     max_iter: int,
     start: Tensor | None = None,
     seed: int = 0,
+    room: int | None = None,
     progress: Progress | None = None,
 ) -> Iteration:
     """The iteration of `power_iteration`, asking for one product (1, p) at a time; vectors are of `like`'s kind."""
@@ -71,24 +74,25 @@ def power_steps(
     spent = 0
     while True:
         each = max(1, max_iter - spent // k)
-        pairs = yield from _deflated(start_rows(k, size, like, start, generator), tol, each, progress)
+        pairs, seen = yield from _deflated(start_rows(k, size, like, start, generator), tol, each, progress)
         spent += pairs.products
         if not pairs.finished:
             return judged(pairs, 1.0, spent)
-        last, basis = pairs.values[-1].abs().item(), pairs.vectors.T
-        crossed, products = yield from overlooked(
-            basis, [(1, last), (-1, -last)], tol, max_iter * k - spent, generator, pairs.values.abs().max().item()
-        )
+        last, most = pairs.values[-1].abs().item(), pairs.values[0].abs().item()
+        limits = limits_of([(1, last), (-1, -last)], tol, most, like.dtype)
+        crossed, products = yield from overlooked(seen, limits, PROBABILITY, max_iter * k - spent, room, generator)
         spent += products
         if crossed is False:
-            return judged(pairs, 0.0 if len(basis) == size else PROBABILITY, spent)
+            return judged(pairs, 0.0 if k == size else PROBABILITY, spent)
         if spent >= max_iter * k:
             return judged(pairs, 1.0, spent)
         start = None
 
 
-def _deflated(starts: Tensor, tol: float, max_iter: int, progress: Progress | None) -> Iteration:
-    """A pair from every row of `starts` (k, p), none of them compared with what else there may be."""
+def _deflated(
+    starts: Tensor, tol: float, max_iter: int, progress: Progress | None
+) -> Generator[Tensor, Tensor, tuple[Eigenpairs, Seen]]:
+    """A pair from every row of `starts` (k, p), none of them compared with what else there may be, and their space."""
     size = starts.shape[1]
     found, images = starts.new_empty(0, size), starts.new_empty(0, size)
     products, scale = 0, 0.0
@@ -109,7 +113,10 @@ def _deflated(starts: Tensor, tol: float, max_iter: int, progress: Progress | No
         found, images = torch.cat([found, v[None]]), torch.cat([images, image[None]])
     values, vectors, images = rayleigh_ritz(found, images)
     order = values.abs().argsort(descending=True)
-    return certified(vectors[order], images[order], scale, tol, products)
+    values, vectors, images = values[order], vectors[order], images[order]
+    rest = images - values[:, None].to(vectors) * vectors
+    seen = Seen(vectors, torch.eye(len(values)).to(values), values, dots(rest, rest))
+    return certified(vectors, images, scale, tol, products), seen
 
 
 def _outside(vector: Tensor, found: Tensor) -> Tensor:

@@ -185,7 +185,8 @@ def make_problem(
     DataLoader) are read anew at every pass and must give the same samples each time; an iterator is stored.
     `parameters` names the selection (default: all that require a gradient), `device` defaults to the model's, `dtype`
     (float32 or float64) to the widest of its parameters, half precision being raised to float32 with a warning.
-    `memory` is the number of bytes that first-order graphs may take; `chunk_size` overrides the size chosen from it.
+    `memory` is the number of bytes that first-order graphs may take, and the vectors of an iteration as many again;
+    `chunk_size` overrides the size chosen from it.
     With `distributed`, `data` are the share of this rank of the initialised process group, and every number is that of
     all shares together. Wrappers of torch.compile and data parallelism are taken off.
 

@@ -14,6 +14,7 @@ from analysis.confirmation import confirmed, in_float64
 from analysis.eigenpairs import Eigenpairs, Iteration, Progress, drive
 from analysis.lanczos import lanczos_steps
 from analysis.layers import LayerBlocks, find_layers
+from analysis.memory import vectors_that_fit
 from analysis.operators import hessian
 from analysis.power import power_steps
 from analysis.problem import Problem
@@ -95,7 +96,7 @@ def eigs(
     PyHessian.
     """
     began = time.perf_counter()
-    search = _Search(k, tol, max_iter, method, seed, progress)
+    search = _Search(k, tol, max_iter, method, seed, vectors_that_fit(problem), progress)
     operator = pyhessian_operator(problem) if backend == "pyhessian" else hessian(problem)
     if start is None and operator.start is not None:
         start = operator.start()
@@ -135,6 +136,7 @@ class _Search:
     max_iter: int
     method: Method
     seed: int
+    room: int  # for vectors of all parameters, or as many of every layer's at the same time
     progress: ReportProgress | None
 
     def steps(self, problem: Problem, name: str, start: Tensor | None = None) -> Iteration:
@@ -142,9 +144,18 @@ class _Search:
         told: Progress | None = None if self.progress is None else partial(self.progress, name)
         like = problem.point().new_empty(0)
         if self.method == "power":
-            return power_steps(problem.size, like, self.k, self.tol, self.max_iter, start, self.seed, told)
+            return power_steps(problem.size, like, self.k, self.tol, self.max_iter, start, self.seed, self.room, told)
         return lanczos_steps(
-            problem.size, like, self.k, "largest", self.tol, self.max_iter, start, self.seed, progress=told
+            problem.size,
+            like,
+            self.k,
+            "largest",
+            self.tol,
+            self.max_iter,
+            start,
+            self.seed,
+            room=self.room,
+            progress=told,
         )
 
 
@@ -159,7 +170,8 @@ def layer_eigenpairs(
     progress: ReportProgress | None = None,
 ) -> dict[str, Eigenpairs]:
     """The top k eigenpairs of every layer's block, or of the layers named, all found together by Lanczos."""
-    return _layer_eigenpairs(problem, _Search(k, tol, max_iter, "lanczos", seed, progress), layers, "flatlab")
+    search = _Search(k, tol, max_iter, "lanczos", seed, vectors_that_fit(problem), progress)
+    return _layer_eigenpairs(problem, search, layers, "flatlab")
 
 
 def _layer_eigenpairs(

@@ -44,6 +44,14 @@ def combine(weights: Tensor, rows: Tensor) -> Tensor:
 
 
 @ieee()
+def rotate(weights: Tensor, rows: Tensor) -> None:
+    """Replace the first b of the rows by linear combinations of all, in no other's memory: (b, m) weights, (m, p)."""
+    for start in range(0, rows.shape[1], _PIECE):
+        piece = rows[:, start : start + _PIECE]
+        piece[: len(weights)] = weights.to(rows.dtype) @ piece
+
+
+@ieee()
 def orthogonalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """w - Q (Q^T w), done twice, and the coefficients Q^T w: rows (b, p), (n, p) -> (b, p), (n, b).
 

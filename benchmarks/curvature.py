@@ -109,7 +109,7 @@ def streamed(subject: Subject) -> None:
             ).result()
         print(f"| {name} | {seconds / mean.at_once:.2f} | {seconds / mean.fastest:.2f} | {tensors:.0f} | {more:.0f} |")
     for size in (66, peers.BATCH):
-        tensors = _tensors_peak(partial(peers.gradient, subject, size))
+        tensors = tensors_peak(partial(peers.gradient, subject, size))
         print(f"| (a gradient in batches of {size}) | | | {tensors:.0f} | |")
 
 
@@ -131,7 +131,7 @@ def _streamed_memory(name: str, state: Mapping[str, Tensor], x: Tensor, y: Tenso
     before = _resident_peak()
     operator(v)
     more = _resident_peak() - before
-    return _tensors_peak(partial(operator, v)), more
+    return tensors_peak(partial(operator, v)), more
 
 
 def _direction(subject: Subject) -> Tensor:
@@ -157,7 +157,7 @@ def _in_turns(
     return {name: median(seconds) for name, seconds in times.items()}, mean, differences
 
 
-def _tensors_peak(work: Callable[[], object]) -> float:
+def tensors_peak(work: Callable[[], object]) -> float:
     """The most MiB that torch's allocator had given out at one time during `work()`, beyond what it had before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()

@@ -2,16 +2,21 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from analysis.eigenpairs import PROBABILITY
 from analysis.lanczos import lanczos
-from analysis.operators import matrix_operator
-from analysis.overlooked import overlooked
+from analysis.operators import SymmetricOperator, matrix_operator
+from analysis.overlooked import BEYOND, Seen, limits_of, overlooked
+from analysis.power import power_iteration
 from analysis.vectors import random_rows
+from benchmarks.curvature import tensors_peak
 
 TOL = 1e-3
 
@@ -19,7 +24,9 @@ TOL = 1e-3
 def run(spectrum: Tensor, found: int, borders: Sequence[tuple[int, float]], seed: int = 0) -> tuple[bool | None, int]:
     """Look beside the first `found` eigenvectors of diag(spectrum)."""
     Q = torch.eye(len(spectrum), dtype=torch.float64)[:found]
-    search = overlooked(Q, borders, TOL, 200, torch.Generator().manual_seed(seed))
+    seen = Seen(Q, torch.eye(found, dtype=torch.float64), spectrum[:found], torch.zeros(found, found).double())
+    limits = limits_of(borders, TOL, 0.0, torch.float64)
+    search = overlooked(seen, limits, PROBABILITY, 200, None, torch.Generator().manual_seed(seed))
     try:
         rows = next(search)
         while True:
@@ -40,7 +47,7 @@ def steps_by_the_inequality(spectrum: Tensor, found: int, x: float, seed: int) -
         product = 1.0
         for t in torch.linalg.eigvalsh(K.T @ (C[:, None] * K)).tolist():
             w = (C - t) * w
-            product *= abs(x * (1 + TOL) - t)
+            product *= abs(x * (1 + BEYOND * TOL) - t)
         if w.norm() / product * math.sqrt(2 / math.pi) <= PROBABILITY:
             return d
     raise AssertionError("never")
@@ -87,3 +94,65 @@ def test_a_look_that_ran_out_of_products_is_no_convergence() -> None:
         pairs = lanczos(operator, 2, tol=TOL, max_iter=max_iter)
         assert pairs.converged.all() == (2 * max_iter >= full)
         assert pairs.products == min(full, 2 * max_iter)
+
+
+@given(seed=st.integers(0, 10_000), size=st.integers(4, 12), found=st.integers(1, 3), sign=st.sampled_from([1, -1]))
+@settings(max_examples=200, deadline=None)
+def test_no_more_eigenvalues_lie_beyond_than_are_accounted_for(seed: int, size: int, found: int, sign: int) -> None:
+    """For Ritz vectors however bad, and a bound on the rest however tight."""
+    generator = torch.Generator().manual_seed(seed)
+    A = torch.randn(size, size, dtype=torch.float64, generator=generator)
+    A = A + A.T
+    Q = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))[0].T
+    values, rotation = torch.linalg.eigh(Q[:found] @ A @ Q[:found].T)
+    E = Q[found:] @ A @ Q[:found].T @ rotation
+    seen = Seen(Q[:found], rotation, values, E.T @ E)
+    beyond = (sign * torch.linalg.eigvalsh(Q[found:] @ A @ Q[found:].T)).max().item()
+    for at in torch.linspace(beyond - 1, beyond + 12, 40).tolist():
+        if seen.accounts_for(sign, at, beyond):
+            assert (sign * torch.linalg.eigvalsh(A) > at).sum() == (sign * values > at).sum()
+    assert seen.accounts_for(sign, beyond + 1e3, beyond)
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "both", "magnitude"])
+def test_three_are_missed_more_rarely_than_promised(which: Any) -> None:
+    """Spectra with a cluster at their ends, a part of which the start does not have."""
+    wrong, certified = 0, 0
+    for seed in range(16):
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.cat(
+            [torch.linspace(1, -1, 240), 1.05 + 0.1 * torch.rand(5, generator=generator), -torch.ones(1)]
+        )
+        values = values.double()
+        start = torch.randn(len(values), 1, dtype=torch.float64, generator=generator) * (values < 1.1)[:, None]
+        operator = SymmetricOperator(len(values), values.dtype, values.device, values.__rmul__, start.clone)
+        pairs = lanczos(operator, 3, which=which, tol=1e-2, seed=seed)
+        last = pairs.values[1 if which == "both" else -1].item()
+        beyond = {
+            "largest": values > last + BEYOND * 1e-2 * abs(last),
+            "smallest": values < last - BEYOND * 1e-2 * abs(last),
+            "both": values > last + BEYOND * 1e-2 * abs(last),
+            "magnitude": values.abs() > abs(last) * (1 + BEYOND * 1e-2),
+        }[which]
+        certified += pairs.finished
+        wrong += pairs.finished and int(beyond.sum()) > 3
+    assert certified >= 12
+    assert wrong == 0
+
+
+@pytest.mark.parametrize("find", [lanczos, power_iteration])
+@pytest.mark.parametrize("k", [1, 4])
+def test_the_vectors_held_stay_within_the_room_there_is(find: Any, k: int) -> None:
+    size, room = 30_000, 24
+    values = torch.cat([torch.tensor([9.0, 8.0, 7.5, 7.0, 6.5]), torch.linspace(5, -5, size - 5)]).double()
+    operator = SymmetricOperator(size, torch.float64, values.device, lambda rows: rows * values, room=room)
+    roomy = SymmetricOperator(size, torch.float64, values.device, lambda rows: rows * values)
+    found: dict[str, Any] = {}
+    peak = tensors_peak(lambda: found.update(pairs=find(operator, k, tol=1e-4, max_iter=600))) * (1 << 20)
+    pairs = found["pairs"]
+    assert pairs.converged.all()
+    assert pairs.missed <= PROBABILITY
+    torch.testing.assert_close(pairs.values, values[:k], rtol=1e-6, atol=0)
+    assert peak <= (room + 2 * k + 8) * size * 8  # what is returned, the product in the making, and its parts
+    if find is lanczos and k == 4:
+        assert tensors_peak(lambda: lanczos(roomy, k, tol=1e-4)) * (1 << 20) > (room + 2 * k + 8) * size * 8
