@@ -3,7 +3,7 @@
 Small random networks, of the kinds whose gradient says least about the top: one sample, many labels, a softmax inside,
 one of two heads fitted, nearly converged; and diagonal matrices whose start vector has next to no part in the top. Each
 matrix is made dense once in float64; every search starts from its gradient, as on a network. A miss is a result that
-claims convergence while an eigenvalue lies beyond it by more than the tolerance.
+claims convergence while an eigenvalue lies beyond it by more than twice the tolerance, and than rounding.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from analysis.eigenpairs import Eigenpairs
+from analysis.eigenpairs import Eigenpairs, rounding
 from analysis.lanczos import lanczos
 from analysis.operators import SymmetricOperator
 from analysis.overlooked import BEYOND
@@ -176,11 +176,12 @@ def _judged(spectrum: Spectrum, find: Find, wanted: Callable[[Tensor], Tensor], 
     short = (right.abs() - pairs.values.abs()).abs() - pairs.residuals
     distances = (spectrum.values - pairs.values[:, None]).abs().min(dim=1).values
     converged = bool(pairs.converged.all())
+    slack = (BEYOND * TOL * right.abs()).clamp(min=rounding(spectrum.values.abs().max().item(), dtype)) + floor
     return Counter(
         spectra=1,
         converged=converged,
         rounded=not converged and pairs.finished,
-        missed=pairs.finished and bool((short > BEYOND * TOL * right.abs() + floor).any()),
+        missed=pairs.finished and bool((short > slack).any()),
         understated=bool((distances > pairs.residuals + floor).any()),
         products=pairs.products,
     )
