@@ -31,6 +31,8 @@ def print_eigs(results: Sequence[dict[str, Any]]) -> None:
             _print_sampling(f"[{number}] " if several else "", result)
     values = [value for result in results for value in _all_values(result)]
     print_certificate(values, any(result["method"] == "power" for result in results))
+    if any(result["backend"] == "pyhessian" for result in results):
+        console.print("Products are PyHessian's, an independent check; nothing of it was multiplied again in float64.")
     warn_unless_converged(values)
 
 
