@@ -12,8 +12,8 @@ from flatlab.cli.pictures import save_picture
 from flatlab.errors import UsageError
 
 if TYPE_CHECKING:
-    from flatlab.measuring.progress import Tell
     from flatlab.measuring.subjects import Subject
+    from flatlab.tell import Tell
 
 _PARTS = "Parts of the data"
 

@@ -1,20 +1,17 @@
 """How a run shows its progress: a bar on a terminal, a line now and then elsewhere, and run.log."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from flatlab.cli.console import say, status
-from flatlab.cli.events import event_writer
-from flatlab.cli.tracking import curvature_probe
-from flatlab.federated.engine.base import Engine
-from flatlab.federated.rounds import Run, train
+from flatlab.federated.rounds import Run
+from flatlab.runs.events import event_writer
 from flatlab.runs.lines import Lines
 from flatlab.runs.metrics import Record
-
-Tell = Callable[[str], None]
+from flatlab.tell import Tell
 
 
 class _Latest(ProgressColumn):
@@ -30,12 +27,11 @@ class _Latest(ProgressColumn):
         return Text("" if value is None else self.form.format(value), no_wrap=True)
 
 
-def train_with_progress(
-    run: Run, engine: Engine, save_every: float, track_eigs: int | None, tensorboard: bool
-) -> Record:
-    """Train to the end; returns the newest value of everything that records hold.
+@contextmanager
+def bar(run: Run, tensorboard: bool = False) -> Iterator[Callable[[Record], None]]:
+    """Yield what shows the rounds of `run`: a bar on a terminal, and elsewhere a line now and then.
 
-    Shows a bar on a terminal, and elsewhere a line now and then; run.log gets these lines in any case.
+    run.log gets these lines in any case, and event files what `tensorboard` asks for.
     """
     config = run.world.config
     columns = (
@@ -52,7 +48,6 @@ def train_with_progress(
         observers: list[Callable[[Record], None]] = [latest.update]
         if tensorboard:
             observers.append(stack.enter_context(event_writer(run.folder, run.server.round)))
-        probe = curvature_probe(run.world) if track_eigs else None
         tell: Tell = run.files.log
         if status.is_terminal:
             progress = stack.enter_context(Progress(*columns, console=status))
@@ -66,8 +61,7 @@ def train_with_progress(
             for observe in observers:
                 observe(record)
 
-        train(run, engine, on_round, save_every, probe, track_eigs or 1)
-    return latest
+        yield on_round
 
 
 def _both(one: Tell, other: Tell) -> Tell:

@@ -18,13 +18,13 @@ from flatlab.cli.console import console, say, status, write_json
 from flatlab.cli.presenting import present
 from flatlab.cores import available_cores
 from flatlab.errors import UsageError
-from flatlab.federated.holding import holding
+from flatlab.federated.footprint import footprint
 from flatlab.files import write_text
 from flatlab.grid.carry import run_cells
+from flatlab.grid.cell_progress import Progress, cell_progress
 from flatlab.grid.cells import CellWork
 from flatlab.grid.estimate import Calibration, calibrate, measuring_seconds, training_seconds
 from flatlab.grid.plan import Cell, Grid, grid_cells, parse_grid, read_grid_text, require_named_model
-from flatlab.grid.progress import Progress, cell_progress
 from flatlab.runs.fingerprint import settled
 from flatlab.runs.interruption import exit_status
 from flatlab.runs.lines import LINE_SECONDS, duration
@@ -95,7 +95,7 @@ def plan_grid(name: str, where: Where, json: Path | None) -> None:
         with status.status("Calibrating: one client of every method"):
             calibration = calibrate(todo, torch.device(plan.device), where.data_root)
         seconds = {cell.name: _seconds(plan, cell, progress[cell.name], calibration) for cell in todo}
-        largest = max((holding(cell.config, calibration.parameters) for cell in todo), key=lambda each: each.bytes)
+        largest = max((footprint(cell.config, calibration.parameters) for cell in todo), key=lambda each: each.bytes)
         held = largest.sentence()
     table = Table(title=escape(plan.grid.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("cells", overflow="fold")

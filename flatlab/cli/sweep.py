@@ -10,10 +10,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from flatlab.cli.console import console, say, status, write_json
 from flatlab.cli.unsaved import fail_if, noted, warn_of_unwritable
-from flatlab.measuring.progress import Tell
 from flatlab.measuring.ranks import joined, rank
 from flatlab.measuring.subjects import Measurement, Subject, check, open_subject
 from flatlab.runs.measurements import measurement_path, save_measurement
+from flatlab.tell import Tell
 
 Work = Callable[[Subject, Tell], dict[str, Any]]
 """Measures a subject and returns the numbers as plain data."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from analysis.subsets import batch_spectra
 from flatlab.measuring.eigs import Search, plain_eigenvalue, top
-from flatlab.measuring.progress import Tell, silent
 from flatlab.measuring.subjects import Subject
+from flatlab.tell import Tell, silent
 
 
 def batches_numbers(subject: Subject, search: Search, batch_size: int, tell: Tell = silent) -> dict[str, Any]:

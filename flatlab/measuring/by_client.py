@@ -8,8 +8,8 @@ from typing import Any
 from analysis.objective import loss_at
 from analysis.subsets import client_spectra
 from flatlab.measuring.eigs import Search, plain_eigenvalue
-from flatlab.measuring.progress import Tell, silent
 from flatlab.measuring.subjects import Subject
+from flatlab.tell import Tell, silent
 
 
 def clients_numbers(subject: Subject, search: Search, tell: Tell = silent) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from analysis.density import SpectralDensity, spectral_density
 from analysis.operators import hessian
 from analysis.problem import Problem
 from analysis.trace import mean_of
-from flatlab.measuring.progress import Tell, silent
+from flatlab.tell import Tell, silent
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from analysis.problem import Problem
 from analysis.spectrum import Backend, Eigenvalue, EigsReport, Method, eigs
 from analysis.subsets import Spread, sampling_spread
 from flatlab.errors import UsageError
-from flatlab.measuring.progress import Tell, silent
 from flatlab.measuring.ranks import ranks
 from flatlab.measuring.subjects import Subject
+from flatlab.tell import Tell, silent
 
 PARTS = 4
 """Disjoint subsets on which lambda_max is measured again, to see how much the sample matters."""

@@ -5,8 +5,8 @@ from typing import Any
 from analysis.flatness import flatness
 from analysis.problem import Problem
 from flatlab.measuring.eigs import plain_eigenvalue
-from flatlab.measuring.progress import Tell, silent
 from flatlab.measuring.trace import Probing
+from flatlab.tell import Tell, silent
 
 
 def flatness_numbers(problem: Problem, probing: Probing, tell: Tell = silent) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from analysis.spectrum import eigs
 from analysis.surface import filter_normalised_directions, loss_surface
 from flatlab.errors import UsageError
 from flatlab.measuring.eigs import plain_eigenvalue
-from flatlab.measuring.progress import Tell, silent
+from flatlab.tell import Tell, silent
 
 Along = Literal["random", "eigenvectors"]
 

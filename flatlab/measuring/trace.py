@@ -11,7 +11,7 @@ from analysis.operators import hessian
 from analysis.problem import Problem
 from analysis.trace import hutchinson
 from flatlab.errors import UsageError
-from flatlab.measuring.progress import Tell, silent
+from flatlab.tell import Tell, silent
 
 
 @dataclass(frozen=True)

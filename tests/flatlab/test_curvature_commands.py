@@ -16,9 +16,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from flatlab.cli.main import main
-from flatlab.cli.training import Execution, train_run
+from flatlab.cli.train import train_run
 from flatlab.data import normalise
 from flatlab.federated.config import make_config
+from flatlab.federated.execution import Execution
 from flatlab.federated.world import World, make_world
 from flatlab.measuring import samples
 from flatlab.measuring.subjects import Measurement, open_checkpoint
@@ -35,7 +36,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run without MAN and one with it."""
     folder = tmp_path_factory.mktemp("runs")
     configs = {"plain": make_config(RUN), "man": make_config(RUN | {"man": True, "zeta": 0.3})}
-    one, two = (train_run(config, None, folder / name, Execution(workers=1), None) for name, config in configs.items())
+    one, two = (train_run(config, folder / name, Execution(workers=1)) for name, config in configs.items())
     return one, two
 
 
