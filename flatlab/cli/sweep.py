@@ -8,8 +8,7 @@ from typing import Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from flatlab.cli.console import console, say, status, write_json
-from flatlab.cli.unsaved import fail_if, noted, warn_of_unwritable
+from flatlab.cli.console import console, fail_if, noted, say, status, warn_of_unwritable, write_json
 from flatlab.measuring.ranks import joined, rank
 from flatlab.measuring.subjects import Measurement, Subject, check, open_subject
 from flatlab.runs.measurements import measurement_path, save_measurement

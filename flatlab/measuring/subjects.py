@@ -47,6 +47,7 @@ class Subject:
     available: int  # samples there are, of which the problem's are some
     clients: Mapping[str, Problem] = field(default_factory=dict)  # their own losses; the problem's is that of all
     places: NDArray[np.int64] | None = None  # of the samples in a checkpoint's training set, on all ranks, in order
+    settings: Mapping[str, Any] = field(default_factory=dict)  # samples, precision and clients, as results state them
     notes: tuple[str, ...] = ()  # what the user should hear of how it was opened
 
 
@@ -118,7 +119,8 @@ def open_checkpoint(path: Path, measurement: Measurement) -> Subject:
         if len(held) == 0:
             raise UsageError(f"Client {name} holds none of the {len(chosen)} samples: ask for more, or use --full.")
         clients[name] = problem.on(own_share(data, held, dtype, measurement.device, f"Client {name}"))
-    return Subject(problem, _about_checkpoint(path, checkpoint, problem), available, clients, chosen)
+    about = _about_checkpoint(path, checkpoint, problem)
+    return Subject(problem, about, available, clients, chosen, _settings(problem, measurement))
 
 
 def open_subject(path: Path | None, measurement: Measurement) -> Subject:
@@ -136,7 +138,12 @@ def open_subject(path: Path | None, measurement: Measurement) -> Subject:
         "loss_function": own.loss,
         "versions": provenance(),
     }
-    return Subject(problem, about, available, notes=tuple(notes))
+    return Subject(problem, about, available, settings=_settings(problem, measurement), notes=tuple(notes))
+
+
+def _settings(problem: Problem, measurement: Measurement) -> dict[str, Any]:
+    clients = {} if measurement.clients is None else {"clients": measurement.clients}
+    return {"samples": problem.samples, "dtype": measurement.dtype, **clients}
 
 
 def _choice(
