@@ -20,7 +20,7 @@ def demo(
     from flatlab.cli.sweep import measure
     from flatlab.cli.train import train_run
     from flatlab.federated.config import make_config
-    from flatlab.measuring.eigs import Search, eigs_numbers
+    from flatlab.measuring.eigs import Search, measure_eigs
     from flatlab.measuring.subjects import Measurement
     from flatlab.runs.folder import RunFolder
 
@@ -35,7 +35,7 @@ def demo(
         checkpoints,
         Measurement(),
         vars(search),
-        lambda subject, tell: eigs_numbers(subject, search, tell),
+        lambda subject, tell: measure_eigs(subject, search, tell),
         print_eigs,
     )
     without, with_man = results

@@ -23,7 +23,7 @@ def density(
     eigenvalues, and the trace; the curve itself is in the JSON and in the figure.
     """
     from flatlab.cli.sweep import measure
-    from flatlab.measuring.density import Quadrature, density_numbers
+    from flatlab.measuring.density import Quadrature, measure_density
 
     quadrature = Quadrature(depth, probes)
 
@@ -39,7 +39,7 @@ def density(
         given.paths,
         given.measurement(),
         vars(quadrature),
-        lambda subject, tell: density_numbers(subject.problem, quadrature, tell),
+        lambda subject, tell: measure_density(subject.problem, quadrature, tell),
         present,
         given.json,
         given.figure,

@@ -1,9 +1,18 @@
-"""How a run shows its progress: a bar on a terminal, a line now and then elsewhere, and run.log."""
+"""How what takes long shows its progress: a run by a bar or a line now and then, a measurement by its stage."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from flatlab.cli.console import say, status
@@ -70,3 +79,21 @@ def _both(one: Tell, other: Tell) -> Tell:
         other(line)
 
     return tell
+
+
+@contextmanager
+def progress_line(name: str) -> Iterator[Tell]:
+    """Within the block, a line on standard error that says what goes on, and for how long."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[stage]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=status, transient=True) as progress:
+        task = progress.add_task(name, total=None, stage="")
+
+        def tell(stage: str) -> None:
+            progress.update(task, stage=stage)
+
+        yield tell

@@ -27,7 +27,7 @@ def surface(
     be compared. Along a unit eigenvector the curvature at the model is the eigenvalue.
     """
     from flatlab.cli.sweep import measure
-    from flatlab.measuring.surface import read_section, surface_numbers
+    from flatlab.measuring.surface import measure_surface, read_section
 
     measurement, section = given.measurement(), read_section(along, line, extent, points, seed)
 
@@ -46,7 +46,7 @@ def surface(
         given.paths,
         measurement,
         vars(section),
-        lambda subject, tell: surface_numbers(subject.problem, section, tell),
+        lambda subject, tell: measure_surface(subject.problem, section, tell),
         present,
         given.json,
         given.figure,

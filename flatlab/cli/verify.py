@@ -99,7 +99,7 @@ def _verify_checkpoints(
     """Check the statements on every checkpoint and write `<checkpoint>.verify.json` beside it."""
     from flatlab.cli.theory_tables import print_chain
     from flatlab.malloc import keep_freed_memory
-    from flatlab.measuring.verify import open_with_clients, require_unbroken, verification
+    from flatlab.measuring.verify import open_with_clients, require_unbroken, verify_subject
     from flatlab.runs.checkpoint import load_checkpoint
     from flatlab.runs.measurements import measurement_path, save_measurement
 
@@ -113,7 +113,7 @@ def _verify_checkpoints(
     for path in paths:
         subject, clients = open_with_clients(path, measurement)
         with status.status(str(path)) as spinner:
-            found = verification(subject, clients, lambda stage, path=path: spinner.update(f"{path}: {stage}"))  # type: ignore[misc]
+            found = verify_subject(subject, clients, lambda stage, path=path: spinner.update(f"{path}: {stage}"))  # type: ignore[misc]
         results.append(found.to_dict())
         with noted(unsaved):
             say(save_measurement(path, "verify", results[-1]).note)

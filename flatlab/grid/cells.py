@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.problem import Problem
-from analysis.spectrum import eigs
 from flatlab.federated.execution import Execution, go_on
 from flatlab.federated.partition import class_counts
 from flatlab.federated.rounds import Run
@@ -23,11 +21,12 @@ from flatlab.grid.cell_progress import (
     settings_of_kind,
 )
 from flatlab.grid.plan import Cell, Measure
-from flatlab.measuring.density import density_numbers
-from flatlab.measuring.eigs import plain_report
-from flatlab.measuring.subjects import Measurement, open_checkpoint
-from flatlab.measuring.surface import surface_numbers
-from flatlab.measuring.trace import trace_numbers
+from flatlab.measuring.density import measure_density
+from flatlab.measuring.eigs import Search, measure_eigs
+from flatlab.measuring.result import Result, measured
+from flatlab.measuring.subjects import Measurement, Subject, open_checkpoint
+from flatlab.measuring.surface import measure_surface
+from flatlab.measuring.trace import measure_trace
 from flatlab.runs.checkpoint import Checkpoint, provenance
 from flatlab.runs.folder import RunFolder
 from flatlab.runs.lines import Lines
@@ -65,10 +64,12 @@ class CellWork:
 
     def _measure(self, kind: str, path: Path, measure: Measure) -> None:
         measurement = Measurement(measure.samples, DTYPE, self.device, self.data_root, self.trusted_model)
-        subject = open_checkpoint(path, measurement)
-        numbers = MEASURES[kind](subject.problem, measure)
-        settings = settings_of_kind(kind, measure)
-        self._save(kind, path, {**subject.about, "settings": settings, **numbers})
+        result = measured(
+            lambda: open_checkpoint(path, measurement),
+            lambda subject, tell: MEASURES[kind](subject, measure),
+            settings_of_kind(kind, measure),
+        )
+        self._save(kind, path, result.to_dict())
 
     def _save(self, kind: str, path: Path, content: Mapping[str, Any]) -> None:
         saved = save_measurement(path, kind, content, for_tables=True)
@@ -76,11 +77,11 @@ class CellWork:
             RunFolder(path.parent).log(saved.note)
 
 
-MEASURES: Mapping[str, Callable[[Problem, Measure], dict[str, Any]]] = {
-    "eigs": lambda problem, _: plain_report(eigs(problem)),
-    "trace": lambda problem, measure: trace_numbers(problem, probing(measure)),
-    "density": lambda problem, measure: density_numbers(problem, quadrature(measure)),
-    "surface": lambda problem, measure: surface_numbers(problem, section(measure)),
+MEASURES: Mapping[str, Callable[[Subject, Measure], Result]] = {
+    "eigs": lambda subject, _: measure_eigs(subject, Search(), sampling=False),
+    "trace": lambda subject, measure: measure_trace(subject.problem, probing(measure)),
+    "density": lambda subject, measure: measure_density(subject.problem, quadrature(measure)),
+    "surface": lambda subject, measure: measure_surface(subject.problem, section(measure)),
 }
 """What is measured of a checkpoint, as the commands of these names do; the file is called after the kind."""
 

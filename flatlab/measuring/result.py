@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from flatlab.files import finite
 from flatlab.measuring.subjects import Subject
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Result(ABC):
     """A measurement of one model; each measure adds its fields."""
+
+    title: ClassVar[str]
 
     about: Mapping[str, Any] = field(default_factory=dict)  # of what: checkpoint or model, data, loss, versions
     settings: Mapping[str, Any] = field(default_factory=dict)  # how
@@ -34,7 +36,11 @@ class Result(ABC):
 
     @abstractmethod
     def plot(self) -> "Figure":
-        """Draw it."""
+        """Draw it, as the command's --figure."""
+
+    def summary(self) -> Sequence[Mapping[str, Any]]:
+        """What is printed, as `rows`."""
+        return self.rows()
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the command of this name writes as JSON; a number that is not finite is None."""
@@ -50,14 +56,17 @@ class Result(ABC):
         return DataFrame(self.rows())
 
     def __repr__(self) -> str:
-        return f"{self._title()}\n{self.to_frame().to_string(index=False, float_format='{:.4g}'.format)}"
+        from pandas import DataFrame
+
+        table = DataFrame(self.summary()).to_string(index=False, float_format="{:.4g}".format, na_rep="")
+        return f"{self._title()}\n{table}"
 
     def _title(self) -> str:
         if not self.about:
-            return type(self).__name__
+            return self.title
         data, name = self.about["data"], self.about.get("checkpoint", self.about.get("model"))
         split = f"{data['split']}ing " if data["split"] == "train" else ""
-        return f"{type(self).__name__} of {name}: {data['samples']:,} {split}samples of {data['dataset']}"
+        return f"{self.title} of {name}: {data['samples']:,} {split}samples of {data['dataset']}"
 
 
 R = TypeVar("R", bound=Result)

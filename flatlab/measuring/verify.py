@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ DEFAULT_SAMPLES = 200
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Verification(Result):
     """Every statement on one network, each side as the interval in which it lies."""
+
+    title: ClassVar[str] = "The theory's statements"
 
     loss: float
     top: Interval  # lambda_max(H)
@@ -92,7 +94,7 @@ class Verification(Result):
         return plot_theory_chain([self.to_dict()]).figure
 
 
-def verification(subject: Subject, clients: Mapping[str, Problem], tell: Tell = silent) -> Verification:
+def verify_subject(subject: Subject, clients: Mapping[str, Problem], tell: Tell = silent) -> Verification:
     """Check every statement on `subject`, a mean in float64, and F on `clients`, where there are any."""
     found: Chain = chain(subject.problem, clients, tell)
     return Verification(
