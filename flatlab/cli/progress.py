@@ -83,14 +83,14 @@ def _both(one: Tell, other: Tell) -> Tell:
 
 @contextmanager
 def progress_line(name: str) -> Iterator[Tell]:
-    """Within the block, a line on standard error that says what goes on, and for how long."""
+    """Within the block, a line on standard error that says what goes on, and for how long; only on a terminal."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         TextColumn("{task.fields[stage]}", markup=False),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=status, transient=True) as progress:
+    with Progress(*columns, console=status, transient=True, disable=not status.is_terminal) as progress:
         task = progress.add_task(name, total=None, stage="")
 
         def tell(stage: str) -> None:

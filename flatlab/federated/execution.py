@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from flatlab.cores import available_cores
-from flatlab.errors import UsageError
+from flatlab.errors import UsageError, require_count, shown
 from flatlab.federated.config import RunConfig
 from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
@@ -48,6 +48,11 @@ class Execution:
             value = getattr(self, option)
             if value not in allowed:
                 raise UsageError(f"--{option} is one of {', '.join(allowed)}, not {value!r}.")
+        for option, count in {"workers": self.workers, "track-eigs": self.track_eigs}.items():
+            if count is not None:
+                require_count(option, count)
+        if not self.save_every >= 0:
+            raise UsageError(f"--save-every is a number of seconds, 0 or more, not {shown(self.save_every)}.")
         if self.device == "cuda" and self.engine == "process":
             raise UsageError("--engine process trains on the CPU; leave --device out, or use --engine batched.")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -57,7 +62,7 @@ class Execution:
 class Watch(Protocol):
     """Opens what shows the rounds of a run as they end."""
 
-    def __call__(self, run: Run) -> AbstractContextManager[Callable[[Record], None]]:
+    def __call__(self, run: Run, /) -> AbstractContextManager[Callable[[Record], None]]:
         """Yield what takes the record of each round; `run` stands where it was cut off, or at its beginning."""
 
 

@@ -11,6 +11,7 @@ from analysis.density import SpectralDensity, spectral_density
 from analysis.operators import hessian
 from analysis.problem import Problem
 from analysis.trace import Estimate, mean_of
+from flatlab.errors import require_count
 from flatlab.measuring.result import Result
 from flatlab.tell import Tell, silent
 
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Quadrature:
-    """How much work goes into the density."""
+    """How much work goes into the density. Raises `UsageError` for too little."""
 
     depth: int = 40  # products per probe
     probes: int = 5
+
+    def __post_init__(self) -> None:
+        require_count("depth", self.depth, 2)
+        require_count("probes", self.probes)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)

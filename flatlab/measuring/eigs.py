@@ -9,7 +9,7 @@ from torch import Tensor
 from analysis.problem import Problem
 from analysis.spectrum import Backend, Eigenvalue, EigsReport, LayerSpectrum, Method, eigs
 from analysis.subsets import Spread, sampling_spread
-from flatlab.errors import UsageError
+from flatlab.errors import UsageError, require_count
 from flatlab.measuring.ranks import ranks
 from flatlab.measuring.result import Result
 from flatlab.measuring.subjects import Subject
@@ -52,7 +52,9 @@ class Search:
 
 
 def read_search(k: int, layers: str, method: str, backend: str, tol: float, max_iter: int) -> Search:
-    """Raises `UsageError` for a method, a backend or a tolerance that is none."""
+    """Raises `UsageError` for a method, a count, a backend or a tolerance that is none."""
+    require_count("top-k", k)
+    require_count("max-iter", max_iter)
     if method not in ("lanczos", "power"):
         raise UsageError(f"--method is lanczos or power, not {method!r}.")
     if backend not in ("flatlab", "pyhessian"):

@@ -24,7 +24,7 @@ class Result(ABC):
 
     about: Mapping[str, Any] = field(default_factory=dict)  # of what: checkpoint or model, data, loss, versions
     settings: Mapping[str, Any] = field(default_factory=dict)  # how
-    seconds: float = math.nan  # with opening the model and its data
+    seconds: float = math.nan  # that it took
 
     @abstractmethod
     def numbers(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from analysis.objective import loss_at
 from analysis.problem import Problem
 from analysis.spectrum import Eigenvalue, eigs
 from analysis.surface import Surface, filter_normalised_directions, loss_surface
-from flatlab.errors import UsageError
+from flatlab.errors import UsageError, require_count
 from flatlab.measuring.eigs import plain_eigenvalue
 from flatlab.measuring.result import Result
 from flatlab.tell import Tell, silent
@@ -30,7 +30,9 @@ class Section:
 
 
 def read_section(along: str, line: bool, extent: float, points: int, seed: int) -> Section:
-    """Raises `UsageError` for directions or an extent that are none."""
+    """Raises `UsageError` for directions, an extent, or counts that are none."""
+    require_count("points", points, 2)
+    require_count("seed", seed, 0)
     if along not in ("random", "eigenvectors"):
         raise UsageError(f"--along is random or eigenvectors, not {along!r}.")
     if not 0 < extent < float("inf"):

@@ -11,7 +11,7 @@ from analysis.layers import find_layers
 from analysis.operators import hessian
 from analysis.problem import Problem
 from analysis.trace import Estimate, hutchinson
-from flatlab.errors import UsageError
+from flatlab.errors import UsageError, require_count
 from flatlab.measuring.result import Result
 from flatlab.tell import Tell, silent
 
@@ -28,7 +28,8 @@ class Probing:
 
 
 def read_probing(tol: float, max_probes: int) -> Probing:
-    """Raises `UsageError` for a tolerance that is none."""
+    """Raises `UsageError` for a tolerance, or a number of probes, that is none."""
+    require_count("max-probes", max_probes, 2)
     if not 0 < tol < 1:
         raise UsageError(f"--tol is a share of the trace, between 0 and 1, not {tol:g}.")
     return Probing(tol, max_probes)
