@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
-from figures.subjects import Saved, origin, setting, subject_labels, subject_name
 
 
 def draw_batch_spectrum(saved: Sequence[Saved], path: Path) -> list[Path]:

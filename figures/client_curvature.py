@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
-from figures.subjects import Saved, origin, setting, subject_labels, subject_name
 
 
 def draw_client_curvature(saved: Sequence[Saved], path: Path) -> list[Path]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.grouped_bars import draw_groups
 from figures.saving import COLUMN, Drawing, new_figure, print_style
-from figures.subjects import Saved, origin, setting, subject_labels, subject_name
 
 
 def draw_layers(saved: Sequence[Saved], path: Path) -> list[Path]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.loss_surface import loss_label
 from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
-from figures.subjects import Saved, origin, setting, subject_labels, subject_name
 
 
 def draw_loss_lines(saved: Sequence[Saved], path: Path) -> list[Path]:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.colors import LogNorm
 
+from figures.captions import Saved, origin, subject_labels, subject_name
 from figures.labels import algorithm_label, man_label
 from figures.results import Results
 from figures.saving import COLUMN, Drawing, new_figure, plain_log_ticks, print_style
-from figures.subjects import Saved, origin, subject_labels, subject_name
 
 LEVELS = 16
 MOST_BESIDE = 3

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.labels import man_label
 from figures.results import Results
 from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
-from figures.subjects import Saved, origin, setting, subject_labels, subject_name
 
 
 def draw_spectral_density(results: Results, path: Path) -> list[Path]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from figures.captions import setting, subject_name
 from figures.saving import COLUMN, PALETTE, Drawing, new_figure, print_style
-from figures.subjects import setting, subject_name
 
 LINKS = {
     "top": ("top eigenvalue", "o", PALETTE[0]),

@@ -54,8 +54,8 @@ def eigs(
     from figures.client_curvature import draw_client_curvature
     from figures.layers import draw_layers
     from flatlab.cli.sweep import measure
-    from flatlab.measuring.by_batch import measure_batches
-    from flatlab.measuring.by_client import measure_clients
+    from flatlab.measuring.batch_spectrum import measure_batches
+    from flatlab.measuring.client_curvature import measure_clients
     from flatlab.measuring.eigs import measure_eigs, read_search
 
     measurement = given.measurement(clients)

@@ -66,7 +66,7 @@ def _run(reproduction: "Reproduction", json: Path | None) -> None:
 
     Exits with 1 if a cell failed or its folder holds another run, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    from flatlab.cli.presenting import present
+    from flatlab.cli.presentation import present
 
     reproduction.begin()
     progress = reproduction.progress()

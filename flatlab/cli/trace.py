@@ -8,7 +8,7 @@ import typer
 from flatlab.cli.console import console
 from flatlab.cli.options import Given, measuring
 from flatlab.cli.pictures import save_picture
-from flatlab.cli.tables import Cell, Row, estimate_cell, loss_name, print_side_by_side
+from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, print_side_by_side
 
 
 @measuring

@@ -254,7 +254,7 @@ def _own_model(config: "RunConfig") -> str:
 
 def _draw_tracking(files: "RunFolder") -> Path:
     """Draw eigenvalue and accuracy against rounds from the run's own metrics; returns the picture's path."""
-    from figures.tracking import draw_tracking
+    from figures.tracked_eigenvalues import draw_tracking
     from flatlab.runs.checkpoint import provenance
 
     return draw_tracking({files.path.name: files.metrics.read()}, files.path / "tracking", provenance())[0]

@@ -18,9 +18,9 @@ from flatlab.data import ImageData
 from flatlab.errors import UsageError, require_count
 from flatlab.federated.world import DTYPES, make_world
 from flatlab.malloc import keep_freed_memory
-from flatlab.measuring.own import OwnModel, open_own
+from flatlab.measuring.loss_samples import own_share, some_of
+from flatlab.measuring.own_model import OwnModel, open_own
 from flatlab.measuring.ranks import ranks
-from flatlab.measuring.samples import own_share, some_of
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, provenance, rebuild
 
 DEFAULT_SAMPLES = 2000

@@ -18,8 +18,8 @@ from analysis.theory.statements import STATEMENTS, Check, Interval, Tally, broke
 from flatlab.errors import FlatlabError
 from flatlab.federated.world import make_world
 from flatlab.malloc import keep_freed_memory
+from flatlab.measuring.loss_samples import own_share
 from flatlab.measuring.result import Result
-from flatlab.measuring.samples import own_share
 from flatlab.measuring.subjects import Measurement, Subject, open_checkpoint
 from flatlab.runs.checkpoint import load_checkpoint, provenance
 from flatlab.tell import Tell, silent
