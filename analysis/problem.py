@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from analysis.batches import Batch, Inputs, Part, batch_length, inspect_data, moved, sliced
 from analysis.distributed import failing_together, require_ranks, summed_number
 from analysis.errors import MeasurementError
-from analysis.fingerprint import FirstPass, fingerprint
+from analysis.first_pass import FirstPass, fingerprint
 from analysis.ieee import NoAutocast, ieee
 from analysis.losses import Loss, Reduction, Share, SummedLoss, summed_loss
 from analysis.memory import DEFAULT_MEMORY, plan_chunks

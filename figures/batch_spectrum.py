@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from figures.saving import COLUMN, colours, paper_style, save_figure
-from figures.subjects import Saved, origin, setting, subject_labels, subject_name
+from figures.captions import Saved, origin, setting, subject_labels, subject_name
+from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
 
 
 def draw_batch_spectrum(saved: Sequence[Saved], path: Path) -> list[Path]:
@@ -15,6 +14,11 @@ def draw_batch_spectrum(saved: Sequence[Saved], path: Path) -> list[Path]:
 
     The dashed lines are the eigenvalues of the mean loss, which the batches' own exceed on average. Returns the paths.
     """
+    return plot_batch_spectrum(saved).save(path)
+
+
+def plot_batch_spectrum(saved: Sequence[Saved]) -> Drawing:
+    """Plot results of `flatlab eigs --per-batch`."""
     everything = np.concatenate([np.ravel(one["values"]) for one in saved])
     edges = np.histogram_bin_edges(everything, bins="fd" if len(everything) > 20 else 8).tolist()
     rows = [
@@ -24,8 +28,8 @@ def draw_batch_spectrum(saved: Sequence[Saved], path: Path) -> list[Path]:
         for index, (value, residual) in enumerate(zip(values, residuals, strict=True))
     ]
     count = len(saved[0]["values"][0])
-    with paper_style():
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.5), constrained_layout=True)
+    with print_style():
+        figure, ((axes,),) = new_figure(COLUMN, 2.5)
         for one, colour, label in zip(saved, colours(len(saved)), subject_labels(saved), strict=True):
             values = np.ravel(one["values"])
             axes.hist(values, edges, color=colour, alpha=0.35, label=label)
@@ -41,6 +45,4 @@ def draw_batch_spectrum(saved: Sequence[Saved], path: Path) -> list[Path]:
         axes.grid(visible=False, axis="x")
         axes.plot([], [], "--", color="0.35", lw=1, label="of the mean loss")
         axes.legend(frameon=True)
-        written = save_figure(figure, path, rows, origin(saved))
-        plt.close(figure)
-    return written
+    return Drawing(figure, rows, origin(saved))

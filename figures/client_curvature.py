@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from figures.saving import COLUMN, colours, paper_style, save_figure
-from figures.subjects import Saved, origin, setting, subject_labels, subject_name
+from figures.captions import Saved, origin, setting, subject_labels, subject_name
+from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
 
 
 def draw_client_curvature(saved: Sequence[Saved], path: Path) -> list[Path]:
@@ -17,6 +16,11 @@ def draw_client_curvature(saved: Sequence[Saved], path: Path) -> list[Path]:
     The dashed line is the eigenvalue of all clients' loss together; statement F says that it is not above the dotted
     one, the weighted mean of the clients' own. Returns the written paths.
     """
+    return plot_client_curvature(saved).save(path)
+
+
+def plot_client_curvature(saved: Sequence[Saved]) -> Drawing:
+    """Plot results of `flatlab eigs --clients`."""
     rows = [
         {
             "subject": subject_name(one),
@@ -28,8 +32,8 @@ def draw_client_curvature(saved: Sequence[Saved], path: Path) -> list[Path]:
         for one in saved
         for entry in one["clients"]
     ]
-    with paper_style():
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.7), constrained_layout=True)
+    with print_style():
+        figure, ((axes,),) = new_figure(COLUMN, 2.7)
         for one, colour, label in zip(saved, colours(len(saved)), subject_labels(saved), strict=True):
             values = sorted((entry["eigenvalues"][0]["value"] for entry in one["clients"]), reverse=True)
             axes.plot(np.arange(1, len(values) + 1), values, "o", ms=3, color=colour, label=label)
@@ -46,6 +50,4 @@ def draw_client_curvature(saved: Sequence[Saved], path: Path) -> list[Path]:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=False, axis="x")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        written = save_figure(figure, path, rows, origin(saved))
-        plt.close(figure)
-    return written
+    return Drawing(figure, rows, origin(saved))

@@ -3,16 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
+from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.grouped_bars import draw_groups
-from figures.saving import COLUMN, paper_style, save_figure
-from figures.subjects import Saved, origin, setting, subject_labels, subject_name
+from figures.saving import COLUMN, Drawing, new_figure, print_style
 
 
 def draw_layer_traces(saved: Sequence[Saved], path: Path) -> list[Path]:
     """Draw saved results of `flatlab trace`, standard errors as whiskers; returns the written paths."""
+    return plot_layer_traces(saved).save(path)
+
+
+def plot_layer_traces(saved: Sequence[Saved]) -> Drawing:
+    """Plot results of `flatlab trace`."""
     names = list(dict.fromkeys(layer["name"] for one in saved for layer in one["layers"]))
     absent = {"value": np.nan, "standard_error": np.nan}
     rows = []
@@ -22,8 +26,8 @@ def draw_layer_traces(saved: Sequence[Saved], path: Path) -> list[Path]:
             {"subject": subject_name(one), "layer": name, **traces.get(name, absent)} for name in ["network", *names]
         ]
     of_subject = [rows[i : i + 1 + len(names)] for i in range(0, len(rows), 1 + len(names))]
-    with paper_style():
-        figure, axes = plt.subplots(figsize=(1.4 * COLUMN, 2.3), constrained_layout=True)
+    with print_style():
+        figure, ((axes,),) = new_figure(1.4 * COLUMN, 2.3)
         draw_groups(
             axes,
             ["network", *names],
@@ -34,6 +38,4 @@ def draw_layer_traces(saved: Sequence[Saved], path: Path) -> list[Path]:
         axes.set(ylabel="trace of the Hessian", title=setting(saved[0]))
         if len(saved) > 1:
             figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-        written = save_figure(figure, path, rows, origin(saved))
-        plt.close(figure)
-    return written
+    return Drawing(figure, rows, origin(saved))

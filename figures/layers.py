@@ -3,16 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
+from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.grouped_bars import draw_groups
-from figures.saving import COLUMN, paper_style, save_figure
-from figures.subjects import Saved, origin, setting, subject_labels, subject_name
+from figures.saving import COLUMN, Drawing, new_figure, print_style
 
 
 def draw_layers(saved: Sequence[Saved], path: Path) -> list[Path]:
-    """Draw saved results of `flatlab eigs` (as in `<checkpoint>.eigs.json`); returns the written paths.
+    """Draw saved results of `flatlab eigs` (as in `<checkpoint>.eigs.json`); returns the written paths."""
+    return plot_layers(saved).save(path)
+
+
+def plot_layers(saved: Sequence[Saved]) -> Drawing:
+    """Plot results of `flatlab eigs`.
 
     Left, the top eigenvalue of the whole Hessian and of each layer's block with its residual as error bar; right, the
     mean squared norm of the activation that leaves each layer, the last one's being the logits. Without layers, only
@@ -21,11 +25,9 @@ def draw_layers(saved: Sequence[Saved], path: Path) -> list[Path]:
     names = list(dict.fromkeys(layer["name"] for one in saved for layer in one["layers"]))
     labels = subject_labels(saved)
     tops = [_by_layer(one, names) for one in saved]
-    with paper_style():
+    with print_style():
         width = 2 * COLUMN if names else COLUMN
-        figure, panels = plt.subplots(
-            1, 2 if names else 1, figsize=(width, 2.6), squeeze=False, constrained_layout=True
-        )
+        figure, panels = new_figure(width, 2.6, columns=2 if names else 1)
         left = panels[0][0]
         blocks = ["network", *names]
         values, residuals, norms = ([[entry[key] for entry in top] for top in tops] for key in (0, 1, 2))
@@ -42,9 +44,7 @@ def draw_layers(saved: Sequence[Saved], path: Path) -> list[Path]:
             for one, top in zip(saved, tops, strict=True)
             for block, (value, residual, norm) in zip(blocks, top, strict=True)
         ]
-        written = save_figure(figure, path, rows, origin(saved))
-        plt.close(figure)
-    return written
+    return Drawing(figure, rows, origin(saved))
 
 
 def _by_layer(saved: Saved, names: Sequence[str]) -> list[tuple[float, float, float]]:

@@ -3,23 +3,27 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
+from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.loss_surface import loss_label
-from figures.saving import COLUMN, colours, paper_style, save_figure
-from figures.subjects import Saved, origin, setting, subject_labels, subject_name
+from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
 
 
 def draw_loss_lines(saved: Sequence[Saved], path: Path) -> list[Path]:
     """Draw saved results of `flatlab surface --line`; along eigenvectors also the parabolas of their eigenvalues."""
+    return plot_loss_lines(saved).save(path)
+
+
+def plot_loss_lines(saved: Sequence[Saved]) -> Drawing:
+    """Plot results of `flatlab surface --line`."""
     rows = [
         {"subject": subject_name(one), "a": a, "loss": losses[0]}
         for one in saved
         for a, losses in zip(one["a"], one["losses"], strict=True)
     ]
-    with paper_style():
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.3), constrained_layout=True)
+    with print_style():
+        figure, ((axes,),) = new_figure(COLUMN, 2.3)
         for one, colour, label in zip(saved, colours(len(saved)), subject_labels(saved), strict=True):
             a, losses = np.array(one["a"]), np.array(one["losses"])[:, 0]
             axes.plot(a, losses, color=colour, lw=1.2, label=label)
@@ -34,6 +38,4 @@ def draw_loss_lines(saved: Sequence[Saved], path: Path) -> list[Path]:
         )
         if len(axes.get_lines()) > 1:
             axes.legend(frameon=True)
-        written = save_figure(figure, path, rows, origin(saved))
-        plt.close(figure)
-    return written
+    return Drawing(figure, rows, origin(saved))

@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LogNorm
 
+from figures.captions import Saved, origin, subject_labels, subject_name
 from figures.labels import algorithm_label, man_label
 from figures.results import Results
-from figures.saving import COLUMN, paper_style, plain_log_ticks, save_figure
-from figures.subjects import Saved, origin, subject_labels, subject_name
+from figures.saving import COLUMN, Drawing, new_figure, plain_log_ticks, print_style
 
 LEVELS = 16
 MOST_BESIDE = 3
@@ -25,13 +24,18 @@ def draw_loss_surface(results: Results, path: Path) -> list[Path]:
     runs = results.pair(lambda run: run.measured.get("surface"), "final.surface.json")
     saved = [run.measured["surface"] for run in runs]
     titles = [f"{algorithm_label(run.config.algorithm)}, {man_label(run.config.man, run.config.zeta)}" for run in runs]
-    return _draw(saved, [run.name for run in runs], titles, "training loss", path, results.provenance(runs))
+    return _plot(saved, [run.name for run in runs], titles, "training loss", results.provenance(runs)).save(path)
 
 
 def draw_loss_surfaces(saved: Sequence[Saved], path: Path) -> list[Path]:
     """Saved results of `flatlab surface` in two dimensions."""
+    return plot_loss_surfaces(saved).save(path)
+
+
+def plot_loss_surfaces(saved: Sequence[Saved]) -> Drawing:
+    """Plot results of `flatlab surface` in two dimensions."""
     names = [subject_name(one) for one in saved]
-    return _draw(saved, names, subject_labels(saved), loss_label(saved[0]), path, origin(saved))
+    return _plot(saved, names, subject_labels(saved), loss_label(saved[0]), origin(saved))
 
 
 def loss_label(saved: Saved) -> str:
@@ -39,14 +43,13 @@ def loss_label(saved: Saved) -> str:
     return "training loss" if saved["data"]["split"] == "train" else "loss"
 
 
-def _draw(
+def _plot(
     saved: Sequence[Saved],
     names: Sequence[str],
     titles: Sequence[str],
     label: str,
-    path: Path,
     provenance: Mapping[str, str],
-) -> list[Path]:
+) -> Drawing:
     """Contour maps of one logarithmic colour scale; the cross marks the model."""
     losses = [np.array(one["losses"]) for one in saved]
     levels = np.geomspace(min(loss.min() for loss in losses), max(loss.max() for loss in losses), LEVELS)
@@ -58,16 +61,9 @@ def _draw(
     ]
     beside = min(len(saved), MOST_BESIDE)
     lines = -(-len(saved) // beside)
-    with paper_style():
-        figure, grid = plt.subplots(
-            lines,
-            beside,
-            figsize=(min(2.0, 0.4 + 0.8 * beside) * COLUMN, 2.9 * lines),
-            squeeze=False,
-            sharex=True,
-            sharey=True,
-            constrained_layout=True,
-        )
+    with print_style():
+        width = min(2.0, 0.4 + 0.8 * beside) * COLUMN
+        figure, grid = new_figure(width, 2.9 * lines, lines, beside, sharex=True, sharey=True)
         for axes in grid.flat[len(saved) :]:
             axes.set_visible(False)
         norm = LogNorm(levels[0], levels[-1])
@@ -88,6 +84,4 @@ def _draw(
         bar = figure.colorbar(filled, ax=grid, label=label)
         plain_log_ticks(bar.ax.yaxis)
         bar.ax.minorticks_off()
-        written = save_figure(figure, path, rows, provenance)
-        plt.close(figure)
-    return written
+    return Drawing(figure, rows, provenance)

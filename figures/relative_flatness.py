@@ -3,16 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
+from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.grouped_bars import draw_groups
-from figures.saving import COLUMN, paper_style, save_figure
-from figures.subjects import Saved, origin, setting, subject_labels, subject_name
+from figures.saving import COLUMN, Drawing, new_figure, print_style
 
 
 def draw_relative_flatness(saved: Sequence[Saved], path: Path) -> list[Path]:
     """Draw saved results of `flatlab trace --flatness`: by the top eigenvalue left, by the trace right."""
+    return plot_relative_flatness(saved).save(path)
+
+
+def plot_relative_flatness(saved: Sequence[Saved]) -> Drawing:
+    """Plot results of `flatlab trace --flatness`."""
     names = list(dict.fromkeys(layer["name"] for one in saved for layer in one["layers"]))
     rows = [
         {
@@ -27,8 +31,8 @@ def draw_relative_flatness(saved: Sequence[Saved], path: Path) -> list[Path]:
         for layer in one["layers"]
     ]
     found = {(row["subject"], row["layer"]): row for row in rows}
-    with paper_style():
-        figure, panels = plt.subplots(1, 2, figsize=(2 * COLUMN, 2.3), constrained_layout=True)
+    with print_style():
+        figure, (panels,) = new_figure(2 * COLUMN, 2.3, columns=2)
         for axes, key, label in zip(
             panels, ("by_eigenvalue", "by_trace"), (r"$|W|^2\ \lambda_{\max}$", r"$|W|^2$ trace"), strict=True
         ):
@@ -42,6 +46,4 @@ def draw_relative_flatness(saved: Sequence[Saved], path: Path) -> list[Path]:
             handles = panels[0].get_legend_handles_labels()
             figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
         figure.suptitle(f"relative flatness of the weights; {setting(saved[0])}", fontsize=8)
-        written = save_figure(figure, path, rows, origin(saved))
-        plt.close(figure)
-    return written
+    return Drawing(figure, rows, origin(saved))

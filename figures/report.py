@@ -15,7 +15,7 @@ from figures.gallery import FIGURES
 from figures.labels import partition_label
 from figures.results import Result, Results
 from figures.tables import Table
-from figures.verdicts import verdict_tables
+from figures.verdict_tables import verdict_tables
 
 SECTIONS = {
     "findings": "What MAN changed",

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,15 @@ def colours(count: int) -> Sequence[Any]:
 
 @contextmanager
 def paper_style() -> Iterator[None]:
-    """Within the block, draw for print: 8-point text, thin axes, no display needed."""
+    """Within the block, draw for print, no display needed."""
+    matplotlib.use("agg")
+    with print_style():
+        yield
+
+
+@contextmanager
+def print_style() -> Iterator[None]:
+    """Within the block, draw with 8-point text and thin axes, wherever the figure will be shown."""
     settings: Any = {  # matplotlib types every key apart
         "figure.dpi": 200,
         "font.size": 8,
@@ -47,7 +56,6 @@ def paper_style() -> Iterator[None]:
         "grid.linewidth": 0.5,
         "pdf.fonttype": 42,
     }
-    matplotlib.use("agg")
     with sns.axes_style("whitegrid"), matplotlib.rc_context(settings):
         yield
 
@@ -58,6 +66,28 @@ def plain_log_ticks(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1,) if high > 300 * low else (1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, with the numbers in it and where they came from."""
+
+    figure: Figure
+    rows: Sequence[Mapping[str, Any]]
+    provenance: Mapping[str, str]
+
+    def save(self, path: Path) -> list[Path]:
+        """Write `path`.png, .pdf and .csv, as `save_figure`."""
+        with print_style():
+            return save_figure(self.figure, path, self.rows, self.provenance)
+
+
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, *, sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, Any]:
+    """A figure in inches that no display knows of, and its axes (rows, columns)."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
 
 
 def save_figure(

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
+from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.labels import man_label
 from figures.results import Results
-from figures.saving import COLUMN, colours, paper_style, save_figure
-from figures.subjects import Saved, origin, setting, subject_labels, subject_name
+from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
 
 
 def draw_spectral_density(results: Results, path: Path) -> list[Path]:
@@ -17,27 +16,31 @@ def draw_spectral_density(results: Results, path: Path) -> list[Path]:
     runs = results.pair(lambda run: run.measured.get("density"), "final.density.json")
     saved = [run.measured["density"] for run in runs]
     labels = [man_label(run.config.man, run.config.zeta) for run in runs]
-    return _draw(saved, [run.name for run in runs], labels, runs[0].setting, path, results.provenance(runs))
+    return _plot(saved, [run.name for run in runs], labels, runs[0].setting, results.provenance(runs)).save(path)
 
 
 def draw_densities(saved: Sequence[Saved], path: Path) -> list[Path]:
     """Saved results of `flatlab density`."""
+    return plot_densities(saved).save(path)
+
+
+def plot_densities(saved: Sequence[Saved]) -> Drawing:
+    """Plot results of `flatlab density`."""
     names = [subject_name(one) for one in saved]
-    return _draw(saved, names, subject_labels(saved), setting(saved[0]), path, origin(saved))
+    return _plot(saved, names, subject_labels(saved), setting(saved[0]), origin(saved))
 
 
-def _draw(
+def _plot(
     saved: Sequence[Saved],
     names: Sequence[str],
     labels: Sequence[str],
     title: str,
-    path: Path,
     provenance: Mapping[str, str],
-) -> list[Path]:
+) -> Drawing:
     """On a logarithmic axis that ends where a single eigenvalue would stand."""
     rows, floor, highest = [], np.inf, 0.0
-    with paper_style():
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.2), constrained_layout=True)
+    with print_style():
+        figure, ((axes,),) = new_figure(COLUMN, 2.2)
         for one, name, colour, label in zip(saved, names, colours(len(saved)), labels, strict=True):
             density = np.array(one["density"])
             axes.plot(one["grid"], density, color=colour, lw=1.2, label=label)
@@ -52,6 +55,4 @@ def _draw(
         axes.set_title(title)
         if len(saved) > 1:
             axes.legend(frameon=True)
-        written = save_figure(figure, path, rows, provenance)
-        plt.close(figure)
-    return written
+    return Drawing(figure, rows, provenance)

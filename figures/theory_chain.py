@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from figures.saving import COLUMN, PALETTE, paper_style, save_figure
+from figures.captions import setting, subject_name
+from figures.saving import COLUMN, PALETTE, Drawing, new_figure, print_style
 
 LINKS = {
     "top": ("top eigenvalue", "o", PALETTE[0]),
@@ -18,17 +18,20 @@ LINKS = {
 
 
 def draw_theory_chain(results: Sequence[dict[str, Any]], path: Path) -> list[Path]:
-    """Draw saved results of `flatlab verify CKPT...` (as in `<checkpoint>.verify.json`), one panel per checkpoint.
+    """Draw saved results of `flatlab verify CKPT...` (as in `<checkpoint>.verify.json`), one panel per checkpoint."""
+    return plot_theory_chain(results).save(path)
+
+
+def plot_theory_chain(results: Sequence[dict[str, Any]]) -> Drawing:
+    """Plot results of `flatlab verify CKPT...`, one panel each.
 
     For every layer its top eigenvalue and the bounds above it, on one logarithmic axis. Layers for which the bounds are
     not claimed are left out.
     """
     rows: list[dict[str, Any]] = []
-    with paper_style():
+    with print_style():
         width = COLUMN if len(results) == 1 else 2 * COLUMN
-        figure, panels = plt.subplots(
-            1, len(results), figsize=(width, 2.5), sharey=True, squeeze=False, constrained_layout=True
-        )
+        figure, panels = new_figure(width, 2.5, columns=len(results), sharey=True)
         for axes, result in zip(panels[0], results, strict=True):
             layers = [layer for layer in result["layers"] if layer["a1"] is not None]
             names = [layer["name"] for layer in layers]
@@ -38,7 +41,7 @@ def draw_theory_chain(results: Sequence[dict[str, Any]], path: Path) -> list[Pat
                 places = np.arange(len(layers)) + shift
                 axes.plot(places, middles, marker, color=colour, ms=5, mec="white", mew=0.4, label=label)
                 rows += [
-                    {"checkpoint": result["checkpoint"], "layer": name, "quantity": link, "low": low, "high": high}
+                    {"checkpoint": subject_name(result), "layer": name, "quantity": link, "low": low, "high": high}
                     for name, (low, high) in zip(names, ends, strict=True)
                 ]
             axes.set_yscale("log")
@@ -48,16 +51,16 @@ def draw_theory_chain(results: Sequence[dict[str, Any]], path: Path) -> list[Pat
         panels[0][0].set_ylabel(r"$\lambda_{\max}(H_{ll})$ and its bounds")
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(results) == 1 else 4, frameon=False)
-        written = save_figure(figure, path, rows, {**results[0]["versions"], "configuration": _configuration(results)})
-        plt.close(figure)
-    return written
+    return Drawing(figure, rows, {**results[0]["versions"], "configuration": _configuration(results)})
 
 
 def _title(result: dict[str, Any]) -> str:
+    if "run" not in result:
+        return setting(result)
     config = result["run"]["config"]
     man = f"MAN, ζ = {config['zeta']:g}" if config["man"] else "without MAN"
     return f"{config['dataset']}, {man}, round {result['run']['round']}"
 
 
 def _configuration(results: Sequence[dict[str, Any]]) -> str:
-    return "; ".join(str(result["run"]["config"]) for result in results)
+    return "; ".join(str(result.get("run", {}).get("config", subject_name(result))) for result in results)

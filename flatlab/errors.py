@@ -32,6 +32,12 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0].rstrip('.')}"
 
 
+def require_count(option: str, value: object, least: int = 1) -> None:
+    """Raise `UsageError` unless the value of `option` is a whole number, `least` or more."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"--{option} is a whole number, {least} or more, not {shown(value)}.")
+
+
 LONGEST = 120
 """Characters of a value in a message."""
 

@@ -1,11 +1,17 @@
-"""What every command shares when it speaks: one console, and the file that `--json` asks for."""
+"""What every command shares when it speaks: one console, the file that `--json` asks for, and numbers not saved.
 
+Numbers that were computed and cannot be saved are shown all the same, and the command then fails.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from flatlab.files import json_text, write_text
+from flatlab.errors import FlatlabError
+from flatlab.files import WriteError, json_text, require_writable, write_text
 
 console = Console()
 """Tables and results, on standard output."""
@@ -24,3 +30,29 @@ def write_json(path: Path | None, content: dict[str, Any]) -> None:
     """Write `content` to `path`, atomically, if there is one."""
     if path is not None:
         write_text(path, json_text(content))
+
+
+def warn_of_unwritable(paths: Sequence[Path]) -> None:
+    """Say which of `paths` cannot be written, before any work is done in vain."""
+    for path in paths:
+        try:
+            require_writable(path)
+        except WriteError as error:
+            said = f"{path} cannot be written ({error.reason}): the numbers will only be shown."
+            status.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def noted(unsaved: list[str]) -> Iterator[None]:
+    """Let a `WriteError` end the block, but not the command: its sentence goes to `unsaved`, for `fail_if`."""
+    try:
+        yield
+    except WriteError as error:
+        unsaved.append(str(error))
+
+
+def fail_if(unsaved: Sequence[str]) -> None:
+    """Raise `FlatlabError` with the sentences that `noted` put down, if there are any."""
+    if unsaved:
+        more = f" So it is with {len(unsaved) - 1} more." if len(unsaved) > 1 else ""
+        raise FlatlabError(f"{unsaved[0]}{more}")

@@ -8,7 +8,7 @@ import typer
 from flatlab.cli.console import console
 from flatlab.cli.options import Given, measuring
 from flatlab.cli.pictures import save_picture
-from flatlab.cli.tables import Cell, Row, estimate_cell, loss_name, print_side_by_side
+from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, print_side_by_side
 
 
 @measuring
@@ -23,7 +23,7 @@ def density(
     eigenvalues, and the trace; the curve itself is in the JSON and in the figure.
     """
     from flatlab.cli.sweep import measure
-    from flatlab.measuring.density import Quadrature, density_numbers
+    from flatlab.measuring.density import Quadrature, measure_density
 
     quadrature = Quadrature(depth, probes)
 
@@ -39,7 +39,7 @@ def density(
         given.paths,
         given.measurement(),
         vars(quadrature),
-        lambda subject, tell: density_numbers(subject.problem, quadrature, tell),
+        lambda subject, tell: measure_density(subject.problem, quadrature, tell),
         present,
         given.json,
         given.figure,

@@ -12,8 +12,9 @@ from flatlab.cli.pictures import save_picture
 from flatlab.errors import UsageError
 
 if TYPE_CHECKING:
-    from flatlab.measuring.progress import Tell
+    from flatlab.measuring.result import Result
     from flatlab.measuring.subjects import Subject
+    from flatlab.tell import Tell
 
 _PARTS = "Parts of the data"
 
@@ -53,9 +54,9 @@ def eigs(
     from figures.client_curvature import draw_client_curvature
     from figures.layers import draw_layers
     from flatlab.cli.sweep import measure
-    from flatlab.measuring.by_batch import batches_numbers
-    from flatlab.measuring.by_client import clients_numbers
-    from flatlab.measuring.eigs import eigs_numbers, read_search
+    from flatlab.measuring.batch_spectrum import measure_batches
+    from flatlab.measuring.client_curvature import measure_clients
+    from flatlab.measuring.eigs import measure_eigs, read_search
 
     measurement = given.measurement(clients)
     search = read_search(top_k, layers, method, backend, tol, max_iter)
@@ -73,13 +74,13 @@ def eigs(
         kind, show, draw = "eigs", print_eigs, draw_layers
         settings = vars(search)
 
-    def work(subject: "Subject", tell: "Tell") -> dict[str, Any]:
+    def work(subject: "Subject", tell: "Tell") -> "Result":
         if clients is not None:
-            return clients_numbers(subject, search, tell)
+            return measure_clients(subject, search, tell)
         return (
-            eigs_numbers(subject, search, tell)
+            measure_eigs(subject, search, tell)
             if per_batch is None
-            else batches_numbers(subject, search, per_batch, tell)
+            else measure_batches(subject, search, per_batch, tell)
         )
 
     def present(results: Sequence[dict[str, Any]]) -> None:

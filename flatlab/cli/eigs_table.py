@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flatlab.cli.console import console
-from flatlab.cli.tables import Cell, loss_name, mark, new_table, print_subjects, print_table, ratio
+from flatlab.cli.side_by_side import Cell, loss_name, mark, new_table, print_subjects, print_table, ratio
 
 
 def print_eigs(results: Sequence[dict[str, Any]]) -> None:

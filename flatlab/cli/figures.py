@@ -17,7 +17,7 @@ def figures(
 
     Nothing is trained or measured: a figure whose results are not there is skipped, with the reason.
     """
-    from flatlab.cli.presenting import figures_run, list_figures
+    from flatlab.cli.presentation import figures_run, list_figures
     from flatlab.errors import UsageError
 
     if list_:

@@ -7,7 +7,7 @@ import numpy as np
 
 from flatlab.cli.console import console
 from flatlab.cli.eigs_table import eigenvalue_heading, lambda_, print_certificate, shown, warn_unless_converged
-from flatlab.cli.tables import (
+from flatlab.cli.side_by_side import (
     Cell,
     Row,
     loss_name,

@@ -1,20 +1,26 @@
-"""How a run shows its progress: a bar on a terminal, a line now and then elsewhere, and run.log."""
+"""How what takes long shows its progress: a run by a bar or a line now and then, a measurement by its stage."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from flatlab.cli.console import say, status
-from flatlab.cli.events import event_writer
-from flatlab.cli.tracking import curvature_probe
-from flatlab.federated.engine.base import Engine
-from flatlab.federated.rounds import Run, train
+from flatlab.federated.rounds import Run
+from flatlab.runs.events import event_writer
 from flatlab.runs.lines import Lines
 from flatlab.runs.metrics import Record
-
-Tell = Callable[[str], None]
+from flatlab.tell import Tell
 
 
 class _Latest(ProgressColumn):
@@ -30,12 +36,11 @@ class _Latest(ProgressColumn):
         return Text("" if value is None else self.form.format(value), no_wrap=True)
 
 
-def train_with_progress(
-    run: Run, engine: Engine, save_every: float, track_eigs: int | None, tensorboard: bool
-) -> Record:
-    """Train to the end; returns the newest value of everything that records hold.
+@contextmanager
+def bar(run: Run, tensorboard: bool = False) -> Iterator[Callable[[Record], None]]:
+    """Yield what shows the rounds of `run`: a bar on a terminal, and elsewhere a line now and then.
 
-    Shows a bar on a terminal, and elsewhere a line now and then; run.log gets these lines in any case.
+    run.log gets these lines in any case, and event files what `tensorboard` asks for.
     """
     config = run.world.config
     columns = (
@@ -52,7 +57,6 @@ def train_with_progress(
         observers: list[Callable[[Record], None]] = [latest.update]
         if tensorboard:
             observers.append(stack.enter_context(event_writer(run.folder, run.server.round)))
-        probe = curvature_probe(run.world) if track_eigs else None
         tell: Tell = run.files.log
         if status.is_terminal:
             progress = stack.enter_context(Progress(*columns, console=status))
@@ -66,8 +70,7 @@ def train_with_progress(
             for observe in observers:
                 observe(record)
 
-        train(run, engine, on_round, save_every, probe, track_eigs or 1)
-    return latest
+        yield on_round
 
 
 def _both(one: Tell, other: Tell) -> Tell:
@@ -76,3 +79,21 @@ def _both(one: Tell, other: Tell) -> Tell:
         other(line)
 
     return tell
+
+
+@contextmanager
+def progress_line(name: str) -> Iterator[Tell]:
+    """Within the block, a line on standard error that says what goes on, and for how long; only on a terminal."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[stage]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=status, transient=True, disable=not status.is_terminal) as progress:
+        task = progress.add_task(name, total=None, stage="")
+
+        def tell(stage: str) -> None:
+            progress.update(task, stage=stage)
+
+        yield tell

@@ -12,6 +12,6 @@ def report(
     json: Annotated[Path | None, typer.Option(help="Write the paths, and what was skipped, to this file.")] = None,
 ) -> None:
     """Write one self-contained HTML page: tables, figures, verdicts of flatlab verify, and how each number is made."""
-    from flatlab.cli.presenting import report_run
+    from flatlab.cli.presentation import report_run
 
     report_run(results, out, json)

@@ -1,9 +1,24 @@
-"""`flatlab reproduce`: the options of a grid of runs."""
+"""`flatlab reproduce`: a grid of runs, while a table fills, and what comes of it."""
 
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from flatlab.cli.console import console, say, status, write_json
+
+if TYPE_CHECKING:
+    from flatlab.grid.cell_progress import Progress
+    from flatlab.grid.plan import Cell
+    from flatlab.grid.reproduction import Reproduction
 
 
 def reproduce(
@@ -37,10 +52,174 @@ def reproduce(
     that holds another run than the grid describes is named and left alone; cells that another call has in work are
     waited for.
     """
-    from flatlab.cli.reproducing import Where, plan_grid, run_grid
+    from flatlab.grid.reproduction import Where, read_reproduction
 
-    where = Where(out, jobs, backend, scheduler, device, data_root, model)
+    reproduction = read_reproduction(grid, Where(out, jobs, backend, scheduler, device, data_root, model))
     if dry_run:
-        plan_grid(grid, where, json)
+        _print_plan(reproduction, json)
     else:
-        run_grid(grid, where, json)
+        _run(reproduction, json)
+
+
+def _run(reproduction: "Reproduction", json: Path | None) -> None:
+    """Run what is missing, then make tables, figures and report.
+
+    Exits with 1 if a cell failed or its folder holds another run, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    from flatlab.cli.presentation import present
+
+    reproduction.begin()
+    progress = reproduction.progress()
+    todo = reproduction.todo(progress)
+    failures = {name: p.another for name, p in progress.items() if p.another}
+    ended = _run_with_table(reproduction, todo) if todo else {}
+    failures |= {name: reason for name, reason in ended.items() if reason}
+    progress = reproduction.progress()
+    write_json(json, {"results": str(reproduction.results), "cells": {n: _plain(p) for n, p in progress.items()}})
+    done = sum(p.done for p in progress.values())
+    now = sum(not reason for reason in ended.values())
+    console.print(f"{done} of {len(reproduction.cells)} cells are done, {now} of them by this call.")
+    for cell, reason in failures.items():
+        console.print(f"[bold]{cell}[/bold] failed: {escape(reason)}", soft_wrap=True)
+    if any(p.trained for p in progress.values()):
+        present(reproduction.results)
+    if failures:
+        raise SystemExit(1)
+
+
+def _print_plan(reproduction: "Reproduction", json: Path | None) -> None:
+    """Print what a call would do, and about how long it would take."""
+    from flatlab.runs.lines import duration
+
+    progress = reproduction.progress()
+    with status.status("Calibrating: one client of every method"):
+        cost = reproduction.cost(progress)
+    table = Table(title=escape(reproduction.grid.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("cells", overflow="fold")
+    for heading in ("seeds", "done", "to train", "to measure", "time of one"):
+        table.add_column(heading, justify="right")
+    for row, cells in _rows(reproduction.cells).items():
+        states = [progress[cell.name] for cell in cells]
+        longest = max((cost.cells.get(cell.name, 0.0) for cell in cells), default=0.0)
+        counts = (
+            len(cells),
+            sum(p.done for p in states),
+            sum(not p.trained for p in states),
+            sum(p.trained and bool(p.missing) for p in states),
+        )
+        table.add_row(row, *map(str, counts), duration(longest) if longest else "")
+    console.print(table)
+    for name, state in progress.items():
+        if state.another:
+            console.print(f"[bold]{name}[/bold] is left out: {escape(state.another)}", soft_wrap=True)
+    results, jobs = str(reproduction.results), reproduction.jobs
+    console.print(
+        f"{len(reproduction.cells)} cells in {results}, {len(cost.cells)} to do; {jobs} at once on "
+        f"{reproduction.device}: about {duration(cost.seconds)}, if the machine has nothing else to do.",
+        soft_wrap=True,
+    )
+    if cost.largest:
+        held = cost.largest.sentence()
+        console.print(f"The cell that holds most: {held}", markup=False, highlight=False, soft_wrap=True)
+    write_json(json, {"results": results, "jobs": jobs, "seconds": cost.seconds, "cells": dict(cost.cells)})
+
+
+def _run_with_table(reproduction: "Reproduction", todo: "Sequence[Cell]") -> dict[str, str]:
+    """Run `todo`; returns why each cell failed, or "" for one that did not."""
+    from flatlab.runs.interruption import exit_status
+
+    ended: dict[str, str] = {}
+    progress = reproduction.progress()
+    began = time.monotonic()
+
+    def table() -> Table:
+        unfinished = [cell for cell in todo if not progress[cell.name].done]  # only they can change
+        progress.update({cell.name: reproduction.progress_of(cell) for cell in unfinished})
+        return _table(reproduction, progress, ended, len(todo), time.monotonic() - began)
+
+    try:
+        with _shown_now_and_then(table):
+            for cell, failure in reproduction.run(todo, say):
+                ended[cell.name] = failure
+                if not status.is_terminal:
+                    say(f"{cell.name}: {failure or 'done'}")
+    except KeyboardInterrupt as interruption:
+        say("\nInterrupted; what was done is saved, and the same command goes on from here.")
+        raise SystemExit(exit_status(interruption)) from interruption
+    return ended
+
+
+@contextmanager
+def _shown_now_and_then(table: Callable[[], Table]) -> Iterator[None]:
+    """Within the block the table is on the terminal as it fills; elsewhere it is printed every minute."""
+    from flatlab.runs.lines import LINE_SECONDS
+
+    if status.is_terminal:
+        with Live(get_renderable=table, console=status, refresh_per_second=1):
+            yield
+        return
+    over = threading.Event()
+
+    def show() -> None:
+        while not over.wait(LINE_SECONDS):
+            status.print(table())
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _table(
+    reproduction: "Reproduction",
+    progress: "Mapping[str, Progress]",
+    ended: Mapping[str, str],
+    todo: int,
+    seconds: float,
+) -> Table:
+    """The grid as it fills: a row per method and partition, a column per seed."""
+    from flatlab.runs.lines import duration
+
+    left = f", about {duration(seconds / len(ended) * (todo - len(ended)))} left" if ended else ""
+    done = sum(p.done for p in progress.values())
+    title = f"{escape(reproduction.grid.title)}: {done} of {len(reproduction.cells)} cells, {duration(seconds)}{left}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("test accuracy, or how far", overflow="fold")
+    for seed in reproduction.grid.axes.seeds:
+        table.add_column(f"seed {seed}", justify="right")
+    for row, cells in _rows(reproduction.cells).items():
+        by_seed = {cell.config.seed: cell for cell in cells}
+        shown = (by_seed.get(seed) for seed in reproduction.grid.axes.seeds)
+        table.add_row(row, *(_shown(cell, progress[cell.name], ended) if cell else "" for cell in shown))
+    return table
+
+
+def _shown(cell: "Cell", progress: "Progress", ended: Mapping[str, str]) -> str:
+    if ended.get(cell.name) or progress.another:
+        return "[red]failed[/red]"
+    if progress.done:
+        return f"[green]{progress.accuracy:.1%}[/green]"
+    if progress.trained:
+        return f"{progress.missing[0]} ..."
+    return f"{progress.rounds}/{cell.config.rounds}" if progress.rounds else "[dim]·[/dim]"
+
+
+def _rows(cells: "Sequence[Cell]") -> "dict[str, list[Cell]]":
+    """The cells by what they have in common but for the seed."""
+    rows: dict[str, list[Cell]] = {}
+    for cell in cells:
+        rows.setdefault(cell.name.removesuffix(f"-s{cell.config.seed}"), []).append(cell)
+    return rows
+
+
+def _plain(progress: "Progress") -> dict[str, Any]:
+    return {
+        "done": progress.done,
+        "rounds": progress.rounds,
+        "test_accuracy": progress.accuracy,
+        "not_measured": list(progress.missing) if progress.trained else [],
+        "failure": progress.failure,
+    }

@@ -7,7 +7,7 @@ import typer
 
 from flatlab.cli.options import Given, measuring
 from flatlab.cli.pictures import save_picture
-from flatlab.cli.tables import Cell, Row, loss_name, print_side_by_side
+from flatlab.cli.side_by_side import Cell, Row, loss_name, print_side_by_side
 
 
 @measuring
@@ -27,7 +27,7 @@ def surface(
     be compared. Along a unit eigenvector the curvature at the model is the eigenvalue.
     """
     from flatlab.cli.sweep import measure
-    from flatlab.measuring.surface import read_section, surface_numbers
+    from flatlab.measuring.surface import measure_surface, read_section
 
     measurement, section = given.measurement(), read_section(along, line, extent, points, seed)
 
@@ -46,7 +46,7 @@ def surface(
         given.paths,
         measurement,
         vars(section),
-        lambda subject, tell: surface_numbers(subject.problem, section, tell),
+        lambda subject, tell: measure_surface(subject.problem, section, tell),
         present,
         given.json,
         given.figure,

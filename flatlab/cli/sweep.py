@@ -1,22 +1,21 @@
 """The loop that the four commands share: open each subject, measure it under a progress line, save the numbers."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-from flatlab.cli.console import console, say, status, write_json
-from flatlab.cli.unsaved import fail_if, noted, warn_of_unwritable
-from flatlab.measuring.progress import Tell
+from flatlab.cli.console import console, fail_if, noted, say, status, warn_of_unwritable, write_json
+from flatlab.cli.progress import progress_line
 from flatlab.measuring.ranks import joined, rank
+from flatlab.measuring.result import Result, measured
 from flatlab.measuring.subjects import Measurement, Subject, check, open_subject
 from flatlab.runs.measurements import measurement_path, save_measurement
+from flatlab.tell import Tell
 
-Work = Callable[[Subject, Tell], dict[str, Any]]
-"""Measures a subject and returns the numbers as plain data."""
+Work = Callable[[Subject, Tell], Result]
+"""Measures a subject."""
 
 Show = Callable[[list[dict[str, Any]]], None]
 """Prints the numbers of every subject, and draws them where that was asked for."""
@@ -45,16 +44,9 @@ def measure(
     with joined(measurement.device) as first, _heard(first):
         warn_of_unwritable([*(measurement_path(path, kind) for path in paths), *filter(None, (json, figure))])
         for path in paths or (None,):
-            began = time.perf_counter()
             with progress_line("own model" if path is None else str(path)) as tell:
-                tell("opening")
-                subject = open_subject(path, measurement)
-                for note in subject.notes:
-                    say(note)
-                numbers = work(subject, tell)
-            seconds = time.perf_counter() - began
-            how = settings_of(measurement, subject.about["data"]["samples"], settings)
-            results.append({**subject.about, "settings": how, **numbers, "seconds": seconds})
+                result = measured(partial(_opened, path, measurement), work, settings, tell)
+            results.append(result.to_dict())
             if path is not None and rank() == 0:
                 with noted(unsaved):
                     say(save_measurement(path, kind, results[-1]).note)
@@ -66,10 +58,11 @@ def measure(
     return results
 
 
-def settings_of(measurement: Measurement, samples: int, own: Mapping[str, Any]) -> dict[str, Any]:
-    """All that decides a measurement of one model: its data, precision, and `own`, what its kind can be asked for."""
-    clients = {} if measurement.clients is None else {"clients": measurement.clients}
-    return {"samples": samples, "dtype": measurement.dtype, **clients, **own}
+def _opened(path: Path | None, measurement: Measurement) -> Subject:
+    subject = open_subject(path, measurement)
+    for note in subject.notes:
+        say(note)
+    return subject
 
 
 @contextmanager
@@ -77,21 +70,3 @@ def _heard(first: bool) -> Iterator[None]:
     """Of the processes that torchrun starts, let only the first speak within the block."""
     console.quiet = status.quiet = not first
     yield
-
-
-@contextmanager
-def progress_line(name: str) -> Iterator[Tell]:
-    """Within the block, a line on standard error that says what goes on, and for how long."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        TextColumn("{task.fields[stage]}", markup=False),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=status, transient=True) as progress:
-        task = progress.add_task(name, total=None, stage="")
-
-        def tell(stage: str) -> None:
-            progress.update(task, stage=stage)
-
-        yield tell

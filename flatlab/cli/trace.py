@@ -8,7 +8,7 @@ import typer
 from flatlab.cli.console import console
 from flatlab.cli.options import Given, measuring
 from flatlab.cli.pictures import save_picture
-from flatlab.cli.tables import Cell, Row, estimate_cell, loss_name, print_side_by_side
+from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, print_side_by_side
 
 
 @measuring
@@ -29,14 +29,14 @@ def trace(
     from figures.layer_traces import draw_layer_traces
     from figures.relative_flatness import draw_relative_flatness
     from flatlab.cli.sweep import measure
-    from flatlab.measuring.flatness import flatness_numbers
-    from flatlab.measuring.trace import read_probing, trace_numbers
+    from flatlab.measuring.flatness import measure_flatness
+    from flatlab.measuring.trace import measure_trace, read_probing
 
     probing, measurement = read_probing(tol, max_probes), given.measurement()
     kind, numbers, show, draw = (
-        ("flatness", flatness_numbers, print_flatness, draw_relative_flatness)
+        ("flatness", measure_flatness, print_flatness, draw_relative_flatness)
         if flatness
-        else ("trace", trace_numbers, print_traces, draw_layer_traces)
+        else ("trace", measure_trace, print_traces, draw_layer_traces)
     )
 
     def present(results: Sequence[dict[str, Any]]) -> None:

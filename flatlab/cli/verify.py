@@ -1,9 +1,17 @@
 """`flatlab verify`: the theory's statements, checked one by one; and what training with MAN really does."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from flatlab.cli.console import console, fail_if, noted, say, status, warn_of_unwritable, write_json
+
+if TYPE_CHECKING:
+    from analysis.theory.statements import Check
+    from flatlab.measuring.study import Plan
+    from flatlab.measuring.subjects import Measurement
 
 _STUDY = "Study"
 
@@ -53,15 +61,100 @@ def verify(
 
     measurement = Measurement(samples, data_root=data_root, trusted_model=model)
     if study:
-        from flatlab.cli.studying import read_plan, study_run
+        from flatlab.measuring.study import read_plan
 
-        plan = read_plan(zetas, zeta_logits, seeds, rounds)
-        study_run(checkpoints or [], measurement, out, plan, figures, json)
+        _study(checkpoints or [], measurement, out, read_plan(zetas, zeta_logits, seeds, rounds), figures, json)
     elif checkpoints:
-        from flatlab.cli.verifying import verify_checkpoints
-
-        verify_checkpoints(checkpoints, measurement, figures, json)
+        _verify_checkpoints(checkpoints, measurement, figures, json)
     else:
-        from flatlab.cli.verifying import verify_toys
+        _verify_toys(figures, json)
 
-        verify_toys(figures, json)
+
+def _verify_toys(figures: Path | None, json: Path | None) -> None:
+    """Check the statements on toys; raises `FlatlabError` where one fails that must hold."""
+    from flatlab.cli.theory_tables import print_toys
+    from flatlab.measuring.verify import require_unbroken, toy_battery
+
+    with status.status("Toys") as spinner:
+        found = toy_battery(spinner.update)
+    print_toys(found)
+    results = found.to_dict()
+    unsaved: list[str] = []
+    with noted(unsaved):
+        write_json(json, results)
+    if figures:
+        from figures.theory_shift import draw_theory_shift
+        from figures.theory_slack import draw_theory_slack
+
+        with noted(unsaved):
+            _say_drawn(draw_theory_slack(results, figures / "theory-slack"))
+            _say_drawn(draw_theory_shift(results, figures / "theory-shift"))
+    require_unbroken(found.checks)
+    fail_if(unsaved)
+
+
+def _verify_checkpoints(
+    paths: Sequence[Path], measurement: "Measurement", figures: Path | None, json: Path | None
+) -> None:
+    """Check the statements on every checkpoint and write `<checkpoint>.verify.json` beside it."""
+    from flatlab.cli.theory_tables import print_chain
+    from flatlab.malloc import keep_freed_memory
+    from flatlab.measuring.verify import open_with_clients, require_unbroken, verify_subject
+    from flatlab.runs.checkpoint import load_checkpoint
+    from flatlab.runs.measurements import measurement_path, save_measurement
+
+    keep_freed_memory()
+    for path in paths:
+        load_checkpoint(path)  # every file is looked at before the first is worked on
+    results: list[dict[str, Any]] = []
+    checks: list[Check] = []
+    unsaved: list[str] = []
+    warn_of_unwritable([*(measurement_path(path, "verify") for path in paths), *filter(None, (json,))])
+    for path in paths:
+        subject, clients = open_with_clients(path, measurement)
+        with status.status(str(path)) as spinner:
+            found = verify_subject(subject, clients, lambda stage, path=path: spinner.update(f"{path}: {stage}"))  # type: ignore[misc]
+        results.append(found.to_dict())
+        with noted(unsaved):
+            say(save_measurement(path, "verify", results[-1]).note)
+        print_chain(path, subject.available, found)
+        checks += found.checks
+    with noted(unsaved):
+        write_json(json, results[0] if len(results) == 1 else {"checkpoints": results})
+    if figures:
+        from figures.theory_chain import draw_theory_chain
+
+        with noted(unsaved):
+            _say_drawn(draw_theory_chain(results, figures / "theory-chain"))
+    require_unbroken(checks)
+    fail_if(unsaved)
+
+
+def _study(
+    paths: Sequence[Path], measurement: "Measurement", out: Path, plan: "Plan", figures: Path | None, json: Path | None
+) -> None:
+    """Study the checkpoints in `paths`, or else the toy runs of `plan`; writes `out`/study.json."""
+    from flatlab.cli.theory_tables import print_study
+    from flatlab.measuring.study import make_study
+    from flatlab.runs.interruption import exit_status
+
+    try:
+        with status.status("study") as spinner:
+            found = make_study(paths, measurement, out, plan, spinner.update)
+    except KeyboardInterrupt as interruption:
+        say("\nInterrupted. The same command goes on from here.")
+        raise SystemExit(exit_status(interruption)) from interruption
+    results = found.to_dict()
+    write_json(json, results)
+    print_study(found.verdicts, found.correlations)
+    console.print(f"Numbers: [bold]{out / 'study.json'}[/bold]", soft_wrap=True)
+    if figures:
+        from figures.theory_heatmap import draw_theory_heatmap
+        from figures.theory_scatter import draw_theory_scatter
+
+        _say_drawn(draw_theory_scatter(results, figures / "theory-scatter"))
+        _say_drawn(draw_theory_heatmap(results, figures / "theory-heatmap"))
+
+
+def _say_drawn(paths: Sequence[Path]) -> None:
+    console.print(f"Figure: [bold]{paths[0]}[/bold], .pdf, .csv", soft_wrap=True)

@@ -3,8 +3,8 @@
 from typing import Any
 
 from flatlab.data.known import KNOWN
+from flatlab.data.rows import reason, unreadable
 from flatlab.data.samples import Source
-from flatlab.data.tables import reason, unreadable
 from flatlab.errors import UsageError
 
 HUB_TIMEOUT = 5.0

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flatlab.data.folder import by_split, class_folders, split_files
 from flatlab.data.hub import open_hub
 from flatlab.data.pixels import DeepPixels, Pixels, decode, eight_bits
+from flatlab.data.rows import load_files, loaded_samples, parquet_samples, unreadable
 from flatlab.data.samples import Sample, Samples, Source
-from flatlab.data.tables import load_files, loaded_samples, parquet_samples, unreadable
 from flatlab.errors import UsageError
 
 Labels = NDArray[np.int64]

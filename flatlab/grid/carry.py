@@ -17,8 +17,8 @@ import torch
 
 from flatlab.errors import SAID, FlatlabError, UsageError
 from flatlab.files import write_text
+from flatlab.grid.cell_progress import FAILURE, another_run, read_failure
 from flatlab.grid.plan import Cell
-from flatlab.grid.progress import FAILURE, another_run, read_failure
 from flatlab.grid.stop import Stop
 from flatlab.malloc import keep_freed_memory
 from flatlab.runs.folder import BusyError, RunFolder

@@ -1,24 +1,17 @@
 """What is done for one cell of a grid: train it, then measure its checkpoints. Runs in worker processes."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from analysis.problem import Problem
-from analysis.spectrum import eigs
-from flatlab.federated.engine.base import Engine
-from flatlab.federated.engine.batched import BatchedEngine
-from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.execution import Execution, go_on
 from flatlab.federated.partition import class_counts
-from flatlab.federated.rounds import Run, train
+from flatlab.federated.rounds import Run
 from flatlab.federated.trial import tried
 from flatlab.federated.world import World, make_world
-from flatlab.grid.plan import Cell, Measure
-from flatlab.grid.progress import (
+from flatlab.grid.cell_progress import (
     DTYPE,
     earlier_checkpoints,
     is_measured,
@@ -27,15 +20,18 @@ from flatlab.grid.progress import (
     section,
     settings_of_kind,
 )
-from flatlab.measuring.density import density_numbers
-from flatlab.measuring.eigs import plain_report
-from flatlab.measuring.subjects import Measurement, open_checkpoint
-from flatlab.measuring.surface import surface_numbers
-from flatlab.measuring.trace import trace_numbers
+from flatlab.grid.plan import Cell, Measure
+from flatlab.measuring.density import measure_density
+from flatlab.measuring.eigs import Search, measure_eigs
+from flatlab.measuring.result import Result, measured
+from flatlab.measuring.subjects import Measurement, Subject, open_checkpoint
+from flatlab.measuring.surface import measure_surface
+from flatlab.measuring.trace import measure_trace
 from flatlab.runs.checkpoint import Checkpoint, provenance
 from flatlab.runs.folder import RunFolder
 from flatlab.runs.lines import Lines
 from flatlab.runs.measurements import save_measurement
+from flatlab.runs.metrics import Record
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class CellWork:
         files = RunFolder(folder)
         final = files.finished(cell.config)
         if final is None:
-            train_cell(cell, folder, self.data_root, torch.device(self.device))
+            train_cell(cell, folder, self.data_root, self.device)
             final = files.finished(cell.config)
         assert final is not None  # or training would have raised
         for kind in cell.kinds:
@@ -68,10 +64,12 @@ class CellWork:
 
     def _measure(self, kind: str, path: Path, measure: Measure) -> None:
         measurement = Measurement(measure.samples, DTYPE, self.device, self.data_root, self.trusted_model)
-        subject = open_checkpoint(path, measurement)
-        numbers = MEASURES[kind](subject.problem, measure)
-        settings = settings_of_kind(kind, measure)
-        self._save(kind, path, {**subject.about, "settings": settings, **numbers})
+        result = measured(
+            lambda: open_checkpoint(path, measurement),
+            lambda subject, tell: MEASURES[kind](subject, measure),
+            settings_of_kind(kind, measure),
+        )
+        self._save(kind, path, result.to_dict())
 
     def _save(self, kind: str, path: Path, content: Mapping[str, Any]) -> None:
         saved = save_measurement(path, kind, content, for_tables=True)
@@ -79,33 +77,34 @@ class CellWork:
             RunFolder(path.parent).log(saved.note)
 
 
-MEASURES: Mapping[str, Callable[[Problem, Measure], dict[str, Any]]] = {
-    "eigs": lambda problem, _: plain_report(eigs(problem)),
-    "trace": lambda problem, measure: trace_numbers(problem, probing(measure)),
-    "density": lambda problem, measure: density_numbers(problem, quadrature(measure)),
-    "surface": lambda problem, measure: surface_numbers(problem, section(measure)),
+MEASURES: Mapping[str, Callable[[Subject, Measure], Result]] = {
+    "eigs": lambda subject, _: measure_eigs(subject, Search(), sampling=False),
+    "trace": lambda subject, measure: measure_trace(subject.problem, probing(measure)),
+    "density": lambda subject, measure: measure_density(subject.problem, quadrature(measure)),
+    "surface": lambda subject, measure: measure_surface(subject.problem, section(measure)),
 }
 """What is measured of a checkpoint, as the commands of these names do; the file is called after the kind."""
 
 
-def train_cell(cell: Cell, folder: Path, data_root: Path | None, device: torch.device) -> None:
+def train_cell(cell: Cell, folder: Path, data_root: Path | None, device: str) -> None:
     """Train `cell` in `folder`, or go on with it.
 
     Raises `UsageError` if the folder holds another run, which is left as it is.
     """
     world = tried(make_world(cell.config, data_root))
-    run = Run(world, folder)
-    run.resume()
+    go_on(world, folder, execution_of_cells(device), watch=_logged)
+
+
+def execution_of_cells(device: str) -> Execution:
+    """On a CPU one client after the other on one thread; on a GPU all clients of a round at once."""
+    return Execution(workers=1, engine="process" if device == "cpu" else "batched", device=device)
+
+
+@contextmanager
+def _logged(run: Run) -> Iterator[Callable[[Record], None]]:
     if not run.files.begun:
         run.begin()  # at once, so that the report lists the cell even if its first round fails
-    lines = Lines(run.server.round, cell.config.rounds, run.files.log)
-    with open_engine(world, device) as engine:
-        train(run, engine, lines)
-
-
-def open_engine(world: World, device: torch.device) -> AbstractContextManager[Engine]:
-    """On a CPU one client after the other on one thread; on a GPU all clients of a round at once."""
-    return SequentialEngine(world) if device.type == "cpu" else BatchedEngine(world, device)
+    yield Lines(run.server.round, run.world.config.rounds, run.files.log)
 
 
 def split_counts(world: World, final: Checkpoint) -> dict[str, Any]:

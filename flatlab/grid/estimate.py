@@ -17,10 +17,11 @@ from analysis.problem import make_problem
 from flatlab.data import normalise
 from flatlab.federated.config import RunConfig
 from flatlab.federated.engine.base import RoundInputs
+from flatlab.federated.execution import open_engine
 from flatlab.federated.parameters import flatten
 from flatlab.federated.trial import tried
 from flatlab.federated.world import World, make_world
-from flatlab.grid.cells import open_engine
+from flatlab.grid.cells import execution_of_cells
 from flatlab.grid.plan import Cell, Kind, Measure
 
 ENOUGH_SECONDS = 0.5
@@ -92,7 +93,7 @@ def _images_per_second(world: World, device: torch.device) -> float:
     w = flatten(dict(world.new_model().named_parameters()), world.layout)
     own = {name: torch.zeros(count, world.layout.size, dtype=world.dtype) for name in rules.own}
     inputs = RoundInputs(0, list(range(count)), w, own, dict.fromkeys(rules.server, torch.zeros_like(w)))
-    with open_engine(world, device) as engine:
+    with open_engine(world, execution_of_cells(device.type)) as engine:
         for _ in range(2):
             began = time.perf_counter()
             outputs = engine.run(inputs)

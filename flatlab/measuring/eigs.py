@@ -2,15 +2,21 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
 
 from analysis.problem import Problem
-from analysis.spectrum import Backend, Eigenvalue, EigsReport, Method, eigs
+from analysis.spectrum import Backend, Eigenvalue, EigsReport, LayerSpectrum, Method, eigs
 from analysis.subsets import Spread, sampling_spread
-from flatlab.errors import UsageError
-from flatlab.measuring.progress import Tell, silent
+from flatlab.errors import UsageError, require_count
 from flatlab.measuring.ranks import ranks
+from flatlab.measuring.result import Result
 from flatlab.measuring.subjects import Subject
+from flatlab.tell import Tell, silent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PARTS = 4
 """Disjoint subsets on which lambda_max is measured again, to see how much the sample matters."""
@@ -46,7 +52,9 @@ class Search:
 
 
 def read_search(k: int, layers: str, method: str, backend: str, tol: float, max_iter: int) -> Search:
-    """Raises `UsageError` for a method, a backend or a tolerance that is none."""
+    """Raises `UsageError` for a method, a count, a backend or a tolerance that is none."""
+    require_count("top-k", k)
+    require_count("max-iter", max_iter)
     if method not in ("lanczos", "power"):
         raise UsageError(f"--method is lanczos or power, not {method!r}.")
     if backend not in ("flatlab", "pyhessian"):
@@ -56,15 +64,91 @@ def read_search(k: int, layers: str, method: str, backend: str, tol: float, max_
     return Search(k, layers, method, backend, tol, max_iter)  # type: ignore[arg-type]
 
 
-def eigs_numbers(subject: Subject, search: Search, tell: Tell = silent) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class EigsResult(Result):
+    """Top eigenvalues of a network's Hessian and of every layer's block of it."""
+
+    title: ClassVar[str] = "Top Hessian eigenvalues"
+
+    loss: float  # L
+    eigenvalues: tuple[Eigenvalue, ...]  # (k,) of the whole Hessian, each with its residual
+    vectors: Tensor  # (P, k) of the whole Hessian, unit columns
+    layers: tuple[LayerSpectrum, ...]  # each with its own (k,) eigenvalues and its activations' norms
+    sampling: Spread | None  # lambda_max on disjoint subsets, where the samples are some of many
+    method: Method
+    backend: Backend
+    products: int  # Hessian-vector products
+
+    @property
+    def converged(self) -> bool:
+        """Whether every eigenvalue met the tolerance."""
+        everything = [*self.eigenvalues, *(value for layer in self.layers for value in layer.eigenvalues)]
+        return all(value.converged for value in everything)
+
+    def numbers(self) -> dict[str, Any]:
+        """Eigenvalues and norms; a norm that does not exist is null."""
+        return {
+            "loss": self.loss,
+            "global": {"eigenvalues": [plain_eigenvalue(value) for value in self.eigenvalues]},
+            "layers": [
+                {
+                    "name": layer.name,
+                    "parameters": layer.parameters,
+                    "eigenvalues": [plain_eigenvalue(value) for value in layer.eigenvalues],
+                    "input_norm2": None if math.isnan(layer.input_norm2) else layer.input_norm2,
+                    "output_norm2": None if math.isnan(layer.output_norm2) else layer.output_norm2,
+                }
+                for layer in self.layers
+            ],
+            "method": self.method,
+            "backend": self.backend,
+            "hvps": self.products,
+            "sampling": self.sampling and plain_spread(self.sampling),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per eigenvalue, the network's first; norms are means over the samples of |a|^2."""
+        blocks = [("network", self.eigenvalues, math.nan, math.nan)]
+        blocks += [(layer.name, layer.eigenvalues, layer.input_norm2, layer.output_norm2) for layer in self.layers]
+        return [
+            {
+                "layer": name,
+                "index": index,
+                "eigenvalue": value.value,
+                "residual": value.residual,
+                "converged": value.converged,
+                "input_norm2": norm_in,
+                "output_norm2": norm_out,
+            }
+            for name, values, norm_in, norm_out in blocks
+            for index, value in enumerate(values, start=1)
+        ]
+
+    def plot(self) -> "Figure":
+        """The top eigenvalue of every layer, and the norm of the activation that leaves it."""
+        from figures.layers import plot_layers
+
+        return plot_layers([self.to_dict()]).figure
+
+
+def measure_eigs(subject: Subject, search: Search, tell: Tell = silent, *, sampling: bool = True) -> EigsResult:
     """Top eigenvalues of the network and its layers and, where its samples are some of many, their sampling error."""
     report = top(subject.problem, search, tell)
     spread = None
     samples = subject.problem.samples
-    if samples < subject.available and samples >= 2 * PARTS * ranks():
+    if sampling and samples < subject.available and samples >= 2 * PARTS * ranks():
         tell(f"{PARTS} subsets, to see the sampling error")
         spread = sampling_spread(subject.problem, PARTS, start=report.vectors[:, :1])
-    return plain_report(report) | {"sampling": spread and plain_spread(spread)}
+    return EigsResult(
+        loss=report.loss,
+        eigenvalues=report.eigenvalues,
+        vectors=report.vectors,
+        layers=report.layers,
+        sampling=spread,
+        method=report.method,
+        backend=report.backend,
+        products=report.products,
+    )
 
 
 def top(problem: Problem, search: Search, tell: Tell) -> EigsReport:
@@ -83,28 +167,6 @@ def top(problem: Problem, search: Search, tell: Tell) -> EigsReport:
         backend=search.backend,
         progress=show,
     )
-
-
-def plain_report(report: EigsReport) -> dict[str, Any]:
-    """The report as plain data; a norm that does not exist is null."""
-    return {
-        "loss": report.loss,
-        "global": {"eigenvalues": [plain_eigenvalue(value) for value in report.eigenvalues]},
-        "layers": [
-            {
-                "name": layer.name,
-                "parameters": layer.parameters,
-                "eigenvalues": [plain_eigenvalue(value) for value in layer.eigenvalues],
-                "input_norm2": None if math.isnan(layer.input_norm2) else layer.input_norm2,
-                "output_norm2": None if math.isnan(layer.output_norm2) else layer.output_norm2,
-            }
-            for layer in report.layers
-        ],
-        "method": report.method,
-        "backend": report.backend,
-        "hvps": report.products,
-        "seconds": report.seconds,
-    }
 
 
 def plain_eigenvalue(value: Eigenvalue) -> dict[str, Any]:

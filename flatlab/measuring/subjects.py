@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from analysis.batches import inspect_data
+from analysis.losses import Loss
 from analysis.problem import Problem, make_problem
 from analysis.strata import stratified_choice
 from flatlab.data import ImageData
-from flatlab.errors import UsageError
+from flatlab.errors import UsageError, require_count
 from flatlab.federated.world import DTYPES, make_world
 from flatlab.malloc import keep_freed_memory
-from flatlab.measuring.own import OwnModel, open_own
+from flatlab.measuring.loss_samples import own_share, some_of
+from flatlab.measuring.own_model import OwnModel, open_own
 from flatlab.measuring.ranks import ranks
-from flatlab.measuring.samples import own_share
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, provenance, rebuild
 
 DEFAULT_SAMPLES = 2000
@@ -47,6 +50,7 @@ class Subject:
     available: int  # samples there are, of which the problem's are some
     clients: Mapping[str, Problem] = field(default_factory=dict)  # their own losses; the problem's is that of all
     places: NDArray[np.int64] | None = None  # of the samples in a checkpoint's training set, on all ranks, in order
+    settings: Mapping[str, Any] = field(default_factory=dict)  # samples, precision and clients, as results state them
     notes: tuple[str, ...] = ()  # what the user should hear of how it was opened
 
 
@@ -86,6 +90,8 @@ def check(measurement: Measurement, paths: Sequence[Path]) -> None:
         raise UsageError(f"--dtype is float32 or float64, not {measurement.dtype!r}.")
     if measurement.device != "cpu" and not (measurement.device.startswith("cuda") and torch.cuda.is_available()):
         raise UsageError(f"There is no device {measurement.device!r} here; leave --device out to use the CPU.")
+    if measurement.samples is not None:
+        require_count("samples", measurement.samples)
     if measurement.full and measurement.samples is not None:
         raise UsageError("--full takes all samples and --samples some: give one of them.")
     if measurement.clients is not None and not paths:
@@ -118,7 +124,8 @@ def open_checkpoint(path: Path, measurement: Measurement) -> Subject:
         if len(held) == 0:
             raise UsageError(f"Client {name} holds none of the {len(chosen)} samples: ask for more, or use --full.")
         clients[name] = problem.on(own_share(data, held, dtype, measurement.device, f"Client {name}"))
-    return Subject(problem, _about_checkpoint(path, checkpoint, problem), available, clients, chosen)
+    about = _about_checkpoint(path, checkpoint, problem)
+    return Subject(problem, about, available, clients, chosen, _settings(problem, measurement))
 
 
 def open_subject(path: Path | None, measurement: Measurement) -> Subject:
@@ -136,7 +143,34 @@ def open_subject(path: Path | None, measurement: Measurement) -> Subject:
         "loss_function": own.loss,
         "versions": provenance(),
     }
-    return Subject(problem, about, available, notes=tuple(notes))
+    return Subject(problem, about, available, settings=_settings(problem, measurement), notes=tuple(notes))
+
+
+def open_parts(model: nn.Module, loss: Loss | str, data: Any, measurement: Measurement) -> Subject:
+    """Open a model with its loss and data ((inputs, targets), or batches of these); the model is copied.
+
+    Raises `UsageError` for more samples than there are, `MeasurementError` for what cannot be measured.
+    """
+    keep_freed_memory()
+    inspected, samples = inspect_data(data), measurement.samples
+    if samples is not None and samples > inspected.samples:
+        raise UsageError(f"The data hold {inspected.samples} samples: ask for 1 to {inspected.samples}, not {samples}.")
+    batches = inspected.batches if samples is None else some_of(inspected, samples)
+    problem = make_problem(model, loss, batches, dtype=DTYPES[measurement.dtype], device=measurement.device)
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    about = {
+        "model": type(model).__name__,
+        "weights": None,
+        "data": {"dataset": "own data", "split": None, "samples": problem.samples},
+        "loss_function": name,
+        "versions": provenance(),
+    }
+    return Subject(problem, about, inspected.samples, settings=_settings(problem, measurement))
+
+
+def _settings(problem: Problem, measurement: Measurement) -> dict[str, Any]:
+    clients = {} if measurement.clients is None else {"clients": measurement.clients}
+    return {"samples": problem.samples, "dtype": measurement.dtype, **clients}
 
 
 def _choice(

@@ -1,17 +1,19 @@
 """What `flatlab surface` computes: the loss on a line or a plane through the parameters."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from analysis.objective import loss_at
 from analysis.problem import Problem
-from analysis.spectrum import eigs
-from analysis.surface import filter_normalised_directions, loss_surface
-from flatlab.errors import UsageError
+from analysis.spectrum import Eigenvalue, eigs
+from analysis.surface import Surface, filter_normalised_directions, loss_surface
+from flatlab.errors import UsageError, require_count
 from flatlab.measuring.eigs import plain_eigenvalue
-from flatlab.measuring.progress import Tell, silent
+from flatlab.measuring.result import Result
+from flatlab.tell import Tell, silent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Along = Literal["random", "eigenvectors"]
 
@@ -28,7 +30,9 @@ class Section:
 
 
 def read_section(along: str, line: bool, extent: float, points: int, seed: int) -> Section:
-    """Raises `UsageError` for directions or an extent that are none."""
+    """Raises `UsageError` for directions, an extent, or counts that are none."""
+    require_count("points", points, 2)
+    require_count("seed", seed, 0)
     if along not in ("random", "eigenvectors"):
         raise UsageError(f"--along is random or eigenvectors, not {along!r}.")
     if not 0 < extent < float("inf"):
@@ -36,9 +40,69 @@ def read_section(along: str, line: bool, extent: float, points: int, seed: int) 
     return Section(along, 1 if line else 2, extent, points, seed)  # type: ignore[arg-type]
 
 
-def surface_numbers(problem: Problem, section: Section, tell: Tell = silent) -> dict[str, Any]:
-    """Losses on the grid, at the model itself, and what the directions are."""
-    directions, about = _directions(problem, section, tell)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class SurfaceResult(Result):
+    """The loss on a line or a plane through the parameters; the centre is the model itself."""
+
+    title: ClassVar[str] = "Loss around the model"
+
+    loss: float  # L at the model
+    surface: Surface  # a (n,), b (m,), losses (n, m), directions (P, 1 or 2)
+    directions: str  # what they are
+    eigenvalues: tuple[Eigenvalue, ...] = ()  # along eigenvectors: theirs
+    products: int | None = None  # Hessian-vector products that finding eigenvectors took
+
+    def numbers(self) -> dict[str, Any]:
+        """Losses on the grid, at the model itself, and what the directions are."""
+        found: dict[str, Any] = {}
+        if self.eigenvalues:
+            found = {"eigenvalues": [plain_eigenvalue(value) for value in self.eigenvalues], "hvps": self.products}
+        return {
+            "directions": self.directions,
+            **found,
+            "loss": self.loss,
+            "a": self.surface.a.tolist(),
+            "b": self.surface.b.tolist(),
+            "losses": self.surface.losses.tolist(),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per point: multiples of both directions, and the loss there."""
+        a, b = self.surface.a.tolist(), self.surface.b.tolist()
+        losses = self.surface.losses.tolist()
+        return [{"a": a[i], "b": b[j], "loss": loss} for i, line in enumerate(losses) for j, loss in enumerate(line)]
+
+    def summary(self) -> list[dict[str, Any]]:
+        """The loss at the model, and its extremes."""
+        losses = self.surface.losses
+        found = {"at the model": self.loss, "lowest": losses.min().item(), "highest": losses.max().item()}
+        return [{"where": where, "loss": loss} for where, loss in found.items()]
+
+    def plot(self) -> "Figure":
+        """A curve along one direction, a map along two."""
+        from figures.loss_line import plot_loss_lines
+        from figures.loss_surface import plot_loss_surfaces
+
+        plot = plot_loss_lines if len(self.surface.b) == 1 else plot_loss_surfaces
+        return plot([self.to_dict()]).figure
+
+
+def measure_surface(problem: Problem, section: Section, tell: Tell = silent) -> SurfaceResult:
+    """Evaluate the loss on the grid and at the model itself."""
+    values: tuple[Eigenvalue, ...] = ()
+    products = None
+    if section.along == "random":
+        directions = filter_normalised_directions(problem, section.dimensions, seed=section.seed)
+        name = f"filter-normalised random directions, seed {section.seed}"
+    else:
+        report = eigs(
+            problem,
+            section.dimensions,
+            layers=[],
+            progress=lambda _, products, residual: tell(f"eigenvectors: {products} products, residual {residual:.1e}"),
+        )
+        directions, name = report.vectors, "unit top eigenvectors"
+        values, products = report.eigenvalues, report.products
     surface = loss_surface(
         problem,
         directions,
@@ -46,24 +110,10 @@ def surface_numbers(problem: Problem, section: Section, tell: Tell = silent) -> 
         points=section.points,
         progress=lambda done, total: tell(f"{done} of {total} points"),
     )
-    return {
-        **about,
-        "loss": loss_at(problem, problem.point()),
-        "a": surface.a.tolist(),
-        "b": surface.b.tolist(),
-        "losses": surface.losses.tolist(),
-    }
-
-
-def _directions(problem: Problem, section: Section, tell: Tell) -> tuple[Tensor, dict[str, Any]]:
-    if section.along == "random":
-        directions = filter_normalised_directions(problem, section.dimensions, seed=section.seed)
-        return directions, {"directions": f"filter-normalised random directions, seed {section.seed}"}
-    report = eigs(
-        problem,
-        section.dimensions,
-        layers=[],
-        progress=lambda _, products, residual: tell(f"eigenvectors: {products} products, residual {residual:.1e}"),
+    return SurfaceResult(
+        loss=loss_at(problem, problem.point()),
+        surface=surface,
+        directions=name,
+        eigenvalues=values,
+        products=products,
     )
-    values = [plain_eigenvalue(value) for value in report.eigenvalues]
-    return report.vectors, {"directions": "unit top eigenvectors", "eigenvalues": values, "hvps": report.products}

@@ -1,7 +1,8 @@
 """What `flatlab trace` computes: traces of the network and its layers, and the Frobenius norm, by random probes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -9,9 +10,13 @@ from analysis.flatness import positions
 from analysis.layers import find_layers
 from analysis.operators import hessian
 from analysis.problem import Problem
-from analysis.trace import hutchinson
-from flatlab.errors import UsageError
-from flatlab.measuring.progress import Tell, silent
+from analysis.trace import Estimate, hutchinson
+from flatlab.errors import UsageError, require_count
+from flatlab.measuring.result import Result
+from flatlab.tell import Tell, silent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -23,13 +28,49 @@ class Probing:
 
 
 def read_probing(tol: float, max_probes: int) -> Probing:
-    """Raises `UsageError` for a tolerance that is none."""
+    """Raises `UsageError` for a tolerance, or a number of probes, that is none."""
+    require_count("max-probes", max_probes, 2)
     if not 0 < tol < 1:
         raise UsageError(f"--tol is a share of the trace, between 0 and 1, not {tol:g}.")
     return Probing(tol, max_probes)
 
 
-def trace_numbers(problem: Problem, probing: Probing, tell: Tell = silent) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class TraceResult(Result):
+    """The trace of a network's Hessian and of every layer's block, and the Frobenius norm, by random probes."""
+
+    title: ClassVar[str] = "Trace of the Hessian"
+
+    trace: Estimate  # with its standard error
+    frobenius: Estimate  # |H|_F
+    layers: Mapping[str, Estimate]  # the trace of each layer's block, by name
+    converged: bool  # the trace's standard error met the tolerance
+    products: int  # Hessian-vector products, one per probe
+
+    def numbers(self) -> dict[str, Any]:
+        """Every estimate with its standard error."""
+        return {
+            "trace": vars(self.trace),
+            "frobenius": vars(self.frobenius),
+            "layers": [{"name": name, "trace": vars(trace)} for name, trace in self.layers.items()],
+            "converged": self.converged,
+            "hvps": self.products,
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per estimate."""
+        estimates = [("trace", "network", self.trace), ("|H|_F", "network", self.frobenius)]
+        estimates += [("trace", name, trace) for name, trace in self.layers.items()]
+        return [{"quantity": quantity, "layer": layer, **vars(estimate)} for quantity, layer, estimate in estimates]
+
+    def plot(self) -> "Figure":
+        """The traces as bars, their standard errors as whiskers."""
+        from figures.layer_traces import plot_layer_traces
+
+        return plot_layer_traces([self.to_dict()]).figure
+
+
+def measure_trace(problem: Problem, probing: Probing, tell: Tell = silent) -> TraceResult:
     """Trace, the layers' traces and the Frobenius norm, from the same probes."""
     places = positions(problem)
     groups = {
@@ -42,10 +83,10 @@ def trace_numbers(problem: Problem, probing: Probing, tell: Tell = silent) -> di
         groups=groups,
         progress=lambda probes, error: tell(f"{probes} probes, standard error {error:.1%}"),
     )
-    return {
-        "trace": vars(moments.trace),
-        "frobenius": vars(moments.frobenius),
-        "layers": [{"name": name, "trace": vars(trace)} for name, trace in moments.groups.items()],
-        "converged": moments.converged,
-        "hvps": moments.products,
-    }
+    return TraceResult(
+        trace=moments.trace,
+        frobenius=moments.frobenius,
+        layers=moments.groups,
+        converged=moments.converged,
+        products=moments.products,
+    )

@@ -206,6 +206,21 @@ class RunFolder:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())
 
 
+def default_folder(config: RunConfig) -> Path:
+    """checkpoints/<dataset>-<algorithm>[-man][-zeta<zeta>][-<partition>]-s<seed>, without what is as by default."""
+    usual = RunConfig()
+    words = [Path(config.dataset).name, config.algorithm]
+    if config.man:
+        words += ["man"]
+        words += [f"zeta{config.zeta:g}"] if config.zeta != usual.zeta else []
+        words += [f"logits{config.zeta_logits:g}"] if config.zeta_logits else []
+    if config.partition == "iid":
+        words += ["iid"]
+    elif config.delta != usual.delta:
+        words += [f"dirichlet-{config.delta:g}"]
+    return Path("checkpoints") / "-".join([*words, f"s{config.seed}"])
+
+
 def _word(value: object) -> str:
     return value if isinstance(value, str) and len(value) < 80 and value.isprintable() else shown(value)
 

@@ -17,8 +17,9 @@ from analysis.problem import Chunk, Problem, make_problem
 from analysis.theory.derivatives import derivative_checks
 from analysis.theory.statements import broken
 from flatlab.cli.main import main
-from flatlab.cli.training import Execution, train_run
+from flatlab.cli.train import train_run
 from flatlab.federated.config import make_config
+from flatlab.federated.execution import Execution
 
 MODEL = """
 from torch import nn
@@ -36,7 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "net_to_break.py").write_text(MODEL)
     sys.path.insert(0, str(folder))
     fields = {"model": "net_to_break:make", "rounds": 1, "clients": 2, "local_epochs": 1, "train_samples": 100}
-    yield train_run(make_config(fields), None, folder / "run", Execution(workers=1), None)
+    yield train_run(make_config(fields), folder / "run", Execution(workers=1))
     sys.path.remove(str(folder))
 
 

@@ -13,8 +13,9 @@ from analysis.theory import battery
 from analysis.theory.dense import DenseLayer
 from analysis.theory.statements import STATEMENTS
 from flatlab.cli.main import main
-from flatlab.cli.training import Execution, train_run
+from flatlab.cli.train import train_run
 from flatlab.federated.config import make_config
+from flatlab.federated.execution import Execution
 
 RUN = {"rounds": 2, "clients": 4, "local_epochs": 1, "hidden": (8, 6), "train_samples": 300}
 
@@ -22,7 +23,7 @@ RUN = {"rounds": 2, "clients": 4, "local_epochs": 1, "hidden": (8, 6), "train_sa
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    return train_run(make_config(RUN), None, folder / "digits", Execution(workers=1), None)
+    return train_run(make_config(RUN), folder / "digits", Execution(workers=1))
 
 
 def flatlab(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from figures.report import make_report
 from figures.results import read_results
-from figures.verdicts import verdict_tables
+from figures.verdict_tables import verdict_tables
 
 Command = Callable[..., int]
 

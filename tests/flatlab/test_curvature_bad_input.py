@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 
 from flatlab.cli.main import main
-from flatlab.cli.training import Execution, train_run
+from flatlab.cli.train import train_run
 from flatlab.federated.config import make_config
+from flatlab.federated.execution import Execution
 
 RUN = {"rounds": 1, "clients": 4, "local_epochs": 1, "hidden": (5,), "train_samples": 200}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_run(make_config(RUN), None, tmp_path_factory.mktemp("run") / "it", Execution(workers=1), None)
+    return train_run(make_config(RUN), tmp_path_factory.mktemp("run") / "it", Execution(workers=1))
 
 
 @pytest.mark.parametrize(

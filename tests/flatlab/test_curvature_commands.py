@@ -16,11 +16,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from flatlab.cli.main import main
-from flatlab.cli.training import Execution, train_run
+from flatlab.cli.train import train_run
 from flatlab.data import normalise
 from flatlab.federated.config import make_config
+from flatlab.federated.execution import Execution
 from flatlab.federated.world import World, make_world
-from flatlab.measuring import samples
+from flatlab.measuring import loss_samples
 from flatlab.measuring.subjects import Measurement, open_checkpoint
 from flatlab.runs.checkpoint import load_checkpoint, rebuild
 
@@ -35,7 +36,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run without MAN and one with it."""
     folder = tmp_path_factory.mktemp("runs")
     configs = {"plain": make_config(RUN), "man": make_config(RUN | {"man": True, "zeta": 0.3})}
-    one, two = (train_run(config, None, folder / name, Execution(workers=1), None) for name, config in configs.items())
+    one, two = (train_run(config, folder / name, Execution(workers=1)) for name, config in configs.items())
     return one, two
 
 
@@ -268,9 +269,9 @@ def test_several_subjects_are_shown_side_by_side_and_drawn(
 
 
 def test_images_are_normalised_a_batch_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "BATCH_BYTES", 7 * 64 * 8)
+    monkeypatch.setattr(loss_samples, "BATCH_BYTES", 7 * 64 * 8)
     chosen = np.random.default_rng(0).permutation(200)[:40]
-    batches = samples.ImageBatches(world.data, chosen, torch.float64, "cpu")
+    batches = loss_samples.ImageBatches(world.data, chosen, torch.float64, "cpu")
     for _ in range(2):  # it can be read again
         pieces = list(batches)
         assert [len(y) for _, y in pieces] == [7, 7, 7, 7, 7, 5]

@@ -20,7 +20,7 @@ from flatlab.errors import FlatlabError
 from flatlab.federated.config import make_config
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
-from flatlab.federated.holding import holding
+from flatlab.federated.footprint import footprint
 from flatlab.federated.rounds import Run, most_participants, train
 from flatlab.federated.state import ClientState
 from flatlab.federated.world import World
@@ -233,6 +233,6 @@ def test_clients_of_an_earlier_version_bring_a_last_model(own: tuple[str, ...], 
 
 def test_what_a_run_will_hold() -> None:
     config = make_config({"clients": 10_000, "algorithm": "feddc", "report": "all"})
-    assert holding(config, 824_714).bytes == 10_000 * len(holding(config, 824_714).vectors) * 824_714 * 4
-    assert holding(make_config({"clients": 10_000}), 824_714).bytes == 0
-    assert "99 GB" in holding(config, 824_714).sentence()
+    assert footprint(config, 824_714).bytes == 10_000 * len(footprint(config, 824_714).vectors) * 824_714 * 4
+    assert footprint(make_config({"clients": 10_000}), 824_714).bytes == 0
+    assert "99 GB" in footprint(config, 824_714).sentence()

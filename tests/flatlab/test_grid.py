@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatlab.cli.training import read_fields
 from flatlab.errors import UsageError
 from flatlab.federated.algorithms import ALGORITHMS
+from flatlab.federated.request import read_fields
 from flatlab.grid.plan import (
     Grid,
     grid_cells,

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from flatlab.cli.main import main
-from flatlab.cli.training import Execution, train_run
+from flatlab.cli.train import train_run
 from flatlab.errors import FlatlabError
+from flatlab.federated.execution import Execution
 from flatlab.grid.carry import DIED, run_cells
+from flatlab.grid.cell_progress import cell_progress
 from flatlab.grid.cells import CellWork
 from flatlab.grid.plan import Cell, grid_cells, parse_grid
-from flatlab.grid.progress import cell_progress
 
 GRID = """
 title = "small"
@@ -92,7 +93,7 @@ def test_a_grid_is_run_once_and_ends_with_tables_figures_and_report(
 
     # the run is the one that `flatlab train` makes
     for cell in cells_of():
-        train_run(cell.config, None, tmp_path / "alone" / cell.name, Execution(workers=1), None)
+        train_run(cell.config, tmp_path / "alone" / cell.name, Execution(workers=1))
         assert same_parameters(out / cell.name / "final.pt", tmp_path / "alone" / cell.name / "final.pt")
 
     # a second call does only what is missing
@@ -184,7 +185,7 @@ def test_a_killed_grid_leaves_no_process_and_goes_on_to_the_same_end(tmp_path: P
     work = CellWork(None, "cpu")
     assert [failure for _, failure in run_cells(cells, out, work, jobs=1)] == ["", ""]
     for cell in cells:
-        train_run(cell.config, None, tmp_path / "alone" / cell.name, Execution(workers=1), None)
+        train_run(cell.config, tmp_path / "alone" / cell.name, Execution(workers=1))
         assert same_parameters(out / cell.name / "final.pt", tmp_path / "alone" / cell.name / "final.pt")
 
 

@@ -45,9 +45,9 @@ def test_a_mutated_file_works_or_is_refused_in_one_sentence(kind: str, bench: Wo
 
 
 def test_what_finds_faults_would_find_one(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatlab.cli.reproducing.parse_grid", lambda text, name: 1 / 0)
+    monkeypatch.setattr("flatlab.grid.reproduction.parse_grid", lambda text, name: 1 / 0)
     assert "Unexpected ZeroDivisionError" in command("reproduce", "g.toml", "--dry-run").fault
-    monkeypatch.setattr("flatlab.cli.reproducing.parse_grid", lambda text, name: os.mkdir(CANARY))
+    monkeypatch.setattr("flatlab.grid.reproduction.parse_grid", lambda text, name: os.mkdir(CANARY))
     assert "code ran" in command("reproduce", "g.toml", "--dry-run").fault
 
 

@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 import torch
 
-from flatlab.cli.training import default_folder, read_fields
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config, write_config
 from flatlab.federated.engine.base import RoundInputs, RoundOutputs
 from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.request import read_fields
 from flatlab.federated.rounds import Run, train
 from flatlab.federated.world import World
 from flatlab.grid.carry import DIED
 from flatlab.runs.checkpoint import load_checkpoint
 from flatlab.runs.fingerprint import Fingerprint, data_digest, differences, fingerprint, settled
-from flatlab.runs.folder import BusyError, RunFolder
+from flatlab.runs.folder import BusyError, RunFolder, default_folder
 from flatlab.runs.interruption import Terminated, terminable, undisturbed
 from flatlab.runs.lines import Lines
 from flatlab.runs.measurements import is_current, save_measurement

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from flatlab.cli.main import main
-from flatlab.cli.training import Execution, train_run
+from flatlab.cli.train import train_run
 from flatlab.federated.config import make_config
+from flatlab.federated.execution import Execution
 
 RUN = {"rounds": 2, "clients": 3, "local_epochs": 1, "hidden": (6,), "train_samples": 201}
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -52,7 +53,7 @@ for number, words in enumerate(json.loads(sys.argv[1])):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_run(make_config(RUN), None, tmp_path_factory.mktemp("run") / "it", Execution(workers=1), None)
+    return train_run(make_config(RUN), tmp_path_factory.mktemp("run") / "it", Execution(workers=1))
 
 
 def two_processes(cwd: Path, *words: object) -> subprocess.CompletedProcess[str]:

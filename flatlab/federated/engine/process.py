@@ -6,14 +6,16 @@ vectors and images lie in shared memory; only client numbers and losses pass thr
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import parent_process
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, multiprocessing, nn
@@ -98,7 +100,8 @@ class ProcessEngine:
 
     def _submit(self, work: Callable[..., T], *arguments: int) -> Future[T]:
         try:
-            return self.pool.submit(work, *arguments)
+            with _without_script():
+                return self.pool.submit(work, *arguments)
         except BrokenProcessPool as error:  # a worker died since the last round
             raise FlatlabError(WORKER_DIED) from error
 
@@ -107,6 +110,22 @@ class ProcessEngine:
 
     def __exit__(self, *exception: object) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Within the block, a worker that starts does not run the user's script again, as multiprocessing has it do.
+
+    Nothing in it is needed there, and a script that trains at its top level would train once more in every worker.
+    """
+    main = sys.modules["__main__"].__dict__
+    hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        del main["__spec__"]
+        main.update(hidden)
 
 
 def _result(job: Future[T]) -> T:

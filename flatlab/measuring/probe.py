@@ -1,18 +1,14 @@
-"""Curvature during training (`--track-eigs`), and its picture."""
-
-from pathlib import Path
+"""Curvature during training (`--track-eigs`)."""
 
 from torch import Tensor
 
 from analysis.problem import make_problem
 from analysis.spectrum import eigs
-from figures.tracking import draw_tracking
 from flatlab.data import normalise
 from flatlab.federated.parameters import load_vector
 from flatlab.federated.rounds import Probe
 from flatlab.federated.world import World
-from flatlab.runs.checkpoint import provenance
-from flatlab.runs.metrics import Metrics, Record
+from flatlab.runs.metrics import Record
 
 SAMPLES = 500
 """Training samples, class-balanced, on which curvature is tracked."""
@@ -48,9 +44,3 @@ def curvature_probe(world: World) -> Probe:
         return record, report.vectors
 
     return probe
-
-
-def draw_run(folder: Path) -> Path:
-    """Draw eigenvalue and accuracy against rounds from the run's own metrics; returns the picture's path."""
-    records = Metrics(folder / "metrics.jsonl").read()
-    return draw_tracking({folder.name: records}, folder / "tracking", provenance())[0]

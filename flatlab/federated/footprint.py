@@ -12,7 +12,7 @@ MUCH = 10**9
 
 
 @dataclass(frozen=True)
-class Holding:
+class Footprint:
     """Clients' vectors once every client has taken part."""
 
     clients: int  # N
@@ -39,11 +39,11 @@ class Holding:
         )
 
 
-def holding(config: RunConfig, size: int) -> Holding:
+def footprint(config: RunConfig, size: int) -> Footprint:
     """What the run `config` of a model of `size` parameters will hold."""
     vectors = (*config.rules.own, *((LAST,) if config.reports_all else ()))
     entry = torch.empty(0, dtype=getattr(torch, config.dtype)).element_size()
-    return Holding(config.clients, vectors, size, entry)
+    return Footprint(config.clients, vectors, size, entry)
 
 
 def human(count: float) -> str:

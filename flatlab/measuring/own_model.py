@@ -12,8 +12,8 @@ from analysis.models import FULL, unwrapped, working_dtype
 from analysis.problem import Problem, make_problem
 from flatlab.errors import SAID, UsageError
 from flatlab.functions import import_function
+from flatlab.measuring.loss_samples import shared_out, some_of
 from flatlab.measuring.ranks import ranks
-from flatlab.measuring.samples import shared_out, some_of
 from flatlab.measuring.weights import load_weights
 
 

@@ -1,0 +1,153 @@
+"""A run carried out: begun in its folder, or gone on with where it was cut off, by the engine that is asked for."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from flatlab.cores import available_cores
+from flatlab.errors import UsageError, require_count, shown
+from flatlab.federated.config import RunConfig
+from flatlab.federated.engine.base import Engine
+from flatlab.federated.engine.batched import BatchedEngine
+from flatlab.federated.engine.process import ProcessEngine
+from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.footprint import MUCH, footprint
+from flatlab.federated.precision import missing_kernels
+from flatlab.federated.rounds import SAVE_SECONDS, Probe, Run, most_participants, train
+from flatlab.federated.state import Place
+from flatlab.federated.trial import tried
+from flatlab.federated.world import World, make_world, resolve
+from flatlab.malloc import keep_freed_memory
+from flatlab.runs.fingerprint import data_digest, settled
+from flatlab.runs.folder import RunFolder
+from flatlab.runs.interruption import terminable
+from flatlab.runs.metrics import Record
+from flatlab.tell import Tell, silent
+
+CHOICES = {"state": ("memory", "disk"), "engine": ("auto", "process", "batched"), "device": ("auto", "cpu", "cuda")}
+"""What fields of `Execution` may say."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a run is carried out; none of it changes the trained model. Raises `UsageError`."""
+
+    workers: int | None = None  # processes on the CPU; None: one per core
+    engine: str = "auto"
+    device: str = "auto"
+    state: str = "memory"
+    save_every: float = SAVE_SECONDS
+    track_eigs: int | None = None  # rounds between measurements of the server model's curvature
+
+    def __post_init__(self) -> None:
+        for option, allowed in CHOICES.items():
+            value = getattr(self, option)
+            if value not in allowed:
+                raise UsageError(f"--{option} is one of {', '.join(allowed)}, not {value!r}.")
+        for option, count in {"workers": self.workers, "track-eigs": self.track_eigs}.items():
+            if count is not None:
+                require_count(option, count)
+        if not self.save_every >= 0:
+            raise UsageError(f"--save-every is a number of seconds, 0 or more, not {shown(self.save_every)}.")
+        if self.device == "cuda" and self.engine == "process":
+            raise UsageError("--engine process trains on the CPU; leave --device out, or use --engine batched.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("There is no CUDA device here; leave --device out to use the CPU.")
+
+
+class Watch(Protocol):
+    """Opens what shows the rounds of a run as they end."""
+
+    def __call__(self, run: Run, /) -> AbstractContextManager[Callable[[Record], None]]:
+        """Yield what takes the record of each round; `run` stands where it was cut off, or at its beginning."""
+
+
+@contextmanager
+def unwatched(run: Run) -> Iterator[Callable[[Record], None]]:
+    """Show nothing."""
+    yield lambda record: None
+
+
+def carry_out(
+    config: RunConfig,
+    folder: Path,
+    execution: Execution | None = None,
+    *,
+    data_root: Path | None = None,
+    tell: Tell = silent,
+    watch: Watch = unwatched,
+    make_probe: Callable[[World], Probe] | None = None,
+) -> Record:
+    """Carry out the run `config` in `folder`, or go on with it, and return its last evaluation.
+
+    A run that is finished is left as it is. `tell` gets what there is to say before the first round. `make_probe`
+    measures the model every `execution.track_eigs` rounds. SIGTERM ends a run like Ctrl-C, its state saved, with a
+    `KeyboardInterrupt`. Raises `FlatlabError`, and `UsageError` where the folder holds another run.
+    """
+    keep_freed_memory()
+    execution = execution or Execution()
+    config = settled(config, data_root)
+    files = RunFolder(folder)
+    files.require(config)
+    with terminable():
+        done = _finished(files, config, data_root, tell)
+        if done is not None:
+            return done
+        world = tried(make_world(config, data_root))
+        held = footprint(config, world.layout.size)
+        if held.bytes >= MUCH:
+            tell(held.sentence(_place(execution)))
+        with files.locked():
+            return go_on(world, folder, execution, tell=tell, watch=watch, make_probe=make_probe)
+
+
+def go_on(
+    world: World,
+    folder: Path,
+    execution: Execution,
+    *,
+    tell: Tell = silent,
+    watch: Watch = unwatched,
+    make_probe: Callable[[World], Probe] | None = None,
+) -> Record:
+    """Train from the newest saved round to the last, in a folder that the caller holds; the model has been tried."""
+    run = Run(world, folder, _place(execution))
+    run.resume()
+    if run.server.round:
+        done = f"after round {run.server.round} of {world.config.rounds}"
+        tell(f"The run in {folder} is this very one, cut off {done}: going on.")
+    probe = make_probe(world) if make_probe and execution.track_eigs else None
+    with open_engine(world, execution, tell) as engine, watch(run) as on_round:
+        train(run, engine, on_round, execution.save_every, probe, execution.track_eigs or 1)
+    return run.server.evaluated
+
+
+def open_engine(world: World, execution: Execution, tell: Tell = silent) -> Engine:
+    """The engine that trains the clients of a round."""
+    device = "cuda" if execution.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if note := missing_kernels(world.config.precision, torch.device(device)):
+        tell(note)
+    if execution.engine == "batched" or (execution.engine == "auto" and device == "cuda"):
+        return BatchedEngine(world, torch.device(device))
+    slots = most_participants(world.config)
+    workers = min(execution.workers or available_cores(), slots)
+    return SequentialEngine(world) if workers == 1 else ProcessEngine(world, workers, slots)
+
+
+def _finished(files: RunFolder, config: RunConfig, data_root: Path | None, tell: Tell) -> Record | None:
+    """The last evaluation of the run `config` where it is finished, which is said."""
+    final = files.finished(config)
+    if final is None:
+        return None
+    if final.data:
+        files.require_data(config, final.data, data_digest(resolve(config, data_root)[1]))
+    tell(f"The run in {files.path} is this very one, and is finished.")
+    return final.metrics
+
+
+def _place(execution: Execution) -> Place:
+    return "disk" if execution.state == "disk" else "memory"

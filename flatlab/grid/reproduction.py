@@ -1,0 +1,122 @@
+"""A grid reproduced: what it describes, what of it is done, how long the rest takes, and doing it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from flatlab.cores import available_cores
+from flatlab.errors import UsageError
+from flatlab.federated.footprint import Footprint, footprint
+from flatlab.files import write_text
+from flatlab.grid.carry import run_cells
+from flatlab.grid.cell_progress import Progress, cell_progress
+from flatlab.grid.cells import CellWork
+from flatlab.grid.estimate import calibrate, measuring_seconds, training_seconds
+from flatlab.grid.plan import Cell, Grid, grid_cells, parse_grid, read_grid_text, require_named_model
+from flatlab.runs.fingerprint import settled
+from flatlab.tell import Tell, silent
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where and how a grid is run; none of it changes a result."""
+
+    out: Path | None = None
+    jobs: int | None = None
+    backend: str = "loky"
+    scheduler: str | None = None
+    device: str = "auto"
+    data_root: Path | None = None
+    trusted_model: str | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """About what is left to do, if the machine has nothing else to do."""
+
+    cells: Mapping[str, float]  # seconds of each cell that is not done, by name
+    seconds: float  # of all, as many at once as the reproduction has jobs
+    largest: Footprint | None  # of the cell that holds most; None where nothing is left
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A grid, where its results lie, and the means to run it."""
+
+    grid: Grid
+    text: str  # the grid's TOML
+    cells: tuple[Cell, ...]
+    results: Path
+    jobs: int
+    device: str
+    where: Where
+
+    def progress(self) -> dict[str, Progress]:
+        """How far every cell is, by name."""
+        return {cell.name: self.progress_of(cell) for cell in self.cells}
+
+    def progress_of(self, cell: Cell) -> Progress:
+        """How far `cell` is."""
+        return cell_progress(cell, self.results / cell.name)
+
+    def todo(self, progress: Mapping[str, Progress]) -> list[Cell]:
+        """The cells that are not done, but for those whose folder holds another run, which nobody touches."""
+        return [cell for cell in self.cells if not (progress[cell.name].done or progress[cell.name].another)]
+
+    def cost(self, progress: Mapping[str, Progress]) -> Cost:
+        """Estimate what is left, from a short calibration on this machine."""
+        todo = self.todo(progress)
+        if not todo:
+            return Cost({}, 0.0, None)
+        speeds = calibrate(todo, torch.device(self.device), self.where.data_root)
+        seconds = {}
+        for cell in todo:
+            rounds = cell.config.rounds - progress[cell.name].rounds
+            measuring = measuring_seconds(cell.config, progress[cell.name].missing, self.grid.measure, speeds)
+            seconds[cell.name] = training_seconds(cell.config, rounds, speeds) + measuring
+        largest = max((footprint(cell.config, speeds.parameters) for cell in todo), key=lambda each: each.bytes)
+        return Cost(seconds, sum(seconds.values()) / self.jobs, largest)
+
+    def begin(self) -> None:
+        """Keep the grid with its results, which tables and report are made from."""
+        write_text(self.results / "grid.toml", self.text)
+
+    def run(self, todo: Sequence[Cell], tell: Tell = silent) -> Iterator[tuple[Cell, str]]:
+        """Train and measure `todo`; yields each cell as it ends with the reason why it failed, or "".
+
+        Raises `KeyboardInterrupt` after Ctrl-C or SIGTERM, once every cell at work has saved its state.
+        """
+        work = CellWork(self.where.data_root, self.device, self.where.trusted_model)
+        yield from run_cells(
+            todo,
+            self.results,
+            work,
+            jobs=self.jobs,
+            backend="dask" if self.where.backend == "dask" else "loky",
+            scheduler=self.where.scheduler,
+            tell=tell,
+        )
+
+
+def read_reproduction(name: str, where: Where) -> Reproduction:
+    """Read the shipped grid, or the TOML file, `name`; raises `UsageError`."""
+    if where.backend not in ("loky", "dask"):
+        raise UsageError(
+            f"--backend is loky or dask, not {where.backend!r}; on a cluster, dask carries the grid to every machine."
+        )
+    if where.scheduler and where.backend != "dask":
+        raise UsageError("--scheduler is the address of a Dask scheduler; add --backend dask.")
+    if where.device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device is auto, cpu or cuda, not {where.device!r}.")
+    if where.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("There is no CUDA device here; leave --device out to use the CPU.")
+    device = "cuda" if where.device != "cpu" and torch.cuda.is_available() else "cpu"
+    text = read_grid_text(name)
+    grid = parse_grid(text, name)
+    require_named_model(grid, where.trusted_model, name)
+    jobs = where.jobs or (available_cores() if device == "cpu" else 1)
+    results = where.out or Path("checkpoints") / Path(name).stem
+    cells = tuple(replace(cell, config=settled(cell.config, where.data_root)) for cell in grid_cells(grid))
+    return Reproduction(grid, text, cells, results, jobs, device, where)

@@ -1,0 +1,1 @@
+"""What the commands do, as functions: `flatlab.train`, `flatlab.load`, `flatlab.eigs` and the other measures."""
