@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from analysis.errors import MeasurementError
-from analysis.problem import Chunk, Problem
+from analysis.parametric_loss import Chunk
+from analysis.problem import Problem
 from analysis.refusals import same_loss
 
 

@@ -1,7 +1,7 @@
 """How many samples to differentiate at once, and for how many to keep the graphs, within a budget of bytes."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +9,7 @@ from torch import Tensor
 from analysis.batches import Batch, batch_length, moved, sliced, tensors
 from analysis.derivatives import gradients
 from analysis.distributed import least
-
-if TYPE_CHECKING:
-    from analysis.problem import Problem
+from analysis.parametric_loss import ParametricLoss
 
 DEFAULT_MEMORY = 1 << 30
 """Bytes that first-order graphs may take unless the caller says otherwise, and vectors as many again."""
@@ -32,12 +30,12 @@ class ChunkPlan:
         return ChunkPlan(*least((self.chunk_size, self.cached_samples), device, distributed))
 
 
-def vectors_that_fit(problem: "Problem") -> int:
+def vectors_that_fit(problem: ParametricLoss) -> int:
     """How many vectors of the parameters' size the memory budget holds."""
     return problem.memory // (problem.size * problem.dtype.itemsize)
 
 
-def plan_chunks(problem: "Problem", first: Batch, memory: int, chunk_size: int | None) -> ChunkPlan:
+def plan_chunks(problem: ParametricLoss, first: Batch, memory: int, chunk_size: int | None) -> ChunkPlan:
     """Choose the chunk from the bytes that a sample's first-order graph takes, measured on a few of `first`."""
     per_sample = max(1, graph_bytes_per_sample(problem, first))
     if chunk_size is None:
@@ -49,7 +47,7 @@ def plan_chunks(problem: "Problem", first: Batch, memory: int, chunk_size: int |
     return ChunkPlan(chunk_size, max(0, spare // per_sample))
 
 
-def graph_bytes_per_sample(problem: "Problem", first: Batch) -> int:
+def graph_bytes_per_sample(problem: ParametricLoss, first: Batch) -> int:
     """Bytes of the tensors that a gradient with its graph keeps alive, per sample, beside parameters and data."""
     few = min(8, batch_length(first))
     inputs, targets = moved(sliced(first, 0, few), problem.device, problem.dtype)

@@ -21,7 +21,8 @@ from analysis.errors import MeasurementError
 from analysis.graphs import Graph, GraphCache
 from analysis.memory import vectors_that_fit
 from analysis.objective import loss_and_gradient
-from analysis.problem import Chunk, Problem
+from analysis.parametric_loss import Chunk
+from analysis.problem import Problem
 from analysis.second_derivatives import graph_only
 
 Product = Callable[[Tensor], Tensor]

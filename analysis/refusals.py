@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,7 @@ from torch import Tensor, nn
 from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, sliced
 from analysis.distributed import failing_together, summed_number
 from analysis.errors import MeasurementError
-
-if TYPE_CHECKING:
-    from analysis.problem import Problem
+from analysis.parametric_loss import ParametricLoss
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -64,7 +61,7 @@ Point = Mapping[str, Tensor]
 """Values of parameters by name; those of the model stand for what is left out."""
 
 
-def refuse_at_first_sight(problem: "Problem", first: Batch) -> None:
+def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
     """Check on a few samples that L is one fixed number and a sum over samples with the stated reduction."""
     few = min(_FEW, batch_length(first))
     start = moved(sliced(first, 0, few), problem.device, problem.dtype)
@@ -84,7 +81,7 @@ def refuse_at_first_sight(problem: "Problem", first: Batch) -> None:
         )
 
 
-def survey(problem: "Problem") -> float:
+def survey(problem: ParametricLoss) -> float:
     """The divisor of L over all data; every chunk is compared with its parts, and joined to the end of the one before.
 
     It is done at a point away from the model's own: there a head of zeros or a saturated loss cannot hide how samples
@@ -104,7 +101,7 @@ def survey(problem: "Problem") -> float:
     return _divisor(problem, normaliser)
 
 
-def weighed(problem: "Problem") -> float:
+def weighed(problem: ParametricLoss) -> float:
     """The divisor of L over samples that were surveyed before; a forward pass, or none where each counts as one."""
     normaliser = 0.0
     with failing_together(problem.device, problem.distributed):
@@ -116,7 +113,7 @@ def weighed(problem: "Problem") -> float:
     return _divisor(problem, normaliser)
 
 
-def _divisor(problem: "Problem", normaliser: float) -> float:
+def _divisor(problem: ParametricLoss, normaliser: float) -> float:
     if problem.reduction == "sum":
         return 1.0
     normaliser = summed_number(normaliser, problem.device, problem.distributed)
@@ -128,7 +125,7 @@ def _divisor(problem: "Problem", normaliser: float) -> float:
 
 
 def _compared(
-    problem: "Problem", pieces: Sequence[Batch], end: Batch | None, points: Sequence[Point], seen: int
+    problem: ParametricLoss, pieces: Sequence[Batch], end: Batch | None, points: Sequence[Point], seen: int
 ) -> _Part:
     """The loss of the pieces, after `seen` samples; it must add up at the first of the points where it is finite."""
     together = joined(*pieces) if len(pieces) > 1 else pieces[0]
@@ -158,7 +155,7 @@ def _compared(
     return own
 
 
-def _part(problem: "Problem", batch: Batch, point: Point) -> _Part:
+def _part(problem: ParametricLoss, batch: Batch, point: Point) -> _Part:
     """The loss of a batch that has been moved, at a point."""
     with torch.no_grad():
         share = problem.share(batch, point)
@@ -175,7 +172,7 @@ def _sum(parts: Sequence[_Part]) -> _Part:
     return total
 
 
-def _agree(problem: "Problem", whole: _Part, parts: _Part) -> bool:
+def _agree(problem: ParametricLoss, whole: _Part, parts: _Part) -> bool:
     close = _SAME_IN_DOUBLE if problem.dtype == torch.float64 else _SAME_LOSS
     return (
         abs(whole.total - parts.total) <= close * max(whole.size, parts.size, _SMALL_LOSS * parts.samples)
@@ -183,7 +180,7 @@ def _agree(problem: "Problem", whole: _Part, parts: _Part) -> bool:
     )
 
 
-def _no_sum(problem: "Problem", whole: _Part, parts: _Part, last: int) -> MeasurementError:
+def _no_sum(problem: ParametricLoss, whole: _Part, parts: _Part, last: int) -> MeasurementError:
     reduction = "sum" if whole.told else problem.reduction
     ratio = f"{whole.total / parts.total:.4g} times that" if parts.total else "which is 0"
     return MeasurementError(
@@ -193,7 +190,7 @@ def _no_sum(problem: "Problem", whole: _Part, parts: _Part, last: int) -> Measur
     )
 
 
-def _elsewhere(problem: "Problem") -> Point:
+def _elsewhere(problem: ParametricLoss) -> Point:
     """A point as large as theta, half of it theta and half at random; the same for the same shapes."""
     generator = torch.Generator().manual_seed(0)
     point = {}
@@ -204,7 +201,7 @@ def _elsewhere(problem: "Problem") -> Point:
     return point
 
 
-def _refuse_graph(problem: "Problem", batch: Batch) -> None:
+def _refuse_graph(problem: ParametricLoss, batch: Batch) -> None:
     """Refuse a loss of other tensors than the model's parameters, of none of them, or computed in half precision."""
     precisions = set()
 

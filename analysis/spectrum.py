@@ -13,7 +13,8 @@ from analysis.activations import forward_pass
 from analysis.confirmation import confirmed, in_float64
 from analysis.eigenpairs import Eigenpairs, Iteration, Progress, drive
 from analysis.lanczos import lanczos_steps
-from analysis.layers import LayerBlocks, find_layers
+from analysis.layer_blocks import LayerBlocks
+from analysis.layers import find_layers
 from analysis.memory import vectors_that_fit
 from analysis.operators import hessian
 from analysis.power import power_steps

@@ -8,7 +8,7 @@ computed.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,10 @@ from torch.func import functional_call
 from analysis.derivatives import ancestors, gradients
 from analysis.distributed import failing_together, least
 from analysis.ieee import ieee
-from analysis.problem import Chunk, Problem
+from analysis.layers import Layer
+from analysis.parametric_loss import Chunk
+from analysis.problem import Problem
 from analysis.second_derivatives import LeanSecondDerivatives, weight_gradients
-
-if TYPE_CHECKING:
-    from analysis.layers import Layer
 
 _LINEAR_IN_WEIGHTS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -34,7 +33,7 @@ _LINEAR_IN_WEIGHTS = (
 class Suffix:
     """One chunk's network after one layer, as a function of the layer's output s."""
 
-    layer: "Layer"
+    layer: Layer
     inputs: Tensor  # a, (n, ...)
     outputs: Tensor  # s, (n, ...)
     slope: Tensor  # dL/ds with its graph, the shape of s
@@ -92,7 +91,7 @@ class SuffixGraphs:
     suffixes: Mapping[str, Suffix]
 
     @classmethod
-    def build(cls, problem: Problem, layers: Sequence["Layer"], chunk: Chunk) -> "SuffixGraphs":
+    def build(cls, problem: Problem, layers: Sequence[Layer], chunk: Chunk) -> "SuffixGraphs":
         """Run the model on the chunk; the layers must be such that `can_be_cut` names them."""
         with _recorded(layers, differentiable=True) as calls:
             loss = problem.chunk_loss(chunk, {})
@@ -106,7 +105,7 @@ class SuffixGraphs:
         return cls(loss.item(), suffixes)
 
 
-def can_be_cut(problem: Problem, layers: Sequence["Layer"]) -> list[str]:
+def can_be_cut(problem: Problem, layers: Sequence[Layer]) -> list[str]:
     """The layers whose weights act on L through the output s of one plain call only, in every chunk, on every rank.
 
     Read off the graph of L: without the node that made s no way leads from L to the weights, and none from the layer's
@@ -124,7 +123,7 @@ def can_be_cut(problem: Problem, layers: Sequence["Layer"]) -> list[str]:
     return [layer.name for layer, agreed in zip(layers, everywhere, strict=True) if agreed]
 
 
-def _is_linear_in_weights(layer: "Layer") -> bool:
+def _is_linear_in_weights(layer: Layer) -> bool:
     """Whether the module is one of those known to be, is real, and nothing changes what it computes."""
     module = layer.module
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
@@ -161,7 +160,7 @@ class _Call:
 
 
 @contextmanager
-def _recorded(layers: Iterable["Layer"], *, differentiable: bool = False) -> Iterator[dict[str, list[_Call]]]:
+def _recorded(layers: Iterable[Layer], *, differentiable: bool = False) -> Iterator[dict[str, list[_Call]]]:
     """Within the block, note every call of the layers' modules; their outputs may be made to require a gradient."""
     calls: dict[str, list[_Call]] = {layer.name: [] for layer in layers}
 

@@ -1,7 +1,5 @@
 """Whether products are those of a symmetric matrix: torch's second derivatives are not all right."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -9,17 +7,15 @@ from torch.utils._pytree import tree_leaves
 from analysis.batches import Batch, batch_length, moved, sliced
 from analysis.derivatives import gradients
 from analysis.errors import AsymmetryError
+from analysis.parametric_loss import ParametricLoss
 from analysis.vectors import dot, norm, random_rows
-
-if TYPE_CHECKING:
-    from analysis.problem import Problem
 
 _FEW = 4  # samples
 _TOLERANCE = 1e-3  # of |H v| + |H u|: rounding in float32 leaves less, a wrong derivative more
 _ROUNDINGS = 1000  # times the precision
 
 
-def refuse_asymmetric(problem: "Problem", first: Batch) -> None:
+def refuse_asymmetric(problem: ParametricLoss, first: Batch) -> None:
     """Raise `AsymmetryError` where u . H v is not v . H u on a few samples.
 
     Where the loss is saturated H is nothing but rounding, which is not symmetric: a disagreement within what rounding
@@ -43,7 +39,7 @@ def refuse_asymmetric(problem: "Problem", first: Batch) -> None:
         )
 
 
-def _pushed_forward(problem: "Problem", few: Batch, u: Tensor) -> Tensor:
+def _pushed_forward(problem: ParametricLoss, few: Batch, u: Tensor) -> Tensor:
     """J u for all numbers in the outputs, as one vector."""
     leaves = problem.leaves()
     parts = [x for x in tree_leaves(problem.outputs(few[0], leaves)) if isinstance(x, Tensor) and x.requires_grad]

@@ -2,19 +2,19 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from figures.errors import MissingResultsError
 from figures.labels import algorithm_label, man_label, partition_label
-from figures.results import MissingResultsError, Result, Results
-from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, save_figure
+from figures.results import Result, Results
+from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style
 
 
-def draw_accuracy_curves(results: Results, path: Path) -> list[Path]:
+def draw_accuracy_curves(results: Results) -> Drawing:
     """One panel per partition and algorithm: the mean over seeds, and a band of one standard deviation.
 
     The axis leaves out the steep beginning; the CSV has it.
@@ -23,7 +23,7 @@ def draw_accuracy_curves(results: Results, path: Path) -> list[Path]:
     if not runs:
         raise MissingResultsError("no run is trained to its end")
     rows: list[dict[str, Any]] = []
-    shape = (len(results.partitions), len(results.algorithms))
+    shape = (len(results.rows), len(results.algorithms))
     with paper_style():
         width = 2 * COLUMN if shape[1] > 2 else COLUMN
         figure, grid = plt.subplots(
@@ -34,25 +34,24 @@ def draw_accuracy_curves(results: Results, path: Path) -> list[Path]:
             sharey=True,
             constrained_layout=True,
         )
-        for line, partition in zip(grid, results.partitions, strict=True):
+        for line, row in zip(grid, results.rows, strict=True):
             for axes, algorithm in zip(line, results.algorithms, strict=True):
                 for man, colour in ((False, WITHOUT_MAN), (True, WITH_MAN)):
-                    found = [run for run in results.select(algorithm, partition, man) if run.trained]
+                    found = [run for run in results.select(algorithm, row, man) if run.trained]
                     points = _mean_curve(found)
-                    _draw_line(axes, points, colour, man_label(man, results.zeta))
-                    key = {"partition": partition, "algorithm": algorithm, "man": man}
+                    _draw_line(axes, points, colour, man_label(man, results.zetas))
+                    key = {"partition": row, "algorithm": algorithm, "man": man}
                     rows += [{**key, "round": t, "mean": m, "deviation": s, "seeds": len(found)} for t, m, s in points]
         for axes, algorithm in zip(grid[0], results.algorithms, strict=True):
             axes.set_title(algorithm_label(algorithm))
         grid[0, 0].set_ylim(_bottom(rows), min(100, grid[0, 0].get_ylim()[1]))
-        for line, partition in zip(grid, results.partitions, strict=True):
-            line[0].set_ylabel(f"test accuracy, %\n{partition_label(partition)}")
+        for line, row in zip(grid, results.rows, strict=True):
+            line[0].set_ylabel(f"test accuracy, %\n{partition_label(row)}")
         for axes in grid[-1]:
             axes.set_xlabel("round")
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        written = save_figure(figure, path, rows, results.provenance(runs))
         plt.close(figure)
-    return written
+    return Drawing(figure, rows, results.provenance(runs))
 
 
 def _mean_curve(runs: Sequence[Result]) -> list[tuple[int, float, float]]:

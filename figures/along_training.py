@@ -1,26 +1,25 @@
 """Curvature along training: top eigenvalue of the network and of each layer against rounds, without and with MAN."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 
 from figures.labels import man_label
 from figures.results import Result, Results
-from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, plain_log_ticks, save_figure
+from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks
 
 NETWORK = "network"
 MOST_BESIDE = 4
 """Panels in a row."""
 
 
-def draw_along_training(results: Results, path: Path) -> list[Path]:
+def draw_along_training(results: Results) -> Drawing:
     """Two runs that differ in MAN alone; one panel for the network, one per layer, all of the same logarithmic axis.
 
     From the eigenvalues that the run tracked (`flatlab train --track-eigs`), or those of its saved checkpoints.
     """
-    runs = results.pair(_points, "eigenvalues of several rounds (of round-*.pt, or tracked)")
+    runs = results.pair("eigs", _points, "eigenvalues of several rounds (of round-*.pt, or tracked)")
     names = list(next(iter(_points(runs[0]).values())))
     lines = -(-len(names) // MOST_BESIDE)
     columns = -(-len(names) // lines)
@@ -38,7 +37,7 @@ def draw_along_training(results: Results, path: Path) -> list[Path]:
         for axes, name in zip(grid.flat, names, strict=False):
             for run, colour in zip(runs, (WITHOUT_MAN, WITH_MAN), strict=True):
                 points = {t: values[name] for t, values in _points(run).items() if name in values}
-                label = man_label(run.config.man, run.config.zeta)
+                label = man_label(run.config.man, [run.config.zeta])
                 axes.plot(list(points), list(points.values()), "o-", color=colour, ms=2.5, lw=1, label=label)
                 rows += [{"run": run.name, "round": t, "block": name, "eigenvalue": v} for t, v in points.items()]
             axes.set(title=name, yscale="log")
@@ -53,9 +52,8 @@ def draw_along_training(results: Results, path: Path) -> list[Path]:
             axes.set_ylabel("top eigenvalue")
         figure.suptitle(runs[0].setting, fontsize=8)
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        written = save_figure(figure, path, rows, results.provenance(runs))
         plt.close(figure)
-    return written
+    return Drawing(figure, rows, results.provenance(runs))
 
 
 def _points(run: Result) -> dict[int, dict[str, float]]:

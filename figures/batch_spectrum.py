@@ -1,7 +1,6 @@
 """How the top eigenvalues vary over mini-batches: the "Hessian max eigenvalue spectrum"."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -9,16 +8,11 @@ from figures.captions import Saved, origin, setting, subject_labels, subject_nam
 from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
 
 
-def draw_batch_spectrum(saved: Sequence[Saved], path: Path) -> list[Path]:
+def draw_batch_spectrum(saved: Sequence[Saved]) -> Drawing:
     """Histograms of saved results of `flatlab eigs --per-batch`, all top k eigenvalues of all batches together.
 
-    The dashed lines are the eigenvalues of the mean loss, which the batches' own exceed on average. Returns the paths.
+    The dashed lines are the eigenvalues of the mean loss, which the batches' own exceed on average.
     """
-    return plot_batch_spectrum(saved).save(path)
-
-
-def plot_batch_spectrum(saved: Sequence[Saved]) -> Drawing:
-    """Plot results of `flatlab eigs --per-batch`."""
     everything = np.concatenate([np.ravel(one["values"]) for one in saved])
     edges = np.histogram_bin_edges(everything, bins="fd" if len(everything) > 20 else 8).tolist()
     rows = [

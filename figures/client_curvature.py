@@ -1,7 +1,6 @@
 """Top eigenvalue of each client's own loss at the global model, beside that of all clients together."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -10,17 +9,12 @@ from figures.captions import Saved, origin, setting, subject_labels, subject_nam
 from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
 
 
-def draw_client_curvature(saved: Sequence[Saved], path: Path) -> list[Path]:
+def draw_client_curvature(saved: Sequence[Saved]) -> Drawing:
     """Draw saved results of `flatlab eigs --clients`, the clients from the sharpest to the flattest.
 
     The dashed line is the eigenvalue of all clients' loss together; statement F says that it is not above the dotted
-    one, the weighted mean of the clients' own. Returns the written paths.
+    one, the weighted mean of the clients' own.
     """
-    return plot_client_curvature(saved).save(path)
-
-
-def plot_client_curvature(saved: Sequence[Saved]) -> Drawing:
-    """Plot results of `flatlab eigs --clients`."""
     rows = [
         {
             "subject": subject_name(one),

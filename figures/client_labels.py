@@ -1,6 +1,5 @@
 """Which classes each client holds."""
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -8,14 +7,15 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from figures.errors import MissingResultsError
 from figures.labels import partition_label
-from figures.results import MissingResultsError, Results
-from figures.saving import COLUMN, paper_style, save_figure
+from figures.results import Results
+from figures.saving import COLUMN, Drawing, paper_style
 
 
-def draw_client_labels(results: Results, path: Path) -> list[Path]:
+def draw_client_labels(results: Results) -> Drawing:
     """One panel per partition: each class's share of each client's samples; clients are columns, classes rows."""
-    runs = {run.partition: run for run in results.usual if "split" in run.measured}
+    runs = {run.row: run for run in results.usual if "split" in run.measured}
     if not runs:
         raise MissingResultsError("no run has its final.split.json")
     rows: list[dict[str, Any]] = []
@@ -39,9 +39,8 @@ def draw_client_labels(results: Results, path: Path) -> list[Path]:
             ]
         panels[-1, 0].set_xlabel("client")
         figure.colorbar(image, ax=panels[:, 0], label="share of the client's samples, %", shrink=0.9)
-        written = save_figure(figure, path, rows, results.provenance(runs.values()))
         plt.close(figure)
-    return written
+    return Drawing(figure, rows, results.provenance(runs.values()))
 
 
 def _shares(counts: list[list[int]]) -> NDArray[np.float64]:

@@ -1,25 +1,27 @@
 """Top eigenvalue and trace of the Hessian at the end of training, without and with MAN."""
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
+from figures.errors import MissingResultsError
 from figures.labels import algorithm_label, man_label, partition_label
-from figures.results import MissingResultsError, Results
-from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, save_figure
+from figures.results import Results, require_alike
+from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style
 from figures.statistics import Sample, sample
 
 QUANTITIES = {"top eigenvalue": "top_eigenvalue", "trace": "trace"}
 
 
-def draw_curvature_bars(results: Results, path: Path) -> list[Path]:
+def draw_curvature_bars(results: Results) -> Drawing:
     """Eigenvalue left, trace right, a row per partition; bars are means over seeds, whiskers standard deviations."""
     runs = [run for run in results.usual if run.top_eigenvalue is not None or run.trace is not None]
     if not runs:
         raise MissingResultsError("no run has its final.eigs.json or final.trace.json")
-    partitions = [name for name in results.partitions if any(run.partition == name for run in runs)]
+    require_alike(runs, "eigs")
+    require_alike(runs, "trace")
+    partitions = [name for name in results.rows if any(run.row == name for run in runs)]
     algorithms = [name for name in results.algorithms if any(run.config.algorithm == name for run in runs)]
     rows: list[dict[str, Any]] = []
     with paper_style():
@@ -39,7 +41,7 @@ def draw_curvature_bars(results: Results, path: Path) -> list[Path]:
                     place = np.arange(len(algorithms)) + 0.4 * (side - 0.5)
                     heights = [s.mean if s else np.nan for s in found]
                     errors = [(s.deviation or 0.0) if s else 0.0 for s in found]
-                    colour, label = (WITHOUT_MAN, WITH_MAN)[side], man_label(man, results.zeta)
+                    colour, label = (WITHOUT_MAN, WITH_MAN)[side], man_label(man, results.zetas)
                     axes.bar(place, heights, 0.38, yerr=errors, color=colour, label=label, error_kw={"lw": 0.8})
                     key = {"partition": partition, "quantity": title, "man": man}
                     rows += [
@@ -52,9 +54,8 @@ def draw_curvature_bars(results: Results, path: Path) -> list[Path]:
                 axes.grid(visible=False, axis="x")
             line[0].set_ylabel(partition_label(partition))
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        written = save_figure(figure, path, rows, results.provenance(runs))
         plt.close(figure)
-    return written
+    return Drawing(figure, rows, results.provenance(runs))
 
 
 def _over_seeds(results: Results, algorithm: str, partition: str, man: bool, name: str) -> Sample | None:

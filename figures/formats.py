@@ -3,24 +3,19 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from figures.escaping import csv_cell, latex, markdown
 from figures.tables import Table
-from flatlab.files import write_text
 
 TEXT_COLUMNS = 2
 """The first columns name the row; the others are numbers, set to the right."""
 
 
-def write_table(table: Table, folder: Path) -> list[Path]:
-    """Write `folder`/<name>.md, .csv and .tex, each atomically; returns their paths."""
-    paths = []
-    for kind, text in (("md", as_markdown(table)), ("csv", as_csv(table.numbers)), ("tex", as_latex(table))):
-        paths.append(folder / f"{table.name}.{kind}")
-        write_text(paths[-1], text)
-    return paths
+def table_files(table: Table) -> dict[str, bytes]:
+    """The contents of a Markdown, a CSV and a LaTeX file, by their endings."""
+    texts = {"md": as_markdown(table), "csv": as_csv(table.numbers), "tex": as_latex(table)}
+    return {kind: text.encode() for kind, text in texts.items()}
 
 
 def as_markdown(table: Table) -> str:

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from figures.accuracy_curves import draw_accuracy_curves
 from figures.along_training import draw_along_training
 from figures.client_labels import draw_client_labels
 from figures.curvature_bars import draw_curvature_bars
+from figures.errors import MissingResultsError
 from figures.layer_scatter import draw_layer_scatter
 from figures.loss_surface import draw_loss_surface
-from figures.results import MissingResultsError, Results
+from figures.results import Results
+from figures.saving import Drawing
 from figures.spectral_density import draw_spectral_density
 from figures.zeta_sensitivity import draw_zeta_sensitivity
 
@@ -21,7 +22,7 @@ class Figure:
 
     caption: str
     needs: str
-    draw: Callable[[Results, Path], list[Path]]
+    draw: Callable[[Results], Drawing]
 
 
 FIGURES: Mapping[str, Figure] = {
@@ -70,12 +71,12 @@ FIGURES: Mapping[str, Figure] = {
 }
 
 
-def draw_figures(results: Results, folder: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    """Draw every figure that the results allow into `folder`; returns what was written, and why others were skipped."""
+def draw_figures(results: Results) -> tuple[dict[str, Drawing], dict[str, str]]:
+    """Draw every figure that the results allow; returns these, and why others were skipped."""
     drawn, skipped = {}, {}
     for name, figure in FIGURES.items():
         try:
-            drawn[name] = figure.draw(results, folder / name)
+            drawn[name] = figure.draw(results)
         except MissingResultsError as reason:
             skipped[name] = str(reason)
     return drawn, skipped

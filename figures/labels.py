@@ -1,5 +1,7 @@
 """How methods and partitions are called in print."""
 
+from collections.abc import Sequence
+
 ALGORITHM_NAMES = {
     "fedavg": "FedAvg",
     "fedprox": "FedProx",
@@ -24,11 +26,12 @@ def algorithm_label(name: str) -> str:
     return ALGORITHM_NAMES.get(name, name)
 
 
-def man_label(man: bool, zeta: float) -> str:
-    """Without or with MAN, and its coefficient."""
-    return f"with MAN (ζ = {zeta:g})" if man else "without MAN"
+def man_label(man: bool, zetas: Sequence[float]) -> str:
+    """Without or with MAN, and its coefficients."""
+    return f"with MAN (ζ = {' or '.join(f'{zeta:g}' for zeta in zetas)})" if man else "without MAN"
 
 
-def partition_label(name: str) -> str:
-    """IID, or Dirichlet and its concentration."""
-    return "IID" if name == "iid" else f"Dirichlet {name.removeprefix('dirichlet-')}"
+def partition_label(row: str) -> str:
+    """IID, or Dirichlet and its concentration; and what else the name of a row says."""
+    name, *rest = row.split("; ", 1)
+    return ", ".join(["IID" if name == "iid" else f"Dirichlet {name.removeprefix('dirichlet-')}", *rest])

@@ -1,23 +1,24 @@
 """Top eigenvalue of every layer's Hessian block against the norm of the activations that enter the layer."""
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-from figures.results import MissingResultsError, Results
-from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style, plain_log_ticks, save_figure
+from figures.errors import MissingResultsError
+from figures.results import Results, require_alike
+from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks
 
 MARKERS = "osD^vPX*<>hd"
 
 
-def draw_layer_scatter(results: Results, path: Path) -> list[Path]:
+def draw_layer_scatter(results: Results) -> Drawing:
     """One mark per layer and run, all runs but those of the sensitivity to zeta; both axes are logarithmic.
 
     The activations entering a layer bound its eigenvalue; the first layer's are the images, the same in every run.
     """
     runs = [run for run in results.usual if "eigs" in run.measured]
+    require_alike(runs, "eigs")
     rows: list[dict[str, Any]] = [
         {
             "run": run.name,
@@ -56,6 +57,5 @@ def draw_layer_scatter(results: Results, path: Path) -> list[Path]:
         axes.legend(handles=colours, frameon=True)
         shapes = [Line2D([], [], marker=markers[name], color="0.35", ls="", ms=4, label=name) for name in layers]
         figure.legend(handles=shapes, loc="outside lower center", ncols=min(len(shapes), 6), frameon=False)
-        written = save_figure(figure, path, rows, results.provenance(runs))
         plt.close(figure)
-    return written
+    return Drawing(figure, rows, results.provenance(runs))

@@ -1,7 +1,6 @@
 """Trace of the Hessian and of every layer's block, of several networks side by side."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -10,13 +9,8 @@ from figures.grouped_bars import draw_groups
 from figures.saving import COLUMN, Drawing, new_figure, print_style
 
 
-def draw_layer_traces(saved: Sequence[Saved], path: Path) -> list[Path]:
-    """Draw saved results of `flatlab trace`, standard errors as whiskers; returns the written paths."""
-    return plot_layer_traces(saved).save(path)
-
-
-def plot_layer_traces(saved: Sequence[Saved]) -> Drawing:
-    """Plot results of `flatlab trace`."""
+def draw_layer_traces(saved: Sequence[Saved]) -> Drawing:
+    """Draw saved results of `flatlab trace`, standard errors as whiskers."""
     names = list(dict.fromkeys(layer["name"] for one in saved for layer in one["layers"]))
     absent = {"value": np.nan, "standard_error": np.nan}
     rows = []

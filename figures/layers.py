@@ -1,7 +1,6 @@
 """Top eigenvalue and activation norm of every layer, of several networks side by side."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -10,18 +9,8 @@ from figures.grouped_bars import draw_groups
 from figures.saving import COLUMN, Drawing, new_figure, print_style
 
 
-def draw_layers(saved: Sequence[Saved], path: Path) -> list[Path]:
-    """Draw saved results of `flatlab eigs` (as in `<checkpoint>.eigs.json`); returns the written paths."""
-    return plot_layers(saved).save(path)
-
-
-def plot_layers(saved: Sequence[Saved]) -> Drawing:
-    """Plot results of `flatlab eigs`.
-
-    Left, the top eigenvalue of the whole Hessian and of each layer's block with its residual as error bar; right, the
-    mean squared norm of the activation that leaves each layer, the last one's being the logits. Without layers, only
-    the networks are drawn.
-    """
+def draw_layers(saved: Sequence[Saved]) -> Drawing:
+    """Draw saved results of `flatlab eigs` (as in `<checkpoint>.eigs.json`)."""
     names = list(dict.fromkeys(layer["name"] for one in saved for layer in one["layers"]))
     labels = subject_labels(saved)
     tops = [_by_layer(one, names) for one in saved]

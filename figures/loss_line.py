@@ -1,7 +1,6 @@
 """The loss on a line through trained models."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -10,13 +9,8 @@ from figures.loss_surface import loss_label
 from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
 
 
-def draw_loss_lines(saved: Sequence[Saved], path: Path) -> list[Path]:
+def draw_loss_lines(saved: Sequence[Saved]) -> Drawing:
     """Draw saved results of `flatlab surface --line`; along eigenvectors also the parabolas of their eigenvalues."""
-    return plot_loss_lines(saved).save(path)
-
-
-def plot_loss_lines(saved: Sequence[Saved]) -> Drawing:
-    """Plot results of `flatlab surface --line`."""
     rows = [
         {"subject": subject_name(one), "a": a, "loss": losses[0]}
         for one in saved

@@ -1,7 +1,6 @@
 """The loss around trained models, on the same scale: two runs without and with MAN, or any networks."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -16,24 +15,21 @@ MOST_BESIDE = 3
 """Maps in a row."""
 
 
-def draw_loss_surface(results: Results, path: Path) -> list[Path]:
+def draw_loss_surface(results: Results) -> Drawing:
     """Two runs that differ in MAN alone.
 
     Both use the same random directions, each filter of which has the norm of the model's own filter.
     """
-    runs = results.pair(lambda run: run.measured.get("surface"), "final.surface.json")
+    runs = results.pair("surface", lambda run: run.measured.get("surface"), "final.surface.json")
     saved = [run.measured["surface"] for run in runs]
-    titles = [f"{algorithm_label(run.config.algorithm)}, {man_label(run.config.man, run.config.zeta)}" for run in runs]
-    return _plot(saved, [run.name for run in runs], titles, "training loss", results.provenance(runs)).save(path)
+    titles = [
+        f"{algorithm_label(run.config.algorithm)}, {man_label(run.config.man, [run.config.zeta])}" for run in runs
+    ]
+    return _plot(saved, [run.name for run in runs], titles, "training loss", results.provenance(runs))
 
 
-def draw_loss_surfaces(saved: Sequence[Saved], path: Path) -> list[Path]:
+def draw_loss_surfaces(saved: Sequence[Saved]) -> Drawing:
     """Saved results of `flatlab surface` in two dimensions."""
-    return plot_loss_surfaces(saved).save(path)
-
-
-def plot_loss_surfaces(saved: Sequence[Saved]) -> Drawing:
-    """Plot results of `flatlab surface` in two dimensions."""
     names = [subject_name(one) for one in saved]
     return _plot(saved, names, subject_labels(saved), loss_label(saved[0]), origin(saved))
 

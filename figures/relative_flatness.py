@@ -1,7 +1,6 @@
 """Relative flatness of every layer, which rescaling a ReLU network leaves as it is, of several networks."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -10,13 +9,8 @@ from figures.grouped_bars import draw_groups
 from figures.saving import COLUMN, Drawing, new_figure, print_style
 
 
-def draw_relative_flatness(saved: Sequence[Saved], path: Path) -> list[Path]:
+def draw_relative_flatness(saved: Sequence[Saved]) -> Drawing:
     """Draw saved results of `flatlab trace --flatness`: by the top eigenvalue left, by the trace right."""
-    return plot_relative_flatness(saved).save(path)
-
-
-def plot_relative_flatness(saved: Sequence[Saved]) -> Drawing:
-    """Plot results of `flatlab trace --flatness`."""
     names = list(dict.fromkeys(layer["name"] for one in saved for layer in one["layers"]))
     rows = [
         {

@@ -37,10 +37,10 @@ MEDIA = {"png": "image/png", "pdf": "application/pdf", "csv": "text/csv", "md": 
 def make_report(
     results: Results,
     tables: Sequence[Table],
-    pictures: Mapping[str, Sequence[Path]],
+    pictures: Mapping[str, Mapping[str, bytes]],
     skipped: Mapping[str, str],
 ) -> str:
-    """Return the page. `pictures` are the files of each drawn figure; `skipped` says why others are not here.
+    """Return the page. `pictures` are the contents of each figure's files; `skipped` says why others are not here.
 
     The verdicts of `flatlab verify` are taken from the folder of results.
     """
@@ -58,7 +58,7 @@ def make_report(
         "command": f"flatlab reproduce {_word(results.folder / 'grid.toml')} --out {_word(results.folder)}"
         if results.grid
         else f"flatlab report {_word(results.folder)}",
-        "grid": (results.folder / "grid.toml").read_text() if results.grid else "",
+        "grid": results.grid_text,
         "folder": str(results.folder),
         "run_commands": _run_commands(results),
         "runs": _runs(results.runs),
@@ -92,8 +92,7 @@ def _table(table: Table) -> dict[str, Any]:
     return {**vars(table), "files": [(kind, _embedded(kind, text.encode())) for kind, text in texts.items()]}
 
 
-def _figure(name: str, paths: Sequence[Path]) -> dict[str, Any]:
-    data = {path.suffix[1:]: path.read_bytes() for path in paths}
+def _figure(name: str, data: Mapping[str, bytes]) -> dict[str, Any]:
     embedded = {kind: _embedded(kind, content) for kind, content in data.items()}
     width = int.from_bytes(data["png"][16:20])  # in the header of every PNG
     return {

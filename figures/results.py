@@ -1,23 +1,52 @@
-"""The saved results of a grid, or of any folder of runs, as figures and tables read them."""
+"""The results of a grid, or of any folder of runs, as figures and tables take them: plain data, read elsewhere."""
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from figures.errors import ResultsError
+from figures.errors import MissingResultsError
 from figures.labels import algorithm_label, partition_label
-from figures.saved import read_measurement, read_records
-from flatlab.errors import FlatlabError, UsageError
-from flatlab.federated.config import RunConfig, make_config, read_config
-from flatlab.grid.plan import Grid, grid_cells, parse_grid, partition_name
 
 
-class MissingResultsError(FlatlabError):
-    """A figure or table cannot be made, because of results that are not there; the message says which."""
+class Config(Protocol):
+    """What is read of a run's configuration; all of it is in `plain()`."""
+
+    @property
+    def algorithm(self) -> str: ...  # noqa: D102
+    @property
+    def dataset(self) -> str: ...  # noqa: D102
+    @property
+    def model(self) -> str: ...  # noqa: D102
+    @property
+    def man(self) -> bool: ...  # noqa: D102
+    @property
+    def zeta(self) -> float: ...  # noqa: D102
+    @property
+    def effective_zeta(self) -> float: ...  # noqa: D102
+    @property
+    def rounds(self) -> int: ...  # noqa: D102
+    @property
+    def report(self) -> str: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    def plain(self) -> dict[str, Any]: ...  # noqa: D102
+
+
+class Grid(Protocol):
+    """What is read of the grid that made the runs."""
+
+    @property
+    def title(self) -> str: ...  # noqa: D102
+    @property
+    def target_accuracy(self) -> float | None: ...  # noqa: D102
+    @property
+    def target_note(self) -> str: ...  # noqa: D102
+    @property
+    def measure(self) -> Any: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -25,9 +54,11 @@ class Result:
     """One run: its configuration, metrics and measurements, as they lie in its folder."""
 
     folder: Path
-    config: RunConfig
+    config: Config
+    partition: str  # "iid" or "dirichlet-<delta>"
+    row: str  # the partition, and after "; " what sets the run apart from others beside MAN, zeta and seed
     records: tuple[dict[str, Any], ...]  # lines of metrics.jsonl
-    measured: Mapping[str, dict[str, Any]]  # kind: <final>.<kind>.json
+    measured: Mapping[str, dict[str, Any]]  # kind: <final>.<kind>.json, "settings" among them
     training: tuple[dict[str, Any], ...]  # eigs of the earlier checkpoints, by round
     trained: bool
     failure: str
@@ -36,11 +67,6 @@ class Result:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.name
-
-    @property
-    def partition(self) -> str:
-        """Return "iid" or "dirichlet-<delta>"."""
-        return partition_name(self.config)
 
     @property
     def setting(self) -> str:
@@ -72,50 +98,62 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """A folder of runs."""
+    """A folder of runs, no two of which are of one configuration."""
 
     folder: Path
     grid: Grid | None  # that made it
     runs: tuple[Result, ...]
     absent: tuple[str, ...] = ()  # names of the grid's cells that are not begun
+    grid_text: str = ""  # as it is written
+    study: tuple[dict[str, Any], ...] = ()  # verdicts of `flatlab verify --study`
+    statements: Mapping[str, str] | None = None  # formulas of the theory's statements, by name
 
     @cached_property
-    def zeta(self) -> float:
-        """MAN's usual coefficient here: the most frequent one; the other runs with MAN are its sensitivity."""
-        zetas = Counter(run.config.zeta for run in self.runs if run.config.man)
-        return zetas.most_common(1)[0][0] if zetas else 0.0
+    def _zetas(self) -> dict[tuple[str, str], float]:
+        """MAN's usual coefficient by row and algorithm: the most frequent one, in the row or else in all of them."""
+        every = Counter(run.config.zeta for run in self.runs if run.config.man)
+        found: dict[tuple[str, str], Counter[float]] = defaultdict(Counter)
+        for run in self.runs:
+            if run.config.man:
+                found[_row(run)][run.config.zeta] += 1
+        return {row: max(zetas, key=lambda zeta: (zetas[zeta], every[zeta])) for row, zetas in found.items()}
+
+    @property
+    def zetas(self) -> list[float]:
+        """The usual coefficients, ascending."""
+        return sorted(set(self._zetas.values()))
 
     @cached_property
     def usual(self) -> tuple[Result, ...]:
-        """Runs without MAN, and with the usual zeta."""
-        return tuple(run for run in self.runs if not run.config.man or run.config.zeta == self.zeta)
+        """Runs without MAN, and with the usual zeta; the other runs with MAN are its sensitivity."""
+        return tuple(run for run in self.runs if not run.config.man or run.config.zeta == self._zetas[_row(run)])
 
     @cached_property
-    def partitions(self) -> list[str]:
-        """In the order of the runs."""
-        return list(dict.fromkeys(run.partition for run in self.usual))
+    def rows(self) -> list[str]:
+        """Partitions, and what sets runs apart, in the order of the runs."""
+        return list(dict.fromkeys(run.row for run in self.usual))
 
     @cached_property
     def algorithms(self) -> list[str]:
         """In the order of the runs."""
         return list(dict.fromkeys(run.config.algorithm for run in self.usual))
 
-    def select(self, algorithm: str, partition: str, man: bool) -> list[Result]:
-        """The usual runs of one cell of the tables, by seed."""
-        key = (algorithm, partition, man)
-        found = [run for run in self.usual if (run.config.algorithm, run.partition, run.config.man) == key]
+    def select(self, algorithm: str, row: str, man: bool) -> list[Result]:
+        """The usual runs of one cell of the tables, which differ in nothing but the seed, by seed."""
+        found = [run for run in self.usual if (*_row(run), run.config.man) == (row, algorithm, man)]
         return sorted(found, key=lambda run: run.config.seed)
 
-    def pair(self, has: Callable[[Result], object], what: str) -> tuple[Result, Result]:
-        """The first two runs that differ in MAN alone and both satisfy `has`.
+    def pair(self, kind: str, has: Callable[[Result], object], what: str) -> tuple[Result, Result]:
+        """The first two runs that differ in MAN alone and both satisfy `has`, measurements of `kind` made alike.
 
         Raises `MissingResultsError` naming `what` they should have.
         """
         for without in self.usual:
             if without.config.man or not has(without):
                 continue
-            for partner in self.select(without.config.algorithm, without.partition, man=True):
+            for partner in self.select(without.config.algorithm, without.row, man=True):
                 if partner.config.seed == without.config.seed and has(partner):
+                    require_alike([without, partner], kind)
                     return without, partner
         raise MissingResultsError(f"no two runs, without and with MAN at the same seed, have {what}")
 
@@ -136,35 +174,18 @@ class Results:
         }
 
 
-def read_results(folder: Path) -> Results:
-    """Read every run in `folder`; raises `UsageError` if there is none.
-
-    Where the folder's grid.toml says which runs belong to it and in what order, others are left out.
-    """
-    path = folder / "grid.toml"
-    grid = parse_grid(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
-    begun = sorted(path.parent.name for path in folder.glob("*/config.toml"))
-    names = [cell.name for cell in grid_cells(grid)] if grid else begun
-    try:
-        runs = tuple(_read_run(folder / name) for name in names if name in begun)
-    except ResultsError as error:
-        raise UsageError(str(error)) from error
-    if not runs:
-        raise UsageError(f"There are no runs in {folder}; name a folder that `flatlab reproduce` filled.")
-    return Results(folder, grid, runs, tuple(name for name in names if name not in begun))
+def require_alike(runs: Sequence[Result], kind: str) -> None:
+    """Raise `MissingResultsError`, with the names of two, where measurements of `kind` were not all made in one way."""
+    measured = [(run.name, run.measured[kind].get("settings", {})) for run in runs if kind in run.measured]
+    for name, settings in measured[1:]:
+        first, usual = measured[0]
+        for field in usual.keys() & settings.keys():
+            if usual[field] != settings[field]:
+                raise MissingResultsError(
+                    f"final.{kind}.json of {first} was made with {field} {usual[field]}, that of {name} with "
+                    f"{settings[field]}: measure them alike"
+                )
 
 
-def _read_run(folder: Path) -> Result:
-    config = make_config(read_config(folder / "config.toml"), str(folder / "config.toml"))
-    metrics, failure = folder / "metrics.jsonl", folder / "failure.txt"
-    measured = {path.name.split(".")[1]: path for path in folder.glob("final.*.json")}
-    training = (read_measurement(path, "eigs") for path in sorted(folder.glob("round-*.eigs.json")))
-    return Result(
-        folder=folder,
-        config=config,
-        records=tuple(read_records(metrics)),
-        measured={kind: read_measurement(path, kind) for kind, path in measured.items()},
-        training=tuple(sorted(training, key=lambda eigs: eigs["run"]["round"])),
-        trained=(folder / "final.pt").exists(),
-        failure=failure.read_text(errors="replace").partition("\n")[0] if failure.exists() else "",
-    )
+def _row(run: Result) -> tuple[str, str]:
+    return run.row, run.config.algorithm

@@ -1,11 +1,9 @@
 """How every figure looks and is saved: PNG and PDF, the plotted numbers as CSV, and where they came from."""
 
-import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,9 +14,8 @@ from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from figures.escaping import csv_cell
 from figures.escaping import metadata as metadata_text
-from flatlab.files import atomic_write, write_text
+from figures.formats import as_csv
 
 COLUMN = 3.4
 """Width of one column of a two-column paper, in inches."""
@@ -76,10 +73,27 @@ class Drawing:
     rows: Sequence[Mapping[str, Any]]
     provenance: Mapping[str, str]
 
-    def save(self, path: Path) -> list[Path]:
-        """Write `path`.png, .pdf and .csv, as `save_figure`."""
+    def files(self) -> dict[str, bytes]:
+        """The contents of a PNG, a PDF and a CSV, by their endings.
+
+        The rows, one mapping per mark, are the CSV; the provenance (versions, commit, configuration) goes into the
+        metadata of both pictures.
+        """
+        note = metadata_text("; ".join(f"{key} {value}" for key, value in self.provenance.items()))
+        metadata: dict[str, dict[str, str | None]] = {
+            "png": {"Description": note},
+            "pdf": {"Subject": note, "CreationDate": None},
+        }
+        _keep_dollars(self.figure)
         with print_style():
-            return save_figure(self.figure, path, self.rows, self.provenance)
+            pictures = {kind: _picture(self.figure, kind, fields) for kind, fields in metadata.items()}
+        return {**pictures, "csv": as_csv(self.rows).encode()}
+
+
+def _picture(figure: Figure, kind: str, metadata: Mapping[str, str | None]) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, bbox_inches="tight", metadata=metadata)
+    return content.getvalue()
 
 
 def new_figure(
@@ -88,31 +102,6 @@ def new_figure(
     """A figure in inches that no display knows of, and its axes (rows, columns)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
-
-
-def save_figure(
-    figure: Figure, path: Path, rows: Sequence[Mapping[str, Any]], provenance: Mapping[str, str]
-) -> list[Path]:
-    """Write `path`.png, `path`.pdf and `path`.csv, each atomically; returns their paths.
-
-    `rows` are the plotted numbers, one mapping per mark, all with the same keys. `provenance` (versions, commit,
-    configuration) goes into the metadata of both pictures.
-    """
-    note = metadata_text("; ".join(f"{key} {value}" for key, value in provenance.items()))
-    metadata = {"png": {"Description": note}, "pdf": {"Subject": note, "CreationDate": None}}
-    _keep_dollars(figure)
-    paths = []
-    for kind, fields in metadata.items():
-        paths.append(path.with_name(f"{path.name}.{kind}"))
-        with atomic_write(paths[-1]) as file:
-            figure.savefig(file, format=kind, bbox_inches="tight", metadata=fields)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
-    paths.append(path.with_name(f"{path.name}.csv"))
-    write_text(paths[-1], table.getvalue())
-    return paths
 
 
 def _keep_dollars(figure: Figure) -> None:

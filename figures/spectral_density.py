@@ -1,7 +1,6 @@
 """Density of the Hessian's eigenvalues, of two runs without and with MAN or of any networks."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -11,21 +10,16 @@ from figures.results import Results
 from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
 
 
-def draw_spectral_density(results: Results, path: Path) -> list[Path]:
+def draw_spectral_density(results: Results) -> Drawing:
     """Two runs that differ in MAN alone."""
-    runs = results.pair(lambda run: run.measured.get("density"), "final.density.json")
+    runs = results.pair("density", lambda run: run.measured.get("density"), "final.density.json")
     saved = [run.measured["density"] for run in runs]
-    labels = [man_label(run.config.man, run.config.zeta) for run in runs]
-    return _plot(saved, [run.name for run in runs], labels, runs[0].setting, results.provenance(runs)).save(path)
+    labels = [man_label(run.config.man, [run.config.zeta]) for run in runs]
+    return _plot(saved, [run.name for run in runs], labels, runs[0].setting, results.provenance(runs))
 
 
-def draw_densities(saved: Sequence[Saved], path: Path) -> list[Path]:
+def draw_densities(saved: Sequence[Saved]) -> Drawing:
     """Saved results of `flatlab density`."""
-    return plot_densities(saved).save(path)
-
-
-def plot_densities(saved: Sequence[Saved]) -> Drawing:
-    """Plot results of `flatlab density`."""
     names = [subject_name(one) for one in saved]
     return _plot(saved, names, subject_labels(saved), setting(saved[0]), origin(saved))
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from figures.errors import MissingResultsError
 from figures.labels import REPORTED, algorithm_label, partition_label
 from figures.paper import SOURCE, Quantity, published
-from figures.results import MissingResultsError, Result, Results
+from figures.results import Result, Results, require_alike
 from figures.statistics import Difference, Sample, paired_difference, sample
 
 
@@ -98,18 +99,18 @@ def rounds_table(results: Results) -> Table:
     if target is None:
         raise MissingResultsError("the grid states no target_accuracy")
     rows, numbers, beside = [], [], False
-    for partition, algorithm in _cells(results):
-        row: dict[str, Any] = {"partition": partition, "algorithm": algorithm}
+    for place, algorithm in _cells(results):
+        row: dict[str, Any] = {"partition": place, "algorithm": algorithm}
         shown, theirs = [], []
         for man in (False, True):
-            runs = [run for run in results.select(algorithm, partition, man) if run.trained]
+            runs = [run for run in results.select(algorithm, place, man) if run.trained]
             row |= _rounds(runs, target, "with" if man else "without")
             shown.append(_shown_rounds(runs, target))
-            printed = published("rounds", runs[0].config.dataset, partition, algorithm, man) if runs else None
+            printed = published("rounds", runs[0].config.dataset, runs[0].partition, algorithm, man) if runs else None
             theirs.append(printed or "")
             row[f"paper_{'with' if man else 'without'}"] = printed or ""
         if any(shown):
-            rows.append((partition_label(partition), algorithm_label(algorithm), *shown, *theirs))
+            rows.append((partition_label(place), algorithm_label(algorithm), *shown, *theirs))
             numbers.append(row)
             beside = beside or any(theirs)
     if not rows:
@@ -148,18 +149,21 @@ def _comparison(results: Results, quantity: _Quantity) -> Table:
     """Rows of partition and algorithm; ours without, with and the paired difference; the paper's likewise."""
     rows, numbers, beside = [], [], False
     seeds = len({run.config.seed for run in results.usual})
-    for partition, algorithm in _cells(results):
-        ours = [_by_seed(results.select(algorithm, partition, man), quantity.value) for man in (False, True)]
+    for place, algorithm in _cells(results):
+        ours = [_by_seed(results.select(algorithm, place, man), quantity.value) for man in (False, True)]
         means = [sample(list(values.values())) for values in ours]
         if means == [None, None]:
             continue
         gain = paired_difference(*ours)
-        dataset = results.select(algorithm, partition, man=means[0] is None)[0].config.dataset
-        paper = [published(quantity.name, dataset, partition, algorithm, man) or "" for man in (False, True)]
+        first = results.select(algorithm, place, man=means[0] is None)[0]
+        paper = [
+            published(quantity.name, first.config.dataset, first.partition, algorithm, man) or ""
+            for man in (False, True)
+        ]
         places = quantity.places(next((mean.mean for mean in means if mean and mean.count), 0.0))
         rows.append(
             (
-                partition_label(partition),
+                partition_label(place),
                 algorithm_label(algorithm),
                 *(_shown(mean, places, seeds) for mean in means),
                 _shown_difference(gain, places),
@@ -169,7 +173,7 @@ def _comparison(results: Results, quantity: _Quantity) -> Table:
         )
         numbers.append(
             {
-                "partition": partition,
+                "partition": place,
                 "algorithm": algorithm,
                 **_sample_numbers("without", means[0]),
                 **_sample_numbers("with", means[1]),
@@ -197,7 +201,7 @@ def _comparison(results: Results, quantity: _Quantity) -> Table:
 
 
 def _cells(results: Results) -> list[tuple[str, str]]:
-    return [(partition, algorithm) for partition in results.partitions for algorithm in results.algorithms]
+    return [(place, algorithm) for place in results.rows for algorithm in results.algorithms]
 
 
 def _by_seed(runs: list[Result], value: Callable[[Result], float | None]) -> dict[int, float]:
@@ -207,9 +211,10 @@ def _by_seed(runs: list[Result], value: Callable[[Result], float | None]) -> dic
 
 def _seeds_note(results: Results) -> str:
     seeds = ", ".join(map(str, sorted({run.config.seed for run in results.usual if run.trained})))
+    zetas = " or ".join(f"{zeta:g}" for zeta in results.zetas)
     return (
         f"Mean ± standard deviation over seeds ({seeds}; in brackets how many, where fewer, and how many are left out, "
-        f"being not finite); MAN with zeta {results.zeta:g}; difference with minus without, paired by seed, with its "
+        f"being not finite); MAN with zeta {zetas}; difference with minus without, paired by seed, with its "
         "95 % interval (Student's t)."
     )
 
@@ -221,6 +226,7 @@ def _reported_model(results: Results) -> str:
 
 
 def _measured_on(results: Results, kind: str) -> str:
+    require_alike(results.usual, kind)
     samples = sorted({run.measured[kind]["data"]["samples"] for run in results.usual if kind in run.measured})
     if not samples:
         raise MissingResultsError(f"no run has its final.{kind}.json")

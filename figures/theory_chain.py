@@ -1,7 +1,6 @@
 """The chain of bounds above every layer's top eigenvalue."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,17 +16,8 @@ LINKS = {
 }
 
 
-def draw_theory_chain(results: Sequence[dict[str, Any]], path: Path) -> list[Path]:
+def draw_theory_chain(results: Sequence[dict[str, Any]]) -> Drawing:
     """Draw saved results of `flatlab verify CKPT...` (as in `<checkpoint>.verify.json`), one panel per checkpoint."""
-    return plot_theory_chain(results).save(path)
-
-
-def plot_theory_chain(results: Sequence[dict[str, Any]]) -> Drawing:
-    """Plot results of `flatlab verify CKPT...`, one panel each.
-
-    For every layer its top eigenvalue and the bounds above it, on one logarithmic axis. Layers for which the bounds are
-    not claimed are left out.
-    """
     rows: list[dict[str, Any]] = []
     with print_style():
         width = COLUMN if len(results) == 1 else 2 * COLUMN

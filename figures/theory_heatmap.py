@@ -1,16 +1,15 @@
 """Every layer's top eigenvalue over MAN's coefficients."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from figures.saving import COLUMN, paper_style, save_figure
+from figures.saving import COLUMN, Drawing, paper_style
 
 
-def draw_theory_heatmap(results: dict[str, Any], path: Path) -> list[Path]:
+def draw_theory_heatmap(results: dict[str, Any]) -> Drawing:
     """Draw a saved result of `flatlab verify --study` (study.json): geometric means over seeds, after the last round.
 
     The numbers are eigenvalues; the colour is the ratio to the same layer without MAN, on a logarithmic scale: purple
@@ -45,9 +44,8 @@ def draw_theory_heatmap(results: dict[str, Any], path: Path) -> list[Path]:
         bar = figure.colorbar(image, ax=axes, label="relative to no penalty")
         powers = np.arange(-int(reach), int(reach) + 1, max(1, int(reach) // 2))
         bar.set_ticks(list(powers), labels=[f"×{2**power}" if power >= 0 else f"×1/{2**-power}" for power in powers])
-        written = save_figure(figure, path, rows, {**results["versions"], "configuration": subjects[0]["group"]})
         plt.close(figure)
-    return written
+    return Drawing(figure, rows, {**results["versions"], "configuration": subjects[0]["group"]})
 
 
 def _mean_top(subjects: Sequence[dict[str, Any]], setting: tuple[float, float], row: int) -> float:

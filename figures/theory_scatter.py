@@ -1,18 +1,17 @@
 """The norm of the activations entering a layer against the layer's top eigenvalue, over coefficients and seeds."""
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from figures.saving import COLUMN, PALETTE, paper_style, save_figure
+from figures.saving import COLUMN, PALETTE, Drawing, paper_style
 
 MARKERS = "osD^vP<>"
 
 
-def draw_theory_scatter(results: dict[str, Any], path: Path) -> list[Path]:
+def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
     """Draw a saved result of `flatlab verify --study` (study.json): one mark per layer and run, after the last round.
 
     Colour is the coefficient, shape the layer; hollow marks have the logits penalised too.
@@ -55,6 +54,5 @@ def draw_theory_scatter(results: dict[str, Any], path: Path) -> list[Path]:
         if any(row["zeta_logits"] for row in rows):
             handles.append(Line2D([], [], marker="o", ls="", ms=4, mfc="none", mec="0.4", label="logits too"))
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-        written = save_figure(figure, path, rows, {**results["versions"], "configuration": subjects[0]["group"]})
         plt.close(figure)
-    return written
+    return Drawing(figure, rows, {**results["versions"], "configuration": subjects[0]["group"]})

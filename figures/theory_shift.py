@@ -1,7 +1,6 @@
 """At a large coefficient MAN moves the curvature into the first layer; with the logits penalised too, less of it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -9,12 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from figures.saving import COLUMN, PALETTE, paper_style, save_figure
+from figures.saving import COLUMN, PALETTE, Drawing, paper_style
 
 MARKERS = "osD^vP"
 
 
-def draw_theory_shift(results: dict[str, Any], path: Path) -> list[Path]:
+def draw_theory_shift(results: dict[str, Any]) -> Drawing:
     """Draw a saved result of `flatlab verify`: geometric means over seeds, with the seeds as small dots.
 
     Left and middle, top eigenvalues of the network and of its layers against the coefficient, without and with the
@@ -38,9 +37,8 @@ def draw_theory_shift(results: dict[str, Any], path: Path) -> list[Path]:
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
         note = {"network": "64-12-10-10 ReLU on digits", "seeds": str(len({s["seed"] for s in shifts}))}
-        written = save_figure(figure, path, rows, {**results["versions"], **note})
         plt.close(figure)
-    return written
+    return Drawing(figure, rows, {**results["versions"], **note})
 
 
 def _eigenvalues(axes: Axes, shifts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,16 +1,15 @@
 """How S1 and S2, which bound the whole by its layers, fare while a network trains."""
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 
-from figures.saving import COLUMN, PALETTE, paper_style, save_figure
+from figures.saving import COLUMN, PALETTE, Drawing, paper_style
 
 MARKERS = "osD^vP"
 
 
-def draw_theory_slack(results: dict[str, Any], path: Path) -> list[Path]:
+def draw_theory_slack(results: dict[str, Any]) -> Drawing:
     """Draw a saved result of `flatlab verify`: one line per coefficient, from initialisation (hollow) on.
 
     Both axes are divided by the network's top eigenvalue: right minus left side of the statement, and how negative the
@@ -50,6 +49,5 @@ def draw_theory_slack(results: dict[str, Any], path: Path) -> list[Path]:
         panels[1].set_xlabel(r"$\lambda_{\min}(H)\,/\,\lambda_{\max}(H)$")
         panels[0].legend(frameon=True)
         figure.align_ylabels(panels)
-        written = save_figure(figure, path, rows, {**results["versions"], "network": "16-10-10-10 ReLU on digits"})
         plt.close(figure)
-    return written
+    return Drawing(figure, rows, {**results["versions"], "network": "16-10-10-10 ReLU on digits"})

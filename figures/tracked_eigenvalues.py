@@ -1,24 +1,20 @@
 """Top eigenvalues, global and per layer, and accuracy against rounds."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
 
-from figures.saving import COLUMN, PALETTE, paper_style, save_figure
+from figures.saving import COLUMN, PALETTE, Drawing, paper_style
 
 STYLES = ("-", "--", ":", "-.")
 
 
-def draw_tracking(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, provenance: Mapping[str, str]
-) -> list[Path]:
+def draw_tracking(runs: Mapping[str, Sequence[Mapping[str, Any]]], provenance: Mapping[str, str]) -> Drawing:
     """Draw the records (lines of metrics.jsonl) of runs that tracked eigenvalues, one line style per run.
 
     Above, the eigenvalue of the whole Hessian (black) and of each layer (colours) on a log axis; below, test accuracy.
-    Returns the written paths.
     """
     rows = []
     with paper_style():
@@ -49,9 +45,8 @@ def draw_tracking(
         above.yaxis.set_minor_formatter("{x:g}")
         above.legend(ncols=2, frameon=True, fontsize=6)
         below.set(xlabel="round", ylabel="test accuracy")
-        written = save_figure(figure, path, rows, provenance)
         plt.close(figure)
-    return written
+    return Drawing(figure, rows, provenance)
 
 
 def _entry(curvature: Mapping[str, Any], name: str) -> Mapping[str, float]:

@@ -2,23 +2,20 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from analysis.theory.statements import STATEMENTS
 from figures.labels import partition_label
 from figures.results import Results
-from figures.saved import read_study
 from figures.tables import Table
 
 
 def verdict_tables(results: Results) -> list[Table]:
-    """The claims of study.json (`flatlab verify --study`) and the statements of every final.verify.json, if any."""
-    path = results.folder / "study.json"
-    verdicts = read_study(path) if path.exists() else []
-    return [*_claims(verdicts), *_statements(results)]
+    """The claims of `flatlab verify --study` and the statements of every final.verify.json, if any."""
+    return [*_claims(results.study), *_statements(results)]
 
 
-def _claims(verdicts: list[dict[str, Any]]) -> list[Table]:
+def _claims(verdicts: Sequence[dict[str, Any]]) -> list[Table]:
     if not verdicts:
         return []
     rows, numbers = [], []
@@ -68,7 +65,7 @@ def _statements(results: Results) -> list[Table]:
     if not checks:
         return []
     rows, numbers = [], []
-    for statement, formula in STATEMENTS.items():
+    for statement, formula in (results.statements or {}).items():
         for claimed in (True, False):
             own = [c["outcome"] for c in checks if c["statement"] == statement and c["claimed"] == claimed]
             if own:

@@ -1,19 +1,19 @@
 """Accuracy, top eigenvalue and trace against MAN's coefficient."""
 
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 
-from figures.results import MissingResultsError, Result, Results
-from figures.saving import COLUMN, PALETTE, paper_style, save_figure
+from figures.errors import MissingResultsError
+from figures.results import Result, Results, require_alike
+from figures.saving import COLUMN, PALETTE, Drawing, paper_style
 from figures.statistics import sample
 
 QUANTITIES = {"test accuracy, %": "accuracy", "top eigenvalue": "top_eigenvalue", "trace": "trace"}
 
 
-def draw_zeta_sensitivity(results: Results, path: Path) -> list[Path]:
+def draw_zeta_sensitivity(results: Results) -> Drawing:
     """Means over seeds with standard deviations, for the method that was run at several zetas; 0 is without MAN."""
     runs = _several_zetas(results)
     zetas = sorted({run.config.zeta if run.config.man else 0.0 for run in runs})
@@ -45,9 +45,8 @@ def draw_zeta_sensitivity(results: Results, path: Path) -> list[Path]:
         panels[-1].set_xlabel("ζ, coefficient of MAN (not to scale)")
         panels[0].set_title(runs[0].setting)
         figure.align_ylabels(panels)
-        written = save_figure(figure, path, rows, results.provenance(runs))
         plt.close(figure)
-    return written
+    return Drawing(figure, rows, results.provenance(runs))
 
 
 def _several_zetas(results: Results) -> list[Result]:
@@ -55,8 +54,10 @@ def _several_zetas(results: Results) -> list[Result]:
     groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for run in results.runs:
         if run.trained:
-            groups[run.config.algorithm, run.partition].append(run)
+            groups[run.config.algorithm, run.row].append(run)
     for runs in groups.values():
         if len({run.config.zeta if run.config.man else 0.0 for run in runs}) > 2:
+            require_alike(runs, "eigs")
+            require_alike(runs, "trace")
             return runs
     raise MissingResultsError("no method was run at several zetas; the grid's [sensitivity] asks for them")

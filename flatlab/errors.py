@@ -3,7 +3,6 @@
 from reprlib import Repr
 
 from analysis.errors import MeasurementError
-from figures.errors import ResultsError
 
 
 class FlatlabError(Exception):
@@ -18,7 +17,7 @@ class UsageError(FlatlabError):
     exit_code = 2
 
 
-SAID = (FlatlabError, MeasurementError, ResultsError)
+SAID = (FlatlabError, MeasurementError)
 """Errors whose message is already a sentence for the user."""
 
 

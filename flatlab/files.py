@@ -93,6 +93,15 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def write_files(stem: Path, contents: Mapping[str, bytes]) -> list[Path]:
+    """Write `stem`.<ending> for every ending, atomically each; returns their paths."""
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        with atomic_write(path) as file:
+            file.write(content)
+    return paths
+
+
 @contextmanager
 def appending(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary file at the end of `path`; raises `WriteError`, and then leaves `path` as it was."""

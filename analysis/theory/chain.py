@@ -18,12 +18,13 @@ from torch import Tensor
 from analysis.activations import forward_pass
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
-from analysis.layers import LayerBlocks, Suffix
+from analysis.layer_blocks import LayerBlocks
 from analysis.losses import LOSSES
 from analysis.operators import SymmetricOperator, gauss_newton, hessian
 from analysis.problem import Problem
 from analysis.spectrum import layer_eigenpairs, listed
 from analysis.subsets import client_spectra
+from analysis.suffix import Suffix
 from analysis.theory.derivatives import derivative_checks
 from analysis.theory.ends import DENSE, above, dense_spectrum, spectrum_ends
 from analysis.theory.factors import layer_factors

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from analysis.layers import LayerBlocks
+from analysis.layer_blocks import LayerBlocks
 from analysis.objective import loss_and_gradient
 from analysis.operators import SymmetricOperator
 from analysis.problem import Problem

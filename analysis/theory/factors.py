@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from analysis.layers import Layer, Suffix
+from analysis.layers import Layer
 from analysis.problem import Problem
+from analysis.suffix import Suffix
 from analysis.theory.samplewise import as_outputs, at_positions, patches, squared_norms, top_curvatures
 from analysis.theory.statements import Interval, exactly
 

@@ -20,6 +20,7 @@ def demo(
     from flatlab.cli.sweep import measure
     from flatlab.cli.train import train_run
     from flatlab.federated.config import make_config
+    from flatlab.files import write_files
     from flatlab.measuring.eigs import Search, measure_eigs
     from flatlab.measuring.subjects import Measurement
     from flatlab.runs.folder import RunFolder
@@ -39,7 +40,7 @@ def demo(
         print_eigs,
     )
     without, with_man = results
-    pictures = draw_layers([without, with_man], out / "layers")
+    pictures = write_files(out / "layers", draw_layers([without, with_man]).files())
     console.print(comparison(without, with_man))
     console.print(f"Picture: [bold]{pictures[0]}[/bold] ({time.monotonic() - began:.0f} s in all)", soft_wrap=True)
 

@@ -2,15 +2,24 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flatlab.cli.console import console
+from flatlab.files import write_files
 
-Draw = Callable[[Sequence[Mapping[str, Any]], Path], list[Path]]
+if TYPE_CHECKING:
+    from figures.saving import Drawing
+
+Draw = Callable[[Sequence[Mapping[str, Any]]], "Drawing"]
 
 
 def save_picture(draw: Draw, results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw into `path`.png, .pdf and .csv (an ending of these that `path` already has is taken off), and say so."""
     stem = path.with_suffix("") if path.suffix in (".png", ".pdf", ".csv") else path
-    drawn = draw(results, stem)
-    console.print(f"Figure: [bold]{drawn[0]}[/bold], .pdf, .csv", soft_wrap=True, highlight=False)
+    save_drawing(draw(results), stem)
+
+
+def save_drawing(drawing: "Drawing", stem: Path) -> None:
+    """Write `stem`.png, .pdf and .csv, and say so."""
+    paths = write_files(stem, drawing.files())
+    console.print(f"Figure: [bold]{paths[0]}[/bold], .pdf, .csv", soft_wrap=True, highlight=False)

@@ -10,13 +10,14 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table as Shown
 
-from figures.formats import write_table
+from figures.formats import table_files
 from figures.gallery import FIGURES, draw_figures
 from figures.report import make_report
-from figures.results import Results, read_results
+from figures.results import Results
 from figures.tables import Table, make_tables
 from flatlab.cli.console import console, status, write_json
-from flatlab.files import remove_unfinished, write_text, writing
+from flatlab.files import remove_unfinished, write_files, write_text, writing
+from flatlab.grid.results import read_results
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Made:
 
     results: Results
     tables: list[Table]
-    pictures: Mapping[str, list[Path]]
+    pictures: Mapping[str, Mapping[str, bytes]]
+    drawn: Mapping[str, list[Path]]  # where they are
     skipped: Mapping[str, str]  # figure or table: reason
 
 
@@ -44,7 +46,7 @@ def present(folder: Path) -> None:
 def figures_run(folder: Path, json: Path | None) -> None:
     """Write tables and figures and say where they are."""
     made = _make(folder)
-    for name, paths in made.pictures.items():
+    for name, paths in made.drawn.items():
         console.print(f"{name}: [bold]{paths[0]}[/bold], .pdf, .csv", soft_wrap=True)
     console.print(f"tables: [bold]{folder / 'tables'}[/bold]", soft_wrap=True)
     _print_skipped(made)
@@ -97,11 +99,14 @@ def _alone(folder: Path) -> Iterator[None]:
 def _written(results: Results, folder: Path) -> Made:
     tables, without = make_tables(results)
     for table in tables:
-        write_table(table, folder / "tables")
+        write_files(folder / "tables" / table.name, table_files(table))
     with status.status("Drawing"):
-        pictures, skipped = draw_figures(results, folder / "figures")
+        drawings, skipped = draw_figures(results)
+        pictures = {name: drawing.files() for name, drawing in drawings.items()}
+    drawn = {name: write_files(folder / "figures" / name, files) for name, files in pictures.items()}
     reasons = {f"table {name}": reason for name, reason in without.items()}
-    return Made(results, tables, pictures, reasons | {f"figure {name}": reason for name, reason in skipped.items()})
+    reasons |= {f"figure {name}": reason for name, reason in skipped.items()}
+    return Made(results, tables, pictures, drawn, reasons)
 
 
 def _write_report(made: Made, out: Path | None) -> Path:
@@ -127,7 +132,7 @@ def _print_skipped(made: Made) -> None:
 
 def _plain(made: Made) -> dict[str, object]:
     return {
-        "figures": {name: [str(path) for path in paths] for name, paths in made.pictures.items()},
+        "figures": {name: [str(path) for path in paths] for name, paths in made.drawn.items()},
         "tables": {table.name: list(table.numbers) for table in made.tables},
         "skipped": dict(made.skipped),
     }

@@ -255,6 +255,8 @@ def _own_model(config: "RunConfig") -> str:
 def _draw_tracking(files: "RunFolder") -> Path:
     """Draw eigenvalue and accuracy against rounds from the run's own metrics; returns the picture's path."""
     from figures.tracked_eigenvalues import draw_tracking
+    from flatlab.files import write_files
     from flatlab.runs.checkpoint import provenance
 
-    return draw_tracking({files.path.name: files.metrics.read()}, files.path / "tracking", provenance())[0]
+    drawing = draw_tracking({files.path.name: files.metrics.read()}, provenance())
+    return write_files(files.path / "tracking", drawing.files())[0]

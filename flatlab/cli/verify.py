@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flatlab.cli.console import console, fail_if, noted, say, status, warn_of_unwritable, write_json
+from flatlab.cli.pictures import save_drawing
 
 if TYPE_CHECKING:
     from analysis.theory.statements import Check
@@ -87,8 +88,8 @@ def _verify_toys(figures: Path | None, json: Path | None) -> None:
         from figures.theory_slack import draw_theory_slack
 
         with noted(unsaved):
-            _say_drawn(draw_theory_slack(results, figures / "theory-slack"))
-            _say_drawn(draw_theory_shift(results, figures / "theory-shift"))
+            save_drawing(draw_theory_slack(results), figures / "theory-slack")
+            save_drawing(draw_theory_shift(results), figures / "theory-shift")
     require_unbroken(found.checks)
     fail_if(unsaved)
 
@@ -125,7 +126,7 @@ def _verify_checkpoints(
         from figures.theory_chain import draw_theory_chain
 
         with noted(unsaved):
-            _say_drawn(draw_theory_chain(results, figures / "theory-chain"))
+            save_drawing(draw_theory_chain(results), figures / "theory-chain")
     require_unbroken(checks)
     fail_if(unsaved)
 
@@ -152,9 +153,5 @@ def _study(
         from figures.theory_heatmap import draw_theory_heatmap
         from figures.theory_scatter import draw_theory_scatter
 
-        _say_drawn(draw_theory_scatter(results, figures / "theory-scatter"))
-        _say_drawn(draw_theory_heatmap(results, figures / "theory-heatmap"))
-
-
-def _say_drawn(paths: Sequence[Path]) -> None:
-    console.print(f"Figure: [bold]{paths[0]}[/bold], .pdf, .csv", soft_wrap=True)
+        save_drawing(draw_theory_scatter(results), figures / "theory-scatter")
+        save_drawing(draw_theory_heatmap(results), figures / "theory-heatmap")

@@ -74,6 +74,11 @@ def load_images(name: str, *, root: Path | None = None) -> ImageData:
     return data
 
 
+def is_local(name: str, root: Path | None = None) -> bool:
+    """Whether the data set is bundled or in a folder here, so that it can change. Raises `UsageError`."""
+    return name == "digits" or _locate(name, root).folder is not None
+
+
 def absolute_name(name: str) -> str:
     """The name by which `load_images` finds the same data from any working directory: a folder's path is completed.
 

@@ -22,6 +22,9 @@ DTYPE = "float32"
 """Precision of a grid's measurements."""
 
 
+_ADVICE = "move it away, or give the grid another folder with --out"
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a cell is, as its folder says."""
@@ -39,9 +42,9 @@ class Progress:
         return self.trained and not self.missing
 
 
-def cell_progress(cell: Cell, folder: Path) -> Progress:
-    """Read how far `cell` is in its `folder`, which need not exist."""
-    another = another_run(cell, folder)
+def cell_progress(cell: Cell, folder: Path, data: str = "") -> Progress:
+    """Read how far `cell` is in its `folder`, which need not exist; `data` is the digest of its data, where known."""
+    another = another_run(cell, folder) or _of_other_data(cell, folder, data)
     if another:
         return Progress(0, None, False, cell.kinds, another, another)
     run = RunFolder(folder)
@@ -59,8 +62,14 @@ def cell_progress(cell: Cell, folder: Path) -> Progress:
 
 def another_run(cell: Cell, folder: Path) -> str:
     """Say which other run is in the folder of `cell`; empty where there is none."""
-    advice = "move it away, or give the grid another folder with --out"
-    return RunFolder(folder).refusal(cell.config, "the grid says", advice)
+    return RunFolder(folder).refusal(cell.config, "the grid says", _ADVICE)
+
+
+def _of_other_data(cell: Cell, folder: Path, data: str) -> str:
+    final = RunFolder(folder).finished(cell.config)
+    if final is None or not final.data or not data or final.data == data:
+        return ""
+    return f"{folder} holds a run on other images or labels than {cell.config.dataset} now has: {_ADVICE}."
 
 
 def read_failure(folder: Path) -> str:

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from flatlab.cores import available_cores
+from flatlab.data import is_local, load_images
 from flatlab.errors import UsageError
+from flatlab.federated.config import RunConfig
 from flatlab.federated.footprint import Footprint, footprint
 from flatlab.files import write_text
 from flatlab.grid.carry import run_cells
@@ -15,7 +18,8 @@ from flatlab.grid.cell_progress import Progress, cell_progress
 from flatlab.grid.cells import CellWork
 from flatlab.grid.estimate import calibrate, measuring_seconds, training_seconds
 from flatlab.grid.plan import Cell, Grid, grid_cells, parse_grid, read_grid_text, require_named_model
-from flatlab.runs.fingerprint import settled
+from flatlab.runs.fingerprint import data_digest, settled
+from flatlab.runs.folder import RunFolder
 from flatlab.tell import Tell, silent
 
 
@@ -59,7 +63,8 @@ class Reproduction:
 
     def progress_of(self, cell: Cell) -> Progress:
         """How far `cell` is."""
-        return cell_progress(cell, self.results / cell.name)
+        data = _data_of(cell.config, self.where.data_root) if RunFolder(self.results / cell.name).final.exists() else ""
+        return cell_progress(cell, self.results / cell.name, data)
 
     def todo(self, progress: Mapping[str, Progress]) -> list[Cell]:
         """The cells that are not done, but for those whose folder holds another run, which nobody touches."""
@@ -98,6 +103,20 @@ class Reproduction:
             scheduler=self.where.scheduler,
             tell=tell,
         )
+
+
+def _data_of(config: RunConfig, root: Path | None) -> str:
+    """The digest of a cell's data; empty where they are not in a folder here, as for results that were brought here."""
+    drawn = config.train_samples is not None or config.test_samples is not None
+    return _digest(config.dataset, config.train_samples, config.test_samples, config.seed if drawn else 0, root)
+
+
+@cache
+def _digest(dataset: str, train: int | None, test: int | None, seed: int, root: Path | None) -> str:
+    try:
+        return data_digest(load_images(dataset, root=root).subset(train, test, seed)) if is_local(dataset, root) else ""
+    except UsageError:
+        return ""
 
 
 def read_reproduction(name: str, where: Where) -> Reproduction:

@@ -67,9 +67,9 @@ class BatchesResult(Result):
 
     def plot(self) -> "Figure":
         """The histogram of the batches' eigenvalues."""
-        from figures.batch_spectrum import plot_batch_spectrum
+        from figures.batch_spectrum import draw_batch_spectrum
 
-        return plot_batch_spectrum([self.to_dict()]).figure
+        return draw_batch_spectrum([self.to_dict()]).figure
 
 
 def measure_batches(subject: Subject, search: Search, batch_size: int, tell: Tell = silent) -> BatchesResult:

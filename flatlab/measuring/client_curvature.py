@@ -76,9 +76,9 @@ class ClientsResult(Result):
 
     def plot(self) -> "Figure":
         """The clients' top eigenvalues, from the sharpest to the flattest."""
-        from figures.client_curvature import plot_client_curvature
+        from figures.client_curvature import draw_client_curvature
 
-        return plot_client_curvature([self.to_dict()]).figure
+        return draw_client_curvature([self.to_dict()]).figure
 
 
 def measure_clients(subject: Subject, search: Search, tell: Tell = silent) -> ClientsResult:

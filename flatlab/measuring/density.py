@@ -99,9 +99,9 @@ class DensityResult(Result):
 
     def plot(self) -> "Figure":
         """The density on a logarithmic axis."""
-        from figures.spectral_density import plot_densities
+        from figures.spectral_density import draw_densities
 
-        return plot_densities([self.to_dict()]).figure
+        return draw_densities([self.to_dict()]).figure
 
 
 def measure_density(problem: Problem, quadrature: Quadrature, tell: Tell = silent) -> DensityResult:

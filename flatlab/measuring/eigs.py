@@ -126,9 +126,9 @@ class EigsResult(Result):
 
     def plot(self) -> "Figure":
         """The top eigenvalue of every layer, and the norm of the activation that leaves it."""
-        from figures.layers import plot_layers
+        from figures.layers import draw_layers
 
-        return plot_layers([self.to_dict()]).figure
+        return draw_layers([self.to_dict()]).figure
 
 
 def measure_eigs(subject: Subject, search: Search, tell: Tell = silent, *, sampling: bool = True) -> EigsResult:

@@ -67,9 +67,9 @@ class FlatnessResult(Result):
 
     def plot(self) -> "Figure":
         """The relative flatness of every layer, two ways."""
-        from figures.relative_flatness import plot_relative_flatness
+        from figures.relative_flatness import draw_relative_flatness
 
-        return plot_relative_flatness([self.to_dict()]).figure
+        return draw_relative_flatness([self.to_dict()]).figure
 
 
 def measure_flatness(problem: Problem, probing: Probing, tell: Tell = silent) -> FlatnessResult:

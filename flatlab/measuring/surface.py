@@ -80,10 +80,10 @@ class SurfaceResult(Result):
 
     def plot(self) -> "Figure":
         """A curve along one direction, a map along two."""
-        from figures.loss_line import plot_loss_lines
-        from figures.loss_surface import plot_loss_surfaces
+        from figures.loss_line import draw_loss_lines
+        from figures.loss_surface import draw_loss_surfaces
 
-        plot = plot_loss_lines if len(self.surface.b) == 1 else plot_loss_surfaces
+        plot = draw_loss_lines if len(self.surface.b) == 1 else draw_loss_surfaces
         return plot([self.to_dict()]).figure
 
 

@@ -65,9 +65,9 @@ class TraceResult(Result):
 
     def plot(self) -> "Figure":
         """The traces as bars, their standard errors as whiskers."""
-        from figures.layer_traces import plot_layer_traces
+        from figures.layer_traces import draw_layer_traces
 
-        return plot_layer_traces([self.to_dict()]).figure
+        return draw_layer_traces([self.to_dict()]).figure
 
 
 def measure_trace(problem: Problem, probing: Probing, tell: Tell = silent) -> TraceResult:

@@ -89,9 +89,9 @@ class Verification(Result):
 
     def plot(self) -> "Figure":
         """Every layer's top eigenvalue and the bounds above it."""
-        from figures.theory_chain import plot_theory_chain
+        from figures.theory_chain import draw_theory_chain
 
-        return plot_theory_chain([self.to_dict()]).figure
+        return draw_theory_chain([self.to_dict()]).figure
 
 
 def verify_subject(subject: Subject, clients: Mapping[str, Problem], tell: Tell = silent) -> Verification:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from figures.saved import check_record
 from flatlab.data import ImageData
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config
@@ -30,6 +29,7 @@ from flatlab.runs.contents import (
     require_version,
 )
 from flatlab.runs.fingerprint import Fingerprint, fingerprint
+from flatlab.runs.saved import check_record
 
 FORMAT = "flatlab checkpoint"
 VERSION = 1

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures.saved import read_json
 from flatlab.errors import UsageError
 from flatlab.federated.config import make_config
 from flatlab.files import json_text, write_text, writing
 from flatlab.runs.fingerprint import Fingerprint, fingerprint
+from flatlab.runs.saved import read_json
 
 Content = Mapping[str, Any]
 """A measurement as plain data: "settings" say how it was made, "run" and "fingerprint" of what."""
@@ -33,7 +33,7 @@ def measurement_path(checkpoint: Path, kind: str) -> Path:
 
 
 def read_measurement(path: Path) -> dict[str, Any] | None:
-    """Read a measurement; None where there is none. Raises `UsageError` or `ResultsError` for another."""
+    """Read a measurement; None where there is none. Raises `UsageError` for another."""
     if not path.exists():
         return None
     content = read_json(path)
@@ -48,7 +48,7 @@ def is_current(path: Path, settings: Content, of: Fingerprint) -> bool:
     What a file from before settings were kept does not tell is taken to be as asked for.
     """
     content = read_measurement(path)
-    return content is not None and _is_of(content, of) and _agree(_settings(content), settings)
+    return content is not None and _is_of(content, of) and _agree(settings_of(content), settings)
 
 
 def save_measurement(checkpoint: Path, kind: str, content: Content, *, for_tables: bool = False) -> Saved:
@@ -78,7 +78,7 @@ def _write(path: Path, content: Content, note: str = "") -> Saved:
 
 def _own_name(checkpoint: Path, kind: str, content: Content) -> Path:
     """The first name that is free, or that holds a measurement made in the same way of the same run."""
-    for path in _names(checkpoint, kind, _settings(content).get("samples")):
+    for path in _names(checkpoint, kind, settings_of(content).get("samples")):
         there = read_measurement(path)
         if there is None or _same(there, content):
             return path
@@ -95,14 +95,14 @@ def _names(checkpoint: Path, kind: str, samples: int | None) -> Iterator[Path]:
 
 
 def _same(one: Content, other: Content) -> bool:
-    return _is_of(one, _fingerprint(other)) and _agree(_settings(one), _settings(other))
+    return _is_of(one, _fingerprint(other)) and _agree(settings_of(one), settings_of(other))
 
 
 def _agree(one: Content, other: Content) -> bool:
     return all(one[name] == other[name] for name in one.keys() & other.keys())
 
 
-def _settings(content: Content) -> Content:
+def settings_of(content: Content) -> Content:
     """How it was made; of a file from before that was kept, what can be seen in it."""
     if "settings" in content:
         settings: Content = content["settings"]
@@ -137,6 +137,6 @@ def _difference(there: Content, content: Content) -> str:
     """In words, how the one that is there was made differently."""
     if not _is_of(there, _fingerprint(content)):
         return "of another run"
-    one, other = _settings(there), _settings(content)
+    one, other = settings_of(there), settings_of(content)
     fields = [f"{name} {one[name]}, not {other[name]}" for name in one if name in other and one[name] != other[name]]
     return f"with other settings ({'; '.join(fields)})"

@@ -5,17 +5,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from figures.saved import check_record as check_form
-from figures.saved import read_records
 from flatlab.errors import UsageError
 from flatlab.files import appending, write_text
+from flatlab.runs.saved import check_record as check_form
+from flatlab.runs.saved import read_records
 
 Record = dict[str, Any]
 """One line of metrics.jsonl."""
 
 
 def check_record(content: object, where: str) -> None:
-    """Raise `ResultsError`, which begins with `where`, unless `content` is a record with an evaluation."""
+    """Raise `UsageError`, which begins with `where`, unless `content` is a record with an evaluation."""
     check_form(content, where, evaluated=True)
 
 
@@ -26,7 +26,7 @@ class Metrics:
         self.path = path
 
     def read(self) -> list[Record]:
-        """Return the records of all whole lines; none where there is no file. Raises `ResultsError`."""
+        """Return the records of all whole lines; none where there is no file. Raises `UsageError`."""
         return read_records(self.path)
 
     def clear(self) -> None:

@@ -59,7 +59,7 @@ import json
 import torch
 from torch import distributed as dist, nn
 from analysis.errors import MeasurementError
-from analysis.layers import LayerBlocks
+from analysis.layer_blocks import LayerBlocks
 from analysis.operators import hessian
 from analysis.problem import make_problem
 

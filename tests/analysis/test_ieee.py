@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from analysis.activations import forward_pass
 from analysis.ieee import ieee
-from analysis.layers import LayerBlocks
+from analysis.layer_blocks import LayerBlocks
 from analysis.objective import loss_and_gradient, loss_at
 from analysis.operators import gauss_newton, hessian
 from analysis.problem import Problem, make_problem

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from analysis.layers import LayerBlocks
+from analysis.layer_blocks import LayerBlocks
 from analysis.operators import SymmetricOperator, block, deflated, gauss_newton, hessian, matrix_operator, shifted
 from analysis.problem import make_problem
 

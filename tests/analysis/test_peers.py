@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from analysis.eigenpairs import Eigenpairs
 from analysis.lanczos import lanczos
-from analysis.layers import LayerBlocks
+from analysis.layer_blocks import LayerBlocks
 from analysis.operators import SymmetricOperator, hessian
 from analysis.problem import Problem, make_problem
 from analysis.pyhessian_backend import pyhessian_operator

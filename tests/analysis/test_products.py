@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from analysis.errors import MeasurementError
-from analysis.layers import LayerBlocks
+from analysis.layer_blocks import LayerBlocks
 from analysis.objective import loss_and_gradient
 from analysis.operators import SymmetricOperator, gauss_newton, hessian
 from analysis.problem import Problem, make_problem
@@ -355,7 +355,7 @@ def test_a_complex_layer_counts_as_pairs_of_real_numbers() -> None:
 CHANNELS_LAST = """
 import torch
 from torch import nn
-from analysis.layers import LayerBlocks
+from analysis.layer_blocks import LayerBlocks
 from analysis.operators import gauss_newton, hessian
 from analysis.problem import make_problem
 torch.manual_seed(0)

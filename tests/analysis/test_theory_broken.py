@@ -13,7 +13,8 @@ from torch import Tensor
 import analysis.operators as operators
 import analysis.second_derivatives as kernels
 import analysis.suffix as suffix
-from analysis.problem import Chunk, Problem, make_problem
+from analysis.parametric_loss import Chunk
+from analysis.problem import Problem, make_problem
 from analysis.theory.derivatives import derivative_checks
 from analysis.theory.statements import broken
 from flatlab.cli.main import main

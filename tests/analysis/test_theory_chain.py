@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from analysis.errors import MeasurementError
-from analysis.layers import LayerBlocks, Suffix, find_layers
+from analysis.layer_blocks import LayerBlocks
+from analysis.layers import find_layers
 from analysis.operators import matrix_operator
 from analysis.problem import Problem, make_problem
+from analysis.suffix import Suffix
 from analysis.theory.chain import chain
 from analysis.theory.dense import dense_checks, dense_hessian, examine
 from analysis.theory.ends import spectrum_ends

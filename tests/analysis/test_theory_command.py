@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from analysis.layers import Suffix
+from analysis.suffix import Suffix
 from analysis.theory import battery
 from analysis.theory.dense import DenseLayer
 from analysis.theory.statements import STATEMENTS

@@ -15,9 +15,9 @@ from PIL import Image
 from figures.escaping import csv_cell, latex, markdown, plain
 from figures.formats import as_csv, as_latex, as_markdown
 from figures.report import make_report
-from figures.results import read_results
-from figures.saving import paper_style, save_figure
+from figures.saving import Drawing, paper_style
 from figures.tables import Table
+from flatlab.grid.results import read_results
 
 HOSTILE = (
     r"\input{/etc/passwd}", "<script>alert(1)</script>", "=HYPERLINK(1)", "a|b", "[x](http://y)", "![x](y)", "`x`",
@@ -83,7 +83,7 @@ def test_tables_keep_their_form(title: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_figure_shows_any_name(name: str, tmp_path: Path) -> None:
+def test_a_figure_shows_any_name(name: str) -> None:
     with paper_style():
         figure = Figure()
         axes = figure.subplots()
@@ -91,10 +91,10 @@ def test_a_figure_shows_any_name(name: str, tmp_path: Path) -> None:
         axes.set_xticks([0, 1], [name, r"$\lambda$"])
         axes.set(title=name, ylabel=name)
         axes.legend()
-        png, pdf, numbers = save_figure(figure, tmp_path / "f", [{"run": name, "x": 1}], {"runs": name})
-    assert Image.open(png).info["Description"] == f"runs {plain(name)}"
-    assert pdf.read_bytes().startswith(b"%PDF")
-    assert list(csv.reader(numbers.read_text().splitlines()))[1] == [csv_cell(name), "1"]
+    files = Drawing(figure, [{"run": name, "x": 1}], {"runs": name}).files()
+    assert Image.open(io.BytesIO(files["png"])).info["Description"] == f"runs {plain(name)}"
+    assert files["pdf"].startswith(b"%PDF")
+    assert list(csv.reader(files["csv"].decode().splitlines()))[1] == [csv_cell(name), "1"]
 
 
 def test_the_page_escapes_too(finished: Path) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from figures.errors import MissingResultsError
 from figures.gallery import FIGURES, draw_figures
-from figures.results import MissingResultsError, read_results
+from flatlab.files import write_files
+from flatlab.grid.results import read_results
 
 Command = Callable[..., int]
 
@@ -18,9 +20,10 @@ Command = Callable[..., int]
 @pytest.fixture(scope="module")
 def drawn(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """The files of every figure."""
-    files, skipped = draw_figures(read_results(finished), tmp_path_factory.mktemp("drawn"))
+    folder = tmp_path_factory.mktemp("drawn")
+    drawings, skipped = draw_figures(read_results(finished))
     assert not skipped
-    return files
+    return {name: write_files(folder / name, drawing.files()) for name, drawing in drawings.items()}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -79,25 +82,24 @@ def test_the_plotted_numbers_are_the_saved_ones(finished: Path, drawn: dict[str,
     ],
 )
 def test_a_figure_without_its_results_is_skipped_with_the_reason(
-    name: str, pattern: str, said: str, results: Path, tmp_path: Path
+    name: str, pattern: str, said: str, results: Path
 ) -> None:
     for path in results.glob(f"*/{pattern}"):
         path.unlink()
     with pytest.raises(MissingResultsError) as reason:
-        FIGURES[name].draw(read_results(results), tmp_path / name)
+        FIGURES[name].draw(read_results(results))
     assert said in str(reason.value)
-    assert not list(tmp_path.glob(f"{name}.*"))
 
 
-def test_tracked_eigenvalues_come_before_those_of_checkpoints(results: Path, tmp_path: Path) -> None:
+def test_tracked_eigenvalues_come_before_those_of_checkpoints(results: Path) -> None:
     for name in ("fedavg-dirichlet-0.3-s0", "fedavg-man-dirichlet-0.3-s0"):
         metrics = results / name / "metrics.jsonl"
         records = [json.loads(line) for line in metrics.read_text().splitlines()]
         for record in records[::4]:
             record["curvature"] = {"global": {"value": 7.0}, "layers": {"fc1": {"value": 3.0}}}
         metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
-    rows = list(csv.DictReader(FIGURES["training"].draw(read_results(results), tmp_path / "t")[2].open()))
-    assert {(row["block"], float(row["eigenvalue"])) for row in rows} == {("network", 7.0), ("fc1", 3.0)}
+    rows = FIGURES["training"].draw(read_results(results)).rows
+    assert {(row["block"], row["eigenvalue"]) for row in rows} == {("network", 7.0), ("fc1", 3.0)}
 
 
 def test_the_command_lists_draws_and_names_what_it_skipped(

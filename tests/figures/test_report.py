@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from figures.report import make_report
-from figures.results import read_results
 from figures.verdict_tables import verdict_tables
+from flatlab.grid.results import read_results
 
 Command = Callable[..., int]
 

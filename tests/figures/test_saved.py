@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from figures.errors import ResultsError
-from figures.results import read_results
-from figures.saved import check_record, read_measurement, read_records, read_study
 from figures.statistics import paired_difference, sample
 from figures.tables import make_tables
+from flatlab.errors import UsageError
+from flatlab.grid.results import read_results
+from flatlab.runs.saved import check_record, read_measurement, read_records, read_study
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ from figures.tables import make_tables
 def test_a_line_of_metrics_is_refused_by_number_and_field(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(f"{text}\n".encode(errors="surrogateescape"))
-    with pytest.raises(ResultsError, match=said) as caught:
+    with pytest.raises(UsageError, match=said) as caught:
         read_records(path)
     assert "metrics.jsonl" in str(caught.value)
 
@@ -71,7 +71,7 @@ def test_a_measurement_is_refused_by_field(
     assert read_measurement(path, kind) == content
     edit(content)
     path.write_text(json.dumps(content))
-    with pytest.raises(ResultsError, match=said) as caught:
+    with pytest.raises(UsageError, match=said) as caught:
         read_measurement(path, kind)
     assert str(path) in str(caught.value)
     assert flatlab("report", str(results)) == 2
@@ -81,7 +81,7 @@ def test_a_measurement_is_refused_by_field(
 @pytest.mark.parametrize("content", [[], {}, {"verdicts": 3}, {"verdicts": [{"contrast": "x", "group": "{"}]}])
 def test_a_study_is_refused_too(content: object, tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(json.dumps(content))
-    with pytest.raises(ResultsError, match=r"study\.json"):
+    with pytest.raises(UsageError, match=r"study\.json"):
         read_study(tmp_path / "study.json")
 
 

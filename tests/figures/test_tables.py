@@ -5,16 +5,19 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from figures.formats import as_csv, as_latex, as_markdown, write_table
+from figures.formats import as_csv, as_latex, as_markdown, table_files
+from figures.gallery import draw_figures
 from figures.paper import published
-from figures.results import read_results
 from figures.tables import make_tables, rounds_to_target
 from flatlab.errors import UsageError
+from flatlab.federated.config import make_config, read_config, write_config
+from flatlab.grid.results import read_results
 
 
 def test_accuracy_is_the_mean_over_seeds_with_the_paired_gain_and_the_paper_s_beside(results: Path) -> None:
@@ -96,7 +99,11 @@ def test_the_formats_hold_the_same_table(results: Path, tmp_path: Path) -> None:
     assert all(line.count("&") == 7 for line in body.splitlines() if line.endswith(r"\\"))
     assert "%" not in latex.replace(r"\%", "")
 
-    assert [path.name for path in write_table(table, tmp_path)] == [f"top_eigenvalue.{k}" for k in ("md", "csv", "tex")]
+    assert table_files(table) == {
+        "md": as_markdown(table).encode(),
+        "csv": as_csv(table.numbers).encode(),
+        "tex": latex.encode(),
+    }
 
 
 def test_the_published_numbers_are_all_there() -> None:
@@ -116,3 +123,70 @@ def test_a_folder_without_runs_and_a_damaged_measurement_are_one_sentence(result
     damaged.write_text(json.dumps({})[:-1])
     with pytest.raises(UsageError, match="delete it and measure again"):
         read_results(results)
+
+
+def change(run: Path, **fields: Any) -> None:
+    """Let the run in this folder be one of another configuration."""
+    config = make_config(read_config(run / "config.toml"), "test")
+    write_config(run / "config.toml", config.model_copy(update=fields))
+
+
+def rows_of(results: Path) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Without and with MAN, and the gain, by the row's names."""
+    return {row[:2]: row[2:5] for row in make_tables(read_results(results))[0][0].rows}
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"batch_size": 7}, "batch_size 7"),
+        ({"hyper": {"rho": 0.7}}, "rho 0.7"),
+        ({"rounds": 5}, "rounds 5"),
+        ({"dataset": "fashion-mnist"}, "fashion-mnist"),
+        ({"zeta_logits": 0.1}, "zeta_logits 0.1"),
+    ],
+)
+def test_runs_that_differ_in_more_than_man_and_seed_have_rows_of_their_own(
+    fields: dict[str, Any], named: str, results: Path
+) -> None:
+    (results / "grid.toml").unlink()
+    before = rows_of(results)
+    change(results / "fedsam-man-iid-s1", **fields)
+    after = rows_of(results)
+    other = next(names for names in after if named in names[0] and names[1] == "FedSAM" and "IID" in names[0])
+    assert after[other] == ("", "57.00 (1)", "")  # paired with nothing
+    same = next(names for names in after if names[1] == "FedSAM" and "IID" in names[0] and names != other)
+    assert after[same][0] == before["IID", "FedSAM"][0]
+    assert after[same][1].endswith("(2)")
+    drawn, skipped = draw_figures(read_results(results))
+    assert "accuracy" in drawn
+    assert not skipped
+
+
+def test_a_run_that_is_there_twice_is_refused(results: Path) -> None:
+    (results / "grid.toml").unlink()
+    shutil.copytree(results / "fedavg-iid-s0", results / "copy")
+    with pytest.raises(UsageError, match=r"copy and .*fedavg-iid-s0 hold the same run, of the same seed"):
+        read_results(results)
+
+
+def test_runs_on_images_that_changed_under_one_name_are_refused(results: Path) -> None:
+    for name, digest in (("fedavg-iid-s0", "a" * 16), ("fedavg-man-iid-s0", "b" * 16)):
+        path = results / name / "final.eigs.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": {"config": "", "data": digest}}))
+    with pytest.raises(UsageError, match=r"fedavg-iid-s0 and .*fedavg-man-iid-s0 were trained on different images"):
+        read_results(results)
+
+
+@pytest.mark.parametrize(("kind", "figure"), [("eigs", "layers"), ("trace", "curvature"), ("density", "density")])
+def test_numbers_measured_in_different_ways_stand_in_no_table_or_figure(kind: str, figure: str, results: Path) -> None:
+    path = results / "fedavg-man-dirichlet-0.3-s0" / f"final.{kind}.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"data": {**content["data"], "samples": 60}}))
+    read = read_results(results)
+    reason = f"final.{kind}.json of fedavg-dirichlet-0.3-s0 was made with samples 500, that of"
+    _, skipped = make_tables(read)
+    assert kind == "density" or any(why.startswith(reason) for why in skipped.values())
+    drawn, not_drawn = draw_figures(read)
+    assert figure not in drawn
+    assert not_drawn[figure].startswith(reason)

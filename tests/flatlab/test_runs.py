@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from flatlab.data import load_images
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config, write_config
 from flatlab.federated.engine.base import RoundInputs, RoundOutputs
@@ -23,6 +24,8 @@ from flatlab.federated.request import read_fields
 from flatlab.federated.rounds import Run, train
 from flatlab.federated.world import World
 from flatlab.grid.carry import DIED
+from flatlab.grid.cell_progress import cell_progress
+from flatlab.grid.plan import grid_cells, parse_grid
 from flatlab.runs.checkpoint import load_checkpoint
 from flatlab.runs.fingerprint import Fingerprint, data_digest, differences, fingerprint, settled
 from flatlab.runs.folder import BusyError, RunFolder, default_folder
@@ -495,6 +498,11 @@ def test_a_changed_grid_measures_again_and_leaves_another_run_alone(tmp_path: Pa
     assert (cell / "final.pt").read_bytes() == parameters
     third = flatlab(*REPRODUCE, cwd=tmp_path)
     assert "1 of 1 cells are done, 0 of them by this call" in third.stdout
+    (planned,) = grid_cells(parse_grid((tmp_path / "g.toml").read_text(), "g.toml"))
+    assert cell_progress(planned, cell, data_digest(load_images("digits").subset(200, 100, 0))).done
+    changed = cell_progress(planned, cell, "0" * 16)
+    assert not changed.done
+    assert "holds a run on other images or labels than digits now has: move it away" in changed.another
 
     write_grid(tmp_path, rounds=2, samples=60)
     names = {path: path.stat().st_mtime_ns for path in cell.iterdir()}

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from figures.errors import ResultsError
-from figures.forms import FORMS, Evaluated, Other, Record, RecordPart, Saved, Study
+from flatlab.errors import UsageError
+from flatlab.runs.forms import FORMS, Evaluated, Other, Record, RecordPart, Saved, Study
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a metrics.jsonl, rounds ascending; none without a file. Raises `ResultsError`."""
+    """Return the whole lines of a metrics.jsonl, rounds ascending; none without a file. Raises `UsageError`."""
     if not path.exists():
         return []
     lines = _text(path).splitlines(keepends=True)
@@ -24,28 +24,28 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         where = f"{path}, line {number}"
         records.append(check_record(_parsed(line, where), where))
         if number > 1 and records[-1]["round"] <= records[-2]["round"]:
-            raise ResultsError(f"In {where}, round = {records[-1]['round']} does not follow the line before.")
+            raise UsageError(f"In {where}, round = {records[-1]['round']} does not follow the line before.")
     return records
 
 
 def check_record(content: object, where: str, *, part: bool = False, evaluated: bool = False) -> dict[str, Any]:
-    """Return a record of metrics; in `part` it may lack its round. Raises `ResultsError` that begins with `where`."""
+    """Return a record of metrics; in `part` it may lack its round. Raises `UsageError` that begins with `where`."""
     return _checked(RecordPart if part else Evaluated if evaluated else Record, content, where)
 
 
 def read_measurement(path: Path, kind: str) -> dict[str, Any]:
-    """Return what a command wrote beside a checkpoint; raises `ResultsError`."""
+    """Return what a command wrote beside a checkpoint; raises `UsageError`."""
     return _checked(FORMS.get(kind, Other), read_json(path), str(path))
 
 
 def read_study(path: Path) -> list[dict[str, Any]]:
-    """Return the verdicts of `flatlab verify --study`; raises `ResultsError`."""
+    """Return the verdicts of `flatlab verify --study`; raises `UsageError`."""
     verdicts: list[dict[str, Any]] = _checked(Study, read_json(path), str(path))["verdicts"]
     return verdicts
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; raises `ResultsError` where it is none."""
+    """Return the content of a JSON file; raises `UsageError` where it is none."""
     return _parsed(_text(path), str(path))
 
 
@@ -57,7 +57,7 @@ def _checked(form: type[Saved], content: object, where: str) -> dict[str, Any]:
         field = ".".join(str(part)[:80] for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
         what = f"{field} does not fit: " if field else ""
-        raise ResultsError(f"In {where}, {what}{reason[:1].lower()}{reason[1:]}.") from error
+        raise UsageError(f"In {where}, {what}{reason[:1].lower()}{reason[1:]}.") from error
     assert isinstance(content, dict)
     return content
 
@@ -66,15 +66,15 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ResultsError(f"Cannot read {path}: {error.strerror or error}.") from error
+        raise UsageError(f"Cannot read {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
-        raise ResultsError(f"{path} is not valid JSON ({error}); delete it and measure again.") from error
+        raise UsageError(f"{path} is not valid JSON ({error}); delete it and measure again.") from error
 
 
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:  # JSONDecodeError, and whole numbers of thousands of digits
-        raise ResultsError(f"{where} is not valid JSON ({error}); delete it and measure again.") from error
+        raise UsageError(f"{where} is not valid JSON ({error}); delete it and measure again.") from error
     except RecursionError as error:
-        raise ResultsError(f"{where} is not valid JSON (nested too deeply); delete it and measure again.") from error
+        raise UsageError(f"{where} is not valid JSON (nested too deeply); delete it and measure again.") from error

@@ -1,0 +1,142 @@
+"""A loss as a function of some of a model's parameters: its values, samples in pieces, and vectors of its parameters.
+
+`analysis.problem` makes and checks what is here only evaluated.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from analysis.batches import Batch, Inputs, batch_length, moved, sliced
+from analysis.first_pass import FirstPass, fingerprint
+from analysis.ieee import NoAutocast, ieee
+from analysis.losses import Reduction, Share, SummedLoss
+from analysis.models import as_real
+from analysis.second_derivatives import LeanSecondDerivatives
+from analysis.stand_ins import StandIns
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive samples on the problem's device, and the factor of their loss in L."""
+
+    inputs: Inputs
+    targets: Tensor  # (n, ...)
+    weight: float  # 1 / M
+    fingerprint: int  # of the samples
+
+
+@dataclass(frozen=True)
+class ParametricLoss:
+    """L as a function of the selected parameters, which together make a vector of `size` numbers.
+
+    The order of the vector is that of `model.named_parameters()`.
+    """
+
+    model: nn.Module  # a private copy on `device` in `dtype`, none of whose parameters requires a gradient
+    loss: SummedLoss  # the sum over the samples of a batch
+    reduction: Reduction
+    parameters: Mapping[str, Tensor]  # the selection, by name; complex ones as pairs of real numbers, (..., 2)
+    aliases: Sequence[tuple[Tensor, str]]  # the parameters of the caller's model and of the copy, with their names
+    data: Iterable[Batch]
+    samples: int  # N, over all ranks
+    normaliser: float  # M, over all ranks; 1 for a sum
+    dtype: torch.dtype
+    device: torch.device
+    chunk_size: int  # samples whose first-order graph is held at once
+    cached_samples: int  # samples whose first-order graphs fit the memory budget and are kept between products
+    memory: int  # bytes that graphs may take, and whatever else is held between products
+    distributed: bool  # `data` are this rank's share; `samples` counts those of all ranks
+    first_pass: FirstPass  # what it met, for later ones to be compared with
+
+    @property
+    def size(self) -> int:
+        """Number of selected parameters, p."""
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Go through the data in pieces of at most `chunk_size` samples; the weighted losses of all add up to L.
+
+        Raises `MeasurementError` where a whole pass met other samples than the first one.
+        """
+        met = []
+        for batch in self.data:
+            for start in range(0, batch_length(batch), self.chunk_size):
+                part = sliced(batch, start, start + self.chunk_size)
+                met.append(fingerprint(part))
+                inputs, targets = moved(part, self.device, self.dtype)
+                yield Chunk(inputs, targets, 1.0 / self.normaliser, met[-1])
+        self.first_pass.compare(met)
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The selected parameters as fresh leaves of a graph (sharing memory with the model)."""
+        return {name: parameter.detach().requires_grad_() for name, parameter in self.parameters.items()}
+
+    def outputs(self, inputs: Inputs, parameters: Mapping[str, Tensor]) -> Any:
+        """The model's outputs on `inputs`, with `parameters` in place of its own."""
+        args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+        with self.at(parameters) as replaced:
+            return functional_call(self.model, replaced, args, kwargs)
+
+    @contextmanager
+    def at(self, parameters: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Within the block, torch computes in IEEE arithmetic, with second derivatives, and with `parameters`.
+
+        Wherever a model or loss holds on to its parameters, they are replaced. Yields them as the model's modules have
+        them.
+        """
+        own = dict(self.model.named_parameters())
+        replaced = {n: torch.view_as_complex(p) if p.shape != own[n].shape else p for n, p in parameters.items()}
+        table = {id(tensor): replaced.get(name, own[name]) for tensor, name in self.aliases}
+        # Fused attention has no second derivative. The mode entered last is asked first.
+        with ieee(), sdpa_kernel(SDPBackend.MATH), NoAutocast(), LeanSecondDerivatives(), StandIns(table):
+            yield replaced
+
+    def share(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Share:
+        """The loss of a batch, summed over its samples, and its normaliser."""
+        outputs = self.outputs(batch[0], parameters)
+        with self.at(parameters):
+            return self.loss.share(outputs, batch[1])
+
+    def chunk_loss(self, chunk: Chunk, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The chunk's share of L, a scalar."""
+        return chunk.weight * self.share((chunk.inputs, chunk.targets), parameters).total
+
+    def of(self, model: nn.Module) -> Self:
+        """The same L of a copy of the model, which may have another dtype."""
+        named = dict(model.named_parameters())
+        return replace(
+            self,
+            model=model,
+            parameters={name: as_real(named[name]) for name in self.parameters},
+            aliases=[*self.aliases, *((p, name) for name, p in named.items())],
+        )
+
+    def select(self, names: Iterable[str]) -> Self:
+        """The same L as a function of the parameters `names` only (a block of the Hessian)."""
+        wanted = set(names)
+        return replace(self, parameters={n: p for n, p in self.parameters.items() if n in wanted})
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Cut (p,) into views shaped like the parameters."""
+        pieces = vector.split([parameter.numel() for parameter in self.parameters.values()])
+        return [piece.view_as(parameter) for piece, parameter in zip(pieces, self.parameters.values(), strict=True)]
+
+    def flatten(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The vector (p,) whose parts are `pieces`."""
+        return torch.cat([piece.reshape(-1) for piece in pieces])
+
+    def add_to(self, total: Tensor, pieces: Sequence[Tensor]) -> None:
+        """Add `pieces`, shaped like the parameters, to the vector `total` (p,) in place."""
+        for part, piece in zip(self.split(total), pieces, strict=True):
+            part.add_(piece)
+
+    def point(self) -> Tensor:
+        """theta, the selected parameters' values, shape (p,)."""
+        return self.flatten([parameter.detach() for parameter in self.parameters.values()])
