@@ -11,6 +11,10 @@ class FlatlabError(Exception):
     exit_code = 1
 
 
+NOT_CONVERGED = 3
+"""The exit code of a command whose numbers were shown and saved, and some of which did not converge."""
+
+
 class UsageError(FlatlabError):
     """A request that cannot be carried out as asked (a wrong flag, field or file); exits with code 2."""
 

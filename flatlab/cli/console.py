@@ -3,6 +3,7 @@
 Numbers that were computed and cannot be saved are shown all the same, and the command then fails.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from rich.console import Console
 
 from flatlab.errors import FlatlabError
 from flatlab.files import WriteError, json_text, require_writable, write_text
+
+STANDARD_OUTPUT = Path("-")
+"""Where `--json -` writes; what people read then goes to standard error (`main`)."""
 
 console = Console()
 """Tables and results, on standard output."""
@@ -27,14 +31,18 @@ def say(note: str) -> None:
 
 
 def write_json(path: Path | None, content: dict[str, Any]) -> None:
-    """Write `content` to `path`, atomically, if there is one."""
-    if path is not None:
+    """Write `content` to `path`, atomically, if there is one; "-" is standard output."""
+    if path == STANDARD_OUTPUT:
+        sys.stdout.write(json_text(content))
+    elif path is not None:
         write_text(path, json_text(content))
 
 
 def warn_of_unwritable(paths: Sequence[Path]) -> None:
     """Say which of `paths` cannot be written, before any work is done in vain."""
     for path in paths:
+        if path == STANDARD_OUTPUT:
+            continue
         try:
             require_writable(path)
         except WriteError as error:

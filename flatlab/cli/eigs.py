@@ -1,7 +1,7 @@
 """`flatlab eigs`: the top of the Hessian spectrum of one or more networks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,8 +24,13 @@ def eigs(
     given: Given,
     top_k: Annotated[int, typer.Option(min=1, help="Eigenvalues per network and layer.")] = 1,
     layers: Annotated[str, typer.Option(help="Layers to measure: all, none, or names separated by commas.")] = "all",
-    method: Annotated[str, typer.Option(help="lanczos, or power (iteration with deflation).")] = "lanczos",
-    backend: Annotated[str, typer.Option(help="flatlab, or pyhessian as an independent check.")] = "flatlab",
+    method: Annotated[
+        Literal["lanczos", "power"], typer.Option(case_sensitive=False, help="Power is iteration with deflation.")
+    ] = "lanczos",
+    backend: Annotated[
+        Literal["flatlab", "pyhessian"],
+        typer.Option(case_sensitive=False, help="Whose products; PyHessian's are an independent check."),
+    ] = "flatlab",
     tol: Annotated[float, typer.Option(help="Stop where |Hv - lambda v| is below this share of |lambda|.")] = 1e-3,
     max_iter: Annotated[int, typer.Option(min=1, help="Most products per eigenvalue.")] = 1000,
     clients: Annotated[

@@ -94,8 +94,8 @@ def _print_sampling(number: str, result: dict[str, Any]) -> None:
     console.print(
         f"{number}λ₁ of {len(sampling['subsets'])} disjoint subsets of {sampling['samples_per_subset']} samples: "
         f"{values}. The choice of {result['data']['samples']} samples moves λ₁ by about "
-        f"± {sampling['standard_error']:.2g} (standard error), and fewer samples give a larger λ₁ on average; "
-        "--full takes all.",
+        f"± {sampling['standard_error']:.2g} (standard error). That leaves out a bias: fewer samples give a larger "
+        "λ₁ on average, here too; --full takes all.",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -104,7 +104,8 @@ def _print_sampling(number: str, result: dict[str, Any]) -> None:
 
 def _whole(result: dict[str, Any]) -> dict[str, Any]:
     parameters = sum(layer["parameters"] for layer in result["layers"])
-    return {**result["global"], "parameters": parameters or None, "input_norm2": None, "output_norm2": None}
+    shown_beside = {"parameters": parameters or None, "input_norm2": None, "output_norm2": None}
+    return {**result["global"], **shown_beside, "sampling": result["sampling"]}
 
 
 def _row(name: str, columns: Sequence[dict[str, Any] | None]) -> list[str]:
@@ -116,7 +117,9 @@ def _row(name: str, columns: Sequence[dict[str, Any] | None]) -> list[str]:
         if column is None:
             cells += [""] * (2 if number == 0 else 3)
             continue
-        cells.append(shown(column["eigenvalues"]))
+        sampling = column.get("sampling")
+        beside = f"\n± {sampling['standard_error']:.2g} by sample" if sampling else ""
+        cells.append(shown(column["eigenvalues"]) + beside)
         if number > 0:
             cells.append(ratio(_top(column), _top(columns[0])))
         norms = [column["input_norm2"], column["output_norm2"]]

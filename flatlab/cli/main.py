@@ -5,11 +5,13 @@ import os
 import sys
 import time
 import traceback
+from itertools import pairwise
 from typing import Annotated, NoReturn
 
 import typer
 
 from flatlab import __version__
+from flatlab.cli.console import console
 from flatlab.cli.demo import demo
 from flatlab.cli.density import density
 from flatlab.cli.eigs import eigs
@@ -73,6 +75,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait starve a busy machine
     debug = "--debug" in sys.argv
     sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+    console.stderr = "--json=-" in sys.argv or ("--json", "-") in pairwise(sys.argv)
     try:
         app()
     except SAID as error:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -21,7 +21,11 @@ class Given:
 
     checkpoints: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[CKPT]...", help="Checkpoints of flatlab train.", show_default=False),
+        typer.Argument(
+            metavar="[CKPT]...",
+            help="Checkpoints of flatlab train, or folders of runs for their final.pt.",
+            show_default=False,
+        ),
     ] = None
     samples: Annotated[
         int | None,
@@ -30,21 +34,25 @@ class Given:
         ),
     ] = None
     full: Annotated[bool, typer.Option("--full", help="Take all the training data, in bounded memory.")] = False
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32"
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu"
+    dtype: Annotated[Literal["float32", "float64"], typer.Option(case_sensitive=False, help="Of the products.")] = (
+        "float32"
+    )
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto"
     data_root: Annotated[
         Path | None, typer.Option(help="Folder that holds local copies of data sets (or FLATLAB_DATA).")
     ] = None
     figure: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Draw the numbers into PATH.png, PATH.pdf and PATH.csv.")
     ] = None
-    json: Annotated[Path | None, typer.Option(help="Write the numbers to this file too.")] = None
+    json: Annotated[
+        Path | None, typer.Option(help="Write the numbers to this file too; -: to standard output, and tables beside.")
+    ] = None
     model: Annotated[
         str | None,
         typer.Option(
             metavar="package.module:function",
-            help="Measure the model this returns (called without arguments); beside checkpoints that name it: let it "
-            "run.",
+            help="Measure the model that this function returns, called as function(); beside checkpoints that name it, "
+            "let it run, called as by flatlab train: function(input_shape=..., classes=...).",
             rich_help_panel=_OWN,
         ),
     ] = None
@@ -75,7 +83,7 @@ class Given:
     @property
     def paths(self) -> list[Path]:
         """The checkpoints; none where a model of the user's own is measured."""
-        return self.checkpoints or []
+        return final_checkpoints(self.checkpoints)
 
     def measurement(self, clients: str | None = None) -> "Measurement":
         """What is asked for; raises `UsageError` where options contradict one another or something is missing."""
@@ -94,6 +102,11 @@ class Given:
             loss=self.loss,
             clients=clients,
         )
+
+
+def final_checkpoints(paths: list[Path] | None) -> list[Path]:
+    """The checkpoints named, with the last one of a run where its folder is named."""
+    return [path / "final.pt" if path.is_dir() else path for path in paths or []]
 
 
 def measuring(command: Callable[..., None]) -> Callable[..., None]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -28,17 +28,33 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="Folder of the results (default: checkpoints/<grid>).")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once (default: one per core; one on a GPU).")] = None,
     backend: Annotated[
-        str, typer.Option(help="loky: processes on this machine; dask: a cluster (pip install 'flatlab[dask]').")
+        Literal["loky", "dask"],
+        typer.Option(
+            case_sensitive=False,
+            help="loky: processes on this machine; dask: a cluster (pip install 'flatlab\\[dask]').",
+        ),
     ] = "loky",
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; without it, a cluster on this machine.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(case_sensitive=False, help="auto: cuda where there is one.")
+    ] = "auto",
     data_root: Annotated[
         Path | None, typer.Option(help="Folder that holds local copies of data sets (or FLATLAB_DATA).")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Let this package.module:function, which the grid names as its model, run.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CELLS", help="Run the cells of these names alone, as 'fedavg*-s0'; may be repeated."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="A field of every cell, over the grid's [common]; may be repeated."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, with an estimate of its time from a short calibration.")
@@ -54,7 +70,9 @@ def reproduce(
     """
     from flatlab.grid.reproduction import Where, read_reproduction
 
-    reproduction = read_reproduction(grid, Where(out, jobs, backend, scheduler, device, data_root, model))
+    reproduction = read_reproduction(
+        grid, Where(out, jobs, backend, scheduler, device, data_root, model), only or (), settings or ()
+    )
     if dry_run:
         _print_plan(reproduction, json)
     else:

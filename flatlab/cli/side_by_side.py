@@ -76,9 +76,9 @@ def ratio(cell: Cell | None, first: Cell | None) -> str:
 
 
 def print_subjects(results: Sequence[Result]) -> None:
-    """A line on each: its name, train loss and test accuracy where known, products and seconds."""
+    """A line on each: its name, its loss and test accuracy where known, products and seconds; and what is unlike."""
     for number, result in enumerate(results, start=1):
-        notes = [f"train loss {result['loss']:.4g}"] if "loss" in result else []
+        notes = [f"loss {result['loss']:.4g} on these samples"] if "loss" in result else []
         accuracy = result.get("run", {}).get("metrics", {}).get("test_accuracy")
         notes += [] if accuracy is None else [f"test accuracy {accuracy:.2%}"]
         cost = [f"{result['hvps']} products"] if "hvps" in result else []
@@ -86,6 +86,27 @@ def print_subjects(results: Sequence[Result]) -> None:
         which = f"[{number}] " if len(results) > 1 else ""
         line = f"{which}{subject_name(result)}: {'; '.join(filter(None, [', '.join(notes), ', '.join(cost)]))}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    _print_unlike(results)
+
+
+def _print_unlike(results: Sequence[Result]) -> None:
+    """Say which subjects were not measured as the first, so that a ratio says more than the models' difference."""
+    usual = _measured_on(results[0])
+    for number, result in enumerate(results[1:], start=2):
+        other = _measured_on(result)
+        how = [f"{name} {other[name]}, not {usual[name]}" for name in usual if other[name] != usual[name]]
+        if how:
+            console.print(
+                f"[{number}] was measured otherwise than [1] ({'; '.join(how)}): ratios compare that too.",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def _measured_on(result: Result) -> dict[str, Any]:
+    data = result["data"]
+    return {"data": data["dataset"], "samples": data["samples"], "loss": result["loss_function"]}
 
 
 def subject_name(result: Result) -> str:

@@ -1,7 +1,7 @@
 """`flatlab surface`: the loss on a line or a plane through the parameters."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +14,8 @@ from flatlab.cli.side_by_side import Cell, Row, loss_name, print_side_by_side
 def surface(
     given: Given,
     along: Annotated[
-        str, typer.Option(help="random (filter-normalised directions) or eigenvectors (of the largest eigenvalues).")
+        Literal["random", "eigenvectors"],
+        typer.Option(case_sensitive=False, help="Filter-normalised directions, or the top eigenvectors."),
     ] = "random",
     line: Annotated[bool, typer.Option("--line", help="Along one direction instead of two.")] = False,
     extent: Annotated[float, typer.Option(help="How far to go either way, in multiples of the direction.")] = 1.0,

@@ -8,6 +8,7 @@ from typing import Any
 
 from flatlab.cli.console import console, fail_if, noted, say, status, warn_of_unwritable, write_json
 from flatlab.cli.progress import progress_line
+from flatlab.errors import NOT_CONVERGED
 from flatlab.measuring.ranks import joined, rank
 from flatlab.measuring.result import Result, measured
 from flatlab.measuring.subjects import Measurement, Subject, check, open_subject
@@ -36,10 +37,11 @@ def measure(
     `settings` say how, beside what `measurement` does. Writes `<checkpoint>.<kind>.json` beside each as soon as it is
     measured (`flatlab.runs.measurements`), everything to `json`, and the picture that `show` draws to `figure`;
     returns the contents. Of the processes that torchrun starts, the first alone writes and returns. A place that cannot
-    be written is named before the work begins and once the numbers are shown, in a `FlatlabError`.
+    be written is named before the work begins and once the numbers are shown, in a `FlatlabError`. Where a number did
+    not converge, it ends in `SystemExit` with `NOT_CONVERGED`.
     """
     check(measurement, paths)
-    results = []
+    results: list[dict[str, Any]] = []
     unsaved: list[str] = []
     with joined(measurement.device) as first, _heard(first):
         warn_of_unwritable([*(measurement_path(path, kind) for path in paths), *filter(None, (json, figure))])
@@ -53,9 +55,24 @@ def measure(
     with noted(unsaved):
         write_json(json, results[0] if len(results) == 1 else {"checkpoints": results})
     with noted(unsaved):
-        show(results)
+        show(reference_first(results))
     fail_if(unsaved)
+    if first and not finished(results):
+        raise SystemExit(NOT_CONVERGED)
     return results
+
+
+def finished(numbers: object) -> bool:
+    """Whether all in plain results converged, or is exact to rounding: more work could improve nothing."""
+    if isinstance(numbers, Mapping):
+        own = numbers.get("converged", True) or numbers.get("rounded", False)
+        return bool(own) and all(map(finished, numbers.values()))
+    return all(map(finished, numbers)) if isinstance(numbers, list | tuple) else True
+
+
+def reference_first(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results, those of runs without MAN first, with which others are compared; otherwise as they were named."""
+    return sorted(results, key=lambda result: bool(result.get("run", {}).get("config", {}).get("man")))
 
 
 def _opened(path: Path | None, measurement: Measurement) -> Subject:

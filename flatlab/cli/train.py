@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from flatlab.cli.console import console, say, write_json
+from flatlab.cli.console import console, say, status, write_json
+from flatlab.cores import available_cores
 
 if TYPE_CHECKING:
     from flatlab.federated.config import RunConfig
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from flatlab.runs.metrics import Record
 
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
+
+
+def registered_algorithms() -> list[str]:
+    """The names of the algorithms, read off their files, since importing them imports torch."""
+    folder = Path(__file__).parent.parent / "federated" / "algorithms"
+    return sorted(file.stem for file in folder.glob("*.py") if file.stem not in ("__init__", "base"))
 
 
 def train(
@@ -36,23 +43,38 @@ def train(
         typer.Option(help="Folder that holds local copies of data sets (or FLATLAB_DATA).", rich_help_panel=_DATA),
     ] = None,
     clients: Annotated[int | None, typer.Option(help="Number of clients.", rich_help_panel=_DATA)] = None,
-    partition: Annotated[str | None, typer.Option(help="iid or dirichlet.", rich_help_panel=_DATA)] = None,
+    partition: Annotated[
+        Literal["iid", "dirichlet"] | None,
+        typer.Option(case_sensitive=False, help="How the training set is split.", rich_help_panel=_DATA),
+    ] = None,
     delta: Annotated[
         float | None, typer.Option(help="Concentration of the Dirichlet split.", rich_help_panel=_DATA)
     ] = None,
     show_split: Annotated[
         bool, typer.Option("--show-split", help="Print the clients x classes table and leave.", rich_help_panel=_DATA)
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would be trained, what it holds and about how long it takes.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(
-            help="mlp, cifar-cnn, tiny-convnet, resnet18-gn, or package.module:function.", rich_help_panel=_METHOD
+            help="mlp, cifar-cnn, tiny-convnet, resnet18-gn, or package.module:function, called as "
+            "function(input_shape=(channels, height, width), classes=...).",
+            rich_help_panel=_METHOD,
         ),
     ] = None,
     algorithm: Annotated[
         str | None,
         typer.Option(
-            help="fedavg, fedprox, scaffold, fedsam, fedasam, feddyn, feddc or fedspeed.", rich_help_panel=_METHOD
+            help=f"{', '.join(registered_algorithms())}.",
+            autocompletion=lambda: registered_algorithms(),
+            rich_help_panel=_METHOD,
         ),
     ] = None,
     man: Annotated[
@@ -99,13 +121,17 @@ def train(
         int | None, typer.Option(min=1, help="Worker processes (default: one per core).", rich_help_panel=_RUN)
     ] = None,
     engine: Annotated[
-        str,
+        Literal["auto", "process", "batched"],
         typer.Option(
-            help="auto, process (worker processes) or batched (all clients of a round as one stack, for a GPU).",
+            case_sensitive=False,
+            help="Worker processes, or all clients of a round as one stack, for a GPU.",
             rich_help_panel=_RUN,
         ),
     ] = "auto",
-    device: Annotated[str, typer.Option(help="cpu or cuda, for the batched engine.", rich_help_panel=_RUN)] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(case_sensitive=False, help="For the batched engine.", rich_help_panel=_RUN),
+    ] = "auto",
     track_eigs: Annotated[
         int | None,
         typer.Option(min=1, help="Record top eigenvalues of the server model every N rounds.", rich_help_panel=_RUN),
@@ -114,7 +140,8 @@ def train(
         bool, typer.Option("--tensorboard", help="Write TensorBoard event files into the run.", rich_help_panel=_RUN)
     ] = False,
     state: Annotated[
-        str, typer.Option(help="Where the clients' own vectors are kept: memory or disk.", rich_help_panel=_RUN)
+        Literal["memory", "disk"],
+        typer.Option(case_sensitive=False, help="Where the clients' own vectors are kept.", rich_help_panel=_RUN),
     ] = "memory",
     save_every: Annotated[
         float, typer.Option(min=0, help="Seconds between saves of what a crash must not cost.", rich_help_panel=_RUN)
@@ -134,6 +161,8 @@ def train(
     run_config = read_fields(config, preset, options, settings or [], resume=resume, out=out)
     if show_split:
         print_split(run_config, data_root)
+    elif dry_run:
+        print_plan(run_config, out, data_root)
     else:
         execution = Execution(workers, engine, device, state, save_every, track_eigs)
         train_run(run_config, out, execution, data_root=data_root, tensorboard=tensorboard, json=json)
@@ -221,6 +250,31 @@ def print_split(config: "RunConfig", data_root: Path | None) -> None:
         )
         table.add_row(str(k), str(row.sum()), str((row > 0).sum()), *cells)
     console.print(table)
+
+
+def print_plan(config: "RunConfig", out: Path | None, data_root: Path | None) -> None:
+    """Print the configuration, where it would go, what it would hold in memory, and about how long it would take."""
+    import tomli_w
+
+    from flatlab.federated.footprint import footprint
+    from flatlab.grid.estimate import calibrate, training_seconds
+    from flatlab.runs.fingerprint import settled
+    from flatlab.runs.folder import RunFolder, default_folder
+    from flatlab.runs.lines import duration
+
+    config = settled(config, data_root)
+    files = RunFolder(out or default_folder(config))
+    with status.status("Calibrating: one client's epoch"):
+        speeds = calibrate([config], "cpu", data_root)
+    console.print(tomli_w.dumps(config.plain()), markup=False, highlight=False)
+    console.print(f"{speeds.parameters:,} parameters, {speeds.train_images:,} training images.", highlight=False)
+    say_held = footprint(config, speeds.parameters).sentence()
+    console.print(say_held, markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        files.refusal(config) or f"It would go to {files.path}.", markup=False, highlight=False, soft_wrap=True
+    )
+    seconds = training_seconds(config, config.rounds, speeds)
+    console.print(f"One worker on a CPU takes about {duration(seconds)}; {available_cores()} run at once here.")
 
 
 def _interrupted(files: "RunFolder", config: "RunConfig", interruption: KeyboardInterrupt) -> str:

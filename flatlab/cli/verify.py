@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flatlab.cli.console import console, fail_if, noted, say, status, warn_of_unwritable, write_json
+from flatlab.cli.options import final_checkpoints
 from flatlab.cli.pictures import save_drawing
 
 if TYPE_CHECKING:
@@ -60,11 +61,12 @@ def verify(
     """
     from flatlab.measuring.subjects import Measurement
 
+    checkpoints = final_checkpoints(checkpoints)
     measurement = Measurement(samples, data_root=data_root, trusted_model=model)
     if study:
         from flatlab.measuring.study import read_plan
 
-        _study(checkpoints or [], measurement, out, read_plan(zetas, zeta_logits, seeds, rounds), figures, json)
+        _study(checkpoints, measurement, out, read_plan(zetas, zeta_logits, seeds, rounds), figures, json)
     elif checkpoints:
         _verify_checkpoints(checkpoints, measurement, figures, json)
     else:

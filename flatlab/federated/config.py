@@ -11,9 +11,11 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
+from flatlab.data.known import KNOWN
 from flatlab.errors import UsageError, shown
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.algorithms.base import Algorithm, Hyper
+from flatlab.federated.models import MODELS
 from flatlab.federated.precision import Precision
 from flatlab.files import write_text
 
@@ -128,6 +130,7 @@ class RunConfig(BaseModel):
         """Replace `hyper` by the algorithm's full set, so that a checkpoint states every value it was trained with."""
         if not isinstance(fields, dict):
             return fields
+        fields = _in_small_letters(fields)
         name = fields.get("algorithm", "fedavg")
         given = fields.get("hyper", {})
         if not isinstance(name, str) or name not in ALGORITHMS or not isinstance(given, dict):
@@ -192,6 +195,20 @@ class RunConfig(BaseModel):
     def plain(self) -> dict[str, Any]:
         """Return the run as plain data for TOML, JSON and checkpoints; fields that are None are left out."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+_NAMES = ("algorithm", "partition", "activation", "sampling", "report", "dtype", "precision")
+"""Fields whose values are names of our own, in small letters."""
+
+
+def _in_small_letters(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with names of our own as we spell them: FedAvg is fedavg, CIFAR10 is cifar10."""
+    small = {name: value.lower() for name, value in fields.items() if name in _NAMES and isinstance(value, str)}
+    for name, known in {"dataset": ("digits", *KNOWN), "model": ("auto", *MODELS)}.items():
+        value = fields.get(name)
+        if isinstance(value, str) and value.lower() in known:
+            small[name] = value.lower()
+    return fields | small
 
 
 def make_config(fields: object, source: str = "the options") -> RunConfig:

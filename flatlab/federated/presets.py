@@ -50,6 +50,7 @@ PRESETS: dict[str, Preset] = {
 
 def preset_fields(name: str, algorithm: str, man: bool) -> dict[str, Any]:
     """Return the fields of the run that the three stand for; raises `UsageError` if there is no such preset."""
+    name = name.lower()
     if name not in PRESETS:
         raise UsageError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
     preset = PRESETS[name]

@@ -1,14 +1,19 @@
 """What was asked for, from a preset, a file, options and a run that is there already, as one configuration."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flatlab.data import absolute_name
 from flatlab.errors import UsageError
+from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.config import RunConfig, make_config, parse_toml, read_config
 from flatlab.federated.presets import preset_fields
 from flatlab.functions import require_named
 from flatlab.runs.folder import RunFolder, default_folder
+
+HYPERPARAMETERS = frozenset(name for algorithm in ALGORITHMS.values() for name in algorithm.hyper.model_fields)
+"""Of any algorithm."""
 
 
 def read_fields(
@@ -25,10 +30,12 @@ def read_fields(
     A resumed run takes what is not given from its own folder; where no run is there yet, `resume` makes no difference.
     Where a file names a function of the user's as the model, the options must name it too. Raises `UsageError`.
     """
-    given = {name: value for name, value in options.items() if value is not None} | _parse_settings(settings)
-    merged = _over(read_config(path) if path else {}, given)
+    given = {name: value for name, value in options.items() if value is not None} | read_settings(settings)
+    merged = merged_fields(read_config(path) if path else {}, given)
     if preset:
-        merged = _over(preset_fields(preset, merged.get("algorithm", "fedavg"), bool(merged.get("man"))), merged)
+        merged = merged_fields(
+            preset_fields(preset, merged.get("algorithm", "fedavg"), bool(merged.get("man"))), merged
+        )
     source = f"{path} and the options" if path else "the options"
     folder = out or default_folder(make_config(merged, source))
     saved = RunFolder(folder).config() if resume else None
@@ -36,7 +43,7 @@ def read_fields(
         below = saved.plain()
         if merged.get("algorithm", saved.algorithm) != saved.algorithm:
             del below["hyper"]  # another algorithm's
-        merged = _over(below, merged)
+        merged = merged_fields(below, merged)
     config = make_config(merged, source)
     if given.get("zeta") is not None and not config.man:
         raise UsageError("--zeta is the coefficient of MAN, which is off; add --man.")
@@ -44,7 +51,7 @@ def read_fields(
     return config.model_copy(update={"dataset": absolute_name(config.dataset)})
 
 
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def merged_fields(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Lay fields over others; hyperparameters one by one. What is no table stays, for validation to name it."""
     hypers = [fields["hyper"] for fields in (below, above) if "hyper" in fields]
     if len(hypers) == 2 and all(isinstance(hyper, dict) for hyper in hypers):
@@ -52,8 +59,11 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return {**below, **above}
 
 
-def _parse_settings(settings: list[str]) -> dict[str, Any]:
-    """Turn FIELD=VALUE words into fields; a value is TOML (50, 0.1, true, [64, 32]) or else a plain word."""
+def read_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Turn FIELD=VALUE words into fields; a value is TOML (50, 0.1, true, [64, 32]) or else a plain word.
+
+    A hyperparameter may be named alone (rho) or as such (hyper.rho). Raises `UsageError`.
+    """
     fields: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
@@ -63,6 +73,7 @@ def _parse_settings(settings: list[str]) -> dict[str, Any]:
             value = parse_toml(f"value = {text}", setting)["value"]
         except UsageError:
             value = text
-        above = {"hyper": {name.removeprefix("hyper."): value}} if name.startswith("hyper.") else {name: value}
-        fields = _over(fields, above)
+        of_method = name.startswith("hyper.") or (name not in RunConfig.model_fields and name in HYPERPARAMETERS)
+        above = {"hyper": {name.removeprefix("hyper."): value}} if of_method else {name: value}
+        fields = merged_fields(fields, above)
     return fields

@@ -22,7 +22,7 @@ from flatlab.federated.parameters import flatten
 from flatlab.federated.trial import tried
 from flatlab.federated.world import World, make_world
 from flatlab.grid.cells import execution_of_cells
-from flatlab.grid.plan import Cell, Kind, Measure
+from flatlab.grid.plan import Kind, Measure
 
 ENOUGH_SECONDS = 0.5
 """A trial that took less was mostly warm-up, and is timed once more."""
@@ -47,17 +47,17 @@ class Calibration:
     parameters: int  # P
 
 
-def calibrate(cells: Sequence[Cell], device: torch.device, data_root: Path | None) -> Calibration:
-    """Time one client's epoch of every method among `cells` (on a GPU, of a round's clients), and a Hessian product."""
-    world = make_world(cells[0].config, data_root)
+def calibrate(configs: Sequence[RunConfig], device: str, data_root: Path | None) -> Calibration:
+    """Time a client's epoch of every method in `configs` (on a GPU, of a round's clients), and a Hessian product."""
+    world, on = make_world(configs[0], data_root), torch.device(device)
     speeds = {}
-    for config in {(cell.config.algorithm, cell.config.man): cell.config for cell in cells}.values():
+    for config in {(config.algorithm, config.man): config for config in configs}.values():
         short = config.model_copy(update={"local_epochs": 1, "model": world.config.model})
         trial = tried(World(short, world.data, world.parts, world.layout))
-        speeds[config.algorithm, config.man] = _images_per_second(trial, device)
+        speeds[config.algorithm, config.man] = _images_per_second(trial, on)
     return Calibration(
         images_per_second=speeds,
-        product_seconds=_product_seconds(world, device),
+        product_seconds=_product_seconds(world, on),
         train_images=len(world.data.train.labels),
         test_images=len(world.data.test.labels),
         parameters=world.layout.size,

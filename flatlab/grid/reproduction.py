@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
+import tomli_w
 import torch
 
 from flatlab.cores import available_cores
 from flatlab.data import is_local, load_images
 from flatlab.errors import UsageError
-from flatlab.federated.config import RunConfig
+from flatlab.federated.config import RunConfig, parse_toml
 from flatlab.federated.footprint import Footprint, footprint
+from flatlab.federated.request import merged_fields, read_settings
 from flatlab.files import write_text
 from flatlab.grid.carry import run_cells
 from flatlab.grid.cell_progress import Progress, cell_progress
@@ -56,6 +59,7 @@ class Reproduction:
     jobs: int
     device: str
     where: Where
+    only: tuple[str, ...] = ()  # patterns of the cells that are run; none: all
 
     def progress(self) -> dict[str, Progress]:
         """How far every cell is, by name."""
@@ -68,14 +72,15 @@ class Reproduction:
 
     def todo(self, progress: Mapping[str, Progress]) -> list[Cell]:
         """The cells that are not done, but for those whose folder holds another run, which nobody touches."""
-        return [cell for cell in self.cells if not (progress[cell.name].done or progress[cell.name].another)]
+        open_ = [cell for cell in self.cells if not (progress[cell.name].done or progress[cell.name].another)]
+        return [cell for cell in open_ if not self.only or any(fnmatchcase(cell.name, name) for name in self.only)]
 
     def cost(self, progress: Mapping[str, Progress]) -> Cost:
         """Estimate what is left, from a short calibration on this machine."""
         todo = self.todo(progress)
         if not todo:
             return Cost({}, 0.0, None)
-        speeds = calibrate(todo, torch.device(self.device), self.where.data_root)
+        speeds = calibrate([cell.config for cell in todo], self.device, self.where.data_root)
         seconds = {}
         for cell in todo:
             rounds = cell.config.rounds - progress[cell.name].rounds
@@ -119,8 +124,11 @@ def _digest(dataset: str, train: int | None, test: int | None, seed: int, root: 
         return ""
 
 
-def read_reproduction(name: str, where: Where) -> Reproduction:
-    """Read the shipped grid, or the TOML file, `name`; raises `UsageError`."""
+def read_reproduction(name: str, where: Where, only: Sequence[str] = (), settings: Sequence[str] = ()) -> Reproduction:
+    """Read the shipped grid, or the TOML file, `name`, with `settings` (FIELD=VALUE) over its [common].
+
+    Of its cells those whose names fit one of the patterns `only` are run, or all. Raises `UsageError`.
+    """
     if where.backend not in ("loky", "dask"):
         raise UsageError(
             f"--backend is loky or dask, not {where.backend!r}; on a cluster, dask carries the grid to every machine."
@@ -132,10 +140,25 @@ def read_reproduction(name: str, where: Where) -> Reproduction:
     if where.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("There is no CUDA device here; leave --device out to use the CPU.")
     device = "cuda" if where.device != "cpu" and torch.cuda.is_available() else "cpu"
-    text = read_grid_text(name)
+    text = _with_settings(read_grid_text(name), name, settings)
     grid = parse_grid(text, name)
     require_named_model(grid, where.trusted_model, name)
     jobs = where.jobs or (available_cores() if device == "cpu" else 1)
     results = where.out or Path("checkpoints") / Path(name).stem
     cells = tuple(replace(cell, config=settled(cell.config, where.data_root)) for cell in grid_cells(grid))
-    return Reproduction(grid, text, cells, results, jobs, device, where)
+    for pattern in only:
+        if not any(fnmatchcase(cell.name, pattern) for cell in cells):
+            some = ", ".join(cell.name for cell in cells[:3])
+            raise UsageError(f"--only {pattern} is no cell of the grid; they are {some}, ...")
+    return Reproduction(grid, text, cells, results, jobs, device, where, tuple(only))
+
+
+def _with_settings(text: str, name: str, settings: Sequence[str]) -> str:
+    """The grid's TOML with fields of every cell set anew; as it is written where there are none."""
+    if not settings:
+        return text
+    plain = parse_toml(text, f"The grid {name}")
+    common = plain.get("common", {})
+    if not isinstance(common, dict):
+        return text  # which validation names
+    return tomli_w.dumps({**plain, "common": merged_fields(common, read_settings(settings))})

@@ -60,7 +60,7 @@ def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
     model.to(working_dtype(model, dtype))  # before foreign weights come, which may be finer than the model's own
     notes = [f"The {str(kind).removeprefix('torch.')} parameters of {own.model} are raised to float32." for kind in low]
     if own.weights is None:
-        return model, notes
+        return model, [*notes, f"The weights measured are those that {own.model} returned; --weights names others."]
     return model, load_weights(model, own.weights, own.model)
 
 

@@ -81,7 +81,12 @@ def read_measurement(
         )
     else:
         own = OwnModel(model, data, weights, loss or "cross_entropy")
-    return Measurement(samples, dtype, device, data_root, model, full, clients, own)
+    return Measurement(samples, dtype, usual_device(device), data_root, model, full, clients, own)
+
+
+def usual_device(device: str) -> str:
+    """The device named, or for "auto" a GPU where there is one."""
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check(measurement: Measurement, paths: Sequence[Path]) -> None:
