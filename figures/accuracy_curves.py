@@ -77,5 +77,5 @@ def _draw_line(axes: Axes, points: Sequence[tuple[int, float, float]], colour: A
     if not points:
         return
     t, mean, deviation = np.array(points).T
-    axes.plot(t, mean, color=colour, label=label, lw=1.2)
+    axes.plot(t, mean, "o" if len(points) == 1 else "-", color=colour, label=label, lw=1.2, ms=3)
     axes.fill_between(t, mean - deviation, mean + deviation, color=colour, alpha=0.25, lw=0)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.colors import LogNorm
+from numpy.typing import NDArray
+from scipy.interpolate import RectBivariateSpline
 
 from figures.captions import Saved, origin, subject_labels, subject_name
 from figures.labels import algorithm_label, man_label
@@ -13,6 +15,10 @@ from figures.saving import COLUMN, Drawing, new_figure, plain_log_ticks, print_s
 LEVELS = 16
 MOST_BESIDE = 3
 """Maps in a row."""
+
+Vector = NDArray[np.float64]
+
+_CUBIC, _FINER = 4, 8  # points that a cubic spline needs, and how many times finer the map is drawn
 
 
 def draw_loss_surface(results: Results) -> Drawing:
@@ -64,8 +70,9 @@ def _plot(
             axes.set_visible(False)
         norm = LogNorm(levels[0], levels[-1])
         for axes, one, title, loss in zip(grid.flat, saved, titles, losses, strict=False):
-            filled = axes.contourf(one["a"], one["b"], loss.T, levels, norm=norm, cmap="cividis")
-            axes.contour(one["a"], one["b"], loss.T, levels, colors="white", linewidths=0.3)
+            a, b, smooth = _smooth(np.array(one["a"]), np.array(one["b"]), loss)
+            filled = axes.contourf(a, b, smooth.T, levels, norm=norm, cmap="cividis", extend="both")
+            axes.contour(a, b, smooth.T, levels, colors="white", linewidths=0.3)
             axes.plot(0, 0, "+", color="white", ms=6)
             axes.set(
                 title=title,
@@ -81,3 +88,11 @@ def _plot(
         plain_log_ticks(bar.ax.yaxis)
         bar.ax.minorticks_off()
     return Drawing(figure, rows, provenance)
+
+
+def _smooth(a: Vector, b: Vector, losses: Vector) -> tuple[Vector, Vector, Vector]:
+    """The logarithm of the losses between the points that were measured, by cubic splines, for the eye alone."""
+    if min(len(a), len(b)) < _CUBIC:
+        return a, b, losses
+    fine_a, fine_b = (np.linspace(x[0], x[-1], _FINER * len(x)) for x in (a, b))
+    return fine_a, fine_b, np.exp(RectBivariateSpline(a, b, np.log(losses))(fine_a, fine_b))

@@ -8,7 +8,7 @@ from typing import Any
 
 from figures.errors import MissingResultsError
 from figures.labels import REPORTED, algorithm_label, partition_label
-from figures.paper import SOURCE, Quantity, published
+from figures.paper import PAPER_ROUNDS, SOURCE, Quantity, published
 from figures.results import Result, Results, require_alike
 from figures.statistics import Difference, Sample, paired_difference, sample
 
@@ -125,7 +125,7 @@ def rounds_table(results: Results) -> Table:
     return Table(
         name="rounds",
         title=f"Communication rounds to {target:.0%} test accuracy",
-        notes=tuple(note for note in notes if note) + ((f"Paper: {SOURCE}.",) if beside else ()),
+        notes=tuple(note for note in (*notes, *(_paper_notes(results) if beside else [])) if note),
         columns=tuple(columns),
         rows=tuple(row[: len(columns)] for row in rows),
         numbers=tuple(numbers),
@@ -193,11 +193,25 @@ def _comparison(results: Results, quantity: _Quantity) -> Table:
     return Table(
         name=quantity.name,
         title=quantity.title,
-        notes=(_seeds_note(results), *quantity.notes, *([f"Paper: {SOURCE}."] if beside else [])),
+        notes=(_seeds_note(results), *quantity.notes, *(_paper_notes(results) if beside else [])),
         columns=tuple(columns),
         rows=tuple(row[: len(columns)] for row in rows),
         numbers=tuple(numbers),
     )
+
+
+def _paper_notes(results: Results) -> list[str]:
+    """The source, and a warning where the runs are not of the paper's length and data."""
+    plain = [run.config.plain() for run in results.usual if run.trained]
+    rounds = sorted({fields["rounds"] for fields in plain} - {PAPER_ROUNDS})
+    part = any(fields.get("train_samples") is not None for fields in plain)
+    if not rounds and not part:
+        return [f"Paper: {SOURCE}."]
+    ours = [f"after {' or '.join(map(str, rounds))} rounds"] * bool(rounds) + ["on a part of the data"] * part
+    return [
+        f"Paper: {SOURCE}, after {PAPER_ROUNDS} rounds on all data. The runs here are {' and '.join(ours)}: only signs "
+        "and ratios can be compared with the paper's."
+    ]
 
 
 def _cells(results: Results) -> list[tuple[str, str]]:

@@ -16,6 +16,9 @@ from typing import Literal
 
 Quantity = Literal["accuracy", "top_eigenvalue", "trace", "rounds"]
 
+PAPER_ROUNDS = 500
+"""After which its accuracies are taken."""
+
 SOURCE = (
     "Yashwanth et al., “Minimizing Layerwise Activation Norm Improves Generalization in Federated Learning”, WACV 2024"
 )

@@ -43,6 +43,7 @@ def density(
         present,
         given.json,
         given.figure,
+        products=quadrature.products,
     )
 
 

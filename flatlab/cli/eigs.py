@@ -93,4 +93,14 @@ def eigs(
         if given.figure is not None:
             save_picture(draw, results, given.figure)
 
-    measure(kind, given.paths, measurement, settings, work, present, given.json, given.figure)
+    measure(
+        kind,
+        given.paths,
+        measurement,
+        settings,
+        work,
+        present,
+        given.json,
+        given.figure,
+        products=search.products,
+    )

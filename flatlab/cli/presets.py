@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
+from flatlab.errors import UsageError
+
 
 def presets(
     name: Annotated[str | None, typer.Argument(help="Print this preset as TOML, to be edited and used.")] = None,
@@ -16,6 +18,8 @@ def presets(
     from flatlab.federated.config import make_config
     from flatlab.federated.presets import preset_fields
 
+    if name is None and (algorithm != "fedavg" or man):
+        raise UsageError("--algorithm and --man choose a cell of one preset: name the preset too.")
     if name is None:
         _print_tables()
     else:

@@ -8,6 +8,7 @@ import typer
 from flatlab.cli.options import Given, measuring
 from flatlab.cli.pictures import save_picture
 from flatlab.cli.side_by_side import Cell, Row, loss_name, print_side_by_side
+from flatlab.errors import UsageError
 
 
 @measuring
@@ -20,7 +21,9 @@ def surface(
     line: Annotated[bool, typer.Option("--line", help="Along one direction instead of two.")] = False,
     extent: Annotated[float, typer.Option(help="How far to go either way, in multiples of the direction.")] = 1.0,
     points: Annotated[int, typer.Option(min=2, max=1000, help="Points along each direction.")] = 21,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the random directions.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Of the random directions.", show_default="0")
+    ] = None,
 ) -> None:
     """Evaluate the loss around the model along one or two directions; several checkpoints share random directions.
 
@@ -30,7 +33,9 @@ def surface(
     from flatlab.cli.sweep import measure
     from flatlab.measuring.surface import measure_surface, read_section
 
-    measurement, section = given.measurement(), read_section(along, line, extent, points, seed)
+    if seed is not None and along == "eigenvectors":
+        raise UsageError("--seed is of random directions, and eigenvectors have none: leave one of them out.")
+    measurement, section = given.measurement(), read_section(along, line, extent, points, seed or 0)
 
     def present(results: Sequence[dict[str, Any]]) -> None:
         title = f"{loss_name(results[0])[4:].capitalize()}, around the model, along {results[0]['directions']}"
@@ -51,6 +56,7 @@ def surface(
         present,
         given.json,
         given.figure,
+        products=section.products,
     )
 
 

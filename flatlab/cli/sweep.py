@@ -9,11 +9,16 @@ from typing import Any
 from flatlab.cli.console import console, fail_if, noted, say, status, warn_of_unwritable, write_json
 from flatlab.cli.progress import progress_line
 from flatlab.errors import NOT_CONVERGED
+from flatlab.measuring.expense import product_seconds
 from flatlab.measuring.ranks import joined, rank
 from flatlab.measuring.result import Result, measured
 from flatlab.measuring.subjects import Measurement, Subject, check, open_subject
+from flatlab.runs.lines import duration
 from flatlab.runs.measurements import measurement_path, save_measurement
 from flatlab.tell import Tell
+
+LONG_SECONDS = 20.0
+"""What takes longer is announced."""
 
 Work = Callable[[Subject, Tell], Result]
 """Measures a subject."""
@@ -31,14 +36,17 @@ def measure(
     show: Show,
     json: Path | None = None,
     figure: Path | None = None,
+    *,
+    products: float = 0,
 ) -> list[dict[str, Any]]:
     """Do `work` on every checkpoint, or on the user's own model where there is none.
 
     `settings` say how, beside what `measurement` does. Writes `<checkpoint>.<kind>.json` beside each as soon as it is
     measured (`flatlab.runs.measurements`), everything to `json`, and the picture that `show` draws to `figure`;
-    returns the contents. Of the processes that torchrun starts, the first alone writes and returns. A place that cannot
-    be written is named before the work begins and once the numbers are shown, in a `FlatlabError`. Where a number did
-    not converge, it ends in `SystemExit` with `NOT_CONVERGED`.
+    returns the contents. What takes long is announced, by about how many `products` it makes. Of the processes that
+    torchrun starts, the first alone writes and returns. A place that cannot be written is named before the work begins
+    and once the numbers are shown, in a `FlatlabError`. Where a number did not converge, it ends in `SystemExit` with
+    `NOT_CONVERGED`.
     """
     check(measurement, paths)
     results: list[dict[str, Any]] = []
@@ -47,7 +55,7 @@ def measure(
         warn_of_unwritable([*(measurement_path(path, kind) for path in paths), *filter(None, (json, figure))])
         for path in paths or (None,):
             with progress_line("own model" if path is None else str(path)) as tell:
-                result = measured(partial(_opened, path, measurement), work, settings, tell)
+                result = measured(partial(_opened, path, measurement, products), work, settings, tell)
             results.append(result.to_dict())
             if path is not None and rank() == 0:
                 with noted(unsaved):
@@ -75,10 +83,15 @@ def reference_first(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(results, key=lambda result: bool(result.get("run", {}).get("config", {}).get("man")))
 
 
-def _opened(path: Path | None, measurement: Measurement) -> Subject:
+def _opened(path: Path | None, measurement: Measurement, products: float) -> Subject:
     subject = open_subject(path, measurement)
     for note in subject.notes:
         say(note)
+    seconds = products * product_seconds(subject.problem)
+    if seconds >= LONG_SECONDS:
+        say(
+            f"{path or 'This'} takes about {duration(seconds)}, as one gradient here and its kind's usual count suggest."
+        )
     return subject
 
 

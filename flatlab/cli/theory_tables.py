@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from analysis.theory.battery import ToyChecks
-from analysis.theory.statements import CONDITIONS, STATEMENTS, Check, Interval, Tally
+from analysis.theory.statements import CONDITIONS, EQUALITIES, STATEMENTS, Check, Interval, Tally
 from analysis.theory.study import CONTRASTS, ClaimVerdict
 from analysis.theory.verdicts import Comparison, Correlation
 from flatlab.cli.console import console
@@ -36,14 +36,23 @@ def print_chain(path: Path, available: int, found: Verification) -> None:
         own = [check for check in found.checks if check.statement == statement]
         if own:
             console.print(f"{statement:6} {formula}: {_sentence(own)}", highlight=False, soft_wrap=True)
+    console.print(LEGEND, highlight=False, soft_wrap=True)
     console.print(f"{found.seconds:.0f} s\n", highlight=False)
+
+
+LEGEND = (
+    "λmax: largest eigenvalue of the layer's block of the Hessian, and A1, A2, A3 the bounds on it by the statements "
+    "of that name; mean|ã|²: mean squared norm of what enters the layer, with a one for the bias. Two numbers with "
+    "'to' between them enclose what could not be told more exactly. Proofs: docs/theory.md."
+)
 
 
 def _sentence(checks: Sequence[Check]) -> str:
     """What one statement's checks on one network came to."""
     if len(checks) == 1 and not checks[0].layer:
         (check,) = checks
-        sides = f"{_number(check.left)} and {_number(check.right)}"
+        relation = "within" if check.statement in EQUALITIES else "<=" if check.outcome != "fails" else "is above"
+        sides = f"{_number(check.left)} {relation} {_number(check.right)}"
         if check.claimed:
             return f"{sides}, {_WORDS[check.outcome]}"
         said = _WORDS[check.outcome].lower()

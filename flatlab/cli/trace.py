@@ -29,6 +29,7 @@ def trace(
     from figures.layer_traces import draw_layer_traces
     from figures.relative_flatness import draw_relative_flatness
     from flatlab.cli.sweep import measure
+    from flatlab.measuring.eigs import Search
     from flatlab.measuring.flatness import measure_flatness
     from flatlab.measuring.trace import measure_trace, read_probing
 
@@ -53,6 +54,7 @@ def trace(
         present,
         given.json,
         given.figure,
+        products=probing.products + (2 * Search().products if flatness else 0),
     )
 
 
@@ -73,7 +75,10 @@ def print_flatness(results: Sequence[dict[str, Any]]) -> None:
     """Every measure, side by side."""
     title = f"Flatness of {loss_name(results[0])}"
     print_side_by_side(title, "measure", "value ± error", _flatness_rows(results), results)
-    console.print("* unchanged when a ReLU network is rescaled to the same function; W: a layer's weights, no bias.")
+    console.print(
+        "Smaller is flatter, in every row but λ₁/λ₅, which says how far the top stands out.\n"
+        "* unchanged when a ReLU network is rescaled to the same function; W: a layer's weights, no bias."
+    )
 
 
 def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:

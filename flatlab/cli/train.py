@@ -288,17 +288,24 @@ def _interrupted(files: "RunFolder", config: "RunConfig", interruption: Keyboard
 
 
 def _print_summary(config: "RunConfig", last: "Record", seconds: float) -> None:
+    from figures.labels import REPORTED
+
+    reported = config.report if config.report in last["models"] else "server"
     title = f"{config.algorithm}{f' + MAN (zeta {config.zeta:g})' if config.man else ''} on {config.dataset}"
     if config.precision != "ieee":
         title += f", trained in {config.precision}"
     table = Table(title=title, title_justify="left")
-    for heading in ("model", "test accuracy", "test loss", "mean |a|²"):
+    for heading in ("model", "test accuracy", "test loss", "|a|², summed over layers"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, result in last["models"].items():
         norms = result["activation_norms"]
-        table.add_row(name, f"{result['accuracy']:.2%}", f"{result['loss']:.4f}", f"{sum(norms):.4g}")
+        mark = " *" if name == reported else ""
+        table.add_row(f"{name}{mark}", f"{result['accuracy']:.2%}", f"{result['loss']:.4f}", f"{sum(norms):.4g}")
     console.print(table)
-    console.print(f"{config.rounds} rounds, train loss {last['train_loss']:.4f}, {seconds:.1f} s")
+    lines = [f"{name}: {REPORTED[name]}." for name in last["models"]]
+    lines.append("* the model that this run reports, and that is measured by the commands.")
+    lines += [f"{config.rounds} rounds, clients' own loss in training {last['train_loss']:.4f}, {seconds:.1f} s"]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def _own_model(config: "RunConfig") -> str:

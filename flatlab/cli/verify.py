@@ -9,6 +9,7 @@ import typer
 from flatlab.cli.console import console, fail_if, noted, say, status, warn_of_unwritable, write_json
 from flatlab.cli.options import final_checkpoints
 from flatlab.cli.pictures import save_drawing
+from flatlab.errors import UsageError
 
 if TYPE_CHECKING:
     from analysis.theory.statements import Check
@@ -19,6 +20,7 @@ _STUDY = "Study"
 
 
 def verify(
+    context: typer.Context,
     checkpoints: Annotated[
         list[Path] | None, typer.Argument(metavar="[CKPT]...", help="Checkpoints of flatlab train (default: toys).")
     ] = None,
@@ -61,6 +63,7 @@ def verify(
     """
     from flatlab.measuring.subjects import Measurement
 
+    _refuse_idle(context, study, bool(checkpoints))
     checkpoints = final_checkpoints(checkpoints)
     measurement = Measurement(samples, data_root=data_root, trusted_model=model)
     if study:
@@ -71,6 +74,21 @@ def verify(
         _verify_checkpoints(checkpoints, measurement, figures, json)
     else:
         _verify_toys(figures, json)
+
+
+def _refuse_idle(context: typer.Context, study: bool, checkpoints: bool) -> None:
+    """Raise `UsageError` for an option that would do nothing in this combination."""
+    trains, opens = ("zetas", "zeta_logits", "seeds", "rounds"), ("samples", "data_root", "model")
+    idle = {
+        "is of the runs that --study trains": trains if not study or checkpoints else (),
+        "is of --study": ("out",) if not study else (),
+        "is of checkpoints, and the toys bring their own data": opens if not study and not checkpoints else (),
+    }
+    for why, names in idle.items():
+        for name in names:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise UsageError(f"--{name.replace('_', '-')} {why}: leave it out.")
 
 
 def _verify_toys(figures: Path | None, json: Path | None) -> None:

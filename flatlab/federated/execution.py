@@ -55,6 +55,8 @@ class Execution:
             raise UsageError(f"--save-every is a number of seconds, 0 or more, not {shown(self.save_every)}.")
         if self.device == "cuda" and self.engine == "process":
             raise UsageError("--engine process trains on the CPU; leave --device out, or use --engine batched.")
+        if self.workers is not None and self.engine == "batched":
+            raise UsageError("--workers is of worker processes, and the stack has none: leave one of the two out.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("There is no CUDA device here; leave --device out to use the CPU.")
 

@@ -47,6 +47,10 @@ def read_fields(
     config = make_config(merged, source)
     if given.get("zeta") is not None and not config.man:
         raise UsageError("--zeta is the coefficient of MAN, which is off; add --man.")
+    if given.get("delta") is not None and config.partition == "iid":
+        raise UsageError(
+            "--delta is the concentration of a Dirichlet split, and this one is IID: leave one of them out."
+        )
     require_named(config.model, given.get("model"), f"The run in {folder}" if saved else f"The configuration {path}")
     return config.model_copy(update={"dataset": absolute_name(config.dataset)})
 

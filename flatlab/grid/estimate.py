@@ -21,19 +21,15 @@ from flatlab.federated.execution import open_engine
 from flatlab.federated.parameters import flatten
 from flatlab.federated.trial import tried
 from flatlab.federated.world import World, make_world
+from flatlab.grid.cell_progress import probing, quadrature, section
 from flatlab.grid.cells import execution_of_cells
 from flatlab.grid.plan import Kind, Measure
+from flatlab.measuring.eigs import Search
 
 ENOUGH_SECONDS = 0.5
 """A trial that took less was mostly warm-up, and is timed once more."""
 
 PRODUCT_SAMPLES = 200
-
-EIGS_PRODUCTS = 50
-"""Products that the eigenvalues of a network and its layers take: 40 for the digits' MLP, 70 for the CIFAR CNN."""
-
-TRACE_VARIANCE = 0.07
-"""Variance of one probe of the trace over the trace's square: about 0.03 for the CIFAR CNN, 0.1 for the digits' MLP."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +72,12 @@ def measuring_seconds(config: RunConfig, kinds: Sequence[Kind], measure: Measure
     """Time of measuring `kinds` of one cell."""
     earlier = (config.rounds - 1) // config.checkpoint_every
     products: dict[Kind, float] = {
-        "eigs": EIGS_PRODUCTS,
-        "trace": TRACE_VARIANCE / measure.trace_tol**2,
-        "density": measure.density_depth * measure.density_probes,
-        "surface": measure.surface_points**2 / 6,
+        "eigs": Search().products,
+        "trace": probing(measure).products,
+        "density": quadrature(measure).products,
+        "surface": section(measure).products,
         "split": 0,
-        "training": EIGS_PRODUCTS * earlier,
+        "training": Search().products * earlier,
     }
     samples = min(measure.samples, calibration.train_images)
     return sum(products[kind] for kind in kinds) * samples * calibration.product_seconds

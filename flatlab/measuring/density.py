@@ -26,6 +26,11 @@ class Quadrature:
     depth: int = 40  # products per probe
     probes: int = 5
 
+    @property
+    def products(self) -> float:
+        """How many Hessian products it takes."""
+        return self.depth * self.probes
+
     def __post_init__(self) -> None:
         require_count("depth", self.depth, 2)
         require_count("probes", self.probes)

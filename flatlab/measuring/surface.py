@@ -28,6 +28,11 @@ class Section:
     points: int = 21  # along each direction
     seed: int = 0  # of random directions
 
+    @property
+    def products(self) -> float:
+        """About how many Hessian products take as long; a forward pass is a sixth of one."""
+        return float(self.points**self.dimensions) / 6
+
 
 def read_section(along: str, line: bool, extent: float, points: int, seed: int) -> Section:
     """Raises `UsageError` for directions, an extent, or counts that are none."""

@@ -19,12 +19,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+TRACE_VARIANCE = 0.07
+"""Variance of one probe of the trace over the trace's square: about 0.03 for the CIFAR CNN, 0.1 for the digits' MLP."""
+
+
 @dataclass(frozen=True)
 class Probing:
     """When the trace is exact enough."""
 
     tol: float = 0.02  # standard error, as a share of the trace
     max_probes: int = 400
+
+    @property
+    def products(self) -> float:
+        """About how many Hessian products it takes."""
+        return min(self.max_probes, TRACE_VARIANCE / self.tol**2)
 
 
 def read_probing(tol: float, max_probes: int) -> Probing:
