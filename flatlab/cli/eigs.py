@@ -1,12 +1,12 @@
 """`flatlab eigs`: the top of the Hessian spectrum of one or more networks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flatlab.cli.eigs_table import print_eigs
-from flatlab.cli.options import Given, measuring
+from flatlab.cli.options import Given, choice, measuring
 from flatlab.cli.parts_table import print_batches, print_clients
 from flatlab.cli.pictures import save_picture
 from flatlab.errors import UsageError
@@ -24,12 +24,10 @@ def eigs(
     given: Given,
     top_k: Annotated[int, typer.Option(min=1, help="Eigenvalues per network and layer.")] = 1,
     layers: Annotated[str, typer.Option(help="Layers to measure: all, none, or names separated by commas.")] = "all",
-    method: Annotated[
-        Literal["lanczos", "power"], typer.Option(case_sensitive=False, help="Power is iteration with deflation.")
-    ] = "lanczos",
+    method: Annotated[str, choice("lanczos", "power", help="Power is iteration with deflation.")] = "lanczos",
     backend: Annotated[
-        Literal["flatlab", "pyhessian"],
-        typer.Option(case_sensitive=False, help="Whose products; PyHessian's are an independent check."),
+        str,
+        choice("flatlab", "pyhessian", help="Whose products; PyHessian's are an independent check."),
     ] = "flatlab",
     tol: Annotated[float, typer.Option(help="Stop where |Hv - lambda v| is below this share of |lambda|.")] = 1e-3,
     max_iter: Annotated[int, typer.Option(min=1, help="Most products per eigenvalue.")] = 1000,

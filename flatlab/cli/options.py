@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from flatlab.measuring.subjects import Measurement
 
 _OWN = "A model of your own"
+
+
+def choice(*names: str, help: str, **more: Any) -> Any:
+    """An option that takes one of `names`, in letters of either size: help and completion list them."""
+    return typer.Option(
+        metavar="|".join(names), parser=str.lower, autocompletion=lambda: list(names), help=help, **more
+    )
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,7 @@ class Given:
         ),
     ] = None
     full: Annotated[bool, typer.Option("--full", help="Take all the training data, in bounded memory.")] = False
-    dtype: Annotated[Literal["float32", "float64"], typer.Option(case_sensitive=False, help="Of the products.")] = (
-        "float32"
-    )
+    dtype: Annotated[str, choice("float32", "float64", help="Of the products.")] = "float32"
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = "auto"
     data_root: Annotated[
         Path | None, typer.Option(help="Folder that holds local copies of data sets (or FLATLAB_DATA).")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flatlab.cli.console import console, say, status, write_json
+from flatlab.cli.options import choice
 
 if TYPE_CHECKING:
     from flatlab.grid.cell_progress import Progress
@@ -28,18 +29,17 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="Folder of the results (default: checkpoints/<grid>).")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once (default: one per core; one on a GPU).")] = None,
     backend: Annotated[
-        Literal["loky", "dask"],
-        typer.Option(
-            case_sensitive=False,
+        str,
+        choice(
+            "loky",
+            "dask",
             help="loky: processes on this machine; dask: a cluster (pip install 'flatlab\\[dask]').",
         ),
     ] = "loky",
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; without it, a cluster on this machine.")
     ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(case_sensitive=False, help="auto: cuda where there is one.")
-    ] = "auto",
+    device: Annotated[str, choice("auto", "cpu", "cuda", help="auto: cuda where there is one.")] = "auto",
     data_root: Annotated[
         Path | None, typer.Option(help="Folder that holds local copies of data sets (or FLATLAB_DATA).")
     ] = None,

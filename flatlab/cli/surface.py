@@ -1,11 +1,11 @@
 """`flatlab surface`: the loss on a line or a plane through the parameters."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from flatlab.cli.options import Given, measuring
+from flatlab.cli.options import Given, choice, measuring
 from flatlab.cli.pictures import save_picture
 from flatlab.cli.side_by_side import Cell, Row, loss_name, print_side_by_side
 from flatlab.errors import UsageError
@@ -15,8 +15,8 @@ from flatlab.errors import UsageError
 def surface(
     given: Given,
     along: Annotated[
-        Literal["random", "eigenvectors"],
-        typer.Option(case_sensitive=False, help="Filter-normalised directions, or the top eigenvectors."),
+        str,
+        choice("random", "eigenvectors", help="Filter-normalised directions, or the top eigenvectors."),
     ] = "random",
     line: Annotated[bool, typer.Option("--line", help="Along one direction instead of two.")] = False,
     extent: Annotated[float, typer.Option(help="How far to go either way, in multiples of the direction.")] = 1.0,

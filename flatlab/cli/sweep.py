@@ -71,9 +71,10 @@ def measure(
 
 
 def finished(numbers: object) -> bool:
-    """Whether all in plain results converged, or is exact to rounding: more work could improve nothing."""
+    """Whether every search in plain results converged, or is exact to rounding."""
     if isinstance(numbers, Mapping):
-        own = numbers.get("converged", True) or numbers.get("rounded", False)
+        of_a_search = "residual" in numbers or "batch_size" in numbers
+        own = not of_a_search or numbers.get("converged", True) or numbers.get("rounded", False)
         return bool(own) and all(map(finished, numbers.values()))
     return all(map(finished, numbers)) if isinstance(numbers, list | tuple) else True
 
@@ -89,9 +90,7 @@ def _opened(path: Path | None, measurement: Measurement, products: float) -> Sub
         say(note)
     seconds = products * product_seconds(subject.problem)
     if seconds >= LONG_SECONDS:
-        say(
-            f"{path or 'This'} takes about {duration(seconds)}, as one gradient here and its kind's usual count suggest."
-        )
+        say(f"This takes about {duration(seconds)}, by the time of one gradient and the usual number of products.")
     return subject
 
 

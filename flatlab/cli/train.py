@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from flatlab.cli.console import console, say, status, write_json
+from flatlab.cli.options import choice
 from flatlab.cores import available_cores
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def train(
     ] = None,
     clients: Annotated[int | None, typer.Option(help="Number of clients.", rich_help_panel=_DATA)] = None,
     partition: Annotated[
-        Literal["iid", "dirichlet"] | None,
-        typer.Option(case_sensitive=False, help="How the training set is split.", rich_help_panel=_DATA),
+        str | None,
+        choice("iid", "dirichlet", help="How the training set is split.", rich_help_panel=_DATA),
     ] = None,
     delta: Annotated[
         float | None, typer.Option(help="Concentration of the Dirichlet split.", rich_help_panel=_DATA)
@@ -121,16 +122,18 @@ def train(
         int | None, typer.Option(min=1, help="Worker processes (default: one per core).", rich_help_panel=_RUN)
     ] = None,
     engine: Annotated[
-        Literal["auto", "process", "batched"],
-        typer.Option(
-            case_sensitive=False,
+        str,
+        choice(
+            "auto",
+            "process",
+            "batched",
             help="Worker processes, or all clients of a round as one stack, for a GPU.",
             rich_help_panel=_RUN,
         ),
     ] = "auto",
     device: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        typer.Option(case_sensitive=False, help="For the batched engine.", rich_help_panel=_RUN),
+        str,
+        choice("auto", "cpu", "cuda", help="For the batched engine.", rich_help_panel=_RUN),
     ] = "auto",
     track_eigs: Annotated[
         int | None,
@@ -140,8 +143,8 @@ def train(
         bool, typer.Option("--tensorboard", help="Write TensorBoard event files into the run.", rich_help_panel=_RUN)
     ] = False,
     state: Annotated[
-        Literal["memory", "disk"],
-        typer.Option(case_sensitive=False, help="Where the clients' own vectors are kept.", rich_help_panel=_RUN),
+        str,
+        choice("memory", "disk", help="Where the clients' own vectors are kept.", rich_help_panel=_RUN),
     ] = "memory",
     save_every: Annotated[
         float, typer.Option(min=0, help="Seconds between saves of what a crash must not cost.", rich_help_panel=_RUN)
