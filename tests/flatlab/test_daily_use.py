@@ -1,0 +1,118 @@
+"""What a day's use asks of the commands beside right numbers: words, order, shortcuts, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from flatlab.errors import NOT_CONVERGED
+
+Done = subprocess.CompletedProcess[str]
+
+
+def flatlab(*words: object, cwd: Path, start: Sequence[str] = (sys.executable, "-m", "flatlab")) -> Done:
+    environment = {**os.environ, "COLUMNS": "150", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*start, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short runs, a-man with MAN and b without."""
+    folder = tmp_path_factory.mktemp("daily")
+    small = ("--rounds", 1, "--clients", 4, "--set", "train_samples=200", "--set", "test_samples=60", "--workers", 1)
+    for words in (("--man", "--out", "a-man", "--algorithm", "FedSAM", "--set", "rho=0.07"), ("--out", "b")):
+        done = flatlab("train", *small, *words, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_hyperparameter_is_understood_by_its_name_and_names_in_any_letters(runs: Path) -> None:
+    config = (runs / "a-man" / "config.toml").read_text()
+    assert 'algorithm = "fedsam"' in config
+    assert "rho = 0.07" in config
+
+
+def test_the_run_without_man_is_the_reference_in_whatever_order(runs: Path) -> None:
+    done = flatlab("eigs", "a-man", "b/final.pt", "--layers", "none", "--json", "-", cwd=runs)
+    assert done.returncode == 0, done.stderr
+    assert "[1] b/final.pt" in done.stderr  # tables stand beside what --json - writes
+    assert [one["checkpoint"] for one in json.loads(done.stdout)["checkpoints"]] == ["a-man/final.pt", "b/final.pt"]
+
+
+def test_a_ratio_of_unlike_measurements_comes_with_a_word(runs: Path) -> None:
+    flatlab("eigs", "b", "--samples", 50, "--layers", "none", "--json", "50.json", cwd=runs)
+    other = flatlab(
+        "train", "--out", "c", "--rounds", 1, "--clients", 4, "--workers", 1, "--set", "train_samples=80", cwd=runs
+    )
+    assert other.returncode == 0, other.stderr
+    said = flatlab("eigs", "b", "c", "--layers", "none", cwd=runs).stdout
+    assert "[2] was measured otherwise than [1] (samples 80, not 200): ratios compare that too." in said
+
+
+def test_a_search_that_did_not_converge_has_an_exit_code_of_its_own(runs: Path) -> None:
+    done = flatlab("eigs", "b", "--max-iter", 3, "--json", "short.json", cwd=runs)
+    assert done.returncode == NOT_CONVERGED
+    assert "not converged" in done.stdout
+    assert json.loads((runs / "short.json").read_text())["global"]["eigenvalues"][0]["converged"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train", "--partition", "IID", "--delta", 0.5), "--delta is the concentration of a Dirichlet split"),
+        (("train", "--engine", "batched", "--workers", 2), "--workers is of worker processes"),
+        (("surface", "b", "--along", "eigenvectors", "--seed", 1), "--seed is of random directions"),
+        (("verify", "b", "--zetas", "0.1"), "--zetas is of the runs that --study trains"),
+        (("verify", "--samples", 10), "--samples is of checkpoints"),
+        (("verify", "--study", "b", "--rounds", 3), "--rounds is of the runs that --study trains"),
+        (("presets", "--man"), "name the preset too"),
+        (("reproduce", "toy", "--only", "nothing*"), "--only nothing* is no cell of the grid"),
+        (("reproduce", "toy", "--set", "lr=-1"), "lr = -1 does not fit"),
+        (("eigs", "b", "--method", "bisection"), "--method is lanczos or power, not 'bisection'"),
+    ],
+)
+def test_an_option_that_would_do_nothing_or_wrong_is_refused(words: tuple[object, ...], said: str, runs: Path) -> None:
+    before = sorted(runs.rglob("*"))
+    done = flatlab(*words, cwd=runs)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_a_dry_run_says_what_would_be_and_leaves_nothing(tmp_path: Path) -> None:
+    done = flatlab("train", "--dry-run", "--algorithm", "scaffold", "--out", "x", "--rounds", 7, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for said in ("rounds = 7", "parameters, 1,438 training images", "It would go to x.", "takes about", "clients x"):
+        assert said in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_runs_the_cells_asked_for_with_other_fields(tmp_path: Path) -> None:
+    small = [f"--set={field}" for field in ("rounds=1", "clients=4", "train_samples=120", "test_samples=40")]
+    words = ("reproduce", "toy", "--only", "fedavg-iid-s0", *small, "--out", "o", "--dry-run", "--json", "plan.json")
+    done = flatlab(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads((tmp_path / "plan.json").read_text())["cells"]) == ["fedavg-iid-s0"]
+
+
+def test_what_the_help_promises(tmp_path: Path) -> None:
+    train, grid = (flatlab(name, "--help", cwd=tmp_path).stdout for name in ("train", "reproduce"))
+    assert "iid|dirichlet" in train
+    for algorithm in ("fedavg", "feddyn", "scaffold"):
+        assert algorithm in train
+    assert "function(input_shape=(channels, height, width)" in " ".join(train.replace("│", "").split())
+    assert "'flatlab[dask]'" in grid
+
+
+def test_a_user_s_own_analysis_py_is_not_taken_for_ours(tmp_path: Path, runs: Path) -> None:
+    (tmp_path / "analysis.py").write_text("raise SystemExit('the wrong analysis')\n")
+    (tmp_path / "figures.py").write_text("raise SystemExit('the wrong figures')\n")
+    for start in ((sys.executable, "-m", "flatlab"), (sys.executable, "-m", "torch.distributed.run", "-m", "flatlab")):
+        done = flatlab("eigs", runs / "b", "--layers", "none", "--json", "x.json", cwd=tmp_path, start=start)
+        assert done.returncode == 0, done.stderr
+        assert "wrong" not in done.stderr
