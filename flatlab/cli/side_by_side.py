@@ -87,6 +87,7 @@ def print_subjects(results: Sequence[Result]) -> None:
         line = f"{which}{subject_name(result)}: {'; '.join(filter(None, [', '.join(notes), ', '.join(cost)]))}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     _print_unlike(results)
+    console.print("What each column is: docs/glossary.md", style="dim", highlight=False)
 
 
 def _print_unlike(results: Sequence[Result]) -> None:
