@@ -30,7 +30,8 @@ from flatlab.federated.engine.base import RoundInputs
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine, train_client
 from flatlab.federated.man import penalty_terms
-from flatlab.federated.rounds import Run, sample_clients
+from flatlab.federated.participants import sample_clients
+from flatlab.federated.rounds import Run
 from flatlab.federated.world import World, make_world
 from flatlab.malloc import keep_freed_memory
 

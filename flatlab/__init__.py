@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import analysis as analysis
     import figures as figures
     from flatlab.interface.checkpoint import load as load
+    from flatlab.interface.measures import batch_eigs as batch_eigs
+    from flatlab.interface.measures import client_eigs as client_eigs
     from flatlab.interface.measures import density as density
     from flatlab.interface.measures import eigs as eigs
     from flatlab.interface.measures import surface as surface
@@ -23,14 +25,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_MEASURES = ("eigs", "client_eigs", "batch_eigs", "trace", "density", "surface", "verify")
 _HOMES = {
     "train": "flatlab.interface.run",
     "load": "flatlab.interface.checkpoint",
-    **dict.fromkeys(("eigs", "trace", "density", "surface", "verify"), "flatlab.interface.measures"),
+    **dict.fromkeys(_MEASURES, "flatlab.interface.measures"),
 }
 """Public functions, and the modules that define them."""
 
-__all__ = ["analysis", "density", "eigs", "figures", "load", "surface", "trace", "train", "verify"]
+__all__ = ["analysis", "figures", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

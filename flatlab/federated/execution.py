@@ -16,8 +16,9 @@ from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.footprint import MUCH, footprint
+from flatlab.federated.participants import most_participants
 from flatlab.federated.precision import missing_kernels
-from flatlab.federated.rounds import SAVE_SECONDS, Probe, Run, most_participants, train
+from flatlab.federated.rounds import SAVE_SECONDS, Probe, Run, train
 from flatlab.federated.state import Place
 from flatlab.federated.trial import tried
 from flatlab.federated.world import World, make_world, resolve

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from flatlab.errors import SAID, FlatlabError
 from flatlab.federated.algorithms.base import Round
-from flatlab.federated.config import RunConfig
 from flatlab.federated.engine.base import Engine, Evaluation, RoundInputs, RoundOutputs
 from flatlab.federated.parameters import flatten, state_of
+from flatlab.federated.participants import sample_clients
 from flatlab.federated.state import LAST, ClientState, Place, ServerState, read_server
-from flatlab.federated.streams import stream
 from flatlab.federated.world import World
 from flatlab.files import WriteError
 from flatlab.runs.checkpoint import Checkpoint, provenance
@@ -32,35 +31,8 @@ SAVE_SECONDS = 20.0
 EVALUATION_SHARE = 0.05
 """Largest share of a round's work that evaluation takes where `eval_every` is 0."""
 
-MOST_DRAWN = 10**7
-"""Draws, rounds times clients, that are made beforehand to learn how many clients may ever be needed at once."""
-
 Probe = Callable[[Tensor, Tensor | None], tuple[Record, Tensor]]
 """Measures the server model w (P,): (w, what it returned last time) -> (what to record, where to start next time)."""
-
-
-def sample_clients(config: RunConfig, t: int) -> list[int]:
-    """The participants of round t, ascending: a share of exactly max(1, round(p N)), or each client with chance p.
-
-    The Bernoulli draw is repeated while it is empty.
-    """
-    generator = stream(config.seed, "sampling", t)
-    if config.sampling == "fixed":
-        count = max(1, round(config.participation * config.clients))
-        return sorted(torch.randperm(config.clients, generator=generator)[:count].tolist())
-    while True:
-        chosen = (torch.rand(config.clients, generator=generator) < config.participation).nonzero().flatten().tolist()
-        if chosen:
-            return chosen
-
-
-def most_participants(config: RunConfig) -> int:
-    """The largest number of participants that any round of the run has, or more where counting them all takes long."""
-    if config.sampling == "fixed":
-        return len(sample_clients(config, 0))
-    if config.rounds * config.clients > MOST_DRAWN:
-        return config.clients
-    return max(len(sample_clients(config, t)) for t in range(config.rounds))
 
 
 def evaluation_interval(world: World) -> int:

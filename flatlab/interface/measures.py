@@ -3,31 +3,23 @@
 Each measures a checkpoint (a loaded one, a run, or the path of either), or a model of yours with its loss and data.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from analysis.losses import Loss
 from flatlab.cli.progress import progress_line
-from flatlab.errors import UsageError, shown
-from flatlab.interface.checkpoint import LoadedCheckpoint, load
-from flatlab.interface.run import TrainedRun
+from flatlab.errors import require_count
+from flatlab.interface.subject import Model, checkpoint_of, measure_model, name_of, own_subject
+from flatlab.measuring.batch_spectrum import BatchesResult, measure_batches
+from flatlab.measuring.client_curvature import ClientsResult, measure_clients
 from flatlab.measuring.density import DensityResult, Quadrature, measure_density
 from flatlab.measuring.eigs import EigsResult, measure_eigs, read_search
-from flatlab.measuring.result import Result, measured
-from flatlab.measuring.subjects import Measurement, Subject, check, open_checkpoint, open_parts
+from flatlab.measuring.subjects import check
 from flatlab.measuring.surface import SurfaceResult, measure_surface, read_section
 from flatlab.measuring.trace import TraceResult, measure_trace, read_probing
 from flatlab.measuring.verify import Verification, open_with_clients, verify_subject
-from flatlab.tell import Tell
-
-Model = LoadedCheckpoint | TrainedRun | str | Path | nn.Module
-"""What is measured."""
-
-R = TypeVar("R", bound=Result)
 
 
 def eigs(
@@ -69,9 +61,73 @@ def eigs(
     >>> round(flatlab.eigs(line, "mse", (torch.tensor([[0.0], [1.0]]), torch.zeros(2, 1))).eigenvalues[0].value, 4)
     1.0
     """
-    search = read_search(top_k, layers if isinstance(layers, str) else ",".join(layers), method, backend, tol, max_iter)
+    names = layers if isinstance(layers, str) else ",".join(layers)
+    search = read_search(top_k, names, method, backend, tol, max_iter)
     asked = {"samples": samples, "full": full, "dtype": dtype, "device": device}
-    return _measured(model, loss, data, asked, lambda subject, tell: measure_eigs(subject, search, tell), vars(search))
+    return measure_model(
+        model, loss, data, asked, lambda subject, tell: measure_eigs(subject, search, tell), vars(search)
+    )
+
+
+def client_eigs(
+    model: Model,
+    clients: str = "all",
+    *,
+    top_k: int = 1,
+    tol: float = 1e-3,
+    max_iter: int = 1000,
+    samples: int | None = None,
+    full: bool = False,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> ClientsResult:
+    """Measure the top eigenvalues of each client's own loss at a checkpoint, as `flatlab eigs --clients`.
+
+    `clients` is "all", or numbers separated by commas. Every client keeps its share among the `samples`. The result
+    also says whether lambda_max of all together is at most the weighted mean of the clients' (statement F).
+
+    >>> import flatlab
+    >>> report = flatlab.client_eigs("runs/a", samples=60)
+    >>> len(report.spectra.clients), report.spectra.holds
+    (6, True)
+    """
+    search = read_search(top_k, "all", "lanczos", "flatlab", tol, max_iter)
+    asked = {"samples": samples, "full": full, "dtype": dtype, "device": device, "clients": clients}
+    return measure_model(
+        model, None, None, asked, lambda subject, tell: measure_clients(subject, search, tell), search.plain_part
+    )
+
+
+def batch_eigs(
+    model: Model,
+    loss: Loss | str | None = None,
+    data: Any = None,
+    *,
+    batch_size: int,
+    top_k: int = 1,
+    tol: float = 1e-3,
+    max_iter: int = 1000,
+    samples: int | None = None,
+    full: bool = False,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> BatchesResult:
+    """Measure the top eigenvalues of every mini-batch of `batch_size`, as `flatlab eigs --per-batch`.
+
+    The other arguments are those of `eigs`.
+
+    >>> import flatlab
+    >>> report = flatlab.batch_eigs("runs/a", samples=60, batch_size=20)
+    >>> tuple(report.batches.values.shape), report.batches.values.mean().item() >= report.eigenvalues[0].value
+    ((3, 1), True)
+    """
+    require_count("batch-size", batch_size)
+    search = read_search(top_k, "all", "lanczos", "flatlab", tol, max_iter)
+    settings = search.plain_part | {"batch_size": batch_size}
+    asked = {"samples": samples, "full": full, "dtype": dtype, "device": device}
+    return measure_model(
+        model, loss, data, asked, lambda subject, tell: measure_batches(subject, search, batch_size, tell), settings
+    )
 
 
 def trace(
@@ -98,7 +154,7 @@ def trace(
     """
     probing = read_probing(tol, max_probes)
     asked = {"samples": samples, "full": full, "dtype": dtype, "device": device}
-    return _measured(
+    return measure_model(
         model, loss, data, asked, lambda subject, tell: measure_trace(subject.problem, probing, tell), vars(probing)
     )
 
@@ -127,7 +183,7 @@ def density(
     """
     quadrature = Quadrature(depth, probes)
     asked = {"samples": samples, "full": full, "dtype": dtype, "device": device}
-    return _measured(
+    return measure_model(
         model,
         loss,
         data,
@@ -164,7 +220,7 @@ def surface(
     """
     section = read_section(along, line, extent, points, seed)
     asked = {"samples": samples, "full": full, "dtype": dtype, "device": device}
-    return _measured(
+    return measure_model(
         model, loss, data, asked, lambda subject, tell: measure_surface(subject.problem, section, tell), vars(section)
     )
 
@@ -188,57 +244,10 @@ def verify(
     (True, 3)
     """
     asked = {"samples": samples, "dtype": "float64", "device": device}
-    with progress_line(_name(model)) as tell:
+    with progress_line(name_of(model)) as tell:
         if isinstance(model, nn.Module):
-            return verify_subject(_own(model, loss, data, asked)(), {}, tell)
-        checkpoint = _checkpoint(model, loss, data)
+            return verify_subject(own_subject(model, loss, data, asked)(), {}, tell)
+        checkpoint = checkpoint_of(model, loss, data)
         measurement = checkpoint.measurement(**asked)
         check(measurement, [checkpoint.path])
         return verify_subject(*open_with_clients(checkpoint.path, measurement), tell)
-
-
-def _measured(
-    model: Model,
-    loss: Loss | str | None,
-    data: Any,
-    asked: Mapping[str, Any],
-    work: Callable[[Subject, Tell], R],
-    settings: Mapping[str, Any],
-) -> R:
-    """Do `work` as the command does, on what is `asked` of the model's data."""
-    with progress_line(_name(model)) as tell:
-        if isinstance(model, nn.Module):
-            return measured(_own(model, loss, data, asked), work, settings, tell)
-        checkpoint = _checkpoint(model, loss, data)
-        measurement = checkpoint.measurement(**asked)
-        check(measurement, [checkpoint.path])
-        return measured(partial(open_checkpoint, checkpoint.path, measurement), work, settings, tell)
-
-
-def _own(model: nn.Module, loss: Loss | str | None, data: Any, asked: Mapping[str, Any]) -> Callable[[], Subject]:
-    if data is None:
-        raise UsageError("A model of your own is measured with its loss and data: flatlab.eigs(model, loss, data).")
-    measurement = Measurement(**asked)
-    check(measurement, [])
-    return partial(open_parts, model, "cross_entropy" if loss is None else loss, data, measurement)
-
-
-def _checkpoint(model: LoadedCheckpoint | TrainedRun | str | Path, loss: object, data: object) -> LoadedCheckpoint:
-    if loss is not None or data is not None:
-        raise UsageError("loss and data are for a model of your own; a checkpoint brings its own: leave them out.")
-    if isinstance(model, TrainedRun):
-        return model.checkpoint
-    if isinstance(model, LoadedCheckpoint):
-        return model
-    if not isinstance(model, str | Path):
-        raise UsageError(
-            f"What is measured is a checkpoint, a run, the path of either, or a module, not {shown(model)}."
-        )
-    return load(model)
-
-
-def _name(model: Model) -> str:
-    """What is measured, for the line that shows progress."""
-    if isinstance(model, nn.Module):
-        return type(model).__name__
-    return str(model.path if isinstance(model, LoadedCheckpoint) else getattr(model, "folder", model))

@@ -1,1 +1,1 @@
-"""What `eigs`, `trace`, `density` and `surface` do: open, measure, save, show side by side, draw."""
+"""What `eigs`, `trace`, `density`, `surface` and `verify` compute, as plain data."""

@@ -20,7 +20,8 @@ from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.local_batches import local_batches
 from flatlab.federated.parameters import flatten
-from flatlab.federated.rounds import Run, sample_clients
+from flatlab.federated.participants import sample_clients
+from flatlab.federated.rounds import Run
 from flatlab.federated.state import ServerState
 from flatlab.federated.streams import stream
 from flatlab.federated.world import World

@@ -11,7 +11,8 @@ from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
-from flatlab.federated.rounds import Run, most_participants, train
+from flatlab.federated.participants import most_participants
+from flatlab.federated.rounds import Run, train
 from flatlab.federated.world import World
 from flatlab.runs.metrics import Record
 

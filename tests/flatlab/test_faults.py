@@ -21,7 +21,8 @@ from flatlab.federated.config import make_config
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.footprint import footprint
-from flatlab.federated.rounds import Run, most_participants, train
+from flatlab.federated.participants import most_participants
+from flatlab.federated.rounds import Run, train
 from flatlab.federated.state import ClientState
 from flatlab.federated.world import World
 from flatlab.files import WriteError, appending, atomic_write

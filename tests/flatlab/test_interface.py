@@ -65,7 +65,19 @@ def in_a_new_process(code: str, cwd: Path) -> str:
 def test_importing_flatlab_imports_nothing_heavy(tmp_path: Path) -> None:
     heavy = "('torch', 'pandas', 'matplotlib', 'numpy', 'rich')"
     code = f"import sys, flatlab; print([m for m in {heavy} if m in sys.modules], sorted(flatlab.__all__))"
-    names = ["analysis", "density", "eigs", "figures", "load", "surface", "trace", "train", "verify"]
+    names = [
+        "analysis",
+        "batch_eigs",
+        "client_eigs",
+        "density",
+        "eigs",
+        "figures",
+        "load",
+        "surface",
+        "trace",
+        "train",
+        "verify",
+    ]
     assert in_a_new_process(code, tmp_path).strip() == f"[] {names}"
     assert set(names) <= set(dir(flatlab))
 
@@ -98,6 +110,14 @@ def test_documents_run_as_printed(page: str, tmp_path: Path, monkeypatch: pytest
 
 COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
     "eigs": (("eigs", "--top-k", "2", "--samples", "100"), lambda at: flatlab.eigs(at, top_k=2, samples=100)),
+    "clients": (
+        ("eigs", "--clients", "0,1", "--samples", "60"),
+        lambda at: flatlab.client_eigs(at, "0,1", samples=60),
+    ),
+    "batches": (
+        ("eigs", "--per-batch", "20", "--samples", "60"),
+        lambda at: flatlab.batch_eigs(at, batch_size=20, samples=60),
+    ),
     "trace": (("trace", "--tol", "0.2", "--samples", "100"), lambda at: flatlab.trace(at, tol=0.2, samples=100)),
     "density": (
         ("density", "--depth", "5", "--probes", "2", "--samples", "100"),
@@ -237,6 +257,9 @@ DATA = (torch.ones(4, 1), torch.tensor([0, 1, 0, 1]))
         (lambda: flatlab.eigs(LINE, None, DATA, top_k=0), "--top-k"),
         (lambda: flatlab.eigs(LINE, None, DATA, max_iter=0), "--max-iter"),
         (lambda: flatlab.eigs(LINE, None, DATA, layers=["fc9"]), "no layer 'fc9'"),
+        (lambda: flatlab.client_eigs(LINE), "needs a checkpoint"),
+        (lambda: flatlab.batch_eigs(LINE, None, DATA, batch_size=0), "--batch-size"),
+        (lambda: flatlab.batch_eigs(LINE, None, DATA, batch_size=5), "5"),
         (lambda: flatlab.trace(LINE, None, DATA, max_probes=0), "--max-probes"),
         (lambda: flatlab.density(LINE, None, DATA, depth=0), "--depth"),
         (lambda: flatlab.density(LINE, None, DATA, probes=0), "--probes"),

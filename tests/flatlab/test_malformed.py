@@ -19,7 +19,7 @@ from flatlab.errors import UsageError, shown
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.config import make_config
 from flatlab.federated.models import mlp
-from flatlab.federated.rounds import most_participants, sample_clients
+from flatlab.federated.participants import most_participants, sample_clients
 from flatlab.functions import require_named
 from flatlab.grid.plan import parse_grid
 from flatlab.runs.checkpoint import load_checkpoint, rebuild

@@ -15,8 +15,9 @@ from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.man import penalty_terms
+from flatlab.federated.participants import most_participants
 from flatlab.federated.precision import arithmetic, missing_kernels
-from flatlab.federated.rounds import Run, most_participants
+from flatlab.federated.rounds import Run
 from flatlab.federated.world import World
 
 CNN: dict[str, Any] = {

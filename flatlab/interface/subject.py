@@ -1,0 +1,73 @@
+"""What the measures of Python are given, made what is measured."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from analysis.losses import Loss
+from flatlab.cli.progress import progress_line
+from flatlab.errors import UsageError, shown
+from flatlab.interface.checkpoint import LoadedCheckpoint, load
+from flatlab.interface.run import TrainedRun
+from flatlab.measuring.result import Result, measured
+from flatlab.measuring.subjects import Measurement, Subject, check, open_checkpoint, open_parts
+from flatlab.tell import Tell
+
+Model = LoadedCheckpoint | TrainedRun | str | Path | nn.Module
+"""What is measured."""
+
+R = TypeVar("R", bound=Result)
+
+
+def measure_model(
+    model: Model,
+    loss: Loss | str | None,
+    data: Any,
+    asked: Mapping[str, Any],
+    work: Callable[[Subject, Tell], R],
+    settings: Mapping[str, Any],
+) -> R:
+    """Do `work` as the command does, on what is `asked` of the model's data."""
+    with progress_line(name_of(model)) as tell:
+        if isinstance(model, nn.Module):
+            return measured(own_subject(model, loss, data, asked), work, settings, tell)
+        checkpoint = checkpoint_of(model, loss, data)
+        measurement = checkpoint.measurement(**asked)
+        check(measurement, [checkpoint.path])
+        return measured(partial(open_checkpoint, checkpoint.path, measurement), work, settings, tell)
+
+
+def own_subject(
+    model: nn.Module, loss: Loss | str | None, data: Any, asked: Mapping[str, Any]
+) -> Callable[[], Subject]:
+    """What opens a model of the user's own; raises `UsageError` for what is missing or does not fit."""
+    measurement = Measurement(**asked)
+    check(measurement, [])
+    if data is None:
+        raise UsageError("A model of your own is measured with its loss and data: flatlab.eigs(model, loss, data).")
+    return partial(open_parts, model, "cross_entropy" if loss is None else loss, data, measurement)
+
+
+def checkpoint_of(model: LoadedCheckpoint | TrainedRun | str | Path, loss: object, data: object) -> LoadedCheckpoint:
+    """The checkpoint that is meant; raises `UsageError` where there is none, or where it is given loss and data."""
+    if loss is not None or data is not None:
+        raise UsageError("loss and data are for a model of your own; a checkpoint brings its own: leave them out.")
+    if isinstance(model, TrainedRun):
+        return model.checkpoint
+    if isinstance(model, LoadedCheckpoint):
+        return model
+    if not isinstance(model, str | Path):
+        raise UsageError(
+            f"What is measured is a checkpoint, a run, the path of either, or a module, not {shown(model)}."
+        )
+    return load(model)
+
+
+def name_of(model: Model) -> str:
+    """What is measured, for the line that shows progress."""
+    if isinstance(model, nn.Module):
+        return type(model).__name__
+    return str(model.path if isinstance(model, LoadedCheckpoint) else getattr(model, "folder", model))
