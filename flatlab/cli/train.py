@@ -13,6 +13,7 @@ from rich.table import Table
 from flatlab.cli.console import console, say, status, write_json
 from flatlab.cli.options import choice
 from flatlab.cores import available_cores
+from flatlab.federated.engine import ENGINES
 
 if TYPE_CHECKING:
     from flatlab.federated.config import RunConfig
@@ -125,8 +126,7 @@ def train(
         str,
         choice(
             "auto",
-            "process",
-            "batched",
+            *ENGINES,
             help="Worker processes, or all clients of a round as one stack, for a GPU.",
             rich_help_panel=_RUN,
         ),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
@@ -11,10 +12,8 @@ import torch
 from flatlab.cores import available_cores
 from flatlab.errors import UsageError, require_count, shown
 from flatlab.federated.config import RunConfig
-from flatlab.federated.engine.base import Engine
-from flatlab.federated.engine.batched import BatchedEngine
-from flatlab.federated.engine.process import ProcessEngine
-from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.engine import ENGINES
+from flatlab.federated.engine.base import Engine, Means
 from flatlab.federated.footprint import MUCH, footprint
 from flatlab.federated.participants import most_participants
 from flatlab.federated.precision import missing_kernels
@@ -29,7 +28,7 @@ from flatlab.runs.interruption import terminable
 from flatlab.runs.metrics import Record
 from flatlab.tell import Tell, silent
 
-CHOICES = {"state": ("memory", "disk"), "engine": ("auto", "process", "batched"), "device": ("auto", "cpu", "cuda")}
+CHOICES = {"state": ("memory", "disk"), "engine": ("auto", *ENGINES), "device": ("auto", "cpu", "cuda")}
 """What fields of `Execution` may say."""
 
 
@@ -134,11 +133,11 @@ def open_engine(world: World, execution: Execution, tell: Tell = silent) -> Engi
     device = "cuda" if execution.device != "cpu" and torch.cuda.is_available() else "cpu"
     if note := missing_kernels(world.config.precision, torch.device(device)):
         tell(note)
-    if execution.engine == "batched" or (execution.engine == "auto" and device == "cuda"):
-        return BatchedEngine(world, torch.device(device))
-    slots = most_participants(world.config)
-    workers = min(execution.workers or available_cores(), slots)
-    return SequentialEngine(world) if workers == 1 else ProcessEngine(world, workers, slots)
+    means = Means(execution.workers or available_cores(), torch.device(device), most_participants(world.config))
+    usual = "batched" if device == "cuda" else "process"
+    name = ENGINES[usual if execution.engine == "auto" else execution.engine]
+    engine: Engine = import_module(name).open_engine(world, means)
+    return engine
 
 
 def _finished(files: RunFolder, config: RunConfig, data_root: Path | None, tell: Tell) -> Record | None:

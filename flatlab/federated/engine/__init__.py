@@ -1,1 +1,11 @@
-"""Ways to run a round's clients: in this process, in worker processes, or stacked on one device. All agree."""
+"""Ways to run a round's clients; all agree. To add one, write its file and register it here.
+
+The file has a function `open_engine(world, means)`; it is imported when the engine is used, so that commands can list
+the names at once.
+"""
+
+ENGINES = {
+    "process": "flatlab.federated.engine.process",
+    "batched": "flatlab.federated.engine.batched",
+}
+"""Modules by the names on the command line: worker processes on a CPU, or one stack on a device, for a GPU."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -35,6 +36,15 @@ class Evaluation:
     accuracy: float  # share of right answers, 0..1
     loss: float  # mean cross-entropy
     activation_norms: list[float]  # mean_n |a_l|^2 over the samples, for each hidden layer l
+
+
+@dataclass(frozen=True)
+class Means:
+    """What an engine may use; none of it changes a result."""
+
+    workers: int  # processes on the CPU
+    device: torch.device
+    slots: int  # the largest number of participants of any round
 
 
 class Engine(Protocol):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from flatlab.data import Split, normalise
 from flatlab.errors import UsageError, first_line
 from flatlab.federated.augment import Draws, augment
-from flatlab.federated.engine.base import Evaluation, RoundInputs, RoundOutputs
+from flatlab.federated.engine.base import Engine, Evaluation, Means, RoundInputs, RoundOutputs
 from flatlab.federated.engine.sequential import add_up, chunk_starts, score_chunk
 from flatlab.federated.local_batches import Batch, local_batches
 from flatlab.federated.local_step import local_step_
@@ -37,6 +37,11 @@ class StackedBatch:
     index: Tensor  # (C, B) int64, positions in the training set
     weight: Tensor  # (C, B), 1/b_i on the b_i samples of client i, 0 on padding; all 0 where the client is done
     draws: Draws | None  # of C * B samples
+
+
+def open_engine(world: World, means: Means) -> Engine:
+    """All clients of a round at once on the device."""
+    return BatchedEngine(world, means.device)
 
 
 class BatchedEngine:

@@ -22,8 +22,15 @@ from torch import Tensor, multiprocessing, nn
 
 from flatlab.data import Split
 from flatlab.errors import FlatlabError
-from flatlab.federated.engine.base import Evaluation, RoundInputs, RoundOutputs
-from flatlab.federated.engine.sequential import ChunkScore, add_up, chunk_starts, score_chunk, train_client
+from flatlab.federated.engine.base import Engine, Evaluation, Means, RoundInputs, RoundOutputs
+from flatlab.federated.engine.sequential import (
+    ChunkScore,
+    SequentialEngine,
+    add_up,
+    chunk_starts,
+    score_chunk,
+    train_client,
+)
 from flatlab.federated.world import World
 from flatlab.malloc import keep_freed_memory
 
@@ -50,6 +57,12 @@ class Shared:
     own: Tensor  # (slots, V, P), the participants' vectors in the order of Algorithm.own: out and back
     theta: Tensor  # (slots, P), back
     models: Tensor  # (MODELS, P), to be evaluated
+
+
+def open_engine(world: World, means: Means) -> Engine:
+    """As many processes as there are workers and participants; a single one needs no process of its own."""
+    workers = min(means.workers, means.slots)
+    return SequentialEngine(world) if workers == 1 else ProcessEngine(world, workers, means.slots)
 
 
 class ProcessEngine:
