@@ -1,6 +1,7 @@
 """How methods and partitions are called in print."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 ALGORITHM_NAMES = {
     "fedavg": "FedAvg",
@@ -31,7 +32,31 @@ def man_label(man: bool, zetas: Sequence[float]) -> str:
     return f"with MAN (ζ = {' or '.join(f'{zeta:g}' for zeta in zetas)})" if man else "without MAN"
 
 
+SPLIT_PARAMETERS = {
+    "dirichlet": "delta",
+    "classes": "classes_per_client",
+    "shards": "shards_per_client",
+    "lognormal-sizes": "sigma",
+    "dirichlet-sizes": "delta",
+    "column": "partition_column",
+    "file": "partition_file",
+}
+"""Of each kind of split, the field of a run that says how it is meant."""
+
+
+def split_label(run: Mapping[str, Any]) -> str:
+    """The label of a run's split, from its configuration."""
+    kind = run["partition"]
+    if kind not in SPLIT_PARAMETERS:
+        return partition_label(kind)
+    value = run[SPLIT_PARAMETERS[kind]]
+    return partition_label(f"{kind}-{value if isinstance(value, str) else f'{value:g}'}")
+
+
 def partition_label(row: str) -> str:
-    """IID, or Dirichlet and its concentration; and what else the name of a row says."""
+    """IID, or the split's kind and its parameter (Dirichlet 0.3); and what else the name of a row says."""
     name, *rest = row.split("; ", 1)
-    return ", ".join(["IID" if name == "iid" else f"Dirichlet {name.removeprefix('dirichlet-')}", *rest])
+    kind = max((kind for kind in SPLIT_PARAMETERS if name.startswith(f"{kind}-")), key=len, default=name)
+    parameter = name.removeprefix(kind).replace("-", " ", 1)
+    label = "IID" if name == "iid" else f"{kind.replace('-', ' ').capitalize()}{parameter}"
+    return ", ".join([label, *rest])

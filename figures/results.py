@@ -55,7 +55,7 @@ class Result:
 
     folder: Path
     config: Config
-    partition: str  # "iid" or "dirichlet-<delta>"
+    partition: str  # "iid", "dirichlet-<delta>", or another split's kind and parameter
     row: str  # the partition, and after "; " what sets the run apart from others beside MAN, zeta and seed
     records: tuple[dict[str, Any], ...]  # lines of metrics.jsonl
     measured: Mapping[str, dict[str, Any]]  # kind: <final>.<kind>.json, "settings" among them

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from figures.labels import partition_label
+from figures.labels import split_label
 from figures.results import Results
 from figures.tables import Table
 
@@ -48,8 +48,7 @@ def _claims(verdicts: Sequence[dict[str, Any]]) -> list[Table]:
 
 def _group(verdict: dict[str, Any]) -> str:
     config = json.loads(verdict["group"])
-    name = "iid" if config["partition"] == "iid" else f"dirichlet-{config['delta']:g}"
-    return f"{config['dataset']}, {config['algorithm']}, {partition_label(name)}"
+    return f"{config['dataset']}, {config['algorithm']}, {split_label(config)}"
 
 
 def _effect(comparison: dict[str, Any], ratio: bool) -> str:

@@ -21,6 +21,27 @@ def require_named(name: str, trusted: str | None, source: str) -> None:
         )
 
 
+_ALLOWED: set[str] = set()
+
+
+def names_function(name: str) -> bool:
+    """Whether `name` is of the form package.module:function; a folder is named with a slash, ./a:b."""
+    module, colon, function = name.partition(":")
+    return bool(colon) and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def let_run(name: str | None) -> None:
+    """Let the function that the command line names as its data set run, in this process."""
+    if name is not None:
+        _ALLOWED.add(name)
+
+
+def require_let_run(name: str) -> None:
+    """Raise `UsageError` where `name` is a function that `let_run` was not told of: only a file names it."""
+    if names_function(name) and name not in _ALLOWED:
+        raise UsageError(f"A file names as its data set the function {name}; to let it run, add --dataset {name}.")
+
+
 def import_function(name: str, role: str) -> Callable[..., Any]:
     """Import `package.module:function`, from the installed packages first and then from the current folder.
 

@@ -61,6 +61,12 @@ class Given:
             rich_help_panel=_OWN,
         ),
     ] = None
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="package.module:function", help="Beside checkpoints whose data set it is: let this function run."
+        ),
+    ] = None
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -92,8 +98,10 @@ class Given:
 
     def measurement(self, clients: str | None = None) -> "Measurement":
         """What is asked for; raises `UsageError` where options contradict one another or something is missing."""
+        from flatlab.functions import let_run
         from flatlab.measuring.subjects import read_measurement
 
+        let_run(self.dataset)
         return read_measurement(
             self.paths,
             samples=self.samples,

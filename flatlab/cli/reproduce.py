@@ -56,6 +56,9 @@ def reproduce(
             "--set", metavar="FIELD=VALUE", help="A field of every cell, over the grid's [common]; may be repeated."
         ),
     ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Let this package.module:function, which the grid names as its data set, run.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, with an estimate of its time from a short calibration.")
     ] = False,
@@ -71,7 +74,7 @@ def reproduce(
     from flatlab.grid.reproduction import Where, read_reproduction
 
     reproduction = read_reproduction(
-        grid, Where(out, jobs, backend, scheduler, device, data_root, model), only or (), settings or ()
+        grid, Where(out, jobs, backend, scheduler, device, data_root, model, dataset), only or (), settings or ()
     )
     if dry_run:
         _print_plan(reproduction, json)

@@ -15,6 +15,7 @@ from analysis.theory.battery import ToyChecks
 from analysis.theory.statements import CONDITIONS, EQUALITIES, STATEMENTS, Check, Interval, Tally
 from analysis.theory.study import CONTRASTS, ClaimVerdict
 from analysis.theory.verdicts import Comparison, Correlation
+from figures.labels import split_label
 from flatlab.cli.console import console
 from flatlab.measuring.verify import ToyBattery, Verification
 
@@ -176,7 +177,7 @@ _COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 def _title(contrast: str, group: str) -> str:
     config = json.loads(group)
-    partition = "iid" if config["partition"] == "iid" else f"Dirichlet {config['delta']:g}"
+    partition = "iid" if config["partition"] == "iid" else split_label(config)
     what = contrast[0].upper() + contrast[1:]
     return f"{what}: {config['dataset']}, {config['algorithm']}, {partition}, {config['rounds']} rounds"
 

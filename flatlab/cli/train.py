@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
 
+SPLITS = ("iid", "dirichlet", "classes", "shards", "lognormal-sizes", "dirichlet-sizes", "column", "file")
+"""The names in `federated.partition.KINDS`, since importing them imports torch."""
+
 
 def registered_algorithms() -> list[str]:
     """The names of the algorithms, read off their files, since importing them imports torch."""
@@ -36,7 +39,8 @@ def train(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="digits, cifar10, cifar100, tiny-imagenet, fashion-mnist, a hub name, or a folder.",
+            help="digits, cifar10, cifar100, tiny-imagenet, fashion-mnist, a hub name, a folder, or "
+            "package.module:function, which returns (train, test).",
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -44,17 +48,55 @@ def train(
         Path | None,
         typer.Option(help="Folder that holds local copies of data sets (or FLATLAB_DATA).", rich_help_panel=_DATA),
     ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the labels.", rich_help_panel=_DATA)] = None,
+    hub_config: Annotated[
+        str | None, typer.Option(help="Configuration of a data set on the hub.", rich_help_panel=_DATA)
+    ] = None,
+    holdout: Annotated[
+        float | None,
+        typer.Option(help="Share of the training split to test on, in place of a test split.", rich_help_panel=_DATA),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Scale images to this height and width.", rich_help_panel=_DATA)
+    ] = None,
+    augmentation: Annotated[
+        str | None,
+        choice("auto", "none", "flip-crop", help="Of training images; auto: as usual for them.", rich_help_panel=_DATA),
+    ] = None,
     clients: Annotated[int | None, typer.Option(help="Number of clients.", rich_help_panel=_DATA)] = None,
     partition: Annotated[
         str | None,
-        choice("iid", "dirichlet", help="How the training set is split.", rich_help_panel=_DATA),
+        choice(*SPLITS, help="How the training set is split.", rich_help_panel=_DATA),
     ] = None,
     delta: Annotated[
-        float | None, typer.Option(help="Concentration of the Dirichlet split.", rich_help_panel=_DATA)
+        float | None, typer.Option(help="Concentration of the Dirichlet splits.", rich_help_panel=_DATA)
+    ] = None,
+    classes_per_client: Annotated[
+        int | None, typer.Option(help="Classes of each client, of the split by classes.", rich_help_panel=_DATA)
+    ] = None,
+    shards_per_client: Annotated[
+        int | None, typer.Option(help="Pieces of each client, of the split by shards.", rich_help_panel=_DATA)
+    ] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Deviation of the logarithm of sizes.", rich_help_panel=_DATA)
+    ] = None,
+    partition_column: Annotated[
+        str | None, typer.Option(help="Column whose values are the clients.", rich_help_panel=_DATA)
+    ] = None,
+    partition_file: Annotated[
+        str | None, typer.Option(help="JSON file of client: indices, as --save-split writes.", rich_help_panel=_DATA)
     ] = None,
     show_split: Annotated[
-        bool, typer.Option("--show-split", help="Print the clients x classes table and leave.", rich_help_panel=_DATA)
+        bool,
+        typer.Option("--show-split", help="Print what each client holds, and leave.", rich_help_panel=_DATA),
     ] = False,
+    draw_split: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Draw it into PATH.png, .pdf and .csv, and leave.", rich_help_panel=_DATA),
+    ] = None,
+    save_split: Annotated[
+        Path | None, typer.Option(help="Write client: indices to this JSON file, and leave.", rich_help_panel=_DATA)
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -162,8 +204,10 @@ def train(
 
     options = {name: value for name, value in context.params.items() if name in RunConfig.model_fields}
     run_config = read_fields(config, preset, options, settings or [], resume=resume, out=out)
-    if show_split:
-        print_split(run_config, data_root)
+    if show_split or draw_split or save_split:
+        from flatlab.cli.split import present_split
+
+        present_split(run_config, data_root, show_split, draw_split, save_split)
     elif dry_run:
         print_plan(run_config, out, data_root)
     else:
@@ -222,37 +266,9 @@ def train_run(
     write_json(json, {"checkpoint": str(files.final), "rounds": config.rounds, **summary, "seconds": seconds})
     if execution.track_eigs and any("curvature" in record for record in files.metrics.read()):
         console.print(f"Eigenvalues: [bold]{_draw_tracking(files)}[/bold]", soft_wrap=True)
-    following = f"flatlab eigs {files.final}{_own_model(config)}"
+    following = f"flatlab eigs {files.final}{_own_functions(config)}"
     console.print(f"Checkpoint: [bold]{files.final}[/bold]\nNext:       [bold]{following}[/bold]", soft_wrap=True)
     return files.final
-
-
-def print_split(config: "RunConfig", data_root: Path | None) -> None:
-    """Print how many samples of each class each client holds."""
-    from flatlab.federated.partition import class_counts
-    from flatlab.federated.world import make_world
-
-    world = make_world(config, data_root)
-    counts = class_counts(world.data.train.labels, world.parts, world.data.classes)
-    rule = f"Dirichlet({config.delta:g})" if config.partition == "dirichlet" else "IID"
-    table = Table(title=f"{config.dataset}, {config.clients} clients, {rule}, seed {config.seed}", show_lines=False)
-    table.add_column("client", justify="right")
-    table.add_column("samples", justify="right")
-    table.add_column("classes", justify="right")
-    wide = world.data.classes > 20
-    if wide:
-        table.add_column("largest classes (class: samples)")
-    else:
-        for label in range(world.data.classes):
-            table.add_column(str(label), justify="right")
-    for k, row in enumerate(counts):
-        cells = (
-            [", ".join(f"{label}: {row[label]}" for label in (-row).argsort(kind="stable")[:8] if row[label])]
-            if wide
-            else [str(n) if n else "[dim]·[/dim]" for n in row]
-        )
-        table.add_row(str(k), str(row.sum()), str((row > 0).sum()), *cells)
-    console.print(table)
 
 
 def print_plan(config: "RunConfig", out: Path | None, data_root: Path | None) -> None:
@@ -286,7 +302,7 @@ def _interrupted(files: "RunFolder", config: "RunConfig", interruption: Keyboard
 
     what = "Terminated" if isinstance(interruption, Terminated) else "Interrupted"
     if files.resume_file.exists():
-        return f"{what}. Go on with: flatlab train --resume --out {files.path}{_own_model(config)}"
+        return f"{what}. Go on with: flatlab train --resume --out {files.path}{_own_functions(config)}"
     return f"{what} before the first round ended: give the same command again."
 
 
@@ -311,9 +327,13 @@ def _print_summary(config: "RunConfig", last: "Record", seconds: float) -> None:
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
-def _own_model(config: "RunConfig") -> str:
-    """What a command on this run must add where its model is a function of the user's."""
-    return f" --model {shlex.quote(config.model)}" if ":" in config.model else ""
+def _own_functions(config: "RunConfig") -> str:
+    """What a command on this run must add where its model or its data set is a function of the user's."""
+    from flatlab.functions import names_function
+
+    named = {"model": config.model} if ":" in config.model else {}
+    named |= {"dataset": config.dataset} if names_function(config.dataset) else {}
+    return "".join(f" --{option} {shlex.quote(name)}" for option, name in named.items())
 
 
 def _draw_tracking(files: "RunFolder") -> Path:

@@ -36,6 +36,9 @@ def verify(
     model: Annotated[
         str | None, typer.Option(help="Let this package.module:function, which the checkpoint names, run.")
     ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Let this package.module:function, the checkpoint's data set, run.")
+    ] = None,
     figures: Annotated[Path | None, typer.Option(help="Draw the figures of these numbers into this folder.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the numbers to this file too.")] = None,
     out: Annotated[
@@ -61,10 +64,12 @@ def verify(
     with its error bound. A statement that must hold and does not ends with exit code 1. With --study, train the bundled
     digits without and with MAN (or take the checkpoints given), measure, and compare run by run with the same seed.
     """
+    from flatlab.functions import let_run
     from flatlab.measuring.subjects import Measurement
 
     _refuse_idle(context, study, bool(checkpoints))
     checkpoints = final_checkpoints(checkpoints)
+    let_run(dataset)
     measurement = Measurement(samples, data_root=data_root, trusted_model=model)
     if study:
         from flatlab.measuring.study import read_plan

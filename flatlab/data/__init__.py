@@ -1,6 +1,7 @@
-"""Labelled images as uint8 tensors: the bundled digits, well-known data sets, and any other that `datasets` reads."""
+"""Data sets: the bundled digits, well-known images, any other that `datasets` reads, and users' functions."""
 
 from flatlab.data.images import ImageData, Split, normalise
+from flatlab.data.samples import Reading
 from flatlab.data.store import absolute_name, is_local, load_images
 
-__all__ = ["ImageData", "Split", "absolute_name", "is_local", "load_images", "normalise"]
+__all__ = ["ImageData", "Reading", "Split", "absolute_name", "is_local", "load_images", "normalise"]

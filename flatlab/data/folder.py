@@ -102,7 +102,7 @@ def visible_files(folder: Path) -> list[Path]:
     return sorted(found, key=str)
 
 
-def class_folders(train: SplitFiles, test: SplitFiles) -> tuple[Samples, Samples]:
+def class_folders(train: SplitFiles, test: SplitFiles | None = None) -> tuple[Samples, ...]:
     """Label each image of train/CLASS/... and test/CLASS/... by the first folder below its split.
 
     The classes are the folders of the training split, in sorted order; all of them are names, 10 before 2.
@@ -112,6 +112,8 @@ def class_folders(train: SplitFiles, test: SplitFiles) -> tuple[Samples, Samples
             that the training split has not.
     """
     classes = tuple(_class_names(train))
+    if test is None:
+        return (_labelled(train, classes),)
     unknown = sorted(set(_class_names(test)) - set(classes))
     if unknown:
         raise UsageError(f"{test.folder} has the class {unknown[0]}, which {train.folder} has not: make them agree.")

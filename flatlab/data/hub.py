@@ -21,7 +21,7 @@ def open_hub(source: Source) -> Any:
 
     _require_reachable(source)
     try:
-        return datasets.load_dataset(source.hub)
+        return datasets.load_dataset(source.hub, source.reading.configuration)
     except ConnectionError as error:
         raise _not_found(source, f"it cannot be reached: {reason(error)}") from error
     except Exception as error:

@@ -1,10 +1,14 @@
-"""What a data set is once it has been read: two splits of uint8 images with labels, and how to normalise them."""
+"""What a data set is once it has been read: two splits of inputs with labels, and how to normalise them.
+
+Most data sets are of uint8 images; a function of the user's may return tensors of any shape, which stay as they are.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.strata import stratified_choice
@@ -13,10 +17,11 @@ from flatlab.errors import UsageError
 
 @dataclass(frozen=True)
 class Split:
-    """Images with their labels; the images may lie in a file that is mapped into memory."""
+    """Inputs with their labels; images may lie in a file that is mapped into memory."""
 
-    images: Tensor  # (n, channels, height, width) uint8
+    images: Tensor  # (n, channels, height, width) uint8; of a user's function (n, ...) floats or int64 tokens too
     labels: Tensor  # (n,) int64 in 0..classes-1
+    owners: Tensor | None = None  # (n,) int64, the client that each sample belongs to as the data know it
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -24,21 +29,25 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """An image-classification data set."""
+    """A classification data set."""
 
     name: str
     train: Split
     test: Split
     classes: int
-    mean: tuple[float, ...]  # per channel, of images scaled to [0, 1]
+    mean: tuple[float, ...]  # per channel, of images scaled to [0, 1]; empty where inputs are taken as they are
     std: tuple[float, ...]  # the same
     augment: bool  # whether training flips and crops the images (flatlab.federated.augment)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+    def input_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of one image, or whatever shape one input has."""
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the inputs are images."""
+        return len(self.mean) > 0
 
     def subset(self, train: int | None, test: int | None, seed: int) -> "ImageData":
         """Keep `train` training and `test` test images (None: all), each class in its share, drawn from `seed`.
@@ -58,7 +67,22 @@ class ImageData:
         if not 1 <= count <= len(split):
             raise UsageError(f"{self.name} has {len(split)} {what} images: ask for 1 to {len(split)}, not {count}.")
         kept = torch.from_numpy(stratified_choice(split.labels.numpy(), count, np.random.default_rng(seed)))
-        return Split(split.images[kept], split.labels[kept])
+        owners = None if split.owners is None else split.owners[kept]
+        return Split(split.images[kept], split.labels[kept], owners)
+
+
+def channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of every channel of (n, channels, height, width) uint8, on the [0, 1] scale."""
+    values = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(images.shape[1]):
+        counts = np.zeros(256, dtype=np.int64)
+        for part in np.array_split(images[:, channel], 64):  # bincount makes int64 of what it is given
+            counts += np.bincount(part.ravel(), minlength=256)
+        frequency = counts / counts.sum()
+        mean.append(float(frequency @ values))
+        std.append(float(np.sqrt(frequency @ (values - mean[-1]) ** 2)))
+    return mean, std
 
 
 def normalise(
@@ -66,8 +90,11 @@ def normalise(
 ) -> Tensor:
     """Map uint8 `images` (n, channels, height, width) to (images / 255 - mean) / std per channel, in `dtype`.
 
-    `mean` and `std` are on the [0, 1] scale. The result lies where `images` do.
+    `mean` and `std` are on the [0, 1] scale. Where they are empty, inputs of any shape stay as they are: floats in
+    `dtype`, and whole numbers, which are tokens, as int64. The result lies where `images` do.
     """
+    if not mean:
+        return images.to(dtype) if images.is_floating_point() else images
     shape = (1, -1, 1, 1)
     offset = (255 * torch.tensor(mean, dtype=torch.float64)).to(images.device, dtype).view(shape)
     scale = (1 / (255 * torch.tensor(std, dtype=torch.float64))).to(images.device, dtype).view(shape)

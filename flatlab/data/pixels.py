@@ -71,6 +71,14 @@ def eight_bits(images: Sequence[DeepPixels], names: str) -> list[Pixels]:
     return [np.round(image * (255 / (2**bits - 1))).astype(np.uint8) for image in images]
 
 
+def scaled(pixels: DeepPixels, size: int) -> DeepPixels:
+    """Scale an image to `size` x `size` pixels, bilinear and, where it shrinks, averaging over what it shrinks."""
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
+    deep = Image.fromarray(pixels.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
+    return np.round(np.asarray(deep)).astype(np.uint16)
+
+
 def _is_deep(image: ImageFile.ImageFile) -> bool:
     """Whether an image that was opened, and not yet loaded, has more than 8 bits a channel."""
     arguments = image.tile[0].args if image.tile else ""

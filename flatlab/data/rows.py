@@ -19,8 +19,8 @@ LABEL_NAMES = ("label", "labels", "fine_label", "class")
 BATCH = 500
 """Rows read at a time; one by one is three times slower."""
 
-Columns = tuple[str, str, tuple[str, ...] | None]
-"""The column of the images, that of the labels, and the classes' names where they are declared."""
+Columns = tuple[str, str, tuple[str, ...] | None, str | None]
+"""The columns of images and of labels, the classes' names where declared, the column of clients if asked for."""
 
 
 def parquet_samples(source: Source, files: Sequence[Path]) -> Samples:
@@ -42,35 +42,44 @@ def parquet_samples(source: Source, files: Sequence[Path]) -> Samples:
         columns.append(find_columns(source, features))
         if columns[-1] != columns[0]:
             raise UsageError(f"{file} has other columns, or other classes in another order, than {files[0]}.")
-    streams = (_rows_of(file, *columns[0][:2]) for file in files)
+    image, label, _, owner = columns[0]
+    streams = (_rows_of(file, image, label, owner) for file in files)
     return Samples(chain.from_iterable(streams), rows, columns[0][2])
 
 
-def _rows_of(file: Path, image: str, label: str) -> Iterator[Sample]:
+def _rows_of(file: Path, image: str, label: str, owner: str | None) -> Iterator[Sample]:
     row = 0
     try:
-        for batch in parquet.ParquetFile(file).iter_batches(BATCH, columns=[image, label]):
-            for stored, number in zip(batch[image].to_pylist(), batch[label].to_pylist(), strict=True):
+        wanted = dict.fromkeys((image, label, owner or label))
+        for batch in parquet.ParquetFile(file).iter_batches(BATCH, columns=[*wanted]):
+            owners = batch[owner].to_pylist() if owner else [None] * len(batch)
+            for stored, number, held_by in zip(batch[image].to_pylist(), batch[label].to_pylist(), owners, strict=True):
                 row += 1
-                yield Sample(encoded(stored, f"The image in row {row} of {file}"), number, f"row {row} of {file}")
+                content = encoded(stored, f"The image in row {row} of {file}")
+                yield Sample(content, number, f"row {row} of {file}", held_by)
     except (OSError, pyarrow.ArrowException) as error:
         raise UsageError(f"{file} cannot be read: {reason(error)}.") from error
 
 
-def load_files(source: Source, folder: Path, train: Sequence[Path], test: Sequence[Path]) -> tuple[Samples, Samples]:
-    """Open the two splits' files as whatever `datasets` takes them for, without copying them into its cache.
+def load_files(source: Source, folder: Path, files: Sequence[Sequence[Path]]) -> tuple[Samples, ...]:
+    """Open the splits' files as whatever `datasets` takes them for, without copying them into its cache.
+
+    `files` are those of the training split and, if it is read, the test split.
 
     Raises:
         UsageError: the library cannot open them, or they hold no images or no labels.
     """
     import datasets
 
-    patterns = {split: [escape(str(file)) for file in files] for split, files in (("train", train), ("test", test))}
+    patterns = {
+        split: [escape(str(file)) for file in part] for split, part in zip(("train", "test"), files, strict=False)
+    }
     try:
         splits = datasets.load_dataset(str(folder), data_files=patterns, streaming=True)
     except Exception as error:
         raise unreadable(source, error) from error
-    return loaded_samples(source, "training", splits["train"]), loaded_samples(source, "test", splits["test"])
+    called = {"train": "training", "test": "test"}
+    return tuple(loaded_samples(source, called[split], splits[split]) for split in patterns)
 
 
 def loaded_samples(source: Source, split: str, rows: Any) -> Samples:
@@ -81,18 +90,19 @@ def loaded_samples(source: Source, split: str, rows: Any) -> Samples:
     """
     import datasets
 
-    image, label, classes = find_columns(source, rows.features)
+    image, label, classes, owner = find_columns(source, rows.features)
     undecoded = rows.cast_column(image, datasets.Image(decode=False))
 
     def stream() -> Iterator[Sample]:
         row = 0
         try:
             for batch in undecoded.iter(batch_size=BATCH):
-                for stored, number in zip(batch[image], batch[label], strict=True):
+                owners = batch[owner] if owner else [None] * len(batch[label])
+                for stored, number, held_by in zip(batch[image], batch[label], owners, strict=True):
                     row += 1
                     name = f"image {row} of the {split} split of {source}"
                     content = encoded(stored, name)
-                    yield Sample(content, number, str(content) if isinstance(content, Path) else name)
+                    yield Sample(content, number, str(content) if isinstance(content, Path) else name, held_by)
         except UsageError:
             raise
         except Exception as error:
@@ -109,6 +119,9 @@ def find_columns(source: Source, features: Any) -> Columns:
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if len(images) != 1:
         raise UsageError(f"{source} must have one column of images, but has {', '.join(images) or 'none'}.")
+    for field, name in (("label_column", source.reading.label), ("partition_column", source.reading.column)):
+        if name is not None and name not in features:
+            raise UsageError(f"{source} has no column {name!r} ({field}), but only {', '.join(features)}.")
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if source.label in features:
         labels = [str(source.label)]
@@ -119,7 +132,8 @@ def find_columns(source: Source, features: Any) -> Columns:
             f"{source} has no column of labels (called {' or '.join(LABEL_NAMES)}), but only {', '.join(features)}."
         )
     feature = features[labels[0]]
-    return images[0], labels[0], tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    return images[0], labels[0], names, source.reading.column
 
 
 def encoded(stored: Any, name: str) -> Encoded:

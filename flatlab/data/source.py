@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from analysis.strata import stratified_choice
 from flatlab.data.folder import by_split, class_folders, split_files
 from flatlab.data.hub import open_hub
-from flatlab.data.pixels import DeepPixels, Pixels, decode, eight_bits
+from flatlab.data.pixels import DeepPixels, Pixels, decode, eight_bits, scaled
 from flatlab.data.rows import load_files, loaded_samples, parquet_samples, unreadable
 from flatlab.data.samples import Sample, Samples, Source
-from flatlab.errors import UsageError
+from flatlab.errors import UsageError, shown
 
 Labels = NDArray[np.int64]
 
@@ -29,22 +30,32 @@ class Decoded:
 
     images: list[Pixels]  # n arrays, each (height, width) or (height, width, 3)
     labels: Labels  # (n,)
+    owners: Labels | None = None  # (n,) number of each sample's value in the column of clients, if one is asked for
 
 
 def read(source: Source) -> tuple[Decoded, Decoded, int]:
     """Decode the training split and the test (or else validation) split; returns (train, test, number of classes).
 
+    Where a share is to be held out, the test split is drawn from the training split, class by class, and a test split
+    that is there is not read.
+
     Raises:
         UsageError: whatever keeps the data set from being read, in one sentence.
     """
-    train, test = _open_folder(source, source.folder) if source.folder else _open_from_hub(source)
+    reading = source.reading
+    splits = _open_folder(source, source.folder) if source.folder else _open_from_hub(source)
+    train, test = splits[0], splits[-1]
     if test.classes not in (None, train.classes):  # plain numbers are taken for positions among the declared classes
         raise UsageError(f"{source} has a test split with other classes, or in another order, than its training split.")
-    total = None if train.count is None or test.count is None else train.count + test.count
+    counts = [part.count for part in splits]
     with _progress() as progress:
+        total = None if None in counts else sum(count or 0 for count in counts)
         task = progress.add_task(f"decoding {source.name}", total=total)
         advance = partial(progress.advance, task)
-        (train_samples, train_images), (test_samples, test_images) = (_decoded(part, advance) for part in (train, test))
+        decoded = [_decoded(part, reading.size, advance) for part in splits]
+    if reading.holdout is not None:
+        decoded = _held_out(source, reading.holdout, *decoded[0])
+    (train_samples, train_images), (test_samples, test_images) = decoded
     if not (train_images and test_images):
         raise UsageError(f"{source} has {len(train_images)} training and {len(test_images)} test images.")
     _require_apart(train_samples, test_samples)
@@ -52,52 +63,89 @@ def read(source: Source) -> tuple[Decoded, Decoded, int]:
     images = eight_bits(train_images + test_images, str(source))
     train_labels, test_labels, classes = _class_numbers(source, train.classes, train_samples, test_samples)
     split = len(train_images)
-    return Decoded(images[:split], train_labels), Decoded(images[split:], test_labels), classes
+    owners = None if reading.column is None else _owner_numbers(source, train_samples)
+    return Decoded(images[:split], train_labels, owners), Decoded(images[split:], test_labels), classes
 
 
-def _open_folder(source: Source, folder: Path) -> tuple[Samples, Samples]:
+def _open_folder(source: Source, folder: Path) -> tuple[Samples, ...]:
+    """The training split and, unless a share is held out, the test split."""
+    if source.reading.configuration is not None:
+        raise UsageError(f"{source} is no data set of the hub: leave hub_config out.")
     try:
-        train, test = _train_and_test(source, split_files(folder))
+        parts = _train_and_test(source, split_files(folder))
     except OSError as error:
         raise unreadable(source, error) from error
-    parts = (train, test)
     if any(part.parquet and part.images for part in parts):
         raise UsageError(f"{source} holds both Parquet files and images in a split: keep one of the two kinds there.")
     if all(part.parquet for part in parts):
-        return parquet_samples(source, train.parquet), parquet_samples(source, test.parquet)
+        return tuple(parquet_samples(source, part.parquet) for part in parts)
     if all(part.images and part.folder and not part.metadata for part in parts):
-        return class_folders(train, test)
-    return load_files(source, folder, train.files, test.files)
+        source.reading.require_only(("holdout", "size"), str(source))
+        return class_folders(*parts)
+    return load_files(source, folder, [part.files for part in parts])
 
 
-def _open_from_hub(source: Source) -> tuple[Samples, Samples]:
+def _open_from_hub(source: Source) -> tuple[Samples, ...]:
     splits = open_hub(source)
-    train, test = _train_and_test(
-        source, {split: splits[name] for split, name in by_split(splits, str(source)).items()}
-    )
-    return loaded_samples(source, "training", train), loaded_samples(source, "test", test)
+    parts = _train_and_test(source, {split: splits[name] for split, name in by_split(splits, str(source)).items()})
+    return tuple(loaded_samples(source, what, part) for what, part in zip(("training", "test"), parts, strict=False))
 
 
-def _train_and_test(source: Source, splits: Mapping[str, _Part]) -> tuple[_Part, _Part]:
+def _train_and_test(source: Source, splits: Mapping[str, _Part]) -> tuple[_Part, ...]:
     train = splits.get("train")
+    if train is not None and source.reading.holdout is not None:
+        return (train,)
     test = splits.get("test", splits.get("validation"))
     if train is None or test is None:
         raise UsageError(
             f"{source} needs a split called train and one called test or validation, but has "
             f"{', '.join(splits) or 'none'}: "
-            "name its files train-*.parquet and test-*.parquet, or its folders train/ and test/."
+            "name its files train-*.parquet and test-*.parquet, or its folders train/ and test/, or hold out a share "
+            "of the training split (holdout)."
         )
     return train, test
 
 
-def _decoded(samples: Samples, advance: Callable[[int], None]) -> tuple[list[Sample], list[DeepPixels]]:
-    """Decode every image; the samples that are returned with the pixels have given up their bytes."""
+def _decoded(
+    samples: Samples, size: int | None, advance: Callable[[int], None]
+) -> tuple[list[Sample], list[DeepPixels]]:
+    """Decode every image, and scale it to `size`; the samples that are returned have given up their bytes."""
     kept, images = [], []
     for sample in samples.stream:
-        images.append(decode(sample.image, sample.name))
+        image = decode(sample.image, sample.name)
+        images.append(image if size is None else scaled(image, size))
         kept.append(sample if isinstance(sample.image, Path) else replace(sample, image=b""))
         advance(1)
     return kept, images
+
+
+def _held_out(
+    source: Source, share: float, samples: list[Sample], images: list[DeepPixels]
+) -> list[tuple[list[Sample], list[DeepPixels]]]:
+    """Draw `share` of the samples, class by class and the same ones each time, as the test split."""
+    count = round(share * len(samples))
+    if not 1 <= count < len(samples):
+        raise UsageError(
+            f"{source} has {len(samples)} training images, of which holdout = {share:g} leaves one split empty."
+        )
+    groups = np.unique([str(_label(sample)) for sample in samples], return_inverse=True)[1]
+    chosen = set(stratified_choice(groups, count, np.random.default_rng(0)).tolist())
+    places = ([k for k in range(len(samples)) if k not in chosen], sorted(chosen))
+    return [([samples[k] for k in part], [images[k] for k in part]) for part in places]
+
+
+def _owner_numbers(source: Source, samples: Sequence[Sample]) -> Labels:
+    """Number the values of the column of clients in their sorted order."""
+    owners = [sample.owner for sample in samples]
+    for sample in samples:
+        if not isinstance(sample.owner, int | str):
+            raise UsageError(
+                f"{sample.name} has in the column {source.reading.column!r} neither a whole number nor a name: "
+                f"{shown(sample.owner)}."
+            )
+    if len({type(owner) for owner in owners}) > 1:
+        raise UsageError(f"{source} has names and whole numbers in its column {source.reading.column!r}.")
+    return np.unique(np.array(owners), return_inverse=True)[1].astype(np.int64)
 
 
 def _require_apart(train: Sequence[Sample], test: Sequence[Sample]) -> None:
@@ -124,7 +172,7 @@ def _require_one_size(source: Source, samples: Sequence[Sample], images: Sequenc
         (small, one), (large, other) = min(first.items()), max(first.items())
         raise UsageError(
             f"{source} has images of {len(first)} sizes, from {small[0]} x {small[1]} to {large[0]} x {large[1]} "
-            f"({one.name}, {other.name}): scale them to one size first."
+            f"({one.name}, {other.name}): scale them to one size first, or name one (image_size)."
         )
 
 

@@ -13,30 +13,33 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from analysis.strata import stratified_choice
 from flatlab.data.folder import visible_files
-from flatlab.data.images import ImageData, Split
+from flatlab.data.images import ImageData, Split, channel_statistics
 from flatlab.data.known import DIGITS_MEAN, DIGITS_STD, KNOWN
-from flatlab.data.samples import Source
+from flatlab.data.own import load_own
+from flatlab.data.samples import AS_FOUND, Reading, Source
 from flatlab.data.source import Decoded, read
 from flatlab.errors import FlatlabError, UsageError
 from flatlab.files import WriteError, atomic_write, write_text, writing
+from flatlab.functions import names_function
 
 LAYOUT = 2
 """Version of the cache's layout, part of every key."""
 
 
-def load_images(name: str, *, root: Path | None = None) -> ImageData:
+def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FOUND) -> ImageData:
     """Load the data set `name`.
 
     Args:
         name: "digits" (bundled with scikit-learn), a name in `flatlab.data.known`, a local folder of Parquet files
             (train-*.parquet, test-*.parquet) or of images (train/CLASS/*.png, test/CLASS/*.png), or a name on the
-            Hugging Face hub. A known name is never a folder: ./digits is one.
+            Hugging Face hub. A known name is never a folder: ./digits is one. Or `package.module:function`, which
+            runs only if the command line names it (`own.load_own`).
         root: folder of local copies, each in a folder of its name; the environment's FLATLAB_DATA if None.
+        reading: what the user says of labels, splits and sizes.
 
     Returns:
         The data, images mapped from the cache. Mean and standard deviation are the published ones for a known name, or
@@ -47,9 +50,12 @@ def load_images(name: str, *, root: Path | None = None) -> ImageData:
             with a training and a test split.
         FlatlabError: the cache cannot be written, or is damaged.
     """
+    if names_function(name):
+        return load_own(name, reading)
     if name == "digits":
+        reading.require_only((), "The data set digits")
         return _digits()
-    source = _locate(name, root)
+    source = _locate(name, root, reading)
     cached = _cache_folder() / _key(source)
     if not _is_whole(cached):
         try:
@@ -75,8 +81,8 @@ def load_images(name: str, *, root: Path | None = None) -> ImageData:
 
 
 def is_local(name: str, root: Path | None = None) -> bool:
-    """Whether the data set is bundled or in a folder here, so that it can change. Raises `UsageError`."""
-    return name == "digits" or _locate(name, root).folder is not None
+    """Whether the data set is bundled, in a folder here or a function's, so that it can change. Raises `UsageError`."""
+    return names_function(name) or name == "digits" or _locate(name, root, AS_FOUND).folder is not None
 
 
 def absolute_name(name: str) -> str:
@@ -85,12 +91,18 @@ def absolute_name(name: str) -> str:
     Known names, and those of local copies in FLATLAB_DATA, stay as they are.
     """
     root = os.environ.get("FLATLAB_DATA")
-    if name == "digits" or name in KNOWN or (root and Path(root, name).is_dir()) or not Path(name).is_dir():
+    if (
+        names_function(name)
+        or name == "digits"
+        or name in KNOWN
+        or (root and Path(root, name).is_dir())
+        or not Path(name).is_dir()
+    ):
         return name
     return str(Path(name).resolve())
 
 
-def _locate(name: str, root: Path | None) -> Source:
+def _locate(name: str, root: Path | None, reading: Reading) -> Source:
     """Find a local copy: in `root` first, then, unless the name is a known one, as a folder in its own right."""
     if root is None and os.environ.get("FLATLAB_DATA"):
         root = Path(os.environ["FLATLAB_DATA"])
@@ -107,7 +119,8 @@ def _locate(name: str, root: Path | None) -> Source:
         folder=folder,
         looked_in=tuple(candidates),
         hub=known.hub if known else name,
-        label=known.label if known else None,
+        label=reading.label or (known.label if known else None),
+        reading=reading,
     )
 
 
@@ -117,6 +130,8 @@ def _cache_folder() -> Path:
 
 def _key(source: Source) -> str:
     identity: list[object] = [LAYOUT, source.folder or source.hub, source.label]
+    if source.reading != AS_FOUND:
+        identity.append(tuple(vars(source.reading).values()))
     if source.folder is not None:
         for file in visible_files(source.folder):
             status = file.stat()
@@ -142,22 +157,11 @@ def _store(folder: Path, train: Decoded, test: Decoded, classes: int) -> None:
                 file.write(np.broadcast_to(channels, shape[1:]).tobytes())
         with atomic_write(folder / f"{split}-labels.npy") as file:
             np.save(file, decoded.labels)
-    mean, std = _channel_statistics(np.load(folder / "train-images.npy", mmap_mode="r"))
+        if decoded.owners is not None:
+            with atomic_write(folder / f"{split}-owners.npy") as file:
+                np.save(file, decoded.owners)
+    mean, std = channel_statistics(np.load(folder / "train-images.npy", mmap_mode="r"))
     write_text(folder / "meta.json", json.dumps({"classes": classes, "mean": mean, "std": std}))
-
-
-def _channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of every channel of (n, channels, height, width) uint8, on the [0, 1] scale."""
-    values = np.arange(256) / 255
-    mean, std = [], []
-    for channel in range(images.shape[1]):
-        counts = np.zeros(256, dtype=np.int64)
-        for part in np.array_split(images[:, channel], 64):  # bincount makes int64 of what it is given
-            counts += np.bincount(part.ravel(), minlength=256)
-        frequency = counts / counts.sum()
-        mean.append(float(frequency @ values))
-        std.append(float(np.sqrt(frequency @ (values - mean[-1]) ** 2)))
-    return mean, std
 
 
 def _load(folder: Path, name: str) -> ImageData:
@@ -173,7 +177,12 @@ def _load_split(folder: Path, split: str) -> Split:
     # Mode "c" (copy on write) because torch warns of read-only arrays; pages stay shared between processes.
     images = np.load(folder / f"{split}-images.npy", mmap_mode="c")
     labels = np.load(folder / f"{split}-labels.npy")
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    owners = folder / f"{split}-owners.npy"
+    return Split(
+        torch.from_numpy(images),
+        torch.from_numpy(labels),
+        torch.from_numpy(np.load(owners)) if owners.exists() else None,
+    )
 
 
 def _digits() -> ImageData:

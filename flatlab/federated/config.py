@@ -11,12 +11,13 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
-from flatlab.data.known import KNOWN
+from flatlab.data.samples import Reading
 from flatlab.errors import UsageError, shown
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.algorithms.base import Algorithm, Hyper
-from flatlab.federated.models import MODELS
+from flatlab.federated.partition import KINDS
 from flatlab.federated.precision import Precision
+from flatlab.federated.spelling import in_small_letters
 from flatlab.files import write_text
 
 MOST = 2**31 - 1
@@ -38,14 +39,32 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, strict=True)
 
     dataset: Line = Field(
-        "digits", description="digits, cifar10, cifar100, tiny-imagenet, fashion-mnist, hub name, folder"
+        "digits",
+        description="digits, cifar10, cifar100, tiny-imagenet, fashion-mnist, hub name, folder, module:function",
     )
     train_samples: Count | None = Field(None, description="train on a class-balanced subset of this size")
     test_samples: Count | None = Field(None, description="test on a class-balanced subset of this size")
 
+    label_column: Line | None = Field(None, description="column of the labels, where it is not found by its type")
+    hub_config: Line | None = Field(None, description="configuration of a data set on the hub")
+    holdout: float | None = Field(
+        None, gt=0, lt=1, description="share of the training split that is the test split, drawn class by class"
+    )
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="height and width to which images are scaled"
+    )
+    augmentation: Literal["auto", "none", "flip-crop"] = Field(
+        "auto", description="of training images; auto: flip-crop for CIFAR and Tiny-ImageNet, none for all others"
+    )
+
     clients: Count = Field(20, description="N, number of clients")
-    partition: Literal["iid", "dirichlet"] = Field("dirichlet", description="how the training set is split")
-    delta: float = Field(0.3, gt=0, le=1e6, description="concentration of the Dirichlet split; small means skewed")
+    partition: str = Field("dirichlet", description=f"how the training set is split: {', '.join(KINDS)}")
+    delta: float = Field(0.3, gt=0, le=1e6, description="concentration of the Dirichlet splits; small means skewed")
+    classes_per_client: Count = Field(2, description="classes that each client holds, of the split by classes")
+    shards_per_client: Count = Field(2, description="pieces that each client is dealt, of the split by shards")
+    sigma: float = Field(1.0, ge=0, le=100, description="deviation of the logarithm of sizes, of lognormal-sizes")
+    partition_column: Line | None = Field(None, description="column of the data whose values are the clients")
+    partition_file: Line | None = Field(None, description="JSON file that says which samples each client has")
 
     model: Line = Field("auto", description="mlp, cifar-cnn, tiny-convnet, resnet18-gn or package.module:function")
     hidden: tuple[Annotated[int, Field(le=MOST)], ...] = Field(
@@ -103,9 +122,18 @@ class RunConfig(BaseModel):
             raise ValueError("every layer is named once")
         return layers
 
-    @field_validator("dataset", "model")
+    @field_validator("partition")
     @classmethod
-    def _names_are_one_line(cls, name: str) -> str:
+    def _partition_is_known(cls, name: str) -> str:
+        if name not in KINDS:
+            raise ValueError(f"no such split; choose from {', '.join(KINDS)}")
+        return name
+
+    @field_validator("dataset", "model", "label_column", "hub_config", "partition_column", "partition_file")
+    @classmethod
+    def _names_are_one_line(cls, name: str | None) -> str | None:
+        if name is None:
+            return None
         if not name.isprintable():
             raise ValueError("a name holds no line breaks and other control characters")
         if any(len(part.encode()) > 255 for part in name.split("/")):
@@ -130,7 +158,7 @@ class RunConfig(BaseModel):
         """Replace `hyper` by the algorithm's full set, so that a checkpoint states every value it was trained with."""
         if not isinstance(fields, dict):
             return fields
-        fields = _in_small_letters(fields)
+        fields = in_small_letters(fields)
         name = fields.get("algorithm", "fedavg")
         given = fields.get("hyper", {})
         if not isinstance(name, str) or name not in ALGORITHMS or not isinstance(given, dict):
@@ -144,6 +172,17 @@ class RunConfig(BaseModel):
             return {**fields, "hyper": hyper.model_validate(given).model_dump()}
         except ValidationError as error:
             raise _below("hyper", error) from error
+
+    @model_validator(mode="after")
+    def _clients_are_named_where_the_split_asks(self) -> Self:
+        for kind in ("column", "file"):
+            field = KINDS[kind].parameter
+            named = getattr(self, f"partition_{kind}") is not None
+            if self.partition == kind and not named:
+                raise ValueError(f"partition = {kind} needs {field}")
+            if named and self.partition != kind:
+                raise ValueError(f"{field} goes with partition = {kind}, not {self.partition}")
+        return self
 
     @model_validator(mode="after")
     def _parts_belong_to_man(self) -> Self:
@@ -173,6 +212,11 @@ class RunConfig(BaseModel):
         return self
 
     @property
+    def reading(self) -> Reading:
+        """How the data set is read."""
+        return Reading(self.label_column, self.hub_config, self.holdout, self.image_size, self.partition_column)
+
+    @property
     def reports_all(self) -> bool:
         """Whether the run speaks of the mean over all clients of their last models, each of which is then kept."""
         return self.report == "all"
@@ -195,20 +239,6 @@ class RunConfig(BaseModel):
     def plain(self) -> dict[str, Any]:
         """Return the run as plain data for TOML, JSON and checkpoints; fields that are None are left out."""
         return self.model_dump(mode="json", exclude_none=True)
-
-
-_NAMES = ("algorithm", "partition", "activation", "sampling", "report", "dtype", "precision")
-"""Fields whose values are names of our own, in small letters."""
-
-
-def _in_small_letters(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields with names of our own as we spell them: FedAvg is fedavg, CIFAR10 is cifar10."""
-    small = {name: value.lower() for name, value in fields.items() if name in _NAMES and isinstance(value, str)}
-    for name, known in {"dataset": ("digits", *KNOWN), "model": ("auto", *MODELS)}.items():
-        value = fields.get(name)
-        if isinstance(value, str) and value.lower() in known:
-            small[name] = value.lower()
-    return fields | small
 
 
 def make_config(fields: object, source: str = "the options") -> RunConfig:

@@ -6,12 +6,13 @@ and every nonlinearity is a module of its own, so that layers and activations ca
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from math import prod
 from typing import Literal
 
 from torch import Tensor, nn
 
 from flatlab.errors import UsageError
-from flatlab.functions import import_function
+from flatlab.functions import import_function, names_function
 
 MODELS = ("mlp", "cifar-cnn", "tiny-convnet", "resnet18-gn")
 """The names that `build_model` knows; any other is read as `package.module:function`."""
@@ -25,7 +26,7 @@ MOST_PARAMETERS = 10**9
 def build_model(
     name: str,
     *,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     classes: int,
     hidden: Sequence[int] = (64, 32),
     activation: Activation = "relu",
@@ -35,7 +36,7 @@ def build_model(
     Args:
         name: one of `MODELS`, or `package.module:function`, a function that is called as
             `function(input_shape=..., classes=...)` and returns a `torch.nn.Module`.
-        input_shape: (channels, height, width) of one image.
+        input_shape: (channels, height, width) of one image; the mlp and functions take inputs of any shape.
         classes: number of classes, the length of the logits.
         hidden: widths of the hidden layers, for "mlp" only.
         activation: nonlinearity, for "mlp" only.
@@ -51,6 +52,11 @@ def build_model(
         return _users_model(name, input_shape, classes)
     if name == "mlp":
         return mlp(input_shape, classes, hidden, activation)
+    if name in MODELS and len(input_shape) != 3:
+        raise UsageError(
+            f"The model {name} needs images, but these inputs are of shape {input_shape}: choose mlp, or a function of "
+            "your own as package.module:function."
+        )
     if name == "cifar-cnn":
         return cifar_cnn(input_shape, classes)
     if name == "tiny-convnet":
@@ -63,22 +69,23 @@ def build_model(
     )
 
 
-def default_model(dataset: str, input_shape: tuple[int, int, int]) -> str:
+def default_model(dataset: str, input_shape: tuple[int, ...]) -> str:
     """Name the model that the paper, or common sense, pairs with a data set of images (channels, height, width)."""
+    if names_function(dataset):
+        return "mlp"
     known = {"digits": "mlp", "cifar10": "cifar-cnn", "cifar100": "cifar-cnn", "tiny-imagenet": "tiny-convnet"}
     return known.get(dataset, "cifar-cnn" if min(input_shape[1:]) >= 16 else "mlp")
 
 
 def mlp(
-    input_shape: tuple[int, int, int], classes: int, hidden: Sequence[int] = (64, 32), activation: Activation = "relu"
+    input_shape: tuple[int, ...], classes: int, hidden: Sequence[int] = (64, 32), activation: Activation = "relu"
 ) -> nn.Sequential:
     """Flatten, then fully connected layers of widths `hidden` with the nonlinearity between them, then logits."""
     if any(width < 1 for width in hidden):
         raise UsageError(f"The hidden widths of an mlp must be at least 1, but are {', '.join(map(str, hidden))}.")
     if activation not in ("relu", "tanh"):
         raise UsageError(f"The activation of an mlp is relu or tanh, not '{activation}'.")
-    channels, height, width = input_shape
-    widths = [channels * height * width, *hidden]
+    widths = [prod(input_shape), *hidden]
     size = sum(a * b for a, b in zip(widths, [*hidden, classes], strict=True))
     if size > MOST_PARAMETERS:
         raise UsageError(
@@ -93,7 +100,7 @@ def mlp(
     return nn.Sequential(layers)
 
 
-def cifar_cnn(input_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+def cifar_cnn(input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
     """Build the paper's CIFAR network: two 5x5 convolutions of 64 channels, each pooled, then fc 384, 192, classes.
 
     At 3 x 32 x 32 the first fully connected layer sees 1600 numbers; 815,332 parameters with 100 classes.
@@ -119,7 +126,7 @@ def cifar_cnn(input_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
     )
 
 
-def tiny_convnet(input_shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+def tiny_convnet(input_shape: tuple[int, ...], classes: int) -> nn.Sequential:
     """Build the paper's Tiny-ImageNet network: three 3x3 convolutions with GroupNorm(4), then fc 512, 384, classes.
 
     At 3 x 64 x 64 the first fully connected layer sees 4096 numbers; 2,447,688 parameters with 200 classes.
@@ -163,7 +170,7 @@ class ResNet18GN(nn.Module):
     3 channels and 100 classes. Any image size.
     """
 
-    def __init__(self, input_shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(input_shape[0], 64, 7, stride=2, padding=3, bias=False)
         self.norm1 = nn.GroupNorm(2, 64)
@@ -212,7 +219,7 @@ class BasicBlock(nn.Module):
         return activation
 
 
-def _require_pixels(name: str, input_shape: tuple[int, int, int], *, smallest: int, fits: bool) -> None:
+def _require_pixels(name: str, input_shape: tuple[int, ...], *, smallest: int, fits: bool) -> None:
     if not fits:
         _, height, width = input_shape
         raise UsageError(
@@ -221,7 +228,7 @@ def _require_pixels(name: str, input_shape: tuple[int, int, int], *, smallest: i
         )
 
 
-def _users_model(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+def _users_model(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
     function = import_function(name, "model")
     try:
         model = function(input_shape=input_shape, classes=classes)

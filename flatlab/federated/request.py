@@ -9,7 +9,7 @@ from flatlab.errors import UsageError
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.config import RunConfig, make_config, parse_toml, read_config
 from flatlab.federated.presets import preset_fields
-from flatlab.functions import require_named
+from flatlab.functions import let_run, require_named
 from flatlab.runs.folder import RunFolder, default_folder
 
 HYPERPARAMETERS = frozenset(name for algorithm in ALGORITHMS.values() for name in algorithm.hyper.model_fields)
@@ -28,7 +28,7 @@ def read_fields(
     """Merge, each over the one before: `preset`, the TOML file at `path`, `options` (None: not given), `settings`.
 
     A resumed run takes what is not given from its own folder; where no run is there yet, `resume` makes no difference.
-    Where a file names a function of the user's as the model, the options must name it too. Raises `UsageError`.
+    Where a file names a function of the user's as model or data set, the options must name it too. Raises `UsageError`.
     """
     given = {name: value for name, value in options.items() if value is not None} | read_settings(settings)
     merged = merged_fields(read_config(path) if path else {}, given)
@@ -45,6 +45,7 @@ def read_fields(
             del below["hyper"]  # another algorithm's
         merged = merged_fields(below, merged)
     config = make_config(merged, source)
+    let_run(given.get("dataset"))
     if given.get("zeta") is not None and not config.man:
         raise UsageError("--zeta is the coefficient of MAN, which is off; add --man.")
     if given.get("delta") is not None and config.partition == "iid":
@@ -52,7 +53,8 @@ def read_fields(
             "--delta is the concentration of a Dirichlet split, and this one is IID: leave one of them out."
         )
     require_named(config.model, given.get("model"), f"The run in {folder}" if saved else f"The configuration {path}")
-    return config.model_copy(update={"dataset": absolute_name(config.dataset)})
+    file = None if config.partition_file is None else str(Path(config.partition_file).resolve())
+    return config.model_copy(update={"dataset": absolute_name(config.dataset), "partition_file": file})
 
 
 def merged_fields(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

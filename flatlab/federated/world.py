@@ -1,7 +1,7 @@
 """What every process of a run shares and nobody changes: configuration, data, split and the model's form."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from flatlab.data import ImageData, load_images
+from flatlab.errors import UsageError
 from flatlab.federated.algorithms.base import Client
 from flatlab.federated.config import RunConfig
 from flatlab.federated.local_batches import nominal_steps
 from flatlab.federated.man import Taps
 from flatlab.federated.models import build_model, default_model
 from flatlab.federated.parameters import Layout, layout_of
-from flatlab.federated.partition import Indices, split_clients
+from flatlab.federated.partition import Indices, Options, split_clients
+from flatlab.federated.partition.file import read_split
 from flatlab.federated.streams import stream_seed
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -76,8 +78,17 @@ class World:
 
 def resolve(config: RunConfig, root: Path | None = None) -> tuple[RunConfig, ImageData]:
     """Load the run's data (local copies under `root`), take the subset asked for, and settle the model "auto"."""
-    data = load_images(config.dataset, root=root)
+    data = load_images(config.dataset, root=root, reading=config.reading)
     data = data.subset(config.train_samples, config.test_samples, config.seed)
+    if config.augmentation != "auto":
+        data = replace(data, augment=config.augmentation == "flip-crop")
+    if data.augment and not data.of_images:
+        raise UsageError(f"{config.dataset} has no images to flip and crop: leave augmentation = flip-crop out.")
+    if config.partition_file is not None:
+        data = replace(
+            data,
+            train=replace(data.train, owners=torch.from_numpy(read_split(Path(config.partition_file), data.train))),
+        )
     if config.model == "auto":
         config = config.model_copy(update={"model": default_model(config.dataset, data.input_shape)})
     return config, data
@@ -93,8 +104,9 @@ def make_world(config: RunConfig, root: Path | None = None) -> World:
         data.train.labels,
         config.clients,
         rule=config.partition,
-        delta=config.delta if config.partition == "dirichlet" else None,
         seed=stream_seed(config.seed, "partition"),
+        owners=data.train.owners,
+        **{field.name: getattr(config, field.name) for field in fields(Options)},
     )
     model = initial_model(config, data)
     return World(config, data, parts, layout_of(model))

@@ -11,6 +11,7 @@ from flatlab.federated.partition import class_counts
 from flatlab.federated.rounds import Run
 from flatlab.federated.trial import tried
 from flatlab.federated.world import World, make_world
+from flatlab.functions import let_run
 from flatlab.grid.cell_progress import (
     DTYPE,
     earlier_checkpoints,
@@ -41,9 +42,11 @@ class CellWork:
     data_root: Path | None
     device: str
     trusted_model: str | None = None  # package.module:function that may run, named on the command line
+    trusted_dataset: str | None = None  # the same of the data set
 
     def __call__(self, cell: Cell, folder: Path) -> None:
         """Train and measure what `folder` lacks; each measurement is written as soon as it is made."""
+        let_run(self.trusted_dataset)
         files = RunFolder(folder)
         final = files.finished(cell.config)
         if final is None:

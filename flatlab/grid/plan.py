@@ -23,7 +23,6 @@ A cell is one run in a folder of its own; it is called after its algorithm, MAN,
 and seed: `fedavg-man-dirichlet-0.3-s0`.
 """
 
-import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -31,10 +30,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from flatlab.errors import UsageError, shown
+from flatlab.errors import UsageError
 from flatlab.federated.config import MOST, RunConfig, field_and_reason, make_config, parse_toml
+from flatlab.federated.partition.names import partition_fields
 from flatlab.federated.presets import preset_fields
-from flatlab.functions import require_named
+from flatlab.functions import require_let_run, require_named
 
 Kind = Literal["eigs", "trace", "density", "surface", "split", "training"]
 """What is measured of a trained cell: "split" counts its clients' labels, "training" takes eigenvalues of its earlier
@@ -175,21 +175,6 @@ def _preset(grid: Grid, algorithm: str, man: bool, partition: str) -> dict[str, 
     return preset_fields(f"{grid.preset}-{partition.replace('dirichlet-', 'dir')}", algorithm, man)
 
 
-def partition_name(config: RunConfig) -> str:
-    """Return "iid" or "dirichlet-<delta>"."""
-    return "iid" if config.partition == "iid" else f"dirichlet-{config.delta:g}"
-
-
-def partition_fields(name: str) -> dict[str, Any]:
-    """Return the fields that `name` ("iid" or "dirichlet-0.3") stands for; raises `ValueError` for another."""
-    if name == "iid":
-        return {"partition": "iid"}
-    delta = re.fullmatch(r"dirichlet-([0-9]{1,20}(?:\.[0-9]{1,20})?(?:e-?[0-9]{1,2})?)", name)
-    if delta is None:
-        raise ValueError(f"a partition is iid or dirichlet-<delta>, as in dirichlet-0.3, not {shown(name)}")
-    return {"partition": "dirichlet", "delta": float(delta[1])}
-
-
 def shipped_grids() -> list[str]:
     """Names of the grids that come with flatlab."""
     return sorted(file.name.removesuffix(".toml") for file in files("flatlab.grid").joinpath("shipped").iterdir())
@@ -221,6 +206,8 @@ def parse_grid(text: str, source: str) -> Grid:
 
 
 def require_named_model(grid: Grid, trusted: str | None, source: str) -> None:
-    """Raise `UsageError` where the grid names a function of a user's as the model that `trusted` does not."""
+    """Raise `UsageError` where the grid names a user's function as model that `trusted` does not, or as data set."""
+    for dataset in {cell.config.dataset for cell in grid_cells(grid)}:
+        require_let_run(dataset)
     for model in {cell.config.model for cell in grid_cells(grid)}:
         require_named(model, trusted, f"The grid {source}")

@@ -5,17 +5,20 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 import torch
 
 from flatlab.cores import available_cores
-from flatlab.data import is_local, load_images
+from flatlab.data import is_local
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, parse_toml
 from flatlab.federated.footprint import Footprint, footprint
 from flatlab.federated.request import merged_fields, read_settings
+from flatlab.federated.world import resolve
 from flatlab.files import write_text
+from flatlab.functions import let_run
 from flatlab.grid.carry import run_cells
 from flatlab.grid.cell_progress import Progress, cell_progress
 from flatlab.grid.cells import CellWork
@@ -37,6 +40,7 @@ class Where:
     device: str = "auto"
     data_root: Path | None = None
     trusted_model: str | None = None
+    trusted_dataset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Reproduction:
 
         Raises `KeyboardInterrupt` after Ctrl-C or SIGTERM, once every cell at work has saved its state.
         """
-        work = CellWork(self.where.data_root, self.device, self.where.trusted_model)
+        work = CellWork(self.where.data_root, self.device, self.where.trusted_model, self.where.trusted_dataset)
         yield from run_cells(
             todo,
             self.results,
@@ -110,16 +114,34 @@ class Reproduction:
         )
 
 
+DATA_FIELDS = (
+    "dataset",
+    "train_samples",
+    "test_samples",
+    "label_column",
+    "hub_config",
+    "holdout",
+    "image_size",
+    "augmentation",
+    "partition",
+    "partition_column",
+    "partition_file",
+)
+"""Of a run, beside the seed where a subset is drawn: all that decides the digest of its data."""
+
+
 def _data_of(config: RunConfig, root: Path | None) -> str:
     """The digest of a cell's data; empty where they are not in a folder here, as for results that were brought here."""
     drawn = config.train_samples is not None or config.test_samples is not None
-    return _digest(config.dataset, config.train_samples, config.test_samples, config.seed if drawn else 0, root)
+    deciding = tuple((name, getattr(config, name)) for name in DATA_FIELDS)
+    return _digest((*deciding, ("seed", config.seed if drawn else 0)), root)
 
 
 @cache
-def _digest(dataset: str, train: int | None, test: int | None, seed: int, root: Path | None) -> str:
+def _digest(fields: tuple[tuple[str, Any], ...], root: Path | None) -> str:
+    config = RunConfig.model_validate({**dict(fields), "model": "mlp"})
     try:
-        return data_digest(load_images(dataset, root=root).subset(train, test, seed)) if is_local(dataset, root) else ""
+        return data_digest(resolve(config, root)[1]) if is_local(config.dataset, root) else ""
     except UsageError:
         return ""
 
@@ -142,6 +164,7 @@ def read_reproduction(name: str, where: Where, only: Sequence[str] = (), setting
     device = "cuda" if where.device != "cpu" and torch.cuda.is_available() else "cpu"
     text = _with_settings(read_grid_text(name), name, settings)
     grid = parse_grid(text, name)
+    let_run(where.trusted_dataset)
     require_named_model(grid, where.trusted_model, name)
     jobs = where.jobs or (available_cores() if device == "cpu" else 1)
     results = where.out or Path("checkpoints") / Path(name).stem

@@ -15,7 +15,8 @@ from analysis.theory.statements import STATEMENTS
 from figures.results import Result, Results
 from flatlab.errors import UsageError, shown
 from flatlab.federated.config import make_config, read_config
-from flatlab.grid.plan import grid_cells, parse_grid, partition_name
+from flatlab.federated.partition.names import partition_name
+from flatlab.grid.plan import grid_cells, parse_grid
 from flatlab.runs.fingerprint import settled
 from flatlab.runs.measurements import settings_of
 from flatlab.runs.saved import read_measurement, read_records, read_study

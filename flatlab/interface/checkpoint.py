@@ -10,6 +10,7 @@ from torch import nn
 from analysis.problem import Problem
 from flatlab.data import ImageData
 from flatlab.federated.config import RunConfig
+from flatlab.functions import let_run
 from flatlab.measuring.subjects import DEFAULT_SAMPLES, Measurement, check, open_checkpoint
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, rebuild
 
@@ -74,12 +75,14 @@ class LoadedCheckpoint:
         return Measurement(data_root=self.data_root, trusted_model=self.trusted_model, most=DEFAULT_SAMPLES, **asked)
 
 
-def load(path: str | Path, *, data_root: str | Path | None = None, model: str | None = None) -> LoadedCheckpoint:
+def load(
+    path: str | Path, *, data_root: str | Path | None = None, model: str | None = None, dataset: str | None = None
+) -> LoadedCheckpoint:
     """Open a checkpoint of `flatlab.train` or `flatlab train`, or the last one in a run's folder.
 
-    The file is read as tensors and plain data, never as code. Where its model is a function of yours,
-    `model="package.module:function"` lets that run. `data_root` names the folder of local copies of data sets. Raises
-    `UsageError` for a file that is missing, damaged, or no checkpoint.
+    The file is read as tensors and plain data, never as code. Where its model or its data set is a function of yours,
+    `model="package.module:function"` or `dataset=` lets that run. `data_root` names the folder of local copies of data
+    sets. Raises `UsageError` for a file that is missing, damaged, or no checkpoint.
 
     >>> import flatlab
     >>> ckpt = flatlab.load("runs/a/final.pt")
@@ -90,6 +93,7 @@ def load(path: str | Path, *, data_root: str | Path | None = None, model: str | 
     >>> ckpt.problem(samples=100).samples
     100
     """
+    let_run(dataset)
     path = Path(path)
     file = path / "final.pt" if path.is_dir() else path
     return LoadedCheckpoint(file, load_checkpoint(file), None if data_root is None else Path(data_root), model)

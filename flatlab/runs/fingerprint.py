@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flatlab.data import ImageData, load_images
+from flatlab.data import ImageData, Reading, Split, load_images
 from flatlab.federated.config import RunConfig
 from flatlab.federated.models import default_model
 
@@ -26,7 +26,7 @@ class Fingerprint:
     """Two runs of one fingerprint end, on one machine, with the same parameters."""
 
     config: str  # of the configuration
-    data: str = ""  # of pixels and labels, after the subset was taken; empty where it is not known
+    data: str = ""  # of inputs and labels, after the subset was taken; empty where it is not known
 
     def agrees(self, other: "Fingerprint") -> bool:
         """Whether both are of one run, as far as is known."""
@@ -63,6 +63,17 @@ def data_digest(data: ImageData) -> str:
         digest.update(split.images.contiguous().numpy().data)
         digest.update(split.labels.contiguous().numpy().data)
     digest.update(repr((data.classes, data.mean, data.std, data.augment)).encode())
+    if data.train.owners is not None:
+        digest.update(data.train.owners.contiguous().numpy().data)
+    return digest.hexdigest()[:DIGITS]
+
+
+def training_digest(train: Split) -> str:
+    """Return a digest of the training samples alone, inputs and labels, for a file that divides them."""
+    digest = hashlib.sha256()
+    for tensor in (train.images, train.labels):
+        digest.update(repr(tuple(tensor.shape)).encode())
+        digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()[:DIGITS]
 
 
@@ -77,15 +88,15 @@ def settled(config: RunConfig, root: Path | None = None) -> RunConfig:
     """Return `config` with the model that "auto" stands for; raises `UsageError` where that needs data that are not."""
     if config.model != "auto":
         return config
-    return config.model_copy(update={"model": _usual_model(config.dataset, root)})
+    return config.model_copy(update={"model": _usual_model(config.dataset, root, config.reading)})
 
 
 @cache
-def _usual_model(dataset: str, root: Path | None) -> str:
+def _usual_model(dataset: str, root: Path | None, reading: Reading) -> str:
     small, large = (default_model(dataset, shape) for shape in ((1, 8, 8), (3, 64, 64)))
     if small == large:  # it goes by the name, and the data need not be at hand
         return small
-    return default_model(dataset, load_images(dataset, root=root).input_shape)
+    return default_model(dataset, load_images(dataset, root=root, reading=reading).input_shape)
 
 
 def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:

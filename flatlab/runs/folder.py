@@ -23,6 +23,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from flatlab.errors import UsageError, shown
 from flatlab.federated.config import RunConfig, make_config, read_config, write_config
+from flatlab.federated.partition.names import partition_name
 from flatlab.files import WriteError, appending, atomic_write, remove_unfinished
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, read_plain, save_checkpoint
 from flatlab.runs.contents import damaged, require_keys, require_text
@@ -209,15 +210,13 @@ class RunFolder:
 def default_folder(config: RunConfig) -> Path:
     """checkpoints/<dataset>-<algorithm>[-man][-zeta<zeta>][-<partition>]-s<seed>, without what is as by default."""
     usual = RunConfig()
-    words = [Path(config.dataset).name, config.algorithm]
+    words = [Path(config.dataset).name.replace(":", "-"), config.algorithm]
     if config.man:
         words += ["man"]
         words += [f"zeta{config.zeta:g}"] if config.zeta != usual.zeta else []
         words += [f"logits{config.zeta_logits:g}"] if config.zeta_logits else []
-    if config.partition == "iid":
-        words += ["iid"]
-    elif config.delta != usual.delta:
-        words += [f"dirichlet-{config.delta:g}"]
+    if partition_name(config) != partition_name(usual):
+        words += [partition_name(config)]
     return Path("checkpoints") / "-".join([*words, f"s{config.seed}"])
 
 

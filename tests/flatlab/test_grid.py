@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 
 from flatlab.errors import UsageError
 from flatlab.federated.algorithms import ALGORITHMS
+from flatlab.federated.partition.names import partition_fields, partition_name
 from flatlab.federated.request import read_fields
 from flatlab.grid.plan import (
     Grid,
     grid_cells,
     parse_grid,
-    partition_fields,
-    partition_name,
     read_grid_text,
     shipped_grids,
 )
@@ -105,7 +104,10 @@ def test_every_combination_has_one_cell_of_its_own(
 def test_partitions_have_one_name() -> None:
     assert partition_fields("iid") == {"partition": "iid"}
     assert partition_fields("dirichlet-0.6") == {"partition": "dirichlet", "delta": 0.6}
-    for wrong in ("dirichlet", "dirichlet-x", "pareto-1", "iid-0.3"):
+    assert partition_fields("classes-2") == {"partition": "classes", "classes_per_client": 2}
+    assert partition_fields("lognormal-sizes-1.5") == {"partition": "lognormal-sizes", "sigma": 1.5}
+    assert partition_fields("dirichlet-1e-3") == {"partition": "dirichlet", "delta": 1e-3}
+    for wrong in ("classes", "file-1", "column-2", "dirichlet", "dirichlet-x", "pareto-1", "iid-0.3"):
         with pytest.raises(ValueError, match="dirichlet-<delta>"):
             partition_fields(wrong)
 

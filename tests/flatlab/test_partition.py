@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from flatlab.cli.train import SPLITS
 from flatlab.errors import UsageError
-from flatlab.federated.partition import class_counts, split_clients
+from flatlab.federated.partition import KINDS, class_counts, split_clients
 
 Labels = NDArray[np.int64]
 
@@ -30,12 +33,12 @@ def test_every_sample_goes_to_one_client_and_sizes_are_equal(
 ) -> None:
     labels, clients = case
     rule, delta = rule_delta
-    parts = split_clients(labels, clients, rule=rule, delta=delta, seed=seed)  # type: ignore[arg-type]
+    parts = split_clients(labels, clients, rule=rule, delta=delta, seed=seed)
     assert len(parts) == clients
     assert all(part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts)
     assert sorted(np.concatenate(parts)) == list(range(len(labels)))
     assert {len(part) for part in parts} <= {len(labels) // clients, -(-len(labels) // clients)}
-    again = split_clients(labels, clients, rule=rule, delta=delta, seed=seed)  # type: ignore[arg-type]
+    again = split_clients(labels, clients, rule=rule, delta=delta, seed=seed)
     assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
 
 
@@ -48,8 +51,120 @@ def test_iid_gives_every_client_the_same_of_each_class_where_that_is_possible() 
 @pytest.mark.parametrize("rule", ["iid", "dirichlet"])
 def test_other_seeds_give_other_splits(rule: str) -> None:
     labels = np.repeat(np.arange(10), 20)
-    first, second = (split_clients(labels, 10, rule=rule, delta=0.3, seed=seed) for seed in (0, 1))  # type: ignore[arg-type]
+    first, second = (split_clients(labels, 10, rule=rule, delta=0.3, seed=seed) for seed in (0, 1))
     assert any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_command_line_offers_every_kind() -> None:
+    assert tuple(KINDS) == SPLITS
+
+
+OPTIONS = {"delta": 0.3, "classes_per_client": 2, "shards_per_client": 2, "sigma": 1.0}
+
+
+@given(
+    case=labels_and_clients(),
+    rule=st.sampled_from([*KINDS]),
+    seed=st.integers(0, 2**63 - 1),
+    delta=st.sampled_from([1e-3, 0.1, 1.0, 1e6]),
+    each=st.integers(1, 4),
+    sigma=st.sampled_from([0.0, 1.0, 100.0]),
+)
+def test_every_kind_gives_every_sample_to_one_client_and_some_to_each_or_says_why_not(
+    case: tuple[Labels, int], rule: str, seed: int, delta: float, each: int, sigma: float
+) -> None:
+    labels, clients = case
+    owners = np.random.default_rng(seed).permutation(np.arange(len(labels)) % clients)
+
+    def split() -> list[Labels]:
+        return split_clients(
+            labels, clients, rule=rule, seed=seed, owners=owners,
+            delta=delta, classes_per_client=each, shards_per_client=each, sigma=sigma,
+        )  # fmt: skip
+
+    try:
+        parts = split()
+    except UsageError:
+        assert rule in ("classes", "shards")
+        return
+    assert len(parts) == clients
+    assert all(len(part) and part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts)
+    assert sorted(np.concatenate(parts)) == list(range(len(labels)))
+    assert all(np.array_equal(a, b) for a, b in zip(parts, split(), strict=True))
+    counts = class_counts(labels, parts, int(labels.max()) + 1)
+    if rule == "classes":
+        assert ((counts > 0).sum(axis=1) == each).all()
+    if rule in ("column", "file"):
+        assert all(len({owners[k] for k in part}) == 1 for part in parts)
+
+
+def test_clients_of_two_classes_share_each_class_fairly() -> None:
+    labels = np.repeat(np.arange(10), 100)
+    counts = class_counts(labels, split_clients(labels, 20, rule="classes", classes_per_client=2, seed=5), 10)
+    assert ((counts > 0).sum(axis=0) == 4).all()  # 40 places for 10 classes
+    assert set(counts[counts > 0]) == {25}
+
+
+def test_clients_of_two_shards_have_few_classes() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 100))
+    counts = class_counts(labels, split_clients(labels, 20, rule="shards", shards_per_client=2, seed=5), 10)
+    assert (counts.sum(axis=1) == 50).all()
+    assert ((counts > 0).sum(axis=1) <= 2).all()  # a shard of 25 lies within a class of 100
+
+
+def test_log_normal_sizes_have_the_spread_asked_for_and_the_classes_of_the_whole() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 25_000))
+    parts = split_clients(labels, 400, rule="lognormal-sizes", sigma=0.5, seed=1)
+    sizes = np.array([len(part) for part in parts])
+    assert np.log(sizes).std() == pytest.approx(0.5, rel=0.15)  # four standard errors
+    counts = class_counts(labels, parts, 4)
+    chi2 = ((counts - sizes[:, None] / 4) ** 2 / (sizes[:, None] / 4)).sum()
+    assert chi2 == pytest.approx(3 * 399, abs=4 * (2 * 3 * 399) ** 0.5)
+
+
+def test_dirichlet_sizes_follow_the_distribution() -> None:
+    """Var(n_k / n) of Dir(a, ..., a) over K clients is (K - 1) / (K^2 (K a + 1))."""
+    labels, clients, delta = np.zeros(100_000, dtype=np.int64), 10, 0.5
+    shares = np.array(
+        [
+            [len(part) for part in split_clients(labels, clients, rule="dirichlet-sizes", delta=delta, seed=seed)]
+            for seed in range(200)
+        ]
+    ) / len(labels)
+    expected = (clients - 1) / (clients**2 * (clients * delta + 1))
+    assert shares.var() == pytest.approx(expected, rel=0.25)
+
+
+@pytest.mark.parametrize("rule", KINDS)
+def test_ten_thousand_clients_are_split_in_seconds(rule: str) -> None:
+    labels = np.repeat(np.arange(100), 500)
+    began = time.process_time()
+    parts = split_clients(labels, 10_000, rule=rule, seed=0, owners=np.arange(50_000) % 10_000, **OPTIONS)
+    assert time.process_time() - began < 10
+    assert min(len(part) for part in parts) >= 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "sentence"),
+    [
+        ("classes", {"classes_per_client": 11}, "cannot hold 11 of 10 classes"),
+        ("classes", {"classes_per_client": 1}, "leave some of the 10 classes to nobody: ask for 3 classes"),
+        ("shards", {"shards_per_client": 11}, "too few for 11 shards for each of 4 clients"),
+        ("shards", {"shards_per_client": 0}, "shards_per_client must be a whole number, at least 1, but is 0"),
+        ("lognormal-sizes", {"sigma": -1.0}, "sigma of 0 or more, but sigma is -1"),
+        ("lognormal-sizes", {"sigma": float("nan")}, "but sigma is nan"),
+        ("dirichlet-sizes", {"delta": 0.0}, "positive finite delta, but delta is 0.0"),
+        ("column", {}, "do not say which client"),
+    ],
+)
+def test_impossible_options(rule: str, options: dict[str, float], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        split_clients(np.arange(40) % 10, 4, rule=rule, seed=0, **options)  # type: ignore[arg-type]
+
+
+def test_clients_of_a_column_must_be_as_many_as_it_has_values() -> None:
+    with pytest.raises(UsageError, match="belong to 5 clients, not 4: add --clients 5"):
+        split_clients(np.zeros(20, dtype=np.int64), 4, rule="column", seed=0, owners=np.arange(20) % 5)
 
 
 def dominance(labels: Labels, delta: float) -> float:
@@ -138,9 +253,9 @@ def test_classes_that_a_subset_lacks_do_no_harm() -> None:
         (4, "dirichlet", float("nan"), "positive finite delta, but delta is nan"),
         (4, "dirichlet", float("inf"), "positive finite delta, but delta is inf"),
         (4, "dirichlet", None, "positive finite delta, but delta is None"),
-        (4, "random", 0.3, "must be iid or dirichlet, not 'random'"),
+        (4, "random", 0.3, "must be iid, .*, not 'random'"),
     ],
 )
 def test_impossible_splits(clients: int, rule: str, delta: float | None, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        split_clients(np.arange(40) % 4, clients, rule=rule, delta=delta, seed=0)  # type: ignore[arg-type]
+        split_clients(np.arange(40) % 4, clients, rule=rule, delta=delta, seed=0)

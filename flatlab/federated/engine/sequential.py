@@ -77,7 +77,7 @@ def take(images: Tensor, batch: Batch) -> Tensor:
     """The batch's images (b, c, h, w), augmented if the batch says so, laid out as convolutions like them on a CPU."""
     if batch.draws is not None:
         return crop(images, batch.index, batch.draws)
-    return images[batch.index].contiguous(memory_format=torch.channels_last)
+    return _laid_out(images[batch.index])
 
 
 def loss_gradient(world: World, model: nn.Module, x: Tensor, y: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,5 +202,9 @@ class SequentialEngine:
 
 
 def _network_input(world: World, images: Tensor) -> Tensor:
-    x = normalise(images, world.data.mean, world.data.std, dtype=world.dtype)
-    return x.contiguous(memory_format=torch.channels_last)
+    return _laid_out(normalise(images, world.data.mean, world.data.std, dtype=world.dtype))
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """Images (n, c, h, w) channels last; inputs of other shapes as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

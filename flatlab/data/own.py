@@ -1,0 +1,105 @@
+"""Data that a function of the user's returns: tensors of any shape, with labels that are class numbers."""
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flatlab.data.images import ImageData, Split, channel_statistics
+from flatlab.data.samples import Reading
+from flatlab.errors import UsageError, first_line
+from flatlab.functions import import_function, require_let_run
+
+MOST_CLASSES = 1_000_000
+"""Of the logits of any model."""
+
+
+def load_own(name: str, reading: Reading) -> ImageData:
+    """Call `package.module:function` and take what it returns: `(train, test)`, each `(inputs, labels)`.
+
+    Inputs are (n, ...): floats are taken as they are, in the run's precision; whole numbers are tokens, and stay whole
+    numbers; uint8 of shape (n, channels, height, width) are images, normalised by the training split's mean and
+    deviation. Labels are (n,) whole numbers from 0. The training split may have a third element, a dictionary of
+    columns (n,), for the split by column. Arrays are taken for tensors.
+
+    Raises:
+        UsageError: the function was not named on the command line, fails, or returns something else.
+    """
+    require_let_run(name)
+    reading.require_only(("column",), f"The data set {name}")
+    function = import_function(name, "data set")
+    try:
+        returned = function()
+    except Exception as error:
+        raise UsageError(f"The data set {name}, called without arguments, raised {first_line(error)}.") from error
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        _refuse(name, "must return (train, test)")
+    train, columns = _split(name, "training", returned[0])
+    test, _ = _split(name, "test", returned[1])
+    if train.images.shape[1:] != test.images.shape[1:] or train.images.dtype != test.images.dtype:
+        _refuse(name, f"returns {_kind(train.images)} for training and {_kind(test.images)} for testing: one is needed")
+    classes = 1 + max(int(train.labels.max()), int(test.labels.max()))
+    if classes > MOST_CLASSES:
+        _refuse(name, f"has the label {classes - 1}, of {MOST_CLASSES - 1} at most: number the classes from 0")
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    if train.images.dtype == torch.uint8:
+        measured = channel_statistics(train.images.numpy())
+        mean, std = tuple(measured[0]), tuple(max(deviation, 1e-6) for deviation in measured[1])
+    if reading.column is not None:
+        train = Split(train.images, train.labels, _owners(name, columns, reading.column, len(train)))
+    return ImageData(name, train, test, classes, mean, std, augment=False)
+
+
+def _split(name: str, what: str, returned: Any) -> tuple[Split, Mapping[str, Any]]:
+    if not isinstance(returned, tuple | list) or len(returned) not in (2, 3):
+        _refuse(name, f"must return (inputs, labels) as its {what} split")
+    inputs, labels = (_tensor(name, what, part) for part in returned[:2])
+    columns = returned[2] if len(returned) == 3 else {}
+    if not isinstance(columns, Mapping):
+        _refuse(name, f"must return a dictionary of columns as the third part of its {what} split")
+    if inputs.ndim < 2 or len(inputs) == 0:
+        _refuse(name, f"must return {what} inputs of shape (n, ...), not {tuple(inputs.shape)}")
+    if labels.shape != (len(inputs),) or labels.is_floating_point() or labels.dtype == torch.bool:
+        _refuse(name, f"must return {what} labels that are {len(inputs)} whole numbers, not {_kind(labels)}")
+    if int(labels.min()) < 0:
+        _refuse(name, f"has the {what} label {int(labels.min())}: classes are counted from 0")
+    if inputs.is_floating_point():
+        inputs = inputs if inputs.dtype == torch.float64 else inputs.float()
+        if not inputs.isfinite().all():
+            _refuse(name, f"has {what} inputs that are not finite")
+    elif (inputs.dtype == torch.uint8 and inputs.ndim != 4) or inputs.dtype != torch.uint8:
+        inputs = inputs.long()
+    return Split(inputs.contiguous(), labels.long().contiguous()), columns
+
+
+def _tensor(name: str, what: str, part: Any) -> Tensor:
+    if isinstance(part, np.ndarray):
+        try:
+            part = torch.from_numpy(np.ascontiguousarray(part))
+        except TypeError:
+            _refuse(name, f"returns {what} arrays of {part.dtype}: numbers are needed")
+    if not isinstance(part, Tensor):
+        _refuse(name, f"must return tensors, but returns a {type(part).__name__} in its {what} split")
+    if part.is_sparse or part.is_quantized or part.is_complex() or part.layout != torch.strided or part.is_nested:
+        _refuse(name, f"must return dense tensors of real numbers, not {_kind(part)}")
+    return part.detach().cpu()
+
+
+def _owners(name: str, columns: Mapping[str, Any], column: str, samples: int) -> Tensor:
+    if column not in columns:
+        _refuse(name, f"returns no column {column!r} with its training split (it has: {', '.join(columns) or 'none'})")
+    values = np.asarray(columns[column])
+    if values.shape != (samples,):
+        _refuse(name, f"must return {samples} values as its column {column!r}, not {values.shape}")
+    return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
+def _refuse(name: str, what: str) -> NoReturn:
+    raise UsageError(f"The data set {name} {what}.")

@@ -1,0 +1,19 @@
+"""How names of our own are spelled, whatever the letters in which they are given."""
+
+from typing import Any
+
+from flatlab.data.known import KNOWN
+from flatlab.federated.models import MODELS
+
+NAMES = ("algorithm", "partition", "augmentation", "activation", "sampling", "report", "dtype", "precision")
+"""Fields whose values are names of our own, in small letters."""
+
+
+def in_small_letters(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with names of our own as we spell them: FedAvg is fedavg, CIFAR10 is cifar10."""
+    small = {name: value.lower() for name, value in fields.items() if name in NAMES and isinstance(value, str)}
+    for name, known in {"dataset": ("digits", *KNOWN), "model": ("auto", *MODELS)}.items():
+        value = fields.get(name)
+        if isinstance(value, str) and value.lower() in known:
+            small[name] = value.lower()
+    return fields | small

@@ -1,0 +1,108 @@
+"""What a user says of how a data set is read: labels, held-out shares, sizes, columns of clients, augmentation."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flatlab.data import Reading, load_images
+from flatlab.data.pixels import scaled
+from flatlab.errors import UsageError
+from flatlab.federated.config import RunConfig
+from flatlab.federated.world import make_world, resolve
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLATLAB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """20 training images by 4 writers with two columns of labels, and no test split."""
+    import datasets
+
+    rng = np.random.default_rng(0)
+    rows: dict[str, list[Any]] = {
+        "picture": [Image.fromarray(rng.integers(0, 256, (6, 6), dtype=np.uint8)) for _ in range(20)],
+        "coarse": [k % 2 for k in range(20)],
+        "fine": [k % 5 for k in range(20)],
+        "writer": ["dcab"[k % 4] for k in range(20)],
+    }
+    made = datasets.Dataset.from_dict(rows).cast_column("picture", datasets.Image())
+    (tmp_path / "table").mkdir()
+    made.to_parquet(str(tmp_path / "table" / "train-0.parquet"))
+    return tmp_path / "table"
+
+
+def test_a_share_is_held_out_by_class_and_each_time_the_same(table: Path) -> None:
+    with pytest.raises(UsageError, match="or hold out a share of the training split"):
+        load_images(str(table), reading=Reading(label="fine"))
+    data = load_images(str(table), reading=Reading(label="fine", holdout=0.25))
+    assert (len(data.train), len(data.test), data.classes) == (15, 5, 5)
+    assert sorted(data.test.labels.tolist()) == [0, 1, 2, 3, 4]
+    both = {image.numpy().tobytes() for split in (data.train, data.test) for image in split.images}
+    assert len(both) == 20
+    coarse = load_images(str(table), reading=Reading(label="coarse", holdout=0.5))
+    assert coarse.classes == 2
+    with pytest.raises(UsageError, match=r"holdout = 0.01 leaves one split empty"):
+        load_images(str(table), reading=Reading(label="fine", holdout=0.01))
+
+
+def test_clients_are_the_values_of_a_column(table: Path) -> None:
+    fields = {"dataset": str(table), "label_column": "fine", "holdout": 0.2, "partition": "column"}
+    config = RunConfig.model_validate({**fields, "partition_column": "writer", "clients": 4, "model": "mlp"})
+    world = make_world(config)
+    images = load_images(str(table), reading=Reading(label="fine", holdout=0.2)).train.images
+    assert world.data.train.images.equal(images)
+    assert sorted(np.concatenate(world.parts)) == list(range(16))
+    assert all(len(set(world.data.train.owners[part].tolist())) == 1 for part in world.parts)  # type: ignore[index]
+    with pytest.raises(UsageError, match=r"no column 'author' \(partition_column\), but only picture"):
+        load_images(str(table), reading=Reading(label="fine", holdout=0.2, column="author"))
+    with pytest.raises(UsageError, match=r"no column 'digit' \(label_column\)"):
+        load_images(str(table), reading=Reading(label="digit", holdout=0.2))
+    with pytest.raises(UsageError, match="leave hub_config out"):
+        load_images(str(table), reading=Reading(configuration="v2"))
+
+
+@pytest.fixture
+def sizes(tmp_path: Path) -> Path:
+    """Class folders of images of two sizes, without a test split."""
+    for label in ("a", "b"):
+        for k in range(4):
+            file = tmp_path / "sizes" / "train" / label / f"{k}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((6 + 6 * (k % 2), 6, 3), 40 * k, dtype=np.uint8)).save(file)
+    return tmp_path / "sizes"
+
+
+def test_images_of_any_sizes_are_scaled_to_one(sizes: Path) -> None:
+    with pytest.raises(UsageError, match=r"or name one \(image_size\)"):
+        load_images(str(sizes), reading=Reading(holdout=0.25))
+    data = load_images(str(sizes), reading=Reading(holdout=0.25, size=4))
+    assert data.input_shape == (3, 4, 4)
+    assert (len(data.train), len(data.test)) == (6, 2)
+    with pytest.raises(UsageError, match="no use for partition_column"):
+        load_images(str(sizes), reading=Reading(holdout=0.25, size=4, column="writer"))
+
+
+def test_shrinking_averages_and_keeps_the_depth() -> None:
+    board = 255 * (np.indices((8, 8)).sum(axis=0) % 2).astype(np.uint8)
+    assert np.abs(scaled(board, 2).astype(int) - 127).max() <= 8
+    deep = np.full((8, 8), 4095, dtype=np.uint16)
+    assert scaled(deep, 3).dtype == np.uint16
+    assert (scaled(deep, 3) == 4095).all()
+    assert scaled(np.zeros((5, 9, 3), dtype=np.uint8), 7).shape == (7, 7, 3)
+
+
+def test_bundled_digits_have_nothing_to_say(tmp_path: Path) -> None:
+    for reading in (Reading(label="a"), Reading(holdout=0.5), Reading(size=4), Reading(column="a")):
+        with pytest.raises(UsageError, match="The data set digits has no use for"):
+            load_images("digits", reading=reading)
+
+
+def test_augmentation_is_as_the_configuration_says() -> None:
+    for name, augmented in (("auto", False), ("none", False), ("flip-crop", True)):
+        assert resolve(RunConfig.model_validate({"augmentation": name}))[1].augment == augmented
