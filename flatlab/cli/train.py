@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from flatlab.cli.console import console, say, status, write_json
+from flatlab.cli.console import console, say, write_json
 from flatlab.cli.options import choice
-from flatlab.cores import available_cores
+from flatlab.cli.run_plan import print_plan
 from flatlab.federated.engine import ENGINES
 
 if TYPE_CHECKING:
@@ -269,31 +269,6 @@ def train_run(
     following = f"flatlab eigs {files.final}{_own_functions(config)}"
     console.print(f"Checkpoint: [bold]{files.final}[/bold]\nNext:       [bold]{following}[/bold]", soft_wrap=True)
     return files.final
-
-
-def print_plan(config: "RunConfig", out: Path | None, data_root: Path | None) -> None:
-    """Print the configuration, where it would go, what it would hold in memory, and about how long it would take."""
-    import tomli_w
-
-    from flatlab.federated.footprint import footprint
-    from flatlab.grid.estimate import calibrate, training_seconds
-    from flatlab.runs.fingerprint import settled
-    from flatlab.runs.folder import RunFolder, default_folder
-    from flatlab.runs.lines import duration
-
-    config = settled(config, data_root)
-    files = RunFolder(out or default_folder(config))
-    with status.status("Calibrating: one client's epoch"):
-        speeds = calibrate([config], "cpu", data_root)
-    console.print(tomli_w.dumps(config.plain()), markup=False, highlight=False)
-    console.print(f"{speeds.parameters:,} parameters, {speeds.train_images:,} training images.", highlight=False)
-    say_held = footprint(config, speeds.parameters).sentence()
-    console.print(say_held, markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        files.refusal(config) or f"It would go to {files.path}.", markup=False, highlight=False, soft_wrap=True
-    )
-    seconds = training_seconds(config, config.rounds, speeds)
-    console.print(f"One worker on a CPU takes about {duration(seconds)}; {available_cores()} run at once here.")
 
 
 def _interrupted(files: "RunFolder", config: "RunConfig", interruption: KeyboardInterrupt) -> str:

@@ -21,7 +21,3 @@ KNOWN = {
     "fashion-mnist": KnownData("zalando-datasets/fashion_mnist", "label", (0.2860,), (0.3530,), False),
 }
 """By the name that the command line takes. The label column is the hub's; mean and std are the published ones."""
-
-DIGITS_MEAN = (0.3054,)
-DIGITS_STD = (0.3760,)
-"""Of the 1438 training images of scikit-learn's digits, scaled to [0, 1]."""

@@ -15,10 +15,10 @@ import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
 
-from analysis.strata import stratified_choice
+from flatlab.data.bundled import BUNDLED
 from flatlab.data.folder import visible_files
 from flatlab.data.images import ImageData, Split, channel_statistics
-from flatlab.data.known import DIGITS_MEAN, DIGITS_STD, KNOWN
+from flatlab.data.known import KNOWN
 from flatlab.data.own import load_own
 from flatlab.data.samples import AS_FOUND, Reading, Source
 from flatlab.data.source import Decoded, read
@@ -34,7 +34,7 @@ def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FO
     """Load the data set `name`.
 
     Args:
-        name: "digits" (bundled with scikit-learn), a name in `flatlab.data.known`, a local folder of Parquet files
+        name: one in `flatlab.data.bundled` or in `flatlab.data.known`, a local folder of Parquet files
             (train-*.parquet, test-*.parquet) or of images (train/CLASS/*.png, test/CLASS/*.png), or a name on the
             Hugging Face hub. A known name is never a folder: ./digits is one. Or `package.module:function`, which
             runs only if the command line names it (`own.load_own`).
@@ -52,9 +52,9 @@ def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FO
     """
     if names_function(name):
         return load_own(name, reading)
-    if name == "digits":
-        reading.require_only((), "The data set digits")
-        return _digits()
+    if name in BUNDLED:
+        reading.require_only((), f"The data set {name}")
+        return BUNDLED[name]()
     source = _locate(name, root, reading)
     cached = _cache_folder() / _key(source)
     if not _is_whole(cached):
@@ -82,7 +82,7 @@ def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FO
 
 def is_local(name: str, root: Path | None = None) -> bool:
     """Whether the data set is bundled, in a folder here or a function's, so that it can change. Raises `UsageError`."""
-    return names_function(name) or name == "digits" or _locate(name, root, AS_FOUND).folder is not None
+    return names_function(name) or name in BUNDLED or _locate(name, root, AS_FOUND).folder is not None
 
 
 def absolute_name(name: str) -> str:
@@ -93,7 +93,7 @@ def absolute_name(name: str) -> str:
     root = os.environ.get("FLATLAB_DATA")
     if (
         names_function(name)
-        or name == "digits"
+        or name in BUNDLED
         or name in KNOWN
         or (root and Path(root, name).is_dir())
         or not Path(name).is_dir()
@@ -183,17 +183,3 @@ def _load_split(folder: Path, split: str) -> Split:
         torch.from_numpy(labels),
         torch.from_numpy(np.load(owners)) if owners.exists() else None,
     )
-
-
-def _digits() -> ImageData:
-    """scikit-learn's 1797 digits of 8 x 8 pixels and 17 grey levels; every fifth of each class is for testing."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    labels = torch.from_numpy(digits.target.astype(np.int64))
-    for_testing = stratified_choice(labels.numpy(), len(labels) // 5, np.random.default_rng(0))
-    is_test = torch.zeros(len(labels), dtype=torch.bool)
-    is_test[torch.from_numpy(for_testing)] = True
-    train, test = (Split(images[chosen], labels[chosen]) for chosen in (~is_test, is_test))
-    return ImageData("digits", train, test, 10, DIGITS_MEAN, DIGITS_STD, augment=False)

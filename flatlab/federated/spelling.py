@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from flatlab.data.bundled import BUNDLED
 from flatlab.data.known import KNOWN
 from flatlab.federated.models import MODELS
 
@@ -12,7 +13,7 @@ NAMES = ("algorithm", "partition", "augmentation", "activation", "sampling", "re
 def in_small_letters(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields with names of our own as we spell them: FedAvg is fedavg, CIFAR10 is cifar10."""
     small = {name: value.lower() for name, value in fields.items() if name in NAMES and isinstance(value, str)}
-    for name, known in {"dataset": ("digits", *KNOWN), "model": ("auto", *MODELS)}.items():
+    for name, known in {"dataset": (*BUNDLED, *KNOWN), "model": ("auto", *MODELS)}.items():
         value = fields.get(name)
         if isinstance(value, str) and value.lower() in known:
             small[name] = value.lower()
