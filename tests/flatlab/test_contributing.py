@@ -1,6 +1,5 @@
-"""The worked example in CONTRIBUTING.md is a whole algorithm: registered, it trains."""
+"""The worked example of an algorithm follows its equation; tests/test_worked_examples.py runs all examples."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.rounds import Run
 from flatlab.federated.world import World
 
-CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "algorithm.diff"
 
 
 def test_the_worked_example_follows_its_equation(
     toy_world: Callable[..., World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text(), flags=re.DOTALL)
+    added = EXAMPLE.read_text().partition("+++ b/flatlab/federated/algorithms/fedavgm.py\n")[2].splitlines()
+    code = "\n".join(line[1:] for line in added if line.startswith("+"))
     names: dict[str, Any] = {}
     exec(code, names)  # our own document
     monkeypatch.setitem(ALGORITHMS, "fedavgm", names["ALGORITHM"])
