@@ -1,6 +1,7 @@
 """What a search by Lanczos may have overlooked, against the inequality that bounds it, evaluated densely."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,26 @@ def test_second_copies_stay_overlooked_more_rarely_than_promised(copied: int) ->
     results = [lanczos(operator, 5, tol=TOL, seed=seed).values for seed in range(100)]
     wrong = sum(not torch.allclose(values, exact, rtol=TOL) for values in results)
     assert wrong <= PROBABILITY * len(results)
+
+
+@pytest.mark.parametrize("find", [lanczos, power_iteration])
+@pytest.mark.parametrize("size", [200, 1200])
+def test_all_looks_together_miss_no_more_than_is_said(find: Any, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of an eigenvalue that show late make a search look several times, each with a chance to miss."""
+    module = sys.modules[find.__module__]
+    look, spent = module.overlooked, []
+
+    def noted(seen: Seen, limits: Any, probability: float, *rest: Any) -> Any:
+        spent.append(probability)
+        return look(seen, limits, probability, *rest)
+
+    monkeypatch.setattr(module, "overlooked", noted)
+    spectrum = torch.cat([torch.tensor([9.0, 9.0, 5.0]), torch.linspace(3, -3, size - 3)]).double()
+    start = torch.eye(size, dtype=torch.float64)[:, [0, 2]]
+    pairs = find(matrix_operator(torch.diag(spectrum)), 2, start=start, tol=0.2, max_iter=600)
+    assert pairs.values.tolist() == pytest.approx([9.0, 9.0], rel=0.2)
+    assert len(spent) > 1
+    assert 0 < sum(spent) <= pairs.missed <= PROBABILITY
 
 
 def test_a_look_that_ran_out_of_products_is_no_convergence() -> None:
