@@ -11,6 +11,7 @@ from typing import Any
 from figures.errors import ResultsError
 from figures.labels import algorithm_label, partition_label
 from figures.saved import read_measurement, read_records
+from figures.unconverged import is_unconverged
 from flatlab.errors import FlatlabError, UsageError
 from flatlab.federated.config import RunConfig, make_config, read_config
 from flatlab.grid.plan import Grid, grid_cells, parse_grid, partition_name
@@ -62,6 +63,12 @@ class Result:
         """Of the Hessian at the end of training."""
         eigs = self.measured.get("eigs")
         return float(eigs["global"]["eigenvalues"][0]["value"]) if eigs else None
+
+    @property
+    def unconverged(self) -> bool:
+        """Whether the top eigenvalue is not converged, or a larger one not excluded, as its measurement says."""
+        eigs = self.measured.get("eigs")
+        return eigs is not None and is_unconverged(eigs["global"]["eigenvalues"][0])
 
     @property
     def trace(self) -> float | None:

@@ -2,10 +2,10 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -188,8 +188,10 @@ def train_run(
     _print_summary(config, last, seconds)
     summary = {name: last[name] for name in ("test_accuracy", "train_loss", "images_per_second")}
     write_json(json, {"checkpoint": str(files.final), "rounds": config.rounds, **summary, "seconds": seconds})
-    if execution.track_eigs and any("curvature" in record for record in files.metrics.read()):
+    tracked = [record["curvature"] for record in files.metrics.read() if "curvature" in record]
+    if execution.track_eigs and tracked:
         console.print(f"Eigenvalues: [bold]{_draw_tracking(files)}[/bold]", soft_wrap=True)
+        _warn_of_unconverged([value for one in tracked for value in (one["global"], *one["layers"].values())])
     following = f"flatlab eigs {files.final}{_own_model(config)}"
     console.print(f"Checkpoint: [bold]{files.final}[/bold]\nNext:       [bold]{following}[/bold]", soft_wrap=True)
     return files.final
@@ -250,6 +252,17 @@ def _print_summary(config: "RunConfig", last: "Record", seconds: float) -> None:
 def _own_model(config: "RunConfig") -> str:
     """What a command on this run must add where its model is a function of the user's."""
     return f" --model {shlex.quote(config.model)}" if ":" in config.model else ""
+
+
+def _warn_of_unconverged(values: Sequence[Mapping[str, Any]]) -> None:
+    from figures.unconverged import is_unconverged
+
+    if count := sum(map(is_unconverged, values)):
+        console.print(
+            f"! {count} of {len(values)} tracked eigenvalues are not converged, or larger ones are not excluded: "
+            "hollow in the figure, with converged = false in metrics.jsonl.",
+            soft_wrap=True,
+        )
 
 
 def _draw_tracking(files: "RunFolder") -> Path:
