@@ -85,8 +85,7 @@ def lanczos(
     max(2 k + 20, 40), or half of `operator.room` where that is less: what is certified stays the same.
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
-    if start is None and operator.start is not None:
-        start = operator.start()
+    start, seed = operator.beginning(start, seed)
     steps = lanczos_steps(operator.size, like, k, which, tol, max_iter, start, seed, max_basis, operator.room, progress)
     return confirmed(drive(steps, lambda rows: operator(rows.T).T), tol, operator.exact)
 

@@ -23,6 +23,7 @@ from analysis.memory import vectors_that_fit
 from analysis.objective import loss_and_gradient
 from analysis.problem import Chunk, Problem
 from analysis.second_derivatives import graph_only
+from analysis.vectors import seed_beside
 
 Product = Callable[[Tensor], Tensor]
 """(b, p) -> (b, p): each row times the matrix."""
@@ -55,6 +56,12 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
         self.exact = exact
         self.room = room
         self.products = 0
+
+    def beginning(self, start: Tensor | None, seed: int) -> tuple[Tensor | None, int]:
+        """Vectors to start from, `start` (p, m) or else the operator's own, and a seed of noise independent of them."""
+        if start is not None:
+            return start, seed_beside(start, seed)
+        return (None if self.start is None else self.start()), seed
 
     @overload
     def __call__(self, vectors: Tensor) -> Tensor: ...

@@ -51,8 +51,7 @@ def power_iteration(
     Eigenvalues lambda and -lambda of equal magnitude do not converge one by one; the result then says so.
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
-    if start is None and operator.start is not None:
-        start = operator.start()
+    start, seed = operator.beginning(start, seed)
     steps = power_steps(operator.size, like, k, tol, max_iter, start, seed, operator.room, progress)
     return confirmed(drive(steps, lambda v: operator(v.T).T), tol, operator.exact)
 

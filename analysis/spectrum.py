@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -98,9 +98,9 @@ def eigs(
     began = time.perf_counter()
     search = _Search(k, tol, max_iter, method, seed, vectors_that_fit(problem), progress)
     operator = pyhessian_operator(problem) if backend == "pyhessian" else hessian(problem)
-    if start is None and operator.start is not None:
-        start = operator.start()
-    whole = confirmed(drive(search.steps(problem, "", start), operator.rows), tol, operator.exact)
+    start, noise = operator.beginning(start, seed)
+    steps = replace(search, seed=noise).steps(problem, "", start)
+    whole = confirmed(drive(steps, operator.rows), tol, operator.exact)
     del operator  # and its graphs, before those of the layers
     found = _layer_eigenpairs(problem, search, layers, backend)
     forward = forward_pass(problem, list(found))

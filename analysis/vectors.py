@@ -4,6 +4,7 @@ torch's float32 sum over 800,000 numbers is off by some 1e-5, which moves an eig
 therefore taken to float64 piece by piece, in pieces that stay in the cache.
 """
 
+import hashlib
 import math
 
 import torch
@@ -66,6 +67,17 @@ def orthogonalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 def random_rows(count: int, size: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal rows (count, size), the same on every device for a given CPU generator."""
     return torch.randn(count, size, dtype=torch.float64, generator=generator).to(like)
+
+
+def seed_beside(start: Tensor, seed: int) -> int:
+    """A seed of noise that has nothing to do with `start` (p, m), also where a search with `seed` made that.
+
+    With the same noise again, what a search missed because its noise had nearly none of it would be missed by all that
+    start from what it found.
+    """
+    content = start.detach().double().cpu().contiguous().numpy().tobytes()
+    digest = hashlib.blake2b(content, digest_size=7, person=str(seed).encode()[-16:])
+    return int.from_bytes(digest.digest(), "little")
 
 
 def start_rows(

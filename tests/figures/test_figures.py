@@ -113,7 +113,9 @@ def test_eigenvalues_that_did_not_converge_are_hollow(results: Path, tmp_path: P
     _, axes = plt.subplots()
     entries = [{"value": 1.0, "converged": True}, {"value": 2.0, "converged": False}, {"value": 3.0}]
     assert ring(axes, [1, 2, 3], entries, "k")
-    assert [(line.get_xdata(), line.get_ydata(), line.get_mfc()) for line in axes.lines] == [([2], [2.0], "white")]
+    assert [(line.get_xdata(), line.get_ydata(), line.get_markerfacecolor()) for line in axes.lines] == [
+        ([2], [2.0], "white")
+    ]
     plt.close()
 
 
