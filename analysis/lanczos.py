@@ -87,7 +87,7 @@ def lanczos(
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     start, seed = operator.beginning(start, seed)
     steps = lanczos_steps(operator.size, like, k, which, tol, max_iter, start, seed, max_basis, operator.room, progress)
-    return confirmed(drive(steps, lambda rows: operator(rows.T).T), tol, operator.exact)
+    return confirmed(drive(steps, lambda rows: operator(rows.T).T), tol, operator.exact, operator.room)
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,11 @@ def lanczos_steps(
         if missed <= PROBABILITY or not pairs.finished:
             return judged(pairs, missed, spent)
         limits = limits_of(_borders(pairs.values, which), tol, seen.values.abs().max().item(), like.dtype)
+        beside = None if room is None else room - k  # of the pairs
         for part in (seen, seen.first(k)):
             left_over = search.max_products - spent
             spare /= 2  # however many looks there are, what each may miss adds up to no more than promised
-            crossed, products = yield from overlooked(part, limits, spare, left_over, room, generator)
+            crossed, products = yield from overlooked(part, limits, spare, left_over, beside, generator)
             spent += products
             if crossed is not None:
                 break

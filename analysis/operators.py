@@ -126,7 +126,7 @@ def deflated(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Sy
 
 
 def _derived(operator: SymmetricOperator, product: Product) -> SymmetricOperator:
-    return SymmetricOperator(operator.size, operator.torch_dtype, operator.device, product)
+    return SymmetricOperator(operator.size, operator.torch_dtype, operator.device, product, room=operator.room)
 
 
 class _ProductGraph(Graph, Protocol):

@@ -53,7 +53,7 @@ def power_iteration(
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     start, seed = operator.beginning(start, seed)
     steps = power_steps(operator.size, like, k, tol, max_iter, start, seed, operator.room, progress)
-    return confirmed(drive(steps, lambda v: operator(v.T).T), tol, operator.exact)
+    return confirmed(drive(steps, lambda v: operator(v.T).T), tol, operator.exact, operator.room)
 
 
 def power_steps(

@@ -38,6 +38,16 @@ def norm(vector: Tensor) -> float:
     return math.sqrt(dot(vector, vector))
 
 
+def quotients(vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """v . Av and |Av - (v . Av) v| of unit rows v (k, p) and their products Av (k, p): (k,) float64 each."""
+    values = torch.stack([dots(v[None], image[None])[0, 0] for v, image in zip(vectors, images, strict=True)])
+    squares = torch.zeros_like(values)
+    for start in range(0, vectors.shape[1], _PIECE):
+        v, image = (rows[:, start : start + _PIECE].double() for rows in (vectors, images))
+        squares += (image - values[:, None] * v).square().sum(1)
+    return values, squares.sqrt()
+
+
 @ieee()
 def combine(weights: Tensor, rows: Tensor) -> Tensor:
     """Linear combinations of rows: (b, m) weights, (m, p) -> (b, p) in the rows' type."""
