@@ -15,6 +15,9 @@ from torch import Tensor
 from analysis.eigenpairs import Eigenpairs, rounding
 from analysis.models import convert
 from analysis.problem import Problem
+from analysis.vectors import quotients
+
+_VECTORS = 8  # of the pairs' type that a pair takes while it is multiplied: in float64, its image, and sums on the way
 
 
 def in_float64(problem: Problem) -> Problem:
@@ -29,23 +32,29 @@ def in_float64(problem: Problem) -> Problem:
     )
 
 
-def confirmed(pairs: Eigenpairs, tol: float, product: Callable[[Tensor], Tensor] | None) -> Eigenpairs:
+def confirmed(
+    pairs: Eigenpairs, tol: float, product: Callable[[Tensor], Tensor] | None, room: int | None = None
+) -> Eigenpairs:
     """The pairs with values and residuals from `product`, (b, p) -> (b, p) in float64; unchanged where there is none.
 
+    Pairs go through together, but for as many as would take more than `room` vectors of theirs (None: any number).
     Also unchanged, `confirmed` staying false, where the model does not run in float64. A residual that is above the
     tolerance in float64 only is `rounded`: float32 does not carry that tolerance here.
     """
     if product is None or pairs.confirmed:
         return pairs
-    vectors = pairs.vectors.T.double()
-    vectors = vectors / vectors.norm(dim=1, keepdim=True)
-    try:
-        images = product(vectors)
-    except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
-        return pairs
-    values = (vectors * images).sum(1)
+    together = len(pairs.values) if room is None else max(1, room // _VECTORS)
+    found = []
+    for some in pairs.vectors.T.split(together):
+        rows = some.double()
+        rows /= rows.norm(dim=1, keepdim=True)
+        try:
+            found.append(quotients(rows, product(rows)))
+        except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
+            return pairs
+    values, residuals = (torch.cat(parts) for parts in zip(*found, strict=True))
     scale = max(values.abs().max().item(), pairs.values.abs().max().item())
-    residuals = (images - values[:, None] * vectors).norm(dim=1).clamp(min=rounding(scale, torch.float64))
+    residuals = residuals.clamp(min=rounding(scale, torch.float64))
     gaps = pairs.residuals**2 / pairs.quadratic  # the residual itself where none was found
     sharper = torch.where(pairs.quadratic < pairs.residuals, residuals**2 / gaps, residuals)
     within, ended = residuals <= tol * values.abs(), pairs.converged | pairs.rounded
@@ -57,5 +66,5 @@ def confirmed(pairs: Eigenpairs, tol: float, product: Callable[[Tensor], Tensor]
         converged=ended & within,
         rounded=ended & ~within,
         confirmed=True,
-        products=pairs.products + len(vectors),
+        products=pairs.products + len(values),
     )

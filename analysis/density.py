@@ -60,8 +60,8 @@ def spectral_density(
     nodes, weights, products = [], [], 0
     for _ in range(probes):
         start = random_rows(1, operator.size, like, generator)
-        decomposition = decompose(operator, start[0], min(depth, operator.size), generator)
-        values, s = torch.linalg.eigh(decomposition.projected)
+        projected = decompose(operator, start[0], min(depth, operator.size), generator).projected
+        values, s = torch.linalg.eigh(projected)
         nodes.append(values.cpu())
         weights.append(s[0].square().cpu())
         products += len(values)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from analysis.vectors import combine, dots
+from analysis.vectors import combine, dots, quotients
 
 Iteration = Generator[Tensor, Tensor, "Eigenpairs"]
 """Yields a block of rows (b, p), is sent the block times A, and returns eigenpairs: so that many can share one pass."""
@@ -89,8 +89,7 @@ def certified(
     eigenvalue beside a pair was missed (two that are closer than the residual look like one); below rounding no bound
     is claimed.
     """
-    values = (vectors.double() * images.double()).sum(1)
-    residuals = (images.double() - values[:, None] * vectors.double()).norm(dim=1)
+    values, residuals = quotients(vectors, images)
     residuals = residuals.clamp(min=rounding(scale, vectors.dtype))
     converged = residuals <= tol * values.abs()
     return Eigenpairs(

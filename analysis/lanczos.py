@@ -57,6 +57,7 @@ from analysis.vectors import (
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
 
+_SEARCH = 0.8  # of the probability that something is missed is for the search itself, the rest for looks after it
 _NOISE = 0.1  # of the start's length for k > 1, so that nothing is out of reach
 _SMALL, _RARELY = 1000, 1e-3  # up to so many dimensions products cost nothing, and less may be missed
 _LONG = 100  # vectors that are kept there, since memory costs nothing either
@@ -84,10 +85,9 @@ def lanczos(
     max(2 k + 20, 40), or half of `operator.room` where that is less: what is certified stays the same.
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
-    if start is None and operator.start is not None:
-        start = operator.start()
+    start, seed = operator.beginning(start, seed)
     steps = lanczos_steps(operator.size, like, k, which, tol, max_iter, start, seed, max_basis, operator.room, progress)
-    return confirmed(drive(steps, lambda rows: operator(rows.T).T), tol, operator.exact)
+    return confirmed(drive(steps, lambda rows: operator(rows.T).T), tol, operator.exact, operator.room)
 
 
 @dataclass(frozen=True)
@@ -144,17 +144,19 @@ def lanczos_steps(
         chain = Chain(sigma, math.log(norm(rows[0])), torch.zeros(0, dtype=torch.float64, device=like.device))
     else:
         rows = start_rows(1, size, like, start, generator, _NOISE)
-    spent = 0
+    spent, spare = 0, _rarely(size) * (1 if chain is None else 1 - _SEARCH)
     while True:
         left = replace(search, max_products=search.max_products - spent)
         pairs, seen, missed = yield from _thick_restart(rows, left, chain)
         spent += pairs.products
         if missed <= PROBABILITY or not pairs.finished:
             return judged(pairs, missed, spent)
-        limits = limits_of(_borders(pairs.values, which), tol, _extent(seen.values), like.dtype)
+        limits = limits_of(_borders(pairs.values, which), tol, seen.values.abs().max().item(), like.dtype)
+        beside = None if room is None else room - k  # of the pairs
         for part in (seen, seen.first(k)):
             left_over = search.max_products - spent
-            crossed, products = yield from overlooked(part, limits, _rarely(size), left_over, room, generator)
+            spare /= 2  # however many looks there are, what each may miss adds up to no more than promised
+            crossed, products = yield from overlooked(part, limits, spare, left_over, beside, generator)
             spent += products
             if crossed is not None:
                 break
@@ -223,7 +225,7 @@ def _thick_restart(
         if chain:
             chain.extended(norm(w[0]))
             slack = slack_at(values[want[-1]].item(), BEYOND * search.tol, scale, w.dtype)
-            missed = chain.missed(values, residuals, _borders(values[want], search.which), slack)
+            missed = chain.missed(values, residuals, _borders(values[want], search.which), slack) / _SEARCH
         enough = search.finished(values[want], residuals[want], products, w.dtype)
         if m == size:
             missed = 0.0
@@ -254,10 +256,6 @@ def _thick_restart(
 def _rarely(size: int) -> float:
     """The probability with which something may be missed."""
     return _RARELY if size <= _SMALL else PROBABILITY
-
-
-def _extent(values: Tensor) -> float:
-    return values.abs().max().item()
 
 
 def _append(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Generator) -> int:

@@ -24,6 +24,7 @@ from analysis.objective import loss_and_gradient
 from analysis.parametric_loss import Chunk
 from analysis.problem import Problem
 from analysis.second_derivatives import graph_only
+from analysis.vectors import seed_beside
 
 Product = Callable[[Tensor], Tensor]
 """(b, p) -> (b, p): each row times the matrix."""
@@ -56,6 +57,12 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
         self.exact = exact
         self.room = room
         self.products = 0
+
+    def beginning(self, start: Tensor | None, seed: int) -> tuple[Tensor | None, int]:
+        """Vectors to start from, `start` (p, m) or else the operator's own, and a seed of noise independent of them."""
+        if start is not None:
+            return start, seed_beside(start, seed)
+        return (None if self.start is None else self.start()), seed
 
     @overload
     def __call__(self, vectors: Tensor) -> Tensor: ...
@@ -120,7 +127,7 @@ def deflated(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> Sy
 
 
 def _derived(operator: SymmetricOperator, product: Product) -> SymmetricOperator:
-    return SymmetricOperator(operator.size, operator.torch_dtype, operator.device, product)
+    return SymmetricOperator(operator.size, operator.torch_dtype, operator.device, product, room=operator.room)
 
 
 class _ProductGraph(Graph, Protocol):

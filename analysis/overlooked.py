@@ -91,7 +91,8 @@ def overlooked(
     whole = seen.rotation.shape[0] == seen.rotation.shape[1]
     basis = seen.rows if whole else combine(seen.rotation.T, seen.rows)
     size = basis.shape[1]
-    held = len(seen.rows) + (0 if whole else len(basis))
+    allocated = seen.rows.untyped_storage().nbytes() // (size * seen.rows.itemsize)  # more than its rows, it may be
+    held = allocated + (0 if whole else len(basis))
     capacity = size if room is None else max(FEWEST, room - held)
     target = math.log(probability / len(limits) * math.sqrt(math.pi / 2))
     own = basis.new_empty(min(capacity, size - len(basis), max_products), size)  # rows grown from z, orthogonal to Q

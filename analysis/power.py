@@ -51,10 +51,9 @@ def power_iteration(
     Eigenvalues lambda and -lambda of equal magnitude do not converge one by one; the result then says so.
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
-    if start is None and operator.start is not None:
-        start = operator.start()
+    start, seed = operator.beginning(start, seed)
     steps = power_steps(operator.size, like, k, tol, max_iter, start, seed, operator.room, progress)
-    return confirmed(drive(steps, lambda v: operator(v.T).T), tol, operator.exact)
+    return confirmed(drive(steps, lambda v: operator(v.T).T), tol, operator.exact, operator.room)
 
 
 def power_steps(
@@ -71,7 +70,7 @@ def power_steps(
     """The iteration of `power_iteration`, asking for one product (1, p) at a time; vectors are of `like`'s kind."""
     k = min(k, size)
     generator = torch.Generator().manual_seed(seed)
-    spent = 0
+    spent, spare = 0, PROBABILITY
     while True:
         each = max(1, max_iter - spent // k)
         pairs, seen = yield from _deflated(start_rows(k, size, like, start, generator), tol, each, progress)
@@ -80,7 +79,8 @@ def power_steps(
             return judged(pairs, 1.0, spent)
         last, most = pairs.values[-1].abs().item(), pairs.values[0].abs().item()
         limits = limits_of([(1, last), (-1, -last)], tol, most, like.dtype)
-        crossed, products = yield from overlooked(seen, limits, PROBABILITY, max_iter * k - spent, room, generator)
+        spare /= 2  # looks may be repeated, and what each may miss adds up
+        crossed, products = yield from overlooked(seen, limits, spare, max_iter * k - spent, room, generator)
         spent += products
         if crossed is False:
             return judged(pairs, 0.0 if k == size else PROBABILITY, spent)

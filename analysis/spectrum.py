@@ -1,8 +1,9 @@
 """The leading eigenvalues of the whole Hessian and of every layer's block, with their error bounds, in one call."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from analysis.activations import forward_pass
 from analysis.confirmation import confirmed, in_float64
-from analysis.eigenpairs import Eigenpairs, Iteration, Progress, drive
+from analysis.eigenpairs import PROBABILITY, Eigenpairs, Iteration, Progress, drive
 from analysis.lanczos import lanczos_steps
 from analysis.layer_blocks import LayerBlocks
 from analysis.layers import find_layers
 from analysis.memory import vectors_that_fit
 from analysis.operators import hessian
+from analysis.overlooked import BEYOND
 from analysis.power import power_steps
 from analysis.problem import Problem
 from analysis.pyhessian_backend import pyhessian_operator
@@ -37,6 +39,15 @@ class Eigenvalue:
     rounded: bool  # above the tolerance, but no product in this precision leaves less
     missed: float  # the probability, at most, that a wanted eigenvalue was missed by more than 2 tol
     confirmed: bool  # value and residual come from a product in float64
+
+    def reach(self, tol: float) -> float:
+        """By how much the largest eigenvalue may lie above `value`, the first of a search by `lanczos` to `tol`.
+
+        What lies beyond by less than `BEYOND` tol was not excluded, and where the search was not finished nothing was.
+        """
+        if self.missed > PROBABILITY:
+            return math.inf
+        return max(self.residual, BEYOND * tol * abs(self.value)) if self.missed > 0 else self.residual
 
 
 @dataclass(frozen=True)
@@ -99,9 +110,9 @@ def eigs(
     began = time.perf_counter()
     search = _Search(k, tol, max_iter, method, seed, vectors_that_fit(problem), progress)
     operator = pyhessian_operator(problem) if backend == "pyhessian" else hessian(problem)
-    if start is None and operator.start is not None:
-        start = operator.start()
-    whole = confirmed(drive(search.steps(problem, "", start), operator.rows), tol, operator.exact)
+    start, noise = operator.beginning(start, seed)
+    steps = replace(search, seed=noise).steps(problem, "", start)
+    whole = confirmed(drive(steps, operator.rows), tol, operator.exact, search.room)
     del operator  # and its graphs, before those of the layers
     found = _layer_eigenpairs(problem, search, layers, backend)
     forward = forward_pass(problem, list(found))
@@ -189,10 +200,11 @@ def _layer_eigenpairs(
         return found
     del blocks  # and its graphs
     in_double = LayerBlocks(in_float64(problem), list(parts))
-    return {
-        name: confirmed(pairs, search.tol, lambda rows, name=name: in_double({name: rows})[name])  # type: ignore[misc]
-        for name, pairs in found.items()
-    }
+
+    def product(name: str) -> Callable[[Tensor], Tensor]:
+        return lambda rows: in_double({name: rows})[name]
+
+    return {name: confirmed(pairs, search.tol, product(name), search.room) for name, pairs in found.items()}
 
 
 def drive_together(

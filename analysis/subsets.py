@@ -5,17 +5,17 @@ weights p_k,  lambda_max(sum_k p_k H_k) <= sum_k p_k lambda_max(H_k):  a mean of
 whole's, but bounds it from above.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from analysis.batches import regrouped
-from analysis.eigenpairs import Eigenpairs
+from analysis.eigenpairs import PROBABILITY, Eigenpairs
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
-from analysis.operators import SymmetricOperator, hessian
+from analysis.operators import Product, SymmetricOperator, hessian
 from analysis.problem import Problem
 from analysis.spectrum import Eigenvalue, listed
 
@@ -74,6 +74,7 @@ class BatchSpectra:
     values: Tensor  # (batches, k) float64
     residuals: Tensor  # (batches, k) float64
     converged: Tensor  # (batches, k) bool
+    missed: float  # as for single eigenvalues, the largest over the batches
     batch_size: int
     products: int  # each with the Hessian of one batch
 
@@ -104,6 +105,7 @@ def batch_spectra(
         values=torch.stack([pairs.values for pairs in found]),
         residuals=torch.stack([pairs.residuals for pairs in found]),
         converged=torch.stack([pairs.converged for pairs in found]),
+        missed=max(pairs.missed for pairs in found),
         batch_size=batch_size,
         products=sum(pairs.products for pairs in found),
     )
@@ -128,6 +130,7 @@ class ClientSpectra:
     whole: tuple[Eigenvalue, ...]  # top k of the weighted sum
     mean: float  # sum_k p_k lambda_max(H_k)
     mean_error: float  # sum_k p_k residual_k
+    mean_reach: float  # by how much the true mean may lie above, for what the searches did not exclude
     products: int  # those with the weighted sum, and each client's, which runs over that client's samples only
 
     @property
@@ -136,9 +139,12 @@ class ClientSpectra:
         return self.mean - self.whole[0].value
 
     @property
-    def holds(self) -> bool:
-        """Whether F holds within the errors of both sides."""
-        return self.slack >= -(self.mean_error + self.whole[0].residual)
+    def holds(self) -> bool | None:
+        """Whether F holds within the errors of both sides; None where that hangs on what a search did not exclude."""
+        errors = self.mean_error + self.whole[0].residual
+        if self.slack >= -errors:
+            return True if self.whole[0].missed <= PROBABILITY else None
+        return None if self.slack + self.mean_reach >= -errors else False
 
 
 def client_spectra(
@@ -178,6 +184,7 @@ def client_spectra(
         whole=listed(whole),
         mean=sum(share[name] * values[0].value for name, values in clients.items()),
         mean_error=sum(share[name] * values[0].residual for name, values in clients.items()),
+        mean_reach=sum(share[name] * values[0].reach(tol) for name, values in clients.items() if share[name]),
         products=whole.products + sum(pairs.products for pairs in found.values()),
     )
 
@@ -188,15 +195,18 @@ def _weighted_sum(problems: Mapping[str, Problem], weights: Mapping[str, float])
     parts = [(weights[name], hessian(replace(problem, cached_samples=share))) for name, problem in problems.items()]
     one = parts[0][1]
 
-    def product(rows: Tensor) -> Tensor:
+    def summed(rows: Tensor, products: Iterable[tuple[float, Product | None]]) -> Tensor:
         total = torch.zeros_like(rows, dtype=torch.float64)
-        for weight, operator in parts:
-            total += weight * operator.rows(rows)
+        for weight, product in products:
+            if product:
+                total += weight * product(rows)
         return total.to(rows.dtype)
 
-    def exact(rows: Tensor) -> Tensor:
-        return torch.stack([weight * operator.exact(rows) for weight, operator in parts if operator.exact]).sum(0)
+    def product(rows: Tensor) -> Tensor:
+        return summed(rows, ((weight, operator.rows) for weight, operator in parts))
 
-    return SymmetricOperator(
-        one.size, one.torch_dtype, one.device, product, exact=exact if one.torch_dtype != torch.float64 else None
-    )
+    def exact(rows: Tensor) -> Tensor:
+        return summed(rows, ((weight, operator.exact) for weight, operator in parts))
+
+    in_double = exact if one.torch_dtype != torch.float64 else None
+    return SymmetricOperator(one.size, one.torch_dtype, one.device, product, exact=in_double, room=one.room)

@@ -18,9 +18,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from analysis.eigenpairs import rounding
 from analysis.errors import MeasurementError
 from analysis.operators import SymmetricOperator
-from analysis.vectors import combine, dots
+from analysis.vectors import dot, norm, orthogonalised
 
 _FEWEST = 20  # probes before a standard error is trusted
 _NORMAL = 1.959964  # the normal distribution's 97.5 % quantile
@@ -116,22 +117,36 @@ def hutch_plus_plus(operator: SymmetricOperator, products: int = 60, *, seed: in
     """The trace by Hutch++: exact on a sketched subspace, Hutchinson on the rest.
 
     Q spans A S for random signs S; tr A = tr(Q^T A Q) + tr((I - Q Q^T) A (I - Q Q^T)). A third of the products each go
-    into the sketch, the exact part and the rest. The error falls like 1 / products, against 1 / sqrt(products) of
-    Hutchinson's, where the spectrum decays. The standard error is that of the rest. (Meyer, Musco, Musco and Woodruff
-    2021.) Raises `MeasurementError` for fewer than 6 products: two vectors each are the least.
+    into the sketch, whose vectors are held, the exact part and the rest. The error falls like 1 / products, against
+    1 / sqrt(products) of Hutchinson's, where the spectrum decays. The standard error is that of the rest. (Meyer,
+    Musco, Musco and Woodruff 2021.) Raises `MeasurementError` for fewer than 6 products: two vectors each are the
+    least.
     """
     if products < 6:
         raise MeasurementError(f"Hutch++ needs at least 6 products, not {products}.")
     generator = torch.Generator().manual_seed(seed)
     third = min(products // 3, operator.size)
-    sketch = operator(random_signs(third, operator, generator).T).double()
-    q = torch.linalg.qr(sketch).Q.T.to(operator.torch_dtype)
-    exact = (q.double() * operator(q.T).T.double()).sum().item()
-    z = random_signs(third, operator, generator)
-    rest = z - combine(dots(z, q), q)
-    rest = rest - combine(dots(rest, q), q)
-    remainder = mean_of((rest.double() * operator(rest.T).T.double()).sum(1).tolist())
+    q = _sketch(operator, third, generator)
+    exact = math.fsum(dot(row, operator(row)) for row in q)
+    terms = []
+    for _ in range(third):
+        rest = orthogonalised(random_signs(1, operator, generator), q)[0][0]
+        terms.append(dot(rest, operator(rest)))
+    remainder = mean_of(terms)
     return Estimate(exact + remainder.value, remainder.standard_error)
+
+
+def _sketch(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
+    """Orthonormal rows (count, p) whose span has A S for `count` columns S of random signs, one at a time."""
+    q = torch.empty(count, operator.size, dtype=operator.torch_dtype, device=operator.device)
+    for m in range(count):
+        image = operator(random_signs(1, operator, generator).T).T
+        w, length = orthogonalised(image, q[:m])[0], norm(image[0])
+        while norm(w[0]) <= rounding(length, w.dtype):  # it lies in the span
+            w = orthogonalised(random_signs(1, operator, generator), q[:m])[0]
+        q[m] = orthogonalised(w / norm(w[0]), q[:m])[0][0]
+        q[m] /= norm(q[m])
+    return q
 
 
 def random_signs(count: int, operator: SymmetricOperator, generator: torch.Generator) -> Tensor:

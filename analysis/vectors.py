@@ -4,6 +4,7 @@ torch's float32 sum over 800,000 numbers is off by some 1e-5, which moves an eig
 therefore taken to float64 piece by piece, in pieces that stay in the cache.
 """
 
+import hashlib
 import math
 
 import torch
@@ -37,6 +38,16 @@ def norm(vector: Tensor) -> float:
     return math.sqrt(dot(vector, vector))
 
 
+def quotients(vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """v . Av and |Av - (v . Av) v| of unit rows v (k, p) and their products Av (k, p): (k,) float64 each."""
+    values = torch.stack([dots(v[None], image[None])[0, 0] for v, image in zip(vectors, images, strict=True)])
+    squares = torch.zeros_like(values)
+    for start in range(0, vectors.shape[1], _PIECE):
+        v, image = (rows[:, start : start + _PIECE].double() for rows in (vectors, images))
+        squares += (image - values[:, None] * v).square().sum(1)
+    return values, squares.sqrt()
+
+
 @ieee()
 def combine(weights: Tensor, rows: Tensor) -> Tensor:
     """Linear combinations of rows: (b, m) weights, (m, p) -> (b, p) in the rows' type."""
@@ -66,6 +77,17 @@ def orthogonalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 def random_rows(count: int, size: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal rows (count, size), the same on every device for a given CPU generator."""
     return torch.randn(count, size, dtype=torch.float64, generator=generator).to(like)
+
+
+def seed_beside(start: Tensor, seed: int) -> int:
+    """A seed of noise that has nothing to do with `start` (p, m), also where a search with `seed` made that.
+
+    With the same noise again, what a search missed because its noise had nearly none of it would be missed by all that
+    start from what it found.
+    """
+    content = start.detach().double().cpu().contiguous().numpy().tobytes()
+    digest = hashlib.blake2b(content, digest_size=7, person=str(seed).encode()[-16:])
+    return int.from_bytes(digest.digest(), "little")
 
 
 def start_rows(

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 from figures.labels import man_label
 from figures.results import Result, Results
 from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks
+from figures.unconverged import MEANING, is_unconverged, ring
 
 NETWORK = "network"
 MOST_BESIDE = 4
@@ -17,13 +18,15 @@ MOST_BESIDE = 4
 def draw_along_training(results: Results) -> Drawing:
     """Two runs that differ in MAN alone; one panel for the network, one per layer, all of the same logarithmic axis.
 
-    From the eigenvalues that the run tracked (`flatlab train --track-eigs`), or those of its saved checkpoints.
+    From the eigenvalues that the run tracked (`flatlab train --track-eigs`), or those of its saved checkpoints; hollow
+    marks are not converged.
     """
     runs = results.pair("eigs", _points, "eigenvalues of several rounds (of round-*.pt, or tracked)")
     names = list(next(iter(_points(runs[0]).values())))
     lines = -(-len(names) // MOST_BESIDE)
     columns = -(-len(names) // lines)
     rows: list[dict[str, Any]] = []
+    doubtful = False
     with paper_style():
         figure, grid = plt.subplots(
             lines,
@@ -38,8 +41,19 @@ def draw_along_training(results: Results) -> Drawing:
             for run, colour in zip(runs, (WITHOUT_MAN, WITH_MAN), strict=True):
                 points = {t: values[name] for t, values in _points(run).items() if name in values}
                 label = man_label(run.config.man, [run.config.zeta])
-                axes.plot(list(points), list(points.values()), "o-", color=colour, ms=2.5, lw=1, label=label)
-                rows += [{"run": run.name, "round": t, "block": name, "eigenvalue": v} for t, v in points.items()]
+                rounds, entries = list(points), list(points.values())
+                axes.plot(rounds, [e["value"] for e in entries], "o-", color=colour, ms=2.5, lw=1, label=label)
+                doubtful |= ring(axes, rounds, entries, colour)
+                rows += [
+                    {
+                        "run": run.name,
+                        "round": t,
+                        "block": name,
+                        "eigenvalue": e["value"],
+                        "converged": not is_unconverged(e),
+                    }
+                    for t, e in points.items()
+                ]
             axes.set(title=name, yscale="log")
         for place, axes in enumerate(grid.flat):
             if place >= len(names):
@@ -50,29 +64,24 @@ def draw_along_training(results: Results) -> Drawing:
         plain_log_ticks(grid[0, 0].yaxis)
         for axes in grid[:, 0]:
             axes.set_ylabel("top eigenvalue")
-        figure.suptitle(runs[0].setting, fontsize=8)
+        figure.suptitle("\n".join([runs[0].setting, *([MEANING] if doubtful else [])]), fontsize=8)
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         plt.close(figure)
     return Drawing(figure, rows, results.provenance(runs))
 
 
-def _points(run: Result) -> dict[int, dict[str, float]]:
-    """round: {"network" or a layer: its top eigenvalue}; empty with fewer than two rounds."""
+def _points(run: Result) -> dict[int, dict[str, Mapping[str, Any]]]:
+    """round: {"network" or a layer: its top eigenvalue as it was saved}; empty with fewer than two rounds."""
     points = {
-        record["round"]: {NETWORK: _value(record["curvature"]["global"])}
-        | {name: _value(layer) for name, layer in record["curvature"]["layers"].items()}
+        record["round"]: {NETWORK: record["curvature"]["global"], **record["curvature"]["layers"]}
         for record in run.records
         if "curvature" in record
     }
     if not points:
         saved = [*run.training, *([run.measured["eigs"]] if "eigs" in run.measured else [])]
         points = {
-            eigs["run"]["round"]: {NETWORK: _value(eigs["global"]["eigenvalues"][0])}
-            | {layer["name"]: _value(layer["eigenvalues"][0]) for layer in eigs["layers"]}
+            eigs["run"]["round"]: {NETWORK: eigs["global"]["eigenvalues"][0]}
+            | {layer["name"]: layer["eigenvalues"][0] for layer in eigs["layers"]}
             for eigs in saved
         }
     return points if len(points) > 1 else {}
-
-
-def _value(entry: Mapping[str, Any]) -> float:
-    return float(entry["value"])

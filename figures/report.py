@@ -158,7 +158,7 @@ def _runs(runs: Sequence[Result]) -> dict[str, Any]:
                 partition_label(run.partition),
                 str(run.config.seed),
                 "" if run.accuracy is None else f"{100 * run.accuracy:.2f}",
-                "" if run.top_eigenvalue is None else f"{run.top_eigenvalue:.4g}",
+                "" if run.top_eigenvalue is None else f"{run.top_eigenvalue:.4g}{' (not converged)' * run.unconverged}",
                 "" if run.trace is None else f"{run.trace:.4g}",
                 commit,
             )

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from figures.errors import MissingResultsError
 from figures.labels import algorithm_label, partition_label
+from figures.unconverged import is_unconverged
 
 
 class Config(Protocol):
@@ -88,6 +89,12 @@ class Result:
         """Of the Hessian at the end of training."""
         eigs = self.measured.get("eigs")
         return float(eigs["global"]["eigenvalues"][0]["value"]) if eigs else None
+
+    @property
+    def unconverged(self) -> bool:
+        """Whether the top eigenvalue is not converged, or a larger one not excluded, as its measurement says."""
+        eigs = self.measured.get("eigs")
+        return eigs is not None and is_unconverged(eigs["global"]["eigenvalues"][0])
 
     @property
     def trace(self) -> float | None:

@@ -73,7 +73,7 @@ def eigenvalue_table(results: Results) -> Table:
             value=lambda run: run.top_eigenvalue,
             places=_three_digits,
             change="change",
-            notes=(_measured_on(results, "eigs"),),
+            notes=(_measured_on(results, "eigs"), *_unconverged_note(results)),
         ),
     )
 
@@ -246,6 +246,11 @@ def _measured_on(results: Results, kind: str) -> str:
         raise MissingResultsError(f"no run has its final.{kind}.json")
     count = " or ".join(map(str, samples))
     return f"Of the reported model; the loss is the mean cross-entropy on {count} training images, without MAN's term."
+
+
+def _unconverged_note(results: Results) -> list[str]:
+    found = [run.name for run in results.usual if run.unconverged]
+    return [f"Not converged, or a larger one is not excluded: {', '.join(found)}."] if found else []
 
 
 def _rounds(runs: list[Result], target: float, side: str) -> dict[str, Any]:

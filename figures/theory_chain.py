@@ -17,7 +17,12 @@ LINKS = {
 
 
 def draw_theory_chain(results: Sequence[dict[str, Any]]) -> Drawing:
-    """Draw saved results of `flatlab verify CKPT...` (as in `<checkpoint>.verify.json`), one panel per checkpoint."""
+    """Draw saved results of `flatlab verify CKPT...` (as in `<checkpoint>.verify.json`), one panel per checkpoint.
+
+    For every layer its top eigenvalue and the bounds above it, on one logarithmic axis, at the lower ends of their
+    intervals (the upper ends, open where nothing is excluded, are in the table). Layers for which the bounds are not
+    claimed are left out.
+    """
     rows: list[dict[str, Any]] = []
     with print_style():
         width = COLUMN if len(results) == 1 else 2 * COLUMN
@@ -27,9 +32,10 @@ def draw_theory_chain(results: Sequence[dict[str, Any]]) -> Drawing:
             names = [layer["name"] for layer in layers]
             for shift, (link, (label, marker, colour)) in zip((-0.18, -0.06, 0.06, 0.18), LINKS.items(), strict=True):
                 ends = [layer[link] or [np.nan, np.nan] for layer in layers]
-                middles = [(low + high) / 2 for low, high in ends]
                 places = np.arange(len(layers)) + shift
-                axes.plot(places, middles, marker, color=colour, ms=5, mec="white", mew=0.4, label=label)
+                axes.plot(
+                    places, [low for low, _ in ends], marker, color=colour, ms=5, mec="white", mew=0.4, label=label
+                )
                 rows += [
                     {"checkpoint": subject_name(result), "layer": name, "quantity": link, "low": low, "high": high}
                     for name, (low, high) in zip(names, ends, strict=True)

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
 
 from figures.saving import COLUMN, PALETTE, Drawing, paper_style
+from figures.unconverged import MEANING, is_unconverged, ring
 
 STYLES = ("-", "--", ":", "-.")
 
@@ -14,9 +15,11 @@ STYLES = ("-", "--", ":", "-.")
 def draw_tracking(runs: Mapping[str, Sequence[Mapping[str, Any]]], provenance: Mapping[str, str]) -> Drawing:
     """Draw the records (lines of metrics.jsonl) of runs that tracked eigenvalues, one line style per run.
 
-    Above, the eigenvalue of the whole Hessian (black) and of each layer (colours) on a log axis; below, test accuracy.
+    Above, the eigenvalue of the whole Hessian (black) and of each layer (colours) on a log axis, with a hollow mark
+    where it did not converge or may have been overlooked; below, test accuracy.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    doubtful = False
     with paper_style():
         figure, (above, below) = plt.subplots(
             2, 1, figsize=(COLUMN, 3.4), sharex=True, constrained_layout=True, height_ratios=(2, 1)
@@ -27,28 +30,45 @@ def draw_tracking(runs: Mapping[str, Sequence[Mapping[str, Any]]], provenance: M
             note = f" ({label})" if len(runs) > 1 else ""
             for name, colour in zip(["network", *names], ["black", *PALETTE], strict=False):
                 points = [(record["round"], _entry(record["curvature"], name)) for record in tracked]
-                rounds, values = [t for t, _ in points], [entry["value"] for _, entry in points]
-                above.plot(rounds, values, style, color=colour, label=name + note, lw=1)
+                rounds, entries = [t for t, _ in points], [entry for _, entry in points]
+                above.plot(rounds, [e["value"] for e in entries], style, color=colour, label=name + note, lw=1)
+                doubtful |= ring(above, rounds, entries, colour)
                 rows += [
-                    {"run": label, "round": t, "quantity": name, "value": e["value"], "residual": e["residual"]}
+                    {
+                        "run": label,
+                        "round": t,
+                        "quantity": name,
+                        "value": e["value"],
+                        "residual": e.get("residual", ""),
+                        "converged": not is_unconverged(e),
+                    }
                     for t, e in points
                 ]
             evaluated = [(record["round"], record["test_accuracy"]) for record in records if "test_accuracy" in record]
             below.plot(*zip(*evaluated, strict=True), style, color="black", lw=1)
             rows += [
-                {"run": label, "round": t, "quantity": "test accuracy", "value": accuracy, "residual": ""}
+                {
+                    "run": label,
+                    "round": t,
+                    "quantity": "test accuracy",
+                    "value": accuracy,
+                    "residual": "",
+                    "converged": "",
+                }
                 for t, accuracy in evaluated
             ]
         above.set(ylabel="top Hessian eigenvalue", yscale="log")
         above.yaxis.set_major_formatter("{x:g}")
         above.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         above.yaxis.set_minor_formatter("{x:g}")
+        if doubtful:
+            above.set_title(MEANING, fontsize=6)
         above.legend(ncols=2, frameon=True, fontsize=6)
         below.set(xlabel="round", ylabel="test accuracy")
         plt.close(figure)
     return Drawing(figure, rows, provenance)
 
 
-def _entry(curvature: Mapping[str, Any], name: str) -> Mapping[str, float]:
-    entry: Mapping[str, float] = curvature["global"] if name == "network" else curvature["layers"][name]
+def _entry(curvature: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    entry: Mapping[str, Any] = curvature["global"] if name == "network" else curvature["layers"][name]
     return entry

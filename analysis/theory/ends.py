@@ -11,10 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from analysis.eigenpairs import PROBABILITY
 from analysis.lanczos import decompose
 from analysis.operators import SymmetricOperator
-from analysis.overlooked import BEYOND
 from analysis.spectrum import Eigenvalue
 from analysis.theory.statements import Interval, exactly
 from analysis.vectors import random_rows
@@ -42,13 +40,8 @@ def spectrum_ends(operator: SymmetricOperator, seed: int = 0) -> tuple[Interval,
 
 
 def above(top: Eigenvalue, tol: float) -> Interval:
-    """Where the largest eigenvalue lies, as far as a search by `lanczos` to `tol` in float64 says.
-
-    It is not below its Ritz value. What lies beyond by less than `BEYOND` tol was not excluded, and where the search
-    was not finished nothing was.
-    """
-    unseen = max(top.residual, BEYOND * tol * abs(top.value)) if top.missed > 0 else top.residual
-    return Interval(top.value, top.value + unseen if top.missed <= PROBABILITY else math.inf)
+    """Where the largest eigenvalue lies, as far as a search in float64 to `tol` says: not below its Ritz value."""
+    return Interval(top.value, top.value + top.reach(tol))
 
 
 def unseen_share(size: int, steps: int) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from analysis.layers import Layer
 from analysis.problem import Problem
 from analysis.suffix import Suffix
+from analysis.theory.ends import CHANCE
 from analysis.theory.samplewise import as_outputs, at_positions, patches, squared_norms, top_curvatures
 from analysis.theory.statements import Interval, exactly
 
@@ -43,11 +44,12 @@ def layer_factors(suffixes: Iterable[Suffix], layer: Layer, problem: Problem, v:
         spectral, frobenius = squared_norms(rows)
         curved = suffix.curve(as_outputs(module, rows @ direction.T, suffix.outputs))
         product += _as_vector((at_positions(module, curved).mT @ rows).sum(0), layer)
-        found = top_curvatures(partial(_curve, suffix, N), suffix.outputs.detach(), spectral, tol)
-        upper = found.values + found.errors
+        found = top_curvatures(partial(_curve, suffix, N), suffix.outputs.detach(), spectral, tol, CHANCE / N)
         norm2 += frobenius.sum().item() / N
-        a1 += Interval((spectral @ found.values).item() / N, (spectral @ upper).item() / N)
-        curvature = Interval(max(curvature.low, found.values.max().item()), max(curvature.high, upper.max().item()))
+        a1 += Interval((spectral @ found.values).item() / N, (spectral @ found.uppers).item() / N)
+        curvature = Interval(
+            max(curvature.low, found.values.max().item()), max(curvature.high, found.uppers.max().item())
+        )
         outputs = suffix.outputs.detach()[:1]
     return Factors(norm2, curvature, a1, product, outputs)
 

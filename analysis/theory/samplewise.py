@@ -6,6 +6,7 @@ U~_n has one row per output position, the patch seen there, and a last column of
 connected layer it is the one row a~_n.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from torch.nn import functional as F
 from analysis.layers import Layer
 
 _MOST_STEPS = 60
+_APART = 0.1  # of the values: where uppers may lie above them
+_HALVINGS = 30  # of the interval in which an upper end is sought
 _USED_UP = 1e-12  # of the norm of B_n: what is left of a vector that has no new direction
 
 
@@ -66,19 +69,23 @@ class TopCurvatures:
     """max(lambda_max(B_n), 0) of every sample."""
 
     values: Tensor  # (n,), Ritz values: the eigenvalue is not below
-    errors: Tensor  # (n,), residuals: nor above by more
+    uppers: Tensor  # (n,): nor above, each but with the probability `chance`
     steps: int
 
 
-def top_curvatures(curve: Callable[[Tensor], Tensor], like: Tensor, weights: Tensor, tol: float) -> TopCurvatures:
+def top_curvatures(
+    curve: Callable[[Tensor], Tensor], like: Tensor, weights: Tensor, tol: float, chance: float
+) -> TopCurvatures:
     """The largest eigenvalue of every B_n by Lanczos, all samples side by side, reorthogonalised.
 
-    `curve` maps u (n, ...), of the shape of `like`, to B_n u_n. Stops where sum_n weights_n error_n is at most `tol`
-    times the sum of weights_n value_n. A sample whose Krylov space is used up goes on with zeros, which can only add
-    the eigenvalue zero.
+    `curve` maps u (n, ...), of the shape of `like`, to B_n u_n. Stops where the residuals' sum, weighted by `weights`
+    (n,), is at most `tol` of the values', and uppers are within `_APART` of them. A sample whose Krylov space is used
+    up goes on with zeros, which can only add the eigenvalue zero. Uppers presume nothing converged: they follow from
+    the start's being standard normal (see `analysis.overlooked`).
     """
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(len(like), like[0].numel(), dtype=torch.float64, generator=generator).to(like)
+    log_lengths = q.norm(dim=1).log()
     q = q / q.norm(dim=1, keepdim=True)
     Q, T, beta = q.new_zeros(len(q), 0, q.shape[1]), q.new_zeros(len(q), 0, 0), q.new_zeros(len(q))
     while True:
@@ -92,8 +99,26 @@ def top_curvatures(curve: Callable[[Tensor], Tensor], like: Tensor, weights: Ten
         values, vectors = torch.linalg.eigh(T)
         beta = w.norm(dim=1)
         beta = torch.where(beta > _USED_UP * values.abs().amax(1), beta, 0.0)
+        log_lengths = log_lengths + beta.log()
         tops, errors = values[:, -1].clamp(min=0), beta * vectors[:, -1, -1].abs()
-        done = (weights * errors).sum() <= tol * (weights * tops).sum()
-        if done or len(T[0]) >= min(q.shape[1], _MOST_STEPS):
-            return TopCurvatures(tops, errors, len(T[0]))
+        last = len(T[0]) >= min(q.shape[1], _MOST_STEPS)
+        if last or weights @ errors <= tol * (weights @ tops):
+            uppers = _upper_ends(values, log_lengths - math.log(chance * math.sqrt(math.pi / 2))).clamp(min=0)
+            near = weights @ uppers <= (1 + _APART) * (weights @ tops) and uppers.max() <= (1 + _APART) * tops.max()
+            if last or near:
+                return TopCurvatures(tops, uppers, len(T[0]))
         q = torch.where(beta > 0, 1 / beta, 0.0)[:, None] * w
+
+
+def _upper_ends(ritz: Tensor, logs: Tensor) -> Tensor:
+    """The x (n,) above the last of the ascending `ritz` (n, m) at which sum_i log(x - ritz_i) comes up to `logs` (n,).
+
+    With the logarithm of |prod_i (B - ritz_i) z| / epsilon that is where an eigenvalue e would have |e . z| < epsilon.
+    """
+    low = ritz[:, -1]
+    high = low + (logs / ritz.shape[1]).exp()
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        short = (middle[:, None] - ritz).log().sum(1) < logs
+        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+    return high

@@ -64,9 +64,9 @@ class Interval:
     high: float
 
     @property
-    def middle(self) -> float:
-        """The number as it is quoted."""
-        return (self.low + self.high) / 2
+    def quoted(self) -> float:
+        """The number as it is quoted: the lower end, which was found; what lies above was not excluded."""
+        return self.low
 
     def __add__(self, other: "Interval") -> "Interval":
         return Interval(self.low + other.low, self.high + other.high)
@@ -109,12 +109,12 @@ class Check:
     @property
     def slack(self) -> float:
         """(right - left) / scale, at the quoted values; not divided where all is zero."""
-        return (self.right.middle - self.left.middle) / (self.scale or 1.0)
+        return (self.right.quoted - self.left.quoted) / (self.scale or 1.0)
 
     @property
     def tightness(self) -> float:
         """right / left: one where the bound is attained; nan where the left side is not positive."""
-        return self.right.middle / self.left.middle if self.left.middle > 0 else math.nan
+        return self.right.quoted / self.left.quoted if self.left.quoted > 0 else math.nan
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The table that `flatlab eigs` prints: one row for the network and one per layer, several subjects side by side."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,9 +31,7 @@ def print_eigs(results: Sequence[dict[str, Any]]) -> None:
         if result["sampling"]:
             _print_sampling(f"[{number}] " if several else "", result)
     values = [value for result in results for value in _all_values(result)]
-    print_certificate(values, any(result["method"] == "power" for result in results))
-    if any(result["backend"] == "pyhessian" for result in results):
-        console.print("Products are PyHessian's, an independent check; nothing of it was multiplied again in float64.")
+    print_certificate(values, results[0]["method"], results[0]["backend"])
     warn_unless_converged(values)
 
 
@@ -69,22 +68,27 @@ def warn_unless_converged(values: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def print_certificate(values: Sequence[dict[str, Any]], magnitude: bool = False) -> None:
+def print_certificate(values: Sequence[dict[str, Any]], method: str = "lanczos", backend: str = "flatlab") -> None:
     """Say what is certified of the eigenvalues that no mark stands at."""
     certified = [value for value in values if value["converged"]]
-    if not certified:
-        return
-    missed = max(value["missed"] for value in certified)
-    wanted = "larger in magnitude" if magnitude else "larger"
-    console.print(
-        f"An eigenvalue lies within each residual; of those not listed none is {wanted} by more than twice the "
-        f"tolerance, with probability >= {100 * (1 - missed):.4g} % for each list.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-    if not all(value["confirmed"] for value in certified):
-        console.print("Residuals are those of products in float32: the model does not run in float64.")
+    if certified:
+        missed = max(value["missed"] for value in certified)
+        console.print(
+            "An eigenvalue lies within each residual. No others of the same matrix exceed the last shown"
+            f"{' in magnitude' if method == 'power' else ''} by more than twice the tolerance times its size, or than "
+            f"rounding, with probability >= {_percent_above(1 - missed)} % for each matrix.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    if not all(value["confirmed"] for value in values):
+        why = "they are PyHessian's" if backend == "pyhessian" else "the model does not run in float64"
+        console.print(f"Residuals are those of products in float32 and not checked in float64: {why}.")
+
+
+def _percent_above(probability: float) -> str:
+    """In percent, rounded down."""
+    return f"{math.floor(10_000 * probability) / 100:g}"
 
 
 def _print_sampling(number: str, result: dict[str, Any]) -> None:

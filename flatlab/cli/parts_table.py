@@ -19,6 +19,7 @@ from flatlab.cli.side_by_side import (
     ratio,
 )
 
+_OUTCOMES = {True: "holds", False: "FAILS", None: "cannot be told, for want of convergence"}
 QUANTILES = {"lowest": 0.0, "quarter below": 0.25, "median": 0.5, "quarter above": 0.75, "highest": 1.0}
 
 
@@ -45,7 +46,7 @@ def print_clients(results: Sequence[dict[str, Any]]) -> None:
     for number, result in enumerate(results, start=1):
         f = result["statement_F"]
         console.print(
-            f"{f'[{number}] ' if several else ''}F {'holds' if f['holds'] else 'FAILS'}: "
+            f"{f'[{number}] ' if several else ''}F {_OUTCOMES[f['holds']]}: "
             f"λmax of all together {f['left']:.4g} ± {f['left_error']:.0e} <= "
             f"Σ p_k λmax of client k {f['right']:.4g} ± {f['right_error']:.0e}; slack {f['slack']:.4g}",
             markup=False,
@@ -79,9 +80,10 @@ def print_batches(results: Sequence[dict[str, Any]]) -> None:
     """The distribution of the eigenvalues over the mini-batches, beside those of the mean loss."""
     title = f"Hessians of mini-batches of {results[0]['batch_size']}: {loss_name(results[0])}"
     print_side_by_side(title, "", "eigenvalue", _batch_rows(results), results)
-    whole = [value for result in results for value in result["global"]["eigenvalues"]]
-    print_certificate(whole)
-    warn_unless_converged(whole + [{"converged": result["converged"]} for result in results])
+    values = [value for result in results for value in result["global"]["eigenvalues"]]
+    values += [{**values[0], "converged": result["converged"], "missed": result["missed"]} for result in results]
+    print_certificate(values)
+    warn_unless_converged(values)
 
 
 def _batch_rows(results: Sequence[dict[str, Any]]) -> list[Row]:

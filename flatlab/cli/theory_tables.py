@@ -71,12 +71,11 @@ def _number(interval: Interval | None) -> str:
     """As many digits as are certain, four at most."""
     if interval is None:
         return ""
-    middle = interval.middle
     for digits in (4, 3, 2):
-        text = f"{middle:.{digits}g}"
-        if f"{interval.low:.{digits}g}" == text == f"{interval.high:.{digits}g}":
-            return text
-    return f"{interval.low:.3g} to {interval.high:.3g}"
+        low, high = (f"{end:.{digits}g}" for end in (interval.low, interval.high))
+        if low == high:
+            return low
+    return f"{interval.low:.3g} to {interval.high:.3g}" if interval.high < math.inf else f">= {interval.low:.3g}"
 
 
 def print_toys(found: ToyBattery) -> None:

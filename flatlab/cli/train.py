@@ -2,10 +2,10 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -264,8 +264,10 @@ def train_run(
     _print_summary(config, last, seconds)
     summary = {name: last[name] for name in ("test_accuracy", "train_loss", "images_per_second")}
     write_json(json, {"checkpoint": str(files.final), "rounds": config.rounds, **summary, "seconds": seconds})
-    if execution.track_eigs and any("curvature" in record for record in files.metrics.read()):
+    tracked = [record["curvature"] for record in files.metrics.read() if "curvature" in record]
+    if execution.track_eigs and tracked:
         console.print(f"Eigenvalues: [bold]{_draw_tracking(files)}[/bold]", soft_wrap=True)
+        _warn_of_unconverged([value for one in tracked for value in (one["global"], *one["layers"].values())])
     following = f"flatlab eigs {files.final}{_own_functions(config)}"
     console.print(f"Checkpoint: [bold]{files.final}[/bold]\nNext:       [bold]{following}[/bold]", soft_wrap=True)
     return files.final
@@ -309,6 +311,17 @@ def _own_functions(config: "RunConfig") -> str:
     named = {"model": config.model} if ":" in config.model else {}
     named |= {"dataset": config.dataset} if names_function(config.dataset) else {}
     return "".join(f" --{option} {shlex.quote(name)}" for option, name in named.items())
+
+
+def _warn_of_unconverged(values: Sequence[Mapping[str, Any]]) -> None:
+    from figures.unconverged import is_unconverged
+
+    if count := sum(map(is_unconverged, values)):
+        console.print(
+            f"! {count} of {len(values)} tracked eigenvalues are not converged, or larger ones are not excluded: "
+            "hollow in the figure, with converged = false in metrics.jsonl.",
+            soft_wrap=True,
+        )
 
 
 def _draw_tracking(files: "RunFolder") -> Path:

@@ -38,6 +38,7 @@ class BatchesResult(Result):
             "values": self.batches.values.tolist(),
             "residuals": self.batches.residuals.tolist(),
             "converged": bool(self.batches.converged.all()),
+            "missed": self.batches.missed,
             "hvps": self.products,
         }
 

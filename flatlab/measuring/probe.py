@@ -8,13 +8,14 @@ from flatlab.data import normalise
 from flatlab.federated.parameters import load_vector
 from flatlab.federated.rounds import Probe
 from flatlab.federated.world import World
+from flatlab.measuring.eigs import plain_eigenvalue
 from flatlab.runs.metrics import Record
 
 SAMPLES = 500
 """Training samples, class-balanced, on which curvature is tracked."""
 
 TOLERANCE = 1e-2
-"""Relative residual at which tracking stops; each record states the residual it reached."""
+"""Relative residual at which tracking stops; each record states what was reached, as `flatlab eigs --json` does."""
 
 
 def curvature_probe(world: World) -> Probe:
@@ -30,14 +31,10 @@ def curvature_probe(world: World) -> Probe:
     def probe(w: Tensor, start: Tensor | None) -> tuple[Record, Tensor]:
         load_vector(model, w)
         report = eigs(make_problem(model, "cross_entropy", data), tol=TOLERANCE, start=start)
-        top = report.eigenvalues[0]
         record: Record = {
             "samples": report.samples,
-            "global": {"value": top.value, "residual": top.residual},
-            "layers": {
-                layer.name: {"value": layer.eigenvalues[0].value, "residual": layer.eigenvalues[0].residual}
-                for layer in report.layers
-            },
+            "global": plain_eigenvalue(report.eigenvalues[0]),
+            "layers": {layer.name: plain_eigenvalue(layer.eigenvalues[0]) for layer in report.layers},
             "hvps": report.products,
             "seconds": report.seconds,
         }

@@ -79,8 +79,8 @@ class Verification(Result):
                 "statement": check.statement,
                 "layer": check.layer,
                 "formula": STATEMENTS[check.statement],
-                "left": check.left.middle,
-                "right": check.right.middle,
+                "left": check.left.quoted,
+                "right": check.right.quoted,
                 "claimed": check.claimed,
                 "outcome": check.outcome,
             }
@@ -177,13 +177,13 @@ def require_unbroken(checks: Sequence[Check]) -> None:
         first = failed[0]
         where = f" in layer {first.layer}" if first.layer else ""
         raise FlatlabError(
-            f"Statement {first.statement} must hold{where} and does not ({first.left.middle:.6g} against "
-            f"{first.right.middle:.6g}; {len(failed)} such in all): a product or a bound is computed wrongly."
+            f"Statement {first.statement} must hold{where} and does not ({first.left.quoted:.6g} against "
+            f"{first.right.quoted:.6g}; {len(failed)} such in all): a product or a bound is computed wrongly."
         )
 
 
 def _plain_case(case: ToyChecks) -> dict[str, Any]:
-    checks = [{**vars(check), "left": check.left.middle, "right": check.right.middle} for check in case.checks]
+    checks = [{**vars(check), "left": check.left.quoted, "right": check.right.quoted} for check in case.checks]
     return {
         **vars(case),
         "checks": [{**check, "outcome": c.outcome} for check, c in zip(checks, case.checks, strict=True)],

@@ -44,9 +44,9 @@ def event_writer(folder: Path, completed: int) -> Iterator[Callable[[Record], No
         for name, result in record.get("models", {}).items():
             writer.add_scalar(f"test/accuracy_{name}", result["accuracy"], step)
         if "curvature" in record:
-            writer.add_scalar("eigenvalue/network", record["curvature"]["global"]["value"], step)
-            for name, entry in record["curvature"]["layers"].items():
-                writer.add_scalar(f"eigenvalue/{name}", entry["value"], step)
+            for name, entry in {"network": record["curvature"]["global"], **record["curvature"]["layers"]}.items():
+                tag = "eigenvalue" if entry["converged"] else "eigenvalue_not_converged"
+                writer.add_scalar(f"{tag}/{name}", entry["value"], step)
 
     try:
         yield write

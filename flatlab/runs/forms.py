@@ -27,10 +27,11 @@ class Estimate(Saved):
 
 
 class Eigenvalue(Saved):
-    """A number with its residual."""
+    """A number with its residual, and whether that met the tolerance and nothing beyond it was overlooked."""
 
     value: float
     residual: float | None = None
+    converged: bool | None = None
 
 
 class Spectrum(Saved):

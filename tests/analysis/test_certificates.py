@@ -20,6 +20,7 @@ from analysis.power import power_iteration
 from analysis.problem import Problem, make_problem
 from analysis.spectrum import eigs
 from analysis.subsets import batch_spectra, client_spectra
+from analysis.vectors import _STANDS_OUT, norm, random_rows
 from benchmarks.overlooked import KINDS, Spectrum, spectra
 
 TOL = 1e-3
@@ -92,6 +93,22 @@ def test_the_probability_is_not_understated() -> None:
     results = [lanczos(operator, tol=1e-2, seed=seed) for seed in range(60)]
     wrong = sum(bool(r.values[0] * (1 + BEYOND * 1e-2) < 1.02) for r in results)
     assert wrong <= PROBABILITY * len(results)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_start_of_the_same_seed_cannot_hide_the_top(seed: int) -> None:
+    """What an earlier search found depends on its noise; here it cancels the part of that noise in the top."""
+    values = torch.cat([torch.tensor([1.5]), torch.linspace(1, -1, 299)]).double()
+    z = random_rows(1, 300, values, torch.Generator().manual_seed(seed))[0]
+    found = torch.randn(300, dtype=torch.float64, generator=torch.Generator().manual_seed(100 + seed))
+    found[0] = 0
+    part = -z[0] / _STANDS_OUT
+    found = torch.cat([part[None], found[1:] / norm(found) * (1 - part**2).sqrt()])
+    operator = matrix_operator(torch.diag(values))
+    for find in (lanczos, power_iteration):
+        pairs = find(operator, start=found[:, None], tol=TOL, max_iter=2000, seed=seed)
+        assert pairs.converged.all()
+        assert pairs.values[0].item() == pytest.approx(1.5, rel=BEYOND * TOL)
 
 
 def test_what_is_not_certified_claims_no_sharper_bound() -> None:

@@ -190,5 +190,7 @@ def test_shifted_and_deflated(make_matrix: Any) -> None:
     values, vectors = torch.linalg.eigh(matrix)
     operator = matrix_operator(matrix)
     assert close(dense(shifted(operator, 2.0)), matrix + 2 * torch.eye(4, dtype=torch.float64))
+    operator.room = 17
+    assert shifted(operator, 2.0).room == deflated(operator, values[-1:], vectors[:, -1:]).room == 17
     rest = torch.linalg.eigvalsh(dense(deflated(operator, values[-2:], vectors[:, -2:])))
     torch.testing.assert_close(rest, torch.tensor([-1.0, 0.0, 0.0, 0.5], dtype=torch.float64))

@@ -98,7 +98,20 @@ def test_statement_f_would_fail_on_wrong_numbers(make_case: Any) -> None:
 
     problem = make_case("mlp").problem()
     spectra = client_spectra({"a": problem})
-    assert not replace(spectra, mean=spectra.mean * 0.9).holds
+    assert replace(spectra, mean=spectra.mean * 0.9).holds is False
+
+
+def test_statement_f_is_not_told_where_a_search_excluded_nothing(make_case: Any) -> None:
+    """Stopped early, a client's top is too low, or that of all of them."""
+    from dataclasses import replace
+
+    case = make_case("residual", phi="tanh", seed=2)
+    problems = {"a": case.problem().on(data(case, slice(0, 4))), "b": case.problem().on(data(case, slice(4, 7)))}
+    sound, stopped = client_spectra(problems), client_spectra(problems, max_iter=1)
+    assert sound.holds is True
+    assert stopped.mean < sound.mean
+    assert replace(stopped, whole=sound.whole).holds is None
+    assert replace(sound, whole=stopped.whole).holds is None
 
 
 def test_bad_requests(make_case: Any) -> None:

@@ -103,7 +103,7 @@ def test_at_zero_weights_s1_fails_and_s2_is_an_equality() -> None:
     checks = by_name(dense_checks(examine(model, x, y)))
     s1, s2 = checks["S1", ""], checks["S2", ""]
     assert (s1.outcome, s1.claimed) == ("fails", False)
-    assert s1.right.middle == pytest.approx(0, abs=1e-15)
+    assert s1.right.quoted == pytest.approx(0, abs=1e-15)
     assert s2.outcome == "holds"
     assert s2.tightness == pytest.approx(1, abs=1e-9)
 

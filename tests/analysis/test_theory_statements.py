@@ -63,8 +63,8 @@ def test_the_tally_separates_what_is_not_claimed() -> None:
     assert (first.statement, first.claimed, first.cases, first.holds, first.unclear, first.fails) == (
         "A1", True, 3, 2, 1, 0
     )  # fmt: skip
-    assert first.worst_slack == 0.5
-    assert first.tightness == (1.5, 2.0, 4.0)
+    assert first.worst_slack == -0.5  # of intervals the lower ends, which were found
+    assert first.tightness == (0.5, 1.5, 4.0)
     assert (second.statement, second.claimed, second.fails) == ("S1", False, 1)
 
 

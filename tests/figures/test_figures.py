@@ -5,12 +5,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
 
 from figures.errors import MissingResultsError
 from figures.gallery import FIGURES, draw_figures
+from figures.unconverged import ring
 from flatlab.files import write_files
 from flatlab.grid.results import read_results
 
@@ -100,6 +102,22 @@ def test_tracked_eigenvalues_come_before_those_of_checkpoints(results: Path) -> 
         metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     rows = FIGURES["training"].draw(read_results(results)).rows
     assert {(row["block"], row["eigenvalue"]) for row in rows} == {("network", 7.0), ("fc1", 3.0)}
+
+
+def test_eigenvalues_that_did_not_converge_are_hollow(results: Path) -> None:
+    for path in (results / "fedavg-dirichlet-0.3-s0").glob("round-*.eigs.json"):
+        content = json.loads(path.read_text())
+        content["layers"][0]["eigenvalues"][0]["converged"] = False
+        path.write_text(json.dumps(content))
+    rows = [row for row in FIGURES["training"].draw(read_results(results)).rows if not row["converged"]]
+    assert [(row["run"], row["round"], row["block"]) for row in rows] == [("fedavg-dirichlet-0.3-s0", 10, "conv1")]
+    _, axes = plt.subplots()
+    entries = [{"value": 1.0, "converged": True}, {"value": 2.0, "converged": False}, {"value": 3.0}]
+    assert ring(axes, [1, 2, 3], entries, "k")
+    assert [(line.get_xdata(), line.get_ydata(), line.get_markerfacecolor()) for line in axes.lines] == [
+        ([2], [2.0], "white")
+    ]
+    plt.close()
 
 
 def test_the_command_lists_draws_and_names_what_it_skipped(

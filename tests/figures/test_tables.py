@@ -49,6 +49,15 @@ def test_curvature_tables_pair_by_seed(results: Path) -> None:
     assert top.rows[2][5:] == ("", "", "")  # the paper has no eigenvalues on IID data
 
 
+def test_eigenvalues_that_did_not_converge_are_named(results: Path) -> None:
+    path = results / "fedsam-iid-s1" / "final.eigs.json"
+    content = json.loads(path.read_text())
+    content["global"]["eigenvalues"][0]["converged"] = False
+    path.write_text(json.dumps(content))
+    top = next(table for table in make_tables(read_results(results))[0] if table.name == "top_eigenvalue")
+    assert "Not converged, or a larger one is not excluded: fedsam-iid-s1." in top.notes
+
+
 def test_seeds_that_are_missing_are_counted(results: Path) -> None:
     (results / "fedavg-man-dirichlet-0.3-s1" / "final.pt").unlink()
     shutil.rmtree(results / "fedsam-iid-s0")
