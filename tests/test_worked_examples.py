@@ -30,7 +30,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source = ROOT / name
         shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
     for example in EXAMPLES:
-        run("git", "apply", "--verbose", str(example), cwd=folder)
+        run("git", "apply", "--check", str(example), cwd=folder)  # each needs no other
+    for example in EXAMPLES:
+        run("git", "apply", str(example), cwd=folder)
     return folder
 
 
