@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from analysis.eigenpairs import Eigenpairs, rounding
-from analysis.models import convert
+from analysis.model_copy import convert
 from analysis.problem import Problem
 from analysis.vectors import quotients
 

@@ -17,7 +17,7 @@ from analysis.batches import Batch, Inputs, batch_length, moved, sliced
 from analysis.first_pass import FirstPass, fingerprint
 from analysis.ieee import NoAutocast, ieee
 from analysis.losses import Reduction, Share, SummedLoss
-from analysis.models import as_real
+from analysis.model_copy import as_real
 from analysis.second_derivatives import LeanSecondDerivatives
 from analysis.stand_ins import StandIns
 

@@ -19,7 +19,7 @@ from analysis.errors import MeasurementError
 from analysis.first_pass import FirstPass
 from analysis.losses import Loss, Reduction, summed_loss
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
-from analysis.models import as_real, convert, private_copy, working_dtype
+from analysis.model_copy import as_real, convert, private_copy, working_dtype
 from analysis.parametric_loss import ParametricLoss
 from analysis.refusals import refuse_at_first_sight, refuse_unfit, survey, weighed
 from analysis.symmetry import refuse_asymmetric

@@ -8,10 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style
 from figures.errors import MissingResultsError
 from figures.labels import algorithm_label, man_label, partition_label
 from figures.results import Result, Results
-from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style
 
 
 def draw_accuracy_curves(results: Results) -> Drawing:

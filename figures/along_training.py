@@ -5,9 +5,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks
 from figures.labels import man_label
 from figures.results import Result, Results
-from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks
 from figures.unconverged import MEANING, is_unconverged, ring
 
 NETWORK = "network"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
-from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
+from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
 
 
 def draw_batch_spectrum(saved: Sequence[Saved]) -> Drawing:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
-from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
+from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
 
 
 def draw_client_curvature(saved: Sequence[Saved]) -> Drawing:

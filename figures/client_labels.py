@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from figures.drawing import COLUMN, Drawing, paper_style
 from figures.errors import MissingResultsError
 from figures.labels import partition_label
 from figures.results import Results
-from figures.saving import COLUMN, Drawing, paper_style
 
 
 def draw_client_labels(results: Results) -> Drawing:

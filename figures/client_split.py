@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from figures.saving import COLUMN, Drawing, print_style
+from figures.drawing import COLUMN, Drawing, print_style
 
 
 def draw_client_split(

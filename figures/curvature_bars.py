@@ -5,10 +5,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style
 from figures.errors import MissingResultsError
 from figures.labels import algorithm_label, man_label, partition_label
 from figures.results import Results, require_alike
-from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style
 from figures.statistics import Sample, sample
 
 QUANTITIES = {"top eigenvalue": "top_eigenvalue", "trace": "trace"}

@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from figures.escaping import csv_cell, latex, markdown
+from figures.escapes import csv_cell, latex, markdown
 from figures.tables import Table
 
 TEXT_COLUMNS = 2

@@ -7,11 +7,11 @@ from figures.accuracy_curves import draw_accuracy_curves
 from figures.along_training import draw_along_training
 from figures.client_labels import draw_client_labels
 from figures.curvature_bars import draw_curvature_bars
+from figures.drawing import Drawing
 from figures.errors import MissingResultsError
 from figures.layer_scatter import draw_layer_scatter
 from figures.loss_surface import draw_loss_surface
 from figures.results import Results
-from figures.saving import Drawing
 from figures.spectral_density import draw_spectral_density
 from figures.zeta_sensitivity import draw_zeta_sensitivity
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from figures.saving import colours
+from figures.drawing import colours
 
 MOST_LABELLED = 14
 """Bars in a panel up to which each carries its number."""

@@ -5,9 +5,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
+from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks
 from figures.errors import MissingResultsError
 from figures.results import Results, require_alike
-from figures.saving import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks
 
 MARKERS = "osD^vPX*<>hd"
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
+from figures.drawing import COLUMN, Drawing, new_figure, print_style
 from figures.grouped_bars import draw_groups
-from figures.saving import COLUMN, Drawing, new_figure, print_style
 
 
 def draw_layer_traces(saved: Sequence[Saved]) -> Drawing:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
+from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
 from figures.loss_surface import loss_label
-from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
 
 
 def draw_loss_lines(saved: Sequence[Saved]) -> Drawing:

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from scipy.interpolate import RectBivariateSpline
 
 from figures.captions import Saved, origin, subject_labels, subject_name
+from figures.drawing import COLUMN, Drawing, new_figure, plain_log_ticks, print_style
 from figures.labels import algorithm_label, man_label
 from figures.results import Results
-from figures.saving import COLUMN, Drawing, new_figure, plain_log_ticks, print_style
 
 LEVELS = 16
 MOST_BESIDE = 3

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
+from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
 from figures.labels import man_label
 from figures.results import Results
-from figures.saving import COLUMN, Drawing, colours, new_figure, print_style
 
 
 def draw_spectral_density(results: Results) -> Drawing:

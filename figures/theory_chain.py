@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from figures.captions import setting, subject_name
-from figures.saving import COLUMN, PALETTE, Drawing, new_figure, print_style
+from figures.drawing import COLUMN, PALETTE, Drawing, new_figure, print_style
 
 LINKS = {
     "top": ("top eigenvalue", "o", PALETTE[0]),

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from figures.saving import COLUMN, Drawing, paper_style
+from figures.drawing import COLUMN, Drawing, paper_style
 
 
 def draw_theory_heatmap(results: dict[str, Any]) -> Drawing:

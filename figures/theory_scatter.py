@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from figures.saving import COLUMN, PALETTE, Drawing, paper_style
+from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
 
 MARKERS = "osD^vP<>"
 

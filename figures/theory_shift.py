@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from figures.saving import COLUMN, PALETTE, Drawing, paper_style
+from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
 
 MARKERS = "osD^vP"
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from figures.saving import COLUMN, PALETTE, Drawing, paper_style
+from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
 
 MARKERS = "osD^vP"
 

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
 
-from figures.saving import COLUMN, PALETTE, Drawing, paper_style
+from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
 from figures.unconverged import MEANING, is_unconverged, ring
 
 STYLES = ("-", "--", ":", "-.")

@@ -5,9 +5,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
 from figures.errors import MissingResultsError
 from figures.results import Result, Results, require_alike
-from figures.saving import COLUMN, PALETTE, Drawing, paper_style
 from figures.statistics import sample
 
 QUANTITIES = {"test accuracy, %": "accuracy", "top eigenvalue": "top_eigenvalue", "trace": "trace"}

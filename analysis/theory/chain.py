@@ -4,7 +4,7 @@ Largest eigenvalues found by Lanczos are known from below by their Ritz value, a
 that it cannot have missed (`ends.py`); lambda_max(B_n) by Ritz value and residual, for every sample. A statement is
 called violated only if it is so everywhere in these intervals. K and P, equalities of matrices, are checked on a random
 vector v: sqrt(p) |D v| / |v| has |D|_F as its root mean square. Before all of them the products are held to differences
-and to torch's own (`derivatives.py`).
+and to torch's own (`differences.py`).
 """
 
 import math
@@ -25,7 +25,7 @@ from analysis.problem import Problem
 from analysis.spectrum import layer_eigenpairs, listed
 from analysis.subsets import client_spectra
 from analysis.suffix import Suffix
-from analysis.theory.derivatives import derivative_checks
+from analysis.theory.differences import derivative_checks
 from analysis.theory.ends import DENSE, above, dense_spectrum, spectrum_ends
 from analysis.theory.factors import layer_factors
 from analysis.theory.networks import is_piecewise_linear, modules_after, squared_lipschitz

@@ -39,7 +39,7 @@ STATEMENTS: Mapping[str, str] = {
     "F": "λ(H) ≤ Σ p_k λ(H⁽ᵏ⁾)",
 }
 """Every statement by its name; the first five say of random v that products are what they claim to be, Δ∇L being
-differences of gradients (`derivatives.py`). λ is the largest eigenvalue, λ⁺ = max(λ, 0), λmin the smallest of H, m the
+differences of gradients (`differences.py`). λ is the largest eigenvalue, λ⁺ = max(λ, 0), λmin the smallest of H, m the
 number of blocks, G the Gauss-Newton matrix, H⁽ᵏ⁾ the Hessian of client k and p_k its share."""
 
 EQUALITIES = ("L", "D", "T", "T (G)", "B", "K", "P")

@@ -8,7 +8,7 @@ from flatlab.cli.console import console
 from flatlab.files import write_files
 
 if TYPE_CHECKING:
-    from figures.saving import Drawing
+    from figures.drawing import Drawing
 
 Draw = Callable[[Sequence[Mapping[str, Any]]], "Drawing"]
 

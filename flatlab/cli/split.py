@@ -37,7 +37,7 @@ def present_split(
         _print_table(title, counts, measured)
     if picture is not None:
         from figures.client_split import draw_client_split
-        from figures.saving import Drawing
+        from figures.drawing import Drawing
         from flatlab.runs.checkpoint import provenance
 
         def draw(_: object) -> Drawing:

@@ -8,7 +8,7 @@ from torch import nn
 
 from analysis.batches import Inspected, inspect_data
 from analysis.losses import LOSSES, Loss
-from analysis.models import FULL, unwrapped, working_dtype
+from analysis.model_copy import FULL, unwrapped, working_dtype
 from analysis.problem import Problem, make_problem
 from flatlab.errors import SAID, UsageError
 from flatlab.functions import import_function

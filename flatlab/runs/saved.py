@@ -1,7 +1,7 @@
 """Reading what runs and measurements leave on the disk.
 
-Files come from earlier versions and from other people: each is checked against its form (`flatlab.runs.forms`) here, once,
-so that what uses it can trust it.
+Files come from earlier versions and from other people: each is checked against its form (`flatlab.runs.forms`) here,
+once, so that what uses it can trust it.
 """
 
 import json

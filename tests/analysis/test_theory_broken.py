@@ -15,7 +15,7 @@ import analysis.second_derivatives as kernels
 import analysis.suffix as suffix
 from analysis.parametric_loss import Chunk
 from analysis.problem import Problem, make_problem
-from analysis.theory.derivatives import derivative_checks
+from analysis.theory.differences import derivative_checks
 from analysis.theory.statements import broken
 from flatlab.cli.main import main
 from flatlab.cli.train import train_run

@@ -14,7 +14,7 @@ from matplotlib.mathtext import MathTextParser
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from figures.escaping import metadata as metadata_text
+from figures.escapes import metadata as metadata_text
 from figures.formats import as_csv
 
 COLUMN = 3.4

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from figures.escaping import csv_cell, latex, markdown, plain
+from figures.drawing import Drawing, paper_style
+from figures.escapes import csv_cell, latex, markdown, plain
 from figures.formats import as_csv, as_latex, as_markdown
 from figures.report import make_report
-from figures.saving import Drawing, paper_style
 from figures.tables import Table
 from flatlab.grid.results import read_results
 
