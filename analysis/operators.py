@@ -1,4 +1,4 @@
-"""Symmetric matrices known only by their products: Hessian, Gauss-Newton, blocks, shifted and deflated ones.
+"""Symmetric matrices known only by their products: Hessian, Gauss-Newton and blocks.
 
 Each is at once a function of torch tensors, (p,) -> (p,) and (p, k) -> (p, k), and a
 `scipy.sparse.linalg.LinearOperator`, on which `eigsh` and `lobpcg` run unchanged.
@@ -113,21 +113,6 @@ def gauss_newton(problem: Problem) -> SymmetricOperator:
 def block(problem: Problem, names: Iterable[str]) -> SymmetricOperator:
     """The diagonal block of the Hessian that belongs to the parameters `names`."""
     return hessian(problem.select(names))
-
-
-def shifted(operator: SymmetricOperator, shift: float) -> SymmetricOperator:
-    """A + shift I."""
-    return _derived(operator, lambda rows: operator.rows(rows) + shift * rows)
-
-
-def deflated(operator: SymmetricOperator, values: Tensor, vectors: Tensor) -> SymmetricOperator:
-    """A - V diag(values) V^T for orthonormal columns V (p, k): the known eigenvalues become zero."""
-    rows_of_v, values = vectors.T.to(operator.torch_dtype), values.to(operator.torch_dtype)
-    return _derived(operator, lambda rows: operator.rows(rows) - ((rows @ rows_of_v.T) * values) @ rows_of_v)
-
-
-def _derived(operator: SymmetricOperator, product: Product) -> SymmetricOperator:
-    return SymmetricOperator(operator.size, operator.torch_dtype, operator.device, product, room=operator.room)
 
 
 class _ProductGraph(Graph, Protocol):

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from flatlab.cli.console import console
-from flatlab.cli.options import Given, measuring
+from flatlab.cli.options import Given, choice, measuring
 from flatlab.cli.pictures import save_picture
 from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, print_side_by_side
+from flatlab.errors import UsageError
 
 
 @measuring
@@ -18,8 +19,17 @@ def trace(
         bool,
         typer.Option("--flatness", help="Every measure: eigenvalues, sharpness, and what rescaling cannot change."),
     ] = False,
-    tol: Annotated[float, typer.Option(help="Stop where the standard error is below this share of the trace.")] = 0.02,
-    max_probes: Annotated[int, typer.Option(min=2, help="Most random vectors, one product each.")] = 400,
+    tol: Annotated[
+        float | None,
+        typer.Option(help="Stop where the standard error is below this share of the trace.", show_default="0.02"),
+    ] = None,
+    max_probes: Annotated[
+        int | None,
+        typer.Option(min=2, help="Most random vectors, one product each.", show_default="400; of Hutch++ 60 products"),
+    ] = None,
+    estimator: Annotated[
+        str, choice("hutchinson", "hutch++", help="Hutch++ is sharper where the spectrum decays; network alone.")
+    ] = "hutchinson",
 ) -> None:
     """Estimate the trace of a Hessian, which is the sum of its eigenvalues, and that of every layer's block.
 
@@ -33,7 +43,9 @@ def trace(
     from flatlab.measuring.flatness import measure_flatness
     from flatlab.measuring.trace import measure_trace, read_probing
 
-    probing, measurement = read_probing(tol, max_probes), given.measurement()
+    probing, measurement = read_probing(tol, max_probes, estimator), given.measurement()
+    if flatness and estimator != "hutchinson":
+        raise UsageError("--flatness takes its traces by Hutchinson's estimate: leave --estimator out.")
     kind, numbers, show, draw = (
         ("flatness", measure_flatness, print_flatness, draw_relative_flatness)
         if flatness
@@ -64,7 +76,8 @@ def print_traces(results: Sequence[dict[str, Any]]) -> None:
     by_name = [{layer["name"]: layer["trace"] for layer in result["layers"]} for result in results]
     rows: list[Row] = [("network", [estimate_cell(result["trace"]) for result in results])]
     rows += [(name, [estimate_cell(layers.get(name)) for layers in by_name]) for name in names]
-    rows.append(("|H|_F, network", [estimate_cell(result["frobenius"]) for result in results]))
+    if any(result["frobenius"] for result in results):
+        rows.append(("|H|_F, network", [estimate_cell(result["frobenius"]) for result in results]))
     title = f"Trace of the Hessian of {loss_name(results[0])}"
     print_side_by_side(title, "layer", "trace ± standard error", rows, results)
     if not all(result["converged"] for result in results):

@@ -10,7 +10,7 @@ from analysis.flatness import positions
 from analysis.layers import find_layers
 from analysis.operators import hessian
 from analysis.problem import Problem
-from analysis.trace import Estimate, hutchinson
+from analysis.trace import Estimate, hutch_plus_plus, hutchinson
 from flatlab.errors import UsageError, require_count
 from flatlab.measuring.result import Result
 from flatlab.tell import Tell, silent
@@ -29,15 +29,27 @@ class Probing:
 
     tol: float = 0.02  # standard error, as a share of the trace
     max_probes: int = 400
+    estimator: str = "hutchinson"  # or "hutch++", which makes `max_probes` products whatever the tolerance
 
     @property
     def products(self) -> float:
         """About how many Hessian products it takes."""
+        if self.estimator == "hutch++":
+            return self.max_probes
         return min(self.max_probes, TRACE_VARIANCE / self.tol**2)
 
 
-def read_probing(tol: float, max_probes: int) -> Probing:
-    """Raises `UsageError` for a tolerance, or a number of probes, that is none."""
+def read_probing(tol: float | None, max_probes: int | None, estimator: str = "hutchinson") -> Probing:
+    """Raises `UsageError` for a tolerance, or a number of probes, that is none, or where `estimator` does without."""
+    if estimator not in ("hutchinson", "hutch++"):
+        raise UsageError(f"--estimator is hutchinson or hutch++, not {estimator!r}.")
+    if estimator == "hutch++":
+        if tol is not None:
+            raise UsageError("--tol is of Hutchinson's estimate; Hutch++ makes --max-probes products: leave --tol out.")
+        require_count("max-probes", 60 if max_probes is None else max_probes, 6)
+        return Probing(Probing.tol, max_probes or 60, estimator)
+    tol = Probing.tol if tol is None else tol
+    max_probes = Probing.max_probes if max_probes is None else max_probes
     require_count("max-probes", max_probes, 2)
     if not 0 < tol < 1:
         raise UsageError(f"--tol is a share of the trace, between 0 and 1, not {tol:g}.")
@@ -51,7 +63,7 @@ class TraceResult(Result):
     title: ClassVar[str] = "Trace of the Hessian"
 
     trace: Estimate  # with its standard error
-    frobenius: Estimate  # |H|_F
+    frobenius: Estimate | None  # |H|_F; None by Hutch++
     layers: Mapping[str, Estimate]  # the trace of each layer's block, by name
     converged: bool  # the trace's standard error met the tolerance
     products: int  # Hessian-vector products, one per probe
@@ -60,7 +72,7 @@ class TraceResult(Result):
         """Every estimate with its standard error."""
         return {
             "trace": vars(self.trace),
-            "frobenius": vars(self.frobenius),
+            "frobenius": self.frobenius and vars(self.frobenius),
             "layers": [{"name": name, "trace": vars(trace)} for name, trace in self.layers.items()],
             "converged": self.converged,
             "hvps": self.products,
@@ -68,7 +80,8 @@ class TraceResult(Result):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per estimate."""
-        estimates = [("trace", "network", self.trace), ("|H|_F", "network", self.frobenius)]
+        estimates = [("trace", "network", self.trace)]
+        estimates += [("|H|_F", "network", self.frobenius)] if self.frobenius else []
         estimates += [("trace", name, trace) for name, trace in self.layers.items()]
         return [{"quantity": quantity, "layer": layer, **vars(estimate)} for quantity, layer, estimate in estimates]
 
@@ -80,7 +93,12 @@ class TraceResult(Result):
 
 
 def measure_trace(problem: Problem, probing: Probing, tell: Tell = silent) -> TraceResult:
-    """Trace, the layers' traces and the Frobenius norm, from the same probes."""
+    """Trace, layers' traces and Frobenius norm from the same probes; by Hutch++ the trace of the network alone."""
+    if probing.estimator == "hutch++":
+        operator = hessian(problem)
+        trace = hutch_plus_plus(operator, probing.max_probes)
+        within = trace.standard_error <= probing.tol * abs(trace.value)
+        return TraceResult(trace=trace, frobenius=None, layers={}, converged=within, products=operator.products)
     places = positions(problem)
     groups = {
         layer.name: torch.cat([places[name] for name in layer.parameters.values()]) for layer in find_layers(problem)

@@ -14,7 +14,7 @@ from torch.func import functional_call, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from analysis.layer_blocks import LayerBlocks
-from analysis.operators import SymmetricOperator, block, deflated, gauss_newton, hessian, matrix_operator, shifted
+from analysis.operators import SymmetricOperator, block, gauss_newton, hessian
 from analysis.problem import make_problem
 
 CASES = {
@@ -183,14 +183,3 @@ def test_scipy_runs_unchanged(make_case: Any, dense_hessian: Any) -> None:
     start = np.random.default_rng(0).normal(size=(operator.size, 2))
     values, _ = lobpcg(operator, start, largest=True, tol=1e-8, maxiter=500)
     np.testing.assert_allclose(np.sort(values), expected[-2:], atol=1e-6)
-
-
-def test_shifted_and_deflated(make_matrix: Any) -> None:
-    matrix = make_matrix([5.0, 3.0, -1.0, 0.5])
-    values, vectors = torch.linalg.eigh(matrix)
-    operator = matrix_operator(matrix)
-    assert close(dense(shifted(operator, 2.0)), matrix + 2 * torch.eye(4, dtype=torch.float64))
-    operator.room = 17
-    assert shifted(operator, 2.0).room == deflated(operator, values[-1:], vectors[:, -1:]).room == 17
-    rest = torch.linalg.eigvalsh(dense(deflated(operator, values[-2:], vectors[:, -2:])))
-    torch.testing.assert_close(rest, torch.tensor([-1.0, 0.0, 0.0, 0.5], dtype=torch.float64))

@@ -160,6 +160,14 @@ def test_clients_and_statement_f(run: Run, checkpoints: tuple[Path, Path], world
     assert [(entry["client"], entry["samples"]) for entry in some["clients"]] == [(2, 25), (0, 25)]
 
 
+def test_trace_by_hutch_plus_plus(run: Run, checkpoints: tuple[Path, Path], truth: Dense) -> None:
+    words = ("trace", checkpoints[0], "--dtype", "float64", "--estimator", "Hutch++", "--max-probes", 300)
+    result = run(*words)
+    assert_within(result["trace"], truth.hessian.trace())
+    assert result["settings"]["estimator"] == "hutch++"
+    assert (result["frobenius"], result["layers"], result["hvps"]) == (None, [], 300)
+
+
 def test_trace(run: Run, checkpoints: tuple[Path, Path], truth: Dense) -> None:
     result = run("trace", checkpoints[0], "--dtype", "float64", "--tol", 0.05, "--max-probes", 2000)
     assert result["converged"]
