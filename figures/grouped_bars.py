@@ -10,7 +10,7 @@ from figures.drawing import colours
 MOST_LABELLED = 14
 """Bars in a panel up to which each carries its number."""
 
-DECADES = 300
+DECADES = 100
 """Ratio of the highest to the lowest bar from which the axis is logarithmic."""
 
 MOST_LEVEL = 6
@@ -31,14 +31,19 @@ def draw_groups(
         shift = width * (side - (len(heights) - 1) / 2)
         bars = axes.bar(place + shift, height, 0.95 * width, color=colour, label=label, yerr=yerr, error_kw={"lw": 0.7})
         if len(names) * len(heights) <= MOST_LABELLED:
-            axes.bar_label(bars, fmt="%.3g", fontsize=6, padding=1, rotation=0 if len(heights) == 1 else 90)
+            axes.bar_label(bars, fmt=_short, fontsize=6, padding=1, rotation=0 if len(heights) == 1 else 90)
     positive = [value for height in heights for value in height if value > 0]
     if positive and max(positive) > DECADES * min(positive) and all(not value <= 0 for row in heights for value in row):
-        axes.set_yscale("log")  # bars of four decades would not be seen on a linear axis
-        axes.set_ylim(min(positive) / 2, None)
+        axes.set_yscale("log")  # on a linear axis the lowest would not be seen
+        axes.set_ylim(min(positive) / 2, 4 * max(positive))
     level = len(names) <= MOST_LEVEL
     axes.set_xticks(place, names, rotation=0 if level else 40, ha="center" if level else "right")
     axes.margins(y=0.15 if len(heights) == 1 else 0.25)
     spare = max(0.0, 2 - len(names)) / 2  # a single group must not fill the panel
     axes.set_xlim(-0.55 - spare, len(names) - 0.45 + spare)
     axes.grid(visible=False, axis="x")
+
+
+def _short(number: float) -> str:
+    """Three digits, thousands as k."""
+    return f"{number / 1000:.3g}k" if abs(number) >= 1000 else f"{number:.3g}"

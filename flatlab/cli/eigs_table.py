@@ -122,13 +122,21 @@ def _row(name: str, columns: Sequence[dict[str, Any] | None]) -> list[str]:
             cells += [""] * (2 if number == 0 else 3)
             continue
         sampling = column.get("sampling")
-        beside = f"\n± {sampling['standard_error']:.2g} by sample" if sampling else ""
+        beside = f"\n± {sampling['standard_error']:.2g} sample" if sampling else ""
         cells.append(shown(column["eigenvalues"]) + beside)
         if number > 0:
             cells.append(ratio(_top(column), _top(columns[0])))
         norms = [column["input_norm2"], column["output_norm2"]]
-        cells.append("" if norms == [None, None] else " → ".join("?" if n is None else f"{n:.3g}" for n in norms))
+        cells.append("" if norms == [None, None] else " → ".join("?" if n is None else _short(n) for n in norms))
     return cells
+
+
+def _short(number: float) -> str:
+    """Three digits in five letters at most, thousands as k, millions as M, so that two subjects fit 80 columns."""
+    for unit, size in {"M": 1e6, "k": 1e3}.items():
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
 
 
 def _top(column: dict[str, Any] | None) -> Cell | None:
