@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style
 from figures.errors import MissingResultsError
@@ -49,6 +50,7 @@ def draw_accuracy_curves(results: Results) -> Drawing:
             line[0].set_ylabel(f"test accuracy, %\n{partition_label(row)}")
         for axes in grid[-1]:
             axes.set_xlabel("round")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         plt.close(figure)
     return Drawing(figure, rows, results.provenance(runs))
