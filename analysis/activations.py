@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from analysis.distributed import failing_together, summed_number
 from analysis.layers import Layer, find_layers
 from analysis.problem import Problem
-from analysis.taps import tap_activations
+from analysis.sample_axes import runs_of
+from analysis.taps import tap_activations, without_fast_path
 
 _NORMALISATIONS = (
     nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm,
@@ -47,15 +48,20 @@ class _Event:
     layer: Layer | None
     input_sum: float
     output_sum: float
+    shape: torch.Size  # of the output
 
 
 def forward_pass(problem: Problem, names: Sequence[str] | None = None) -> ForwardPass:
-    """The loss, and the norms for every layer or for the layers `names`; a layer that runs twice counts both runs."""
+    """The loss, and the norms for every layer or for the layers `names`; a layer that runs twice counts both runs.
+
+    One that runs once for all samples of a batch counts for each of them.
+    """
     loss = 0.0
     layers = find_layers(problem)
     inputs = {layer.name: math.nan for layer in layers}
     outputs = dict(inputs)
-    with failing_together(problem.device, problem.distributed), torch.no_grad(), _without_fast_path():
+    with failing_together(problem.device, problem.distributed), torch.no_grad(), without_fast_path():
+        common = {name: any(run.common for run in runs) for name, runs in runs_of(problem, layers).items()}
         for chunk in problem.chunks():
             events: list[_Event] = []
             with _recorded(layers, events), tap_activations(partial(_note, events)):
@@ -63,8 +69,10 @@ def forward_pass(problem: Problem, names: Sequence[str] | None = None) -> Forwar
             for position, event in enumerate(events):
                 if event.layer is not None:
                     name = event.layer.name
-                    inputs[name] = event.input_sum + (0.0 if math.isnan(inputs[name]) else inputs[name])
-                    outputs[name] = _leaving(events, position) + (0.0 if math.isnan(outputs[name]) else outputs[name])
+                    times = len(chunk.targets) if common[name] else 1
+                    left = _leaving(events, position, common[name])
+                    for sums, own in ((inputs, event.input_sum), (outputs, left)):
+                        sums[name] = times * own + (0.0 if math.isnan(sums[name]) else sums[name])
     wanted = [layer.name for layer in find_layers(problem, names)]
 
     def mean(sum_over_samples: float) -> float:
@@ -74,9 +82,14 @@ def forward_pass(problem: Problem, names: Sequence[str] | None = None) -> Forwar
     return ForwardPass(summed_number(loss, problem.device, problem.distributed), norms)
 
 
-def _leaving(events: Sequence[_Event], position: int) -> float:
-    """What leaves the layer at `position`: the result of the next nonlinearity unless another layer comes before it."""
+def _leaving(events: Sequence[_Event], position: int, common: bool) -> float:
+    """What leaves the layer at `position`: the result of the next nonlinearity unless another layer comes before it.
+
+    The next after a `common` layer may be one of samples again, of another shape.
+    """
     for event in events[position + 1 :]:
+        if event.layer is None and common and event.shape != events[position].shape:
+            break
         if event.layer is None:
             return event.output_sum
         if not isinstance(event.layer.module, _NORMALISATIONS):
@@ -91,7 +104,7 @@ def _square_sum(tensor: Any) -> float:
 
 
 def _note(events: list[_Event], activation: Tensor) -> Tensor:
-    events.append(_Event(None, 0.0, _square_sum(activation)))
+    events.append(_Event(None, 0.0, _square_sum(activation), activation.shape))
     return activation
 
 
@@ -101,7 +114,8 @@ def _recorded(layers: Sequence[Layer], events: list[_Event]) -> Iterator[None]:
 
     def record(layer: Layer) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            events.append(_Event(layer, _square_sum(args[0] if args else None), _square_sum(output)))
+            shape = output.shape if isinstance(output, Tensor) else torch.Size()
+            events.append(_Event(layer, _square_sum(args[0] if args else None), _square_sum(output), shape))
 
         return hook
 
@@ -111,14 +125,3 @@ def _recorded(layers: Sequence[Layer], events: list[_Event]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Make transformer layers run their parts as modules, so that the hooks see them."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)

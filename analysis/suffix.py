@@ -66,8 +66,8 @@ class Suffix:
 def _weight_gradients(module: nn.Module, a: Tensor, u: Tensor) -> Mapping[str, Tensor]:
     """d<s, u> / dW for every parameter of the module, without computing s where that is not needed."""
     if isinstance(module, nn.Linear):
-        rows = u.flatten(0, -2)
-        return {"weight": rows.T @ a.flatten(0, -2), "bias": rows.sum(0)}
+        rows, inputs = (torch.atleast_2d(x).flatten(0, -2) for x in (u, a))
+        return {"weight": rows.T @ inputs, "bias": rows.sum(0)}
     if (
         isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         and module.padding_mode == "zeros"

@@ -174,3 +174,14 @@ def named_activations(model: nn.Module, inputs: Any, layers: Sequence[str] = ())
             taps = stack.enter_context(tap_activations(label))
         outputs = model(inputs)
     return outputs, [Activation(name, a.shape, trains, a is outputs) for name, a, trains in found]
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Make transformer layers run their parts as modules, so that hooks see them."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

@@ -22,6 +22,7 @@ from analysis.layer_blocks import LayerBlocks
 from analysis.losses import LOSSES
 from analysis.operators import SymmetricOperator, gauss_newton, hessian
 from analysis.problem import Problem
+from analysis.sample_axes import runs_of
 from analysis.spectrum import layer_eigenpairs, listed
 from analysis.subsets import client_spectra
 from analysis.suffix import Suffix
@@ -51,7 +52,8 @@ Progress = Callable[[str], None]
 class LayerChain:
     """One layer's eigenvalue and the bounds above it.
 
-    None for layers that are neither Linear nor plain Conv2d, and for those that are used twice or share their weights.
+    None for layers that are neither Linear nor plain Conv2d, for those that are used twice or share their weights, and
+    for those whose input has not a row for every sample.
     """
 
     name: str
@@ -157,7 +159,8 @@ def _layer_chain(problem: Problem, name: str, top: Interval, least: float) -> tu
     """Rounding is judged as in a block of norm `least` at least."""
     blocks = LayerBlocks(problem, [name])
     layer, size, suffixes = blocks.layers[name], blocks.size(name), _suffixes(blocks, name)
-    if suffixes is None or not has_patches(layer):
+    by_sample = [run.by_sample for run in runs_of(problem, [layer])[name]] == [True]
+    if suffixes is None or not has_patches(layer) or not by_sample:
         return LayerChain(name, size, top, None, None, None, None, None), []
     own = problem.select(layer.parameters.values())
     scale = max(top.high, least, LEAST_CURVATURE * _stretch2(own))

@@ -9,7 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from analysis.activations import forward_pass
+from analysis.operators import hessian
 from analysis.problem import make_problem
+from analysis.spectrum import layer_eigenpairs
+from analysis.theory.chain import chain
+from analysis.theory.statements import broken
 
 
 def mean_square(a: Tensor) -> float:
@@ -50,6 +54,47 @@ def test_a_layer_without_a_nonlinearity_is_raw() -> None:
     layers = forward_pass(make_problem(model, "mse", (x, y))).layers
     assert layers["0"].output_norm2 == pytest.approx(mean_square(model[0](x)))
     assert layers["1"].output_norm2 == pytest.approx(mean_square(model(x)))
+
+
+class Common(nn.Module):
+    """A layer on a table that all samples share, and one that makes the weights of another map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Linear(2, 4)
+        self.query = nn.Linear(3, 4)
+        self.maker = nn.Linear(3, 10)
+        self.register_buffer("places", torch.linspace(-1, 1, 10).view(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = F.relu(self.table(self.get_buffer("places")))
+        weight = self.maker(torch.ones(3, dtype=x.dtype)).view(2, 5)
+        made: Tensor = torch.tanh(self.query(x) @ keys.T) @ weight.T
+        return made
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2, 5])
+def test_a_layer_that_runs_once_for_all_samples_counts_for_each(chunk_size: int | None) -> None:
+    torch.manual_seed(0)
+    model = Common().double()
+    x, y = torch.randn(10, 3, dtype=torch.float64), torch.randint(2, (10,))
+    problem = make_problem(model, "cross_entropy", (x, y), chunk_size=chunk_size)
+    layers = forward_pass(problem).layers
+    places = model.get_buffer("places")
+    assert layers["table"].input_norm2 == pytest.approx(places.square().sum().item())
+    assert layers["table"].output_norm2 == pytest.approx(F.relu(model.table(places)).square().sum().item())
+    assert layers["maker"].input_norm2 == pytest.approx(3)
+    made = model.maker(torch.ones(3, dtype=torch.float64))
+    assert layers["maker"].output_norm2 == pytest.approx(made.square().sum().item())
+    assert layers["query"].input_norm2 == pytest.approx(mean_square(x))
+    dense = hessian(problem)(torch.eye(problem.size, dtype=torch.float64))
+    blocks = {"table": slice(0, 12), "query": slice(12, 28), "maker": slice(28, 68)}
+    for name, pairs in layer_eigenpairs(problem).items():
+        top = torch.linalg.eigvalsh(dense[blocks[name], blocks[name]])[-1].item()
+        assert pairs.values[0].item() == pytest.approx(top, rel=1e-3)
+    found = chain(problem)
+    assert not broken(found.checks)
+    assert [layer.name for layer in found.layers if layer.a1 is not None] == ["query"]
 
 
 def test_what_does_not_run_as_a_module_is_nan(make_case: Any) -> None:
