@@ -2,7 +2,7 @@
 
 For a symmetric A, a unit vector v, theta = v^T A v and r = A v - theta v, some eigenvalue lambda has |lambda - theta|
 <= |r|, and |lambda - theta| <= |r|^2 / gap where gap is the distance from theta to the rest of the spectrum (Parlett,
-The Symmetric Eigenvalue Problem, theorems 4.5.1 and 11.7.1).
+The Symmetric Eigenvalue Problem, theorems 4.5.1 and 11.7.1). Of the rest nothing is known from the search alone.
 """
 
 import math
@@ -21,7 +21,6 @@ PROBABILITY = 0.05
 """The most by which an eigenvalue among the wanted, if there is one, may have been missed by what has converged."""
 
 _ROUNDINGS = 4.0  # that may add up between what a search takes for rounding and the pair it makes of it
-_BERTH = 4.0  # times its residual that a neighbour is kept away from: unresolved, it may stand for several eigenvalues
 
 Progress = Callable[[int, float], None]
 """Called with the number of products so far and the largest relative residual of the wanted pairs."""
@@ -34,7 +33,7 @@ class Eigenpairs:
     values: Tensor  # (k,) float64, Rayleigh quotients
     vectors: Tensor  # (p, k) orthonormal columns
     residuals: Tensor  # (k,) float64, |A v - value v|, at least rounding: some eigenvalue is within this distance
-    quadratic: Tensor  # (k,) float64, |r|^2 / gap where that is known and `missed` is small, else the residual
+    quadratic: Tensor  # (k,) float64, about |r|^2 / gap where a look bounds what is beside the pairs, else the residual
     converged: Tensor  # (k,) bool, relative residual at most the tolerance, and `missed` at most PROBABILITY
     rounded: Tensor  # (k,) bool, above the tolerance, but rounding in the products leaves no less
     missed: float  # bounds the probability that one beyond these by more than 2 tol was missed; 1: unknown
@@ -75,20 +74,8 @@ def rayleigh_ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor
     return values, combine(rotation.T, basis), combine(rotation.T, images)
 
 
-def certified(
-    vectors: Tensor,
-    images: Tensor,
-    scale: float,
-    tol: float,
-    products: int,
-    others: tuple[Tensor, Tensor] | None = None,
-) -> Eigenpairs:
-    """Pairs from unit rows (k, p) and their products with A, whose norm is about `scale`.
-
-    `others`, the remaining Ritz values with their residuals, give the gaps of the quadratic bound. It assumes that no
-    eigenvalue beside a pair was missed (two that are closer than the residual look like one); below rounding no bound
-    is claimed.
-    """
+def certified(vectors: Tensor, images: Tensor, scale: float, tol: float, products: int) -> Eigenpairs:
+    """Pairs from unit rows (k, p) and their products with A, whose norm is about `scale`; no gap is known yet."""
     values, residuals = quotients(vectors, images)
     residuals = residuals.clamp(min=rounding(scale, vectors.dtype))
     converged = residuals <= tol * values.abs()
@@ -96,7 +83,7 @@ def certified(
         values=values,
         vectors=vectors.T,
         residuals=residuals,
-        quadratic=_quadratic_bound(values, residuals, others).clamp(min=torch.finfo(vectors.dtype).eps * scale),
+        quadratic=residuals,
         converged=converged,
         rounded=~converged & (residuals <= _ROUNDINGS * rounding(scale, vectors.dtype)),
         missed=1.0,
@@ -105,25 +92,17 @@ def certified(
     )
 
 
-def judged(pairs: Eigenpairs, missed: float, products: int) -> Eigenpairs:
-    """The pairs with the bound on what was missed; where that is not small, none has converged, nor has a gap."""
+def judged(pairs: Eigenpairs, missed: float, products: int, reach: Tensor | None = None) -> Eigenpairs:
+    """The pairs with the bound on what was missed, and where that is small, with `reach` (k,) as a bound on the error.
+
+    Where it is not small, none has converged.
+    """
     if missed <= PROBABILITY:
-        return replace(pairs, missed=missed, products=products)
+        least = torch.finfo(pairs.vectors.dtype).eps * pairs.values.abs().max()
+        quadratic = pairs.residuals if reach is None else torch.minimum(pairs.residuals, reach.clamp(min=least))
+        return replace(pairs, missed=missed, products=products, quadratic=quadratic)
     none = torch.zeros_like(pairs.converged)
-    return replace(
-        pairs, missed=min(missed, 1.0), products=products, converged=none, rounded=none, quadratic=pairs.residuals
-    )
-
-
-def _quadratic_bound(values: Tensor, residuals: Tensor, others: tuple[Tensor, Tensor] | None) -> Tensor:
-    """|r|^2 / gap where the gap is known and exceeds |r|, else |r|; (k,)."""
-    if others is None:
-        return residuals
-    neighbours, reach = torch.cat([values, others[0]]), torch.cat([residuals, others[1]])
-    distances = (neighbours - values[:, None]).abs() - _BERTH * reach
-    distances.fill_diagonal_(torch.inf)
-    gaps = distances.min(dim=1).values
-    return torch.where(gaps > residuals, residuals**2 / gaps, residuals)
+    return replace(pairs, missed=min(missed, 1.0), products=products, converged=none, rounded=none)
 
 
 def drive(iteration: Iteration, product: Callable[[Tensor], Tensor]) -> Eigenpairs:

@@ -156,12 +156,13 @@ def lanczos_steps(
         for part in (seen, seen.first(k)):
             left_over = search.max_products - spent
             spare /= 2  # however many looks there are, what each may miss adds up to no more than promised
-            crossed, products = yield from overlooked(part, limits, spare, left_over, beside, generator)
-            spent += products
-            if crossed is not None:
+            verdict = yield from overlooked(part, limits, spare, left_over, beside, generator)
+            spent += verdict.products
+            if verdict.crossed is not None:
                 break
-        if crossed is False:
-            return judged(pairs, 0.0 if len(seen.rows) == size else _rarely(size), spent)
+        if verdict.crossed is False:
+            missed = 0.0 if len(seen.rows) == size else _rarely(size)
+            return judged(pairs, missed, spent, part.reach(limits, verdict.beyond, k))
         if spent >= search.max_products:  # eigenpairs, but perhaps not the wanted ones
             return judged(pairs, 1.0, spent)
         rows, chain = random_rows(min(size, max(k, len(rows) + 1)), size, like, generator), None
@@ -246,11 +247,9 @@ def _thick_restart(
 
     vectors = combine(s[:, want].T, basis[:m])
     images = values[want, None].to(w) * vectors + combine(last[:, want].T, w)
-    rest = [i for i in range(m) if i not in set(want.tolist())]
-    others = (values[rest], residuals[rest])
-    order = [*want.tolist(), *rest]
+    order = [*want.tolist(), *(i for i in range(m) if i not in set(want.tolist()))]
     seen = Seen(basis[:m], s[:, order], values[order], coupling[order][:, order])
-    return certified(vectors, images, scale, search.tol, products, others), seen, missed
+    return certified(vectors, images, scale, search.tol, products), seen, missed
 
 
 def _rarely(size: int) -> float:

@@ -34,10 +34,20 @@ BEYOND = 2.0
 BASIS, FEWEST = 40, 8
 """Vectors that a search holds where memory does not matter, and those without which it does not get on."""
 
+_HALVINGS = 20  # of an interval as long as the residuals, in which an eigenvalue's bound is sought
 _GRID = 50  # places where the border of C's spectrum may be
 
 Limit = tuple[int, float]
 """(1, x) is crossed by eigenvalues above x, (-1, x) by those of -A above x."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a look came to."""
+
+    crossed: bool | None  # whether there are more eigenvalues beyond a limit than were seen; None: not known
+    products: int
+    beyond: tuple[float, ...] = ()  # where nothing crossed: what C (or -C) has no eigenvalue above, for every limit
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,28 @@ class Seen:
         most = torch.linalg.eigvalsh(torch.diag(values) + self.coupling / (at - beyond))
         return int((most > at).sum()) == int((values > at).sum())
 
+    def reach(self, limits: Sequence[Limit], beyond: Sequence[float], k: int) -> Tensor:
+        """By how much eigenvalues lie farther out than the first k values, at most, if C has none `beyond`; (k,).
+
+        The n-th largest Ritz value is not above the n-th largest eigenvalue (Cauchy), which is below any x that has
+        fewer than n eigenvalues above it by the count of `accounts_for`; infinite where C comes too close to tell.
+        """
+        found = torch.full((k,), math.inf, dtype=torch.float64, device=self.values.device)
+        norm_r = max(0.0, torch.linalg.eigvalsh(self.coupling)[-1].item()) ** 0.5
+        for (sign, _), c in zip(limits, beyond, strict=True):
+            values = sign * self.values
+            for i in range(k):
+                low, high = values[i].item(), values[i].item() + norm_r
+                rank = int((values > low).sum())  # of those farther out
+                if low <= c:
+                    continue
+                for _ in range(_HALVINGS):
+                    x = (low + high) / 2
+                    most = torch.linalg.eigvalsh(torch.diag(values) + self.coupling / (x - c))
+                    low, high = (low, x) if int((most > x).sum()) <= rank else (x, high)
+                found[i] = min(found[i].item(), high - values[i].item())
+        return found
+
     def first(self, k: int) -> "Seen":
         """The first k alone, the others left to C: its top is then nearer to a limit, and the residuals are smaller."""
         return Seen(self.rows, self.rotation[:, :k], self.values[:k], self.coupling[:k, :k])
@@ -80,13 +112,13 @@ def overlooked(
     max_products: int,
     room: int | None,
     generator: torch.Generator,
-) -> Generator[Tensor, Tensor, tuple[bool | None, int]]:
-    """Whether A has more eigenvalues beyond one of the `limits` than were seen, and the products spent.
+) -> Generator[Tensor, Tensor, Verdict]:
+    """Whether A has more eigenvalues beyond one of the `limits` than were seen.
 
-    False is wrong with `probability` at most; None is said where `max_products` were not enough, or C comes too close
-    to a limit for the residuals that there are. Like an `Iteration` it yields rows (1, p) and is sent their products
-    with A. `room` is the number of vectors held at once (None: any), `seen` among them; what no longer fits is let go,
-    as in a restart that keeps the Ritz vectors nearest to the limits.
+    That there are none is wrong with `probability` at most; nothing is said where `max_products` were not enough, or C
+    comes too close to a limit for the residuals that there are. Like an `Iteration` it yields rows (1, p) and is sent
+    their products with A. `room` is the number of vectors held at once (None: any), `seen` among them; what no longer
+    fits is let go, as in a restart that keeps the Ritz vectors nearest to the limits.
     """
     whole = seen.rotation.shape[0] == seen.rotation.shape[1]
     basis = seen.rows if whole else combine(seen.rotation.T, seen.rows)
@@ -113,19 +145,19 @@ def overlooked(
         left = -math.inf if ended else log_length + math.log(length)
         values, s = torch.linalg.eigh(T)
         if any((sign * values).max() > at for sign, at in limits):
-            return True, step
+            return Verdict(True, step)
         if not all(seen.accounts_for(sign, at, (sign * values).max().item()) for sign, at in limits):
-            return None, step
+            return Verdict(None, step)
         roots = torch.cat([let_go, values])
         borders = [_border_of(sign * roots, left, at, target) for sign, at in limits]
         if all(seen.accounts_for(sign, at, c) for (sign, at), c in zip(limits, borders, strict=True)):
-            return False, step
+            return Verdict(False, step, tuple(borders))
         if n == len(own) and n < size - len(basis):
             nearest = torch.stack([at - sign * values for sign, at in limits]).min(dim=0).values.argsort()
             kept = nearest[: n // 2]
             rotate(s[:, kept].T, own[:n])
             T, let_go = torch.diag(values[kept]), torch.cat([let_go, values[nearest[n // 2 :]]])
-    return (False if len(basis) == size else None), steps
+    return Verdict(False, steps, (-math.inf,) * len(limits)) if len(basis) == size else Verdict(None, steps)
 
 
 def _border_of(ritz: Tensor, log_length: float, at: float, target: float) -> float:

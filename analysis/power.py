@@ -80,10 +80,11 @@ def power_steps(
         last, most = pairs.values[-1].abs().item(), pairs.values[0].abs().item()
         limits = limits_of([(1, last), (-1, -last)], tol, most, like.dtype)
         spare /= 2  # looks may be repeated, and what each may miss adds up
-        crossed, products = yield from overlooked(seen, limits, spare, max_iter * k - spent, room, generator)
-        spent += products
-        if crossed is False:
-            return judged(pairs, 0.0 if k == size else PROBABILITY, spent)
+        verdict = yield from overlooked(seen, limits, spare, max_iter * k - spent, room, generator)
+        spent += verdict.products
+        if verdict.crossed is False:
+            missed = 0.0 if k == size else PROBABILITY
+            return judged(pairs, missed, spent, seen.reach(limits, verdict.beyond, k))
         if spent >= max_iter * k:
             return judged(pairs, 1.0, spent)
         start = None

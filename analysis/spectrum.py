@@ -34,7 +34,7 @@ class Eigenvalue:
     value: float
     residual: float  # |H v - value v|, no less than rounding: an eigenvalue lies within this distance of value
     relative_residual: float  # residual / |value|
-    error: float  # the sharper bound residual^2 / gap where gap and `missed` allow it, else the residual
+    error: float  # the sharper bound, about residual^2 / gap, where a look bounds the rest (k > 1), else the residual
     converged: bool  # relative_residual at most the tolerance asked for, and `missed` at most PROBABILITY
     rounded: bool  # above the tolerance, but no product in this precision leaves less
     missed: float  # the probability, at most, that a wanted eigenvalue was missed by more than 2 tol

@@ -123,12 +123,38 @@ def test_bounds_hold_against_the_exact_spectrum(make_matrix: Any, seed: int, tol
     exact = np.sort(generator.standard_cauchy(60).clip(-50, 50))[::-1].copy()
     pairs = lanczos(matrix_operator(make_matrix(exact, seed=seed)), 3, tol=tol, seed=seed)
     for value, residual, sharper in zip(pairs.values, pairs.residuals, pairs.quadratic, strict=True):
-        distance, next_distance = np.sort(abs(exact - value.item()))[:2]
+        distance = abs(exact - value.item()).min()
         assert distance <= residual + 1e-12
+        assert distance <= sharper + 1e-12
         assert sharper <= residual + 1e-12
-        gap = residual**2 / sharper  # what the sharper bound presumes to hold no other eigenvalue
-        if sharper < residual and next_distance >= gap:
-            assert distance <= sharper + 1e-12
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "both", "magnitude"])
+def test_the_sharper_bound_holds_beside_eigenvalues_that_look_like_one(make_matrix: Any, which: Any) -> None:
+    """Closer than the residual, so that Ritz values do not show how many there are."""
+    sharp = 0
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        close = [
+            10 + generator.uniform(0, 0.02, 3),
+            7 + generator.uniform(0, 0.002, 2),
+            -10 - generator.uniform(0, 0.02, 3),
+        ]
+        exact = np.concatenate([*close, np.linspace(5, -5, 150)])
+        pairs = lanczos(matrix_operator(make_matrix(exact, seed=seed)), 4, which=which, tol=1e-2, seed=seed)
+        assert pairs.converged.all()
+        distances = abs(exact - pairs.values.numpy()[:, None]).min(axis=1)
+        assert (distances <= pairs.quadratic.numpy() + 1e-12).all()
+        sharp += int((pairs.quadratic < 0.3 * pairs.residuals).sum())
+    assert sharp > 20 or which in ("both", "magnitude")  # whose borders lie beyond the cluster
+
+
+def test_for_one_pair_no_gap_is_claimed(make_matrix: Any) -> None:
+    """What its search excludes lies beyond, not beside it."""
+    for seed in range(20):
+        exact = np.concatenate([[10.0, 9.995], np.linspace(5, -5, 150)])
+        pairs = lanczos(matrix_operator(make_matrix(exact, seed=seed)), tol=1e-2, seed=seed)
+        assert (pairs.quadratic == pairs.residuals).all()
 
 
 def test_running_out_of_products_is_a_result_that_says_so(make_matrix: Any) -> None:

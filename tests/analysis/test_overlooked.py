@@ -15,7 +15,7 @@ from analysis.density import spectral_density
 from analysis.eigenpairs import PROBABILITY
 from analysis.lanczos import lanczos
 from analysis.operators import SymmetricOperator, matrix_operator
-from analysis.overlooked import BEYOND, Seen, limits_of, overlooked
+from analysis.overlooked import BEYOND, Seen, Verdict, limits_of, overlooked
 from analysis.power import power_iteration
 from analysis.trace import hutch_plus_plus
 from analysis.vectors import random_rows
@@ -35,8 +35,8 @@ def run(spectrum: Tensor, found: int, borders: Sequence[tuple[int, float]], seed
         while True:
             rows = search.send(rows * spectrum)
     except StopIteration as stop:
-        verdict: tuple[bool | None, int] = stop.value
-        return verdict
+        verdict: Verdict = stop.value
+        return verdict.crossed, verdict.products
 
 
 def steps_by_the_inequality(spectrum: Tensor, found: int, x: float, seed: int) -> int:
