@@ -22,7 +22,7 @@ from analysis.memory import DEFAULT_MEMORY, plan_chunks
 from analysis.model_copy import as_real, convert, private_copy, working_dtype
 from analysis.parametric_loss import ParametricLoss
 from analysis.refusals import refuse_at_first_sight, refuse_unfit, survey, weighed
-from analysis.symmetry import refuse_asymmetric
+from analysis.symmetry import refuse_wrong_products
 
 
 class Problem(ParametricLoss):
@@ -106,7 +106,7 @@ def make_problem(
     )
     with failing_together(device, distributed):
         refuse_at_first_sight(problem, inspected.first)
-        refuse_asymmetric(problem, inspected.first)
+        refuse_wrong_products(problem, inspected.first)
         plan = plan_chunks(problem, inspected.first, memory, chunk_size)
     plan = plan.agreed(device, distributed)
     problem = replace(problem, chunk_size=plan.chunk_size, cached_samples=plan.cached_samples)

@@ -182,7 +182,7 @@ def _agree(problem: ParametricLoss, whole: _Part, parts: _Part) -> bool:
 
 def _no_sum(problem: ParametricLoss, whole: _Part, parts: _Part, last: int) -> MeasurementError:
     reduction = "sum" if whole.told else problem.reduction
-    ratio = f"{whole.total / parts.total:.4g} times that" if parts.total else "which is 0"
+    ratio = f"{1 + float(f'{whole.total / parts.total - 1:.4g}'):.12g} times that" if parts.total else "which is 0"
     return MeasurementError(
         f"The loss of {parts.samples} samples together (up to sample {last}) is not the {reduction} of their losses "
         f"taken apart, but {ratio}: either samples influence one another or the loss has another reduction than "

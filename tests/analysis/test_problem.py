@@ -111,6 +111,19 @@ class BatchStatistics(nn.Module):
         return x - x.mean(0)
 
 
+class MixedByCurvature(nn.Module):
+    """Samples that share nothing but second derivatives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = x - x.detach()
+        return x + change * change.roll(1, 0)
+
+
+class AlmostCentred(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - 1e-4 * x.mean(0)
+
+
 X, Y = torch.arange(24.0).reshape(6, 4) / 10, torch.tensor([0, 1, 0, 0, 1, 1])
 
 
@@ -131,6 +144,8 @@ class AlwaysDropped(nn.Module):
         (with_(nn.Dropout(0.5)), {"mode": "train"}, "Dropout is random"),
         (with_(AlwaysDropped()), {}, "another loss each time"),
         (BatchStatistics(), {}, "influence one another"),
+        (with_(MixedByCurvature()), {}, "influence one another, so that L is no sum"),
+        (with_(AlmostCentred()), {"dtype": torch.float64}, r"but (1\.00|0\.999)\d*[1-9] times that"),
         (with_(), {"loss": lambda z, y: F.cross_entropy(z, y, reduction="sum")}, "is not the mean"),
         (with_(), {"reduction": "sum", "loss": F.cross_entropy}, "is not the sum"),
         (with_(), {"loss": lambda z, y: F.cross_entropy(z, y, weight=torch.tensor([1.0, 5.0]))}, "is not the mean"),

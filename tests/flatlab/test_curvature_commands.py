@@ -140,6 +140,34 @@ def test_a_subset_says_how_far_its_top_eigenvalue_moves(
     assert f"moves λ₁ by about ± {sampling['standard_error']:.2g}" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "says", "does_not"),
+    [
+        (("--top-k", 2), "No others of the same matrix exceed the last shown by more than twice the tol", "float64:"),
+        (("--method", "power"), "No others of the same matrix exceed the last shown in magnitude by more", "float64:"),
+        (("--backend", "pyhessian"), "not checked in float64: they are PyHessian's", "the model does not run"),
+        (("--per-batch", 40), "No others of the same matrix exceed the last shown by more than twice the", "float64:"),
+    ],
+)
+def test_what_is_certified_is_said(
+    words: tuple[str, ...],
+    says: str,
+    does_not: str,
+    run: Run,
+    checkpoints: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = run("eigs", checkpoints[0], "--samples", 80, *words)
+    said = " ".join(capsys.readouterr().out.split())
+    assert says in said
+    assert does_not not in said
+    missed = [
+        value["missed"] for entry in [result["global"], *result.get("layers", [])] for value in entry["eigenvalues"]
+    ]
+    percent = float(said.split("with probability >= ")[1].split(" %")[0])
+    assert 95 <= percent <= 100 * (1 - max(*missed, result.get("missed", 0.0)))
+
+
 def test_clients_and_statement_f(run: Run, checkpoints: tuple[Path, Path], world: World, truth: Dense) -> None:
     result = run("eigs", checkpoints[0], "--clients", "all", "--full", "--top-k", 2, *EXACT)
     assert tops(result["global"]) == pytest.approx(truth.eigenvalues()[:2].tolist(), rel=1e-6)
