@@ -5,14 +5,22 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from figures.errors import MissingResultsError
 from figures.labels import split_label
-from figures.results import Results
+from figures.results import Results, require_alike
 from figures.tables import Table
 
 
-def verdict_tables(results: Results) -> list[Table]:
-    """The claims of `flatlab verify --study` and the statements of every final.verify.json, if any."""
-    return [*_claims(results.study), *_statements(results)]
+def verdict_tables(results: Results) -> tuple[list[Table], dict[str, str]]:
+    """The claims of `flatlab verify --study` and the statements of every final.verify.json, if any.
+
+    Returned with the reason for a table that the results do not allow.
+    """
+    claims = _claims(results.study)
+    try:
+        return [*claims, *_statements(results)], {}
+    except MissingResultsError as reason:
+        return claims, {"statements": str(reason)}
 
 
 def _claims(verdicts: Sequence[dict[str, Any]]) -> list[Table]:
@@ -63,6 +71,7 @@ def _statements(results: Results) -> list[Table]:
     checks = [check for run in results.runs for check in run.measured.get("verify", {}).get("checks", [])]
     if not checks:
         return []
+    require_alike(results.runs, "verify")
     rows, numbers = [], []
     for statement, formula in (results.statements or {}).items():
         for claimed in (True, False):
