@@ -1,12 +1,11 @@
 """What `flatlab verify` concluded, where it left its results beside the runs."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from figures.errors import MissingResultsError
-from figures.labels import split_label
+from figures.labels import group_labels
 from figures.results import Results, require_alike
 from figures.tables import Table
 
@@ -26,9 +25,10 @@ def verdict_tables(results: Results) -> tuple[list[Table], dict[str, str]]:
 def _claims(verdicts: Sequence[dict[str, Any]]) -> list[Table]:
     if not verdicts:
         return []
+    labels = group_labels(verdict["group"] for verdict in verdicts)
     rows, numbers = [], []
     for verdict in verdicts:
-        claim, runs = verdict["claim"], _group(verdict)
+        claim, runs = verdict["claim"], labels[verdict["group"]]
         for comparison in verdict["comparisons"]:
             rows.append(
                 (
@@ -52,11 +52,6 @@ def _claims(verdicts: Sequence[dict[str, Any]]) -> list[Table]:
     )
     columns = ("compared", "claim", "runs", "setting", "pairs", "effect [95 %]", "answer", "verdict on the claim")
     return [Table("claims", "Does MAN do what is claimed?", (note,), columns, tuple(rows), tuple(numbers))]
-
-
-def _group(verdict: dict[str, Any]) -> str:
-    config = json.loads(verdict["group"])
-    return f"{config['dataset']}, {config['algorithm']}, {split_label(config)}"
 
 
 def _effect(comparison: dict[str, Any], ratio: bool) -> str:
