@@ -55,7 +55,7 @@ def _claims(verdicts: Sequence[dict[str, Any]]) -> list[Table]:
 
 
 def _effect(comparison: dict[str, Any], ratio: bool) -> str:
-    numbers = [comparison[key] for key in ("effect", "low", "high")]
+    numbers: list[Any] = [comparison.get(key) for key in ("effect", "low", "high")]
     if None in numbers:
         return ""
     effect, low, high = (f"{number:.2f}" if ratio else f"{100 * number:+.1f}" for number in numbers)

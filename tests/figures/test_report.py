@@ -122,8 +122,8 @@ def test_groups_of_a_study_are_told_apart_and_statements_on_unlike_samples_are_n
         run = {"dataset": "digits", "algorithm": "fedavg", "partition": "iid", "delta": 0.3, **fields}
         claim = {"quantity": "trace", "direction": "lower", "ratio": True}
         comparison = {"setting": "ζ 0.15", "pairs": 3, "answer": "undecided"}
-        verdicts.append({"claim": claim, "group": json.dumps(run), "contrast": "MAN", "answer": "undecided"})
-        verdicts[-1]["comparisons"] = [comparison]
+        verdict: dict[str, Any] = {"claim": claim, "group": json.dumps(run), "contrast": "MAN", "answer": "undecided"}
+        verdicts.append({**verdict, "comparisons": [comparison]})
     (results / "study.json").write_text(json.dumps({"verdicts": verdicts}))
     for name, samples in (("fedavg-iid-s0", 200), ("fedavg-iid-s1", 500)):
         checks = [{"statement": "S1", "claimed": True, "outcome": "holds"}]
