@@ -1,13 +1,13 @@
 """Curvature along training: top eigenvalue of the network and of each layer against rounds, without and with MAN."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
 
 from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks
 from figures.labels import man_label
-from figures.results import Result, Results
+from figures.results import Result, Results, require_one_way
 from figures.unconverged import MEANING, is_unconverged, ring
 
 NETWORK = "network"
@@ -21,7 +21,8 @@ def draw_along_training(results: Results) -> Drawing:
     From the eigenvalues that the run tracked (`flatlab train --track-eigs`), or those of its saved checkpoints; hollow
     marks are not converged.
     """
-    runs = results.pair("eigs", _points, "eigenvalues of several rounds (of round-*.pt, or tracked)")
+    runs = results.pair(_points, "eigenvalues of several rounds (of round-*.pt, or tracked)")
+    require_one_way(made for run in runs for made in _settings(run))
     names = list(next(iter(_points(runs[0]).values())))
     lines = -(-len(names) // MOST_BESIDE)
     columns = -(-len(names) // lines)
@@ -73,15 +74,27 @@ def draw_along_training(results: Results) -> Drawing:
 def _points(run: Result) -> dict[int, dict[str, Mapping[str, Any]]]:
     """round: {"network" or a layer: its top eigenvalue as it was saved}; empty with fewer than two rounds."""
     points = {
-        record["round"]: {NETWORK: record["curvature"]["global"], **record["curvature"]["layers"]}
-        for record in run.records
-        if "curvature" in record
+        t: {NETWORK: curvature["global"], **curvature.get("layers", {})} for t, curvature in _tracked(run).items()
+    } or {
+        t: {NETWORK: eigs["global"]["eigenvalues"][0]}
+        | {layer["name"]: layer["eigenvalues"][0] for layer in eigs["layers"]}
+        for t, eigs in _saved(run).items()
     }
-    if not points:
-        saved = [*run.training, *([run.measured["eigs"]] if "eigs" in run.measured else [])]
-        points = {
-            eigs["run"]["round"]: {NETWORK: eigs["global"]["eigenvalues"][0]}
-            | {layer["name"]: layer["eigenvalues"][0] for layer in eigs["layers"]}
-            for eigs in saved
-        }
     return points if len(points) > 1 else {}
+
+
+def _settings(run: Result) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """How each of the points was made, with its name."""
+    tracked = _tracked(run)
+    for t, made in (tracked or _saved(run)).items():
+        settings = {"samples": made.get("samples")} if tracked else made["settings"]
+        yield f"the eigenvalue of round {t} of {run.name}", {**settings, "--track-eigs": "yes" if tracked else "no"}
+
+
+def _tracked(run: Result) -> dict[int, Mapping[str, Any]]:
+    return {record["round"]: record["curvature"] for record in run.records if "curvature" in record}
+
+
+def _saved(run: Result) -> dict[int, Mapping[str, Any]]:
+    saved = [*run.training, *([run.measured["eigs"]] if "eigs" in run.measured else [])]
+    return {eigs["run"]["round"]: eigs for eigs in saved}

@@ -1,6 +1,7 @@
 """How methods and partitions are called in print."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 ALGORITHM_NAMES = {
@@ -51,6 +52,18 @@ def split_label(run: Mapping[str, Any]) -> str:
         return partition_label(kind)
     value = run[SPLIT_PARAMETERS[kind]]
     return partition_label(f"{kind}-{value if isinstance(value, str) else f'{value:g}'}")
+
+
+def group_labels(groups: Iterable[str]) -> dict[str, str]:
+    """Names for groups of runs that are compared, each as JSON what its runs share: and whatever sets it apart."""
+    shared = {group: json.loads(group) for group in groups}
+    usual = {group: f"{run['dataset']}, {run['algorithm']}, {split_label(run)}" for group, run in shared.items()}
+    labels = {}
+    for group, run in shared.items():
+        namesakes = [shared[other] for other, label in usual.items() if label == usual[group]]
+        names = [name for name in run if any(other.get(name) != run[name] for other in namesakes)]
+        labels[group] = ", ".join([usual[group], *(f"{name} {json.dumps(run[name])}" for name in names)])
+    return labels
 
 
 def partition_label(row: str) -> str:

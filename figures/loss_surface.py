@@ -10,7 +10,7 @@ from scipy.interpolate import RectBivariateSpline
 from figures.captions import Saved, origin, subject_labels, subject_name
 from figures.drawing import COLUMN, Drawing, new_figure, plain_log_ticks, print_style
 from figures.labels import algorithm_label, man_label
-from figures.results import Results
+from figures.results import Results, require_alike
 
 LEVELS = 16
 MOST_BESIDE = 3
@@ -26,7 +26,8 @@ def draw_loss_surface(results: Results) -> Drawing:
 
     Both use the same random directions, each filter of which has the norm of the model's own filter.
     """
-    runs = results.pair("surface", lambda run: run.measured.get("surface"), "final.surface.json")
+    runs = results.pair(lambda run: run.measured.get("surface"), "final.surface.json")
+    require_alike(runs, "surface")
     saved = [run.measured["surface"] for run in runs]
     titles = [
         f"{algorithm_label(run.config.algorithm)}, {man_label(run.config.man, [run.config.zeta])}" for run in runs

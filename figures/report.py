@@ -10,10 +10,11 @@ from typing import Any
 import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from figures.errors import MissingResultsError
 from figures.formats import as_csv, as_latex, as_markdown
 from figures.gallery import FIGURES
 from figures.labels import partition_label
-from figures.results import Result, Results
+from figures.results import Result, Results, require_alike
 from figures.tables import Table
 from figures.verdict_tables import verdict_tables
 
@@ -44,6 +45,8 @@ def make_report(
 
     The verdicts of `flatlab verify` are taken from the folder of results.
     """
+    verdicts, without = verdict_tables(results)
+    skipped = {**skipped, **{f"table {name}": reason for name, reason in without.items()}}
     content: dict[str, Any] = {
         "title": results.grid.title if results.grid else f"Runs in {results.folder.name}",
         "done": sum(run.trained for run in results.runs),
@@ -52,7 +55,7 @@ def make_report(
         "findings": [finding for table in tables for finding in _findings(table)],
         "tables": [_table(table) for table in tables],
         "figures": [_figure(name, files) for name, files in pictures.items()],
-        "verdicts": [_table(table) for table in verdict_tables(results)],
+        "verdicts": [_table(table) for table in verdicts],
         "skipped": list(skipped.items()),
         "unfinished": _unfinished(results),
         "command": f"flatlab reproduce {_word(results.folder / 'grid.toml')} --out {_word(results.folder)}"
@@ -124,7 +127,7 @@ def _unfinished(results: Results) -> list[tuple[str, str]]:
         (run.name, run.failure or f"trained for {len(run.records)} of {run.config.rounds} rounds.")
         for run in results.runs
         if not run.trained
-    ] + [(name, "not begun.") for name in results.absent]
+    ] + list(results.absent.items())
 
 
 def _run_commands(results: Results) -> str:
@@ -146,6 +149,8 @@ def _run_commands(results: Results) -> str:
 
 
 def _runs(runs: Sequence[Result]) -> dict[str, Any]:
+    """One row per run; eigenvalues and traces only where all were made in one way, so that they can be compared."""
+    alike = {kind: _are_alike(runs, kind) for kind in ("eigs", "trace")}
     columns = ("run", "zeta", "partition", "seed", "test accuracy, %", "top eigenvalue", "trace", "commit")
     rows = []
     for run in runs:
@@ -158,12 +163,26 @@ def _runs(runs: Sequence[Result]) -> dict[str, Any]:
                 partition_label(run.partition),
                 str(run.config.seed),
                 "" if run.accuracy is None else f"{100 * run.accuracy:.2f}",
-                "" if run.top_eigenvalue is None else f"{run.top_eigenvalue:.4g}{' (not converged)' * run.unconverged}",
-                "" if run.trace is None else f"{run.trace:.4g}",
+                _eigenvalue(run) if alike["eigs"] else "",
+                f"{run.trace:.4g}" if run.trace is not None and alike["trace"] else "",
                 commit,
             )
         )
     return {"columns": columns, "rows": rows}
+
+
+def _eigenvalue(run: Result) -> str:
+    if run.top_eigenvalue is None:
+        return ""
+    return f"{run.top_eigenvalue:.4g}{' (not converged)' * run.unconverged}"
+
+
+def _are_alike(runs: Sequence[Result], kind: str) -> bool:
+    try:
+        require_alike(runs, kind)
+    except MissingResultsError:
+        return False
+    return True
 
 
 def _word(path: Path) -> str:

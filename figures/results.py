@@ -3,7 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +63,7 @@ class Result:
     training: tuple[dict[str, Any], ...]  # eigs of the earlier checkpoints, by round
     trained: bool
     failure: str
+    data: str = ""  # digest of what it was trained on; empty where that is not known
 
     @property
     def name(self) -> str:
@@ -105,12 +106,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """A folder of runs, no two of which are of one configuration."""
+    """A folder of runs, no two of which are of one configuration, or on other data from one place."""
 
     folder: Path
     grid: Grid | None  # that made it
     runs: tuple[Result, ...]
-    absent: tuple[str, ...] = ()  # names of the grid's cells that are not begun
+    absent: Mapping[str, str] = field(default_factory=dict)  # cells of the grid that are not here: why
     grid_text: str = ""  # as it is written
     study: tuple[dict[str, Any], ...] = ()  # verdicts of `flatlab verify --study`
     statements: Mapping[str, str] | None = None  # formulas of the theory's statements, by name
@@ -150,8 +151,8 @@ class Results:
         found = [run for run in self.usual if (*_row(run), run.config.man) == (row, algorithm, man)]
         return sorted(found, key=lambda run: run.config.seed)
 
-    def pair(self, kind: str, has: Callable[[Result], object], what: str) -> tuple[Result, Result]:
-        """The first two runs that differ in MAN alone and both satisfy `has`, measurements of `kind` made alike.
+    def pair(self, has: Callable[[Result], object], what: str) -> tuple[Result, Result]:
+        """The first two runs that differ in MAN alone and both satisfy `has`.
 
         Raises `MissingResultsError` naming `what` they should have.
         """
@@ -160,7 +161,6 @@ class Results:
                 continue
             for partner in self.select(without.config.algorithm, without.row, man=True):
                 if partner.config.seed == without.config.seed and has(partner):
-                    require_alike([without, partner], kind)
                     return without, partner
         raise MissingResultsError(f"no two runs, without and with MAN at the same seed, have {what}")
 
@@ -183,14 +183,20 @@ class Results:
 
 def require_alike(runs: Sequence[Result], kind: str) -> None:
     """Raise `MissingResultsError`, with the names of two, where measurements of `kind` were not all made in one way."""
-    measured = [(run.name, run.measured[kind].get("settings", {})) for run in runs if kind in run.measured]
-    for name, settings in measured[1:]:
-        first, usual = measured[0]
-        for field in usual.keys() & settings.keys():
-            if usual[field] != settings[field]:
+    require_one_way(
+        (f"final.{kind}.json of {run.name}", run.measured[kind]["settings"]) for run in runs if kind in run.measured
+    )
+
+
+def require_one_way(made: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Raise `MissingResultsError` unless measurements, by their names, have the same settings, as far as is known."""
+    known: dict[str, tuple[str, Any]] = {}
+    for name, settings in made:
+        for setting, value in settings.items():
+            first, usual = known.setdefault(setting, (name, value))
+            if value != usual:
                 raise MissingResultsError(
-                    f"final.{kind}.json of {first} was made with {field} {usual[field]}, that of {name} with "
-                    f"{settings[field]}: measure them alike"
+                    f"{first} was made with {setting} {usual}, {name} with {value}: measure them alike"
                 )
 
 

@@ -7,12 +7,13 @@ import numpy as np
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
 from figures.labels import man_label
-from figures.results import Results
+from figures.results import Results, require_alike
 
 
 def draw_spectral_density(results: Results) -> Drawing:
     """Two runs that differ in MAN alone."""
-    runs = results.pair("density", lambda run: run.measured.get("density"), "final.density.json")
+    runs = results.pair(lambda run: run.measured.get("density"), "final.density.json")
+    require_alike(runs, "density")
     saved = [run.measured["density"] for run in runs]
     labels = [man_label(run.config.man, [run.config.zeta]) for run in runs]
     return _plot(saved, [run.name for run in runs], labels, runs[0].setting, results.provenance(runs))

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from figures.cells import difference_shown, printed_difference, sample_numbers, sample_shown, three_digits
 from figures.errors import MissingResultsError
 from figures.labels import REPORTED, algorithm_label, partition_label
 from figures.paper import PAPER_ROUNDS, SOURCE, Quantity, published
 from figures.results import Result, Results, require_alike
-from figures.statistics import Difference, Sample, paired_difference, sample
+from figures.statistics import paired_difference, sample
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def eigenvalue_table(results: Results) -> Table:
             name="top_eigenvalue",
             title="Top eigenvalue of the Hessian after the last round",
             value=lambda run: run.top_eigenvalue,
-            places=_three_digits,
+            places=three_digits,
             change="change",
             notes=(_measured_on(results, "eigs"), *_unconverged_note(results)),
         ),
@@ -86,7 +87,7 @@ def trace_table(results: Results) -> Table:
             name="trace",
             title="Trace of the Hessian after the last round",
             value=lambda run: run.trace,
-            places=_three_digits,
+            places=three_digits,
             change="change",
             notes=(_measured_on(results, "trace"),),
         ),
@@ -165,18 +166,18 @@ def _comparison(results: Results, quantity: _Quantity) -> Table:
             (
                 partition_label(place),
                 algorithm_label(algorithm),
-                *(_shown(mean, places, seeds) for mean in means),
-                _shown_difference(gain, places),
+                *(sample_shown(mean, places, seeds) for mean in means),
+                difference_shown(gain, places),
                 *paper,
-                _printed_difference(*paper),
+                printed_difference(*paper),
             )
         )
         numbers.append(
             {
                 "partition": place,
                 "algorithm": algorithm,
-                **_sample_numbers("without", means[0]),
-                **_sample_numbers("with", means[1]),
+                **sample_numbers("without", means[0]),
+                **sample_numbers("with", means[1]),
                 "difference": gain.mean if gain else "",
                 "difference_low": gain.low if gain and gain.low is not None else "",
                 "difference_high": gain.high if gain and gain.high is not None else "",
@@ -270,50 +271,3 @@ def _shown_rounds(runs: list[Result], target: float) -> str:
     reached = sum(math.isfinite(count) for count in counts)
     text = f"{middle:g}" if math.isfinite(middle) else f"{runs[0].config.rounds}+"
     return text if reached in (0, len(counts)) else f"{text} ({reached} of {len(counts)})"
-
-
-def _shown(mean: Sample | None, places: int, seeds: int) -> str:
-    if mean is None:
-        return ""
-    if mean.count == 0:
-        return f"n/a ({mean.left_out} not finite)"
-    spread = "" if mean.deviation is None else f" ± {mean.deviation:.{places}f}"
-    without = f"; {mean.left_out} not finite" if mean.left_out else ""
-    return f"{mean.mean:.{places}f}{spread}" + (f" ({mean.count}{without})" if mean.count < seeds else "")
-
-
-def _shown_difference(gain: Difference | None, places: int) -> str:
-    if gain is None:
-        return ""
-    if gain.low is None or gain.high is None:
-        return _signed(gain.mean, places)
-    return f"{_signed(gain.mean, places)} [{_signed(gain.low, places)}, {_signed(gain.high, places)}]"
-
-
-def _printed_difference(without: str, with_: str) -> str:
-    """The difference of two printed numbers, to the decimals that they are printed with."""
-    if not (without and with_):
-        return ""
-    places = max(len(number.partition(".")[2]) for number in (without, with_))
-    return _signed(float(with_) - float(without), places)
-
-
-def _signed(number: float, places: int) -> str:
-    return f"{number:+.{places}f}".replace("-", "−")
-
-
-def _three_digits(number: float) -> int:
-    """Decimals that leave three significant digits."""
-    return max(0, 2 - math.floor(math.log10(abs(number)))) if number else 2
-
-
-def _sample_numbers(side: str, mean: Sample | None) -> dict[str, Any]:
-    if mean is None:
-        return {f"{side}_mean": "", f"{side}_deviation": "", f"{side}_seeds": 0, f"{side}_not_finite": 0}
-    deviation = "" if mean.deviation is None else mean.deviation
-    return {
-        f"{side}_mean": mean.mean if mean.count else "",
-        f"{side}_deviation": deviation,
-        f"{side}_seeds": mean.count,
-        f"{side}_not_finite": mean.left_out,
-    }

@@ -1,26 +1,34 @@
 """What `flatlab verify` concluded, where it left its results beside the runs."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from figures.labels import split_label
-from figures.results import Results
+from figures.errors import MissingResultsError
+from figures.labels import group_labels
+from figures.results import Results, require_alike
 from figures.tables import Table
 
 
-def verdict_tables(results: Results) -> list[Table]:
-    """The claims of `flatlab verify --study` and the statements of every final.verify.json, if any."""
-    return [*_claims(results.study), *_statements(results)]
+def verdict_tables(results: Results) -> tuple[list[Table], dict[str, str]]:
+    """The claims of `flatlab verify --study` and the statements of every final.verify.json, if any.
+
+    Returned with the reason for a table that the results do not allow.
+    """
+    claims = _claims(results.study)
+    try:
+        return [*claims, *_statements(results)], {}
+    except MissingResultsError as reason:
+        return claims, {"statements": str(reason)}
 
 
 def _claims(verdicts: Sequence[dict[str, Any]]) -> list[Table]:
     if not verdicts:
         return []
+    labels = group_labels(verdict["group"] for verdict in verdicts)
     rows, numbers = [], []
     for verdict in verdicts:
-        claim, runs = verdict["claim"], _group(verdict)
+        claim, runs = verdict["claim"], labels[verdict["group"]]
         for comparison in verdict["comparisons"]:
             rows.append(
                 (
@@ -46,13 +54,8 @@ def _claims(verdicts: Sequence[dict[str, Any]]) -> list[Table]:
     return [Table("claims", "Does MAN do what is claimed?", (note,), columns, tuple(rows), tuple(numbers))]
 
 
-def _group(verdict: dict[str, Any]) -> str:
-    config = json.loads(verdict["group"])
-    return f"{config['dataset']}, {config['algorithm']}, {split_label(config)}"
-
-
 def _effect(comparison: dict[str, Any], ratio: bool) -> str:
-    numbers = [comparison[key] for key in ("effect", "low", "high")]
+    numbers: list[Any] = [comparison.get(key) for key in ("effect", "low", "high")]
     if None in numbers:
         return ""
     effect, low, high = (f"{number:.2f}" if ratio else f"{100 * number:+.1f}" for number in numbers)
@@ -63,6 +66,7 @@ def _statements(results: Results) -> list[Table]:
     checks = [check for run in results.runs for check in run.measured.get("verify", {}).get("checks", [])]
     if not checks:
         return []
+    require_alike(results.runs, "verify")
     rows, numbers = [], []
     for statement, formula in (results.statements or {}).items():
         for claimed in (True, False):

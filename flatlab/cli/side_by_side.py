@@ -20,6 +20,9 @@ class Cell:
     value: float | None = None
 
 
+OF_THE_DATA = ("train_samples", "label_column", "hub_config", "holdout", "image_size")
+"""Fields of a run that, beside its data set's name, decide which samples its training set holds."""
+
 Row = tuple[str, Sequence[Cell | None]]
 """What stands in front, and a cell per subject."""
 
@@ -106,8 +109,9 @@ def _print_unlike(results: Sequence[Result]) -> None:
 
 
 def _measured_on(result: Result) -> dict[str, Any]:
-    data = result["data"]
-    return {"data": data["dataset"], "samples": data["samples"], "loss": result["loss_function"]}
+    data, config = result["data"], result.get("run", {}).get("config", {})
+    known = {"data": data["dataset"], "samples": data["samples"], "loss": result["loss_function"]}
+    return known | {name: config.get(name, "none") for name in OF_THE_DATA}
 
 
 def subject_name(result: Result) -> str:

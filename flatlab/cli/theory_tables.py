@@ -15,7 +15,7 @@ from analysis.theory.battery import ToyChecks
 from analysis.theory.statements import CONDITIONS, EQUALITIES, STATEMENTS, Check, Interval, Tally
 from analysis.theory.study import CONTRASTS, ClaimVerdict
 from analysis.theory.verdicts import Comparison, Correlation
-from figures.labels import split_label
+from figures.labels import group_labels
 from flatlab.cli.console import console
 from flatlab.measuring.verify import ToyBattery, Verification
 
@@ -148,11 +148,11 @@ def _mean(values: Iterable[float]) -> float:
 
 def print_study(verdicts: Sequence[ClaimVerdict], correlated: Iterable[Correlation]) -> None:
     """Every claim with its verdict, and how norms go with eigenvalues."""
-    for group in dict.fromkeys(verdict.group for verdict in verdicts):
+    for group, label in group_labels(verdict.group for verdict in verdicts).items():
         for contrast in CONTRASTS:
             own = [verdict for verdict in verdicts if (verdict.group, verdict.contrast) == (group, contrast)]
             if own:
-                _print_verdicts(_title(contrast, group), own)
+                _print_verdicts(_title(contrast, label, json.loads(group)["rounds"]), own)
     console.print(
         "Each cell: x / y, for accuracy x - y in points, of runs with (x) and without (y) what the title names, paired "
         "by seed, with its 95 % interval. + supports the claim, - contradicts it, ? leaves it undecided: paired t "
@@ -174,11 +174,9 @@ _MARKS = {"supported": "+", "contradicted": "-", "undecided": "?"}
 _COLOURS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
-def _title(contrast: str, group: str) -> str:
-    config = json.loads(group)
-    partition = "iid" if config["partition"] == "iid" else split_label(config)
+def _title(contrast: str, label: str, rounds: int) -> str:
     what = contrast[0].upper() + contrast[1:]
-    return f"{what}: {config['dataset']}, {config['algorithm']}, {partition}, {config['rounds']} rounds"
+    return f"{what}: {label}" if f", rounds {rounds}" in label else f"{what}: {label}, {rounds} rounds"
 
 
 def _print_verdicts(title: str, verdicts: Sequence[ClaimVerdict]) -> None:

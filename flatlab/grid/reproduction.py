@@ -24,7 +24,7 @@ from flatlab.grid.cell_progress import Progress, cell_progress
 from flatlab.grid.cells import CellWork
 from flatlab.grid.estimate import calibrate, measuring_seconds, training_seconds
 from flatlab.grid.plan import Cell, Grid, grid_cells, parse_grid, read_grid_text, require_named_model
-from flatlab.runs.fingerprint import data_digest, settled
+from flatlab.runs.fingerprint import data_digest, data_source, settled
 from flatlab.runs.folder import RunFolder
 from flatlab.tell import Tell, silent
 
@@ -114,32 +114,15 @@ class Reproduction:
         )
 
 
-DATA_FIELDS = (
-    "dataset",
-    "train_samples",
-    "test_samples",
-    "label_column",
-    "hub_config",
-    "holdout",
-    "image_size",
-    "augmentation",
-    "partition",
-    "partition_column",
-    "partition_file",
-)
-"""Of a run, beside the seed where a subset is drawn: all that decides the digest of its data."""
-
-
 def _data_of(config: RunConfig, root: Path | None) -> str:
     """The digest of a cell's data; empty where they are not in a folder here, as for results that were brought here."""
-    drawn = config.train_samples is not None or config.test_samples is not None
-    deciding = tuple((name, getattr(config, name)) for name in DATA_FIELDS)
-    return _digest((*deciding, ("seed", config.seed if drawn else 0)), root)
+    return _digest((*data_source(config), ("partition", config.partition)), root)
 
 
 @cache
 def _digest(fields: tuple[tuple[str, Any], ...], root: Path | None) -> str:
-    config = RunConfig.model_validate({**dict(fields), "model": "mlp"})
+    known = {name: value for name, value in fields if value is not None}
+    config = RunConfig.model_validate({**known, "model": "mlp"})
     try:
         return data_digest(resolve(config, root)[1]) if is_local(config.dataset, root) else ""
     except UsageError:

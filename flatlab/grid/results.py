@@ -13,12 +13,14 @@ from typing import Any
 
 from analysis.theory.statements import STATEMENTS
 from figures.results import Result, Results
-from flatlab.errors import UsageError, shown
-from flatlab.federated.config import make_config, read_config
+from flatlab.errors import UsageError
+from flatlab.federated.config import RunConfig, make_config, read_config
 from flatlab.federated.partition.names import partition_name
 from flatlab.grid.plan import grid_cells, parse_grid
-from flatlab.runs.fingerprint import settled
-from flatlab.runs.measurements import settings_of
+from flatlab.runs.fingerprint import Fingerprint, fingerprint, require_same_data, settled
+from flatlab.runs.folder import RunFolder
+from flatlab.runs.forms import FORMS
+from flatlab.runs.measurements import is_of, settings_of
 from flatlab.runs.saved import read_measurement, read_records, read_study
 
 COMPARED = ("man", "zeta", "seed")
@@ -30,55 +32,85 @@ OF_THE_METHOD = ("hyper", "lr", "lr_decay", "weight_decay", "clip", "local_epoch
 HARMLESS = ("checkpoint_every",)
 """Fields that change no number."""
 
+NOT_BEGUN = "not begun."
+
 
 def read_results(folder: Path) -> Results:
-    """Read every run in `folder`; raises `UsageError` if there is none, or two are of one configuration.
+    """Read every run in `folder`; raises `UsageError` if there is none, or two cannot stand side by side.
 
-    Where the folder's grid.toml says which runs belong to it and in what order, others are left out.
+    Where the folder's grid.toml says which runs belong to it and in what order, others are left out, and so is a run
+    that is not the one that the grid now describes.
     """
     path = folder / "grid.toml"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     grid = parse_grid(text, str(path)) if text else None
     begun = sorted(path.parent.name for path in folder.glob("*/config.toml"))
-    names = [cell.name for cell in grid_cells(grid)] if grid else begun
-    runs = [_read_run(folder / name) for name in names if name in begun]
+    cells = {cell.name: cell.config for cell in grid_cells(grid)} if grid else {}
+    absent = {
+        name: _another_run(folder / name, config) if name in begun else NOT_BEGUN for name, config in cells.items()
+    }
+    absent = {name: reason for name, reason in absent.items() if reason}
+    runs = [_read_run(folder / name) for name in cells or begun if name not in absent]
     if not runs:
-        raise UsageError(f"There are no runs in {folder}; name a folder that `flatlab reproduce` filled.")
+        found = next((reason for reason in absent.values() if reason != NOT_BEGUN), "")
+        raise UsageError(found or f"There are no runs in {folder}; name a folder that `flatlab reproduce` filled.")
     study = folder / "study.json"
     return Results(
         folder=folder,
         grid=grid,
         runs=_in_rows(runs),
-        absent=tuple(name for name in names if name not in begun),
+        absent=absent,
         grid_text=text,
         study=tuple(read_study(study)) if study.exists() else (),
         statements=STATEMENTS,
     )
 
 
+def _another_run(folder: Path, config: RunConfig) -> str:
+    """Say in which fields the run in `folder` is not the one that the grid describes; empty where it is."""
+    files = RunFolder(folder)
+    found = files.config()
+    if found is not None and config.model == "auto":  # what that stands for may need data that are not here
+        config = config.model_copy(update={"model": settled(found).model})
+    return files.refusal(config, "the grid says", "`flatlab reproduce` leaves it alone, and so do tables and figures")
+
+
 def _read_run(folder: Path) -> Result:
     config = settled(make_config(read_config(folder / "config.toml"), str(folder / "config.toml")))
-    metrics, failure = folder / "metrics.jsonl", folder / "failure.txt"
-    kinds = {path.name.split(".")[1]: path for path in folder.glob("final.*.json")}
-    measured = {kind: read_measurement(path, kind) for kind, path in kinds.items()}
-    training = (read_measurement(path, "eigs") for path in sorted(folder.glob("round-*.eigs.json")))
+    final, failure = RunFolder(folder).finished(config), folder / "failure.txt"
+    of = fingerprint(config, final.data if final else "")
+    kinds = {kind: folder / f"final.{kind}.json" for kind in FORMS}
+    earlier = [_measured(path, "eigs", of) for path in sorted(folder.glob("round-*.eigs.json"))]
     return Result(
         folder=folder,
         config=config,
         partition=partition_name(config),
         row=partition_name(config),
-        records=tuple(read_records(metrics)),
-        measured={kind: {**content, "settings": dict(settings_of(content))} for kind, content in measured.items()},
-        training=tuple(sorted(training, key=lambda eigs: eigs["run"]["round"])),
-        trained=(folder / "final.pt").exists(),
+        records=tuple(read_records(folder / "metrics.jsonl")),
+        measured={kind: _measured(path, kind, of) for kind, path in kinds.items() if path.exists()},
+        training=tuple(sorted(earlier, key=lambda eigs: eigs["run"]["round"])),
+        trained=final is not None,
         failure=failure.read_text(errors="replace").partition("\n")[0] if failure.exists() else "",
+        data=of.data,
     )
+
+
+def _measured(path: Path, kind: str, of: Fingerprint) -> dict[str, Any]:
+    """A measurement with how it was made; raises `UsageError` where it is not of the run `of`."""
+    content = read_measurement(path, kind)
+    if not is_of(content, of):
+        raise UsageError(
+            f"{path} was not made of the run that is in its folder, but of an earlier one with other settings or data: "
+            "remove it, or measure again."
+        )
+    return {**content, "settings": dict(settings_of(content))}
 
 
 def _in_rows(runs: Sequence[Result]) -> tuple[Result, ...]:
     """The runs, each with the name of its row."""
     plain = [_plain(run) for run in runs]
     _refuse_duplicates(runs, plain)
+    require_same_data((run.folder, run.config, run.data) for run in runs)
     everywhere = _differing([_without(fields, OF_THE_METHOD) for fields in plain])
     alike: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for run, fields in zip(runs, plain, strict=True):
@@ -92,7 +124,7 @@ def _in_rows(runs: Sequence[Result]) -> tuple[Result, ...]:
 
 
 def _plain(run: Result) -> dict[str, Any]:
-    """The fields that set a run's row apart, hyperparameters by name, and the data where a measurement says them."""
+    """The fields that set a run's row apart, hyperparameters by name."""
     fields = _without(run.config.plain(), (*COMPARED, *HARMLESS, "algorithm", "partition", "delta", "hyper"))
     hyper = {f"hyper.{name}": value for name, value in run.config.plain().get("hyper", {}).items()}
     return fields | hyper
@@ -108,14 +140,13 @@ def _differing(found: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def _word(name: str, value: Any) -> str:
-    text = value if isinstance(value, str) else shown(value)
+    text = value if isinstance(value, str) else json.dumps(value)
     return text if name == "dataset" else f"{name.removeprefix('hyper.')} {text}"
 
 
 def _refuse_duplicates(runs: Sequence[Result], plain: Sequence[Mapping[str, Any]]) -> None:
-    """Raise `UsageError` where two runs would stand for one seed, or one data set's name for two sets of images."""
+    """Raise `UsageError` where two runs would stand for one seed."""
     seen: dict[str, Path] = {}
-    data: dict[str, tuple[str, Path]] = {}
     for run, fields in zip(runs, plain, strict=True):
         config: Any = run.config
         key = json.dumps([config.algorithm, run.partition, config.man, config.effective_zeta, config.seed, fields])
@@ -125,12 +156,3 @@ def _refuse_duplicates(runs: Sequence[Result], plain: Sequence[Mapping[str, Any]
                 "one of them elsewhere."
             )
         seen[key] = run.folder
-        digests = (content.get("fingerprint") for content in run.measured.values())
-        digest = next((d["data"] for d in digests if isinstance(d, dict) and d.get("data")), "")
-        of = json.dumps([config.dataset, fields.get("train_samples"), fields.get("test_samples"), config.seed])
-        kept, first = data.setdefault(of, (digest, run.folder)) if digest else ("", run.folder)
-        if digest != kept:
-            raise UsageError(
-                f"{first} and {run.folder} were trained on different images, both called {config.dataset}: their "
-                "numbers cannot be compared; keep the runs of one data set."
-            )

@@ -27,7 +27,8 @@ from flatlab.federated.rounds import Run
 from flatlab.files import finite, json_text, write_text
 from flatlab.measuring.subjects import Measurement, open_checkpoint
 from flatlab.runs.checkpoint import load_checkpoint, provenance
-from flatlab.runs.measurements import is_current, measurement_path, read_measurement, save_measurement
+from flatlab.runs.fingerprint import require_same_data
+from flatlab.runs.measurements import is_current, kept_measurement, measurement_path, save_measurement
 from flatlab.runs.metrics import Record
 from flatlab.tell import Tell, silent
 
@@ -95,10 +96,9 @@ def make_study(paths: Sequence[Path], measurement: Measurement, out: Path, plan:
     """Study the checkpoints in `paths`, or else the toy runs of `plan`, and write `out`/study.json.
 
     Runs and measurements that `out`, or the checkpoints' folders, already hold are not done again. Raises `UsageError`
-    for a bad file, and where no two runs can be compared.
+    for a bad file, for runs that cannot stand side by side, and where no two can be compared.
     """
-    for path in paths:
-        load_checkpoint(path)
+    _require_comparable(paths)
     checkpoints = paths or _train(plan, out, tell)  # measured as they come
     subjects = [_subject(path, measurement, tell) for path in checkpoints]
     study = Study(subjects, conclude(subjects), list(correlations(subjects)))
@@ -109,6 +109,24 @@ def make_study(paths: Sequence[Path], measurement: Measurement, out: Path, plan:
         )
     write_text(out / "study.json", json_text(study.to_dict()))
     return study
+
+
+def _require_comparable(paths: Sequence[Path]) -> None:
+    """Raise `UsageError` where one run is named twice at one round, or two are of other data under one name."""
+    seen: dict[tuple[object, ...], Path] = {}
+    trained: list[tuple[Path, RunConfig, str]] = []
+    for path in paths:
+        checkpoint = load_checkpoint(path)
+        config = checkpoint.config
+        place = (_group(config), config.effective_zeta, config.zeta_logits, config.seed, checkpoint.round)
+        if place in seen:
+            raise UsageError(
+                f"{seen[place]} and {path} are of the same run, of the same seed and round: a study counts it once, so "
+                "name one of them."
+            )
+        seen[place] = path
+        trained.append((path, config, checkpoint.data))
+    require_same_data(trained)
 
 
 def _train(plan: Plan, out: Path, tell: Tell) -> Iterator[Path]:
@@ -132,7 +150,7 @@ def _subject(path: Path, measurement: Measurement, tell: Tell) -> Subject:
     config = checkpoint.config
     saved, settings = measurement_path(path, "measures"), {"samples": measurement.samples}
     newer = saved.exists() and saved.stat().st_mtime >= path.stat().st_mtime
-    content = read_measurement(saved) if newer and is_current(saved, settings, checkpoint.fingerprint) else None
+    content = kept_measurement(saved) if newer and is_current(saved, settings, checkpoint.fingerprint) else None
     if content is None:
         subject = open_checkpoint(path, measurement)
         measures = asdict(measure(subject.problem, lambda stage: tell(f"{path}: {stage}")))
@@ -140,7 +158,7 @@ def _subject(path: Path, measurement: Measurement, tell: Tell) -> Subject:
         save_measurement(path, "measures", content, for_tables=True)
     return Subject(
         checkpoint=str(path),
-        group=json.dumps({key: value for key, value in config.plain().items() if key not in _VARIED}),
+        group=_group(config),
         zeta=config.effective_zeta,
         zeta_logits=config.zeta_logits,
         seed=config.seed,
@@ -148,6 +166,11 @@ def _subject(path: Path, measurement: Measurement, tell: Tell) -> Subject:
         accuracy=checkpoint.metrics.get("test_accuracy", math.nan),
         measures=_measures(content["measures"]),
     )
+
+
+def _group(config: RunConfig) -> str:
+    """What a run shares with those that it is compared with."""
+    return json.dumps({key: value for key, value in config.plain().items() if key not in _VARIED})
 
 
 _VARIED = ("man", "zeta", "zeta_logits", "seed", "eval_every", "checkpoint_every")

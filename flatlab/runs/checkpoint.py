@@ -28,7 +28,7 @@ from flatlab.runs.contents import (
     require_text,
     require_version,
 )
-from flatlab.runs.fingerprint import Fingerprint, fingerprint
+from flatlab.runs.fingerprint import Fingerprint, data_digest, fingerprint
 from flatlab.runs.saved import check_record
 
 FORMAT = "flatlab checkpoint"
@@ -129,12 +129,18 @@ def rebuild(
     """Build the checkpoint's model, with its parameters, and load its data; the loss is the mean cross-entropy.
 
     The model's own code runs only if it is flatlab's or `trusted_model` names the same `package.module:function`:
-    a checkpoint from elsewhere must not choose what is imported. Raises `UsageError` where the parts do not fit.
+    a checkpoint from elsewhere must not choose what is imported. Raises `UsageError` where the parts do not fit, or the
+    data have changed since the training.
     """
     named = checkpoint.config.model
     if named not in (*MODELS, "auto", trusted_model):
         raise UsageError(f"This checkpoint's model is the function {named}; to let it run, add --model {named}.")
     config, data = resolve(checkpoint.config, root)
+    if checkpoint.data and data_digest(data) != checkpoint.data:
+        raise UsageError(
+            f"The data set {config.dataset} is not the one on which this checkpoint was trained: its images or labels "
+            "have changed. Bring them back, or name the folder that holds them with --data-root."
+        )
     model = initial_model(config, data).to(DTYPES[config.dtype])
     fill(model, checkpoint.state_dict, f"The checkpoint's parameters do not fit its model {config.model}")
     require_finite(model, "The checkpoint")

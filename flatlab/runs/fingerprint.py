@@ -7,18 +7,34 @@ from that: a file from before there were fingerprints is compared like any other
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from flatlab.data import ImageData, Reading, Split, load_images
+from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig
 from flatlab.federated.models import default_model
 
 DIGITS = 16
 """Hexadecimal digits that are kept of a hash."""
+
+
+DATA_FIELDS = (
+    "dataset",
+    "train_samples",
+    "test_samples",
+    "label_column",
+    "hub_config",
+    "holdout",
+    "image_size",
+    "augmentation",
+    "partition_column",
+    "partition_file",
+)
+"""Of a run, beside the seed where a subset is drawn: all that decides the digest of its data but the files' content."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,29 @@ def data_digest(data: ImageData) -> str:
     if data.train.owners is not None:
         digest.update(data.train.owners.contiguous().numpy().data)
     return digest.hexdigest()[:DIGITS]
+
+
+def data_source(config: RunConfig) -> tuple[tuple[str, Any], ...]:
+    """Return where a run's data come from, name and value; of two digests from one source, what lies there changed."""
+    drawn = config.train_samples is not None or config.test_samples is not None
+    return (*((name, getattr(config, name)) for name in DATA_FIELDS), ("seed", config.seed if drawn else None))
+
+
+def require_same_data(runs: Iterable[tuple[object, Any, str]]) -> None:
+    """Raise `UsageError` where two runs took their data from one place, which held other data in between.
+
+    `runs` are names, configurations (`RunConfig`) and digests of the data, these empty where they are not known.
+    """
+    first: dict[tuple[tuple[str, Any], ...], tuple[object, str]] = {}
+    for name, config, digest in runs:
+        if not digest:
+            continue
+        other, known = first.setdefault(data_source(config), (name, digest))
+        if digest != known:
+            raise UsageError(
+                f"{other} and {name} were trained on different images or labels, both called {config.dataset}: their "
+                "numbers cannot be compared; keep the runs of one data set."
+            )
 
 
 def training_digest(train: Split) -> str:

@@ -63,11 +63,34 @@ class Origin(Saved):
     metrics: dict[str, Any] = {}
 
 
-class Measured(Saved):
-    """What begins every measurement."""
+class Digests(Saved):
+    """Which run was measured (`flatlab.runs.fingerprint`)."""
+
+    config: str = ""
+    data: str = ""
+
+
+class Made(Saved):
+    """How a measurement was made, and of what."""
+
+    settings: dict[str, Any] = {}
+    fingerprint: Digests = Digests()
+    versions: dict[str, str] = {}
+
+
+class Other(Made):
+    """A measurement of any kind, as far as it says how it was made and of what."""
+
+    data: dict[str, Any] = {}
+    run: dict[str, Any] | None = None
+    nodes: list[Any] = []
+    losses: list[Any] = []
+
+
+class Measured(Made):
+    """What begins every measurement of a loss."""
 
     data: Data
-    versions: dict[str, str] = {}
     run: Origin | None = None
 
 
@@ -89,6 +112,7 @@ class Density(Measured):
     """<checkpoint>.density.json."""
 
     grid: list[Finite] = Field(min_length=2)
+    nodes: list[Any] = []
     density: list[float]
     standard_error: list[float | None]
     sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -115,11 +139,10 @@ class Surface(Measured):
         return self
 
 
-class Split(Saved):
+class Split(Made):
     """final.split.json: samples of each class, client by client."""
 
     counts: list[list[Count]] = Field(min_length=1)
-    versions: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _every_client_has_samples(self) -> Self:
@@ -136,17 +159,10 @@ class Check(Saved):
     outcome: str
 
 
-class Verify(Saved):
+class Verify(Made):
     """<checkpoint>.verify.json."""
 
     checks: list[Check]
-    versions: dict[str, str] = {}
-
-
-class Other(Saved):
-    """A measurement that no figure of a grid reads."""
-
-    versions: dict[str, str] = {}
 
 
 class Claim(Saved):
@@ -193,10 +209,10 @@ class Study(Saved):
     verdicts: list[Verdict]
 
 
-FORMS: Mapping[str, type[Saved]] = {
+FORMS: Mapping[str, type[Made]] = {
     "eigs": Eigs, "trace": Trace, "density": Density, "surface": Surface, "split": Split, "verify": Verify,
 }  # fmt: skip
-"""Kind of measurement: its form."""
+"""Of every kind of measurement that figures and tables of runs are made from: its form."""
 
 
 class Tracked(Saved):

@@ -13,7 +13,7 @@ from flatlab.errors import UsageError
 from flatlab.federated.config import make_config
 from flatlab.files import json_text, write_text, writing
 from flatlab.runs.fingerprint import Fingerprint, fingerprint
-from flatlab.runs.saved import read_json
+from flatlab.runs.saved import read_measurement
 
 Content = Mapping[str, Any]
 """A measurement as plain data: "settings" say how it was made, "run" and "fingerprint" of what."""
@@ -32,14 +32,9 @@ def measurement_path(checkpoint: Path, kind: str) -> Path:
     return checkpoint.with_suffix(f".{kind}.json")
 
 
-def read_measurement(path: Path) -> dict[str, Any] | None:
-    """Read a measurement; None where there is none. Raises `UsageError` for another."""
-    if not path.exists():
-        return None
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} is not a measurement of flatlab; delete it and measure again.")
-    return content
+def kept_measurement(path: Path) -> dict[str, Any] | None:
+    """Read a measurement; None where there is none. Raises `UsageError` for a file that is none."""
+    return read_measurement(path) if path.exists() else None
 
 
 def is_current(path: Path, settings: Content, of: Fingerprint) -> bool:
@@ -47,8 +42,8 @@ def is_current(path: Path, settings: Content, of: Fingerprint) -> bool:
 
     What a file from before settings were kept does not tell is taken to be as asked for.
     """
-    content = read_measurement(path)
-    return content is not None and _is_of(content, of) and _agree(settings_of(content), settings)
+    content = kept_measurement(path)
+    return content is not None and is_of(content, of) and _agree(settings_of(content), settings)
 
 
 def save_measurement(checkpoint: Path, kind: str, content: Content, *, for_tables: bool = False) -> Saved:
@@ -57,10 +52,10 @@ def save_measurement(checkpoint: Path, kind: str, content: Content, *, for_table
     With `for_tables` it takes the plain name in any case, and one made in another way moves from there to its own.
     """
     plain = measurement_path(checkpoint, kind)
-    there = read_measurement(plain)
+    there = kept_measurement(plain)
     if there is None or _same(there, content):
         return _write(plain, content)
-    if for_tables or not _is_of(there, _fingerprint(content)):  # made of a run that is no longer here: no rival
+    if for_tables or not is_of(there, _fingerprint(content)):  # made of a run that is no longer here: no rival
         moved = _own_name(checkpoint, kind, there)
         with writing(moved):
             plain.replace(moved)
@@ -79,7 +74,7 @@ def _write(path: Path, content: Content, note: str = "") -> Saved:
 def _own_name(checkpoint: Path, kind: str, content: Content) -> Path:
     """The first name that is free, or that holds a measurement made in the same way of the same run."""
     for path in _names(checkpoint, kind, settings_of(content).get("samples")):
-        there = read_measurement(path)
+        there = kept_measurement(path)
         if there is None or _same(there, content):
             return path
     raise AssertionError  # there is no end of names
@@ -95,7 +90,7 @@ def _names(checkpoint: Path, kind: str, samples: int | None) -> Iterator[Path]:
 
 
 def _same(one: Content, other: Content) -> bool:
-    return _is_of(one, _fingerprint(other)) and _agree(settings_of(one), settings_of(other))
+    return is_of(one, _fingerprint(other)) and _agree(settings_of(one), settings_of(other))
 
 
 def _agree(one: Content, other: Content) -> bool:
@@ -113,18 +108,19 @@ def settings_of(content: Content) -> Content:
     if "nodes" in content:
         seen["probes"] = len(content["nodes"])
     if "losses" in content:
-        seen["points"] = len(content["a"])
+        seen["points"] = len(content["losses"])
     return seen
 
 
-def _is_of(content: Content, of: Fingerprint | None) -> bool:
+def is_of(content: Content, of: Fingerprint | None) -> bool:
+    """Whether it was made of the run `of`, as far as both are known."""
     own = _fingerprint(content)
     return own is None or of is None or own.agrees(of)
 
 
 def _fingerprint(content: Content) -> Fingerprint | None:
     """Of the run that was measured; None where the file does not say, or says what this version cannot read."""
-    fields = content.get("run", content).get("config")
+    fields = (content.get("run") or content).get("config")
     if fields is None:
         return None
     try:
@@ -135,7 +131,7 @@ def _fingerprint(content: Content) -> Fingerprint | None:
 
 def _difference(there: Content, content: Content) -> str:
     """In words, how the one that is there was made differently."""
-    if not _is_of(there, _fingerprint(content)):
+    if not is_of(there, _fingerprint(content)):
         return "of another run"
     one, other = settings_of(there), settings_of(content)
     fields = [f"{name} {one[name]}, not {other[name]}" for name in one if name in other and one[name] != other[name]]

@@ -33,9 +33,12 @@ def check_record(content: object, where: str, *, part: bool = False, evaluated: 
     return _checked(RecordPart if part else Evaluated if evaluated else Record, content, where)
 
 
-def read_measurement(path: Path, kind: str) -> dict[str, Any]:
-    """Return what a command wrote beside a checkpoint; raises `UsageError`."""
-    return _checked(FORMS.get(kind, Other), read_json(path), str(path))
+def read_measurement(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """Return what a command wrote beside a checkpoint; raises `UsageError`.
+
+    Of one of the kinds in `FORMS` all that is read of it is checked; of any other, how it was made and of what.
+    """
+    return _checked(Other if kind is None else FORMS[kind], read_json(path), str(path))
 
 
 def read_study(path: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flatlab.cli.main import main
 from flatlab.cli.train import train_run
 from flatlab.federated.config import make_config
 from flatlab.federated.execution import Execution
+from flatlab.runs.checkpoint import load_checkpoint, save_checkpoint
 
 RUN = {"rounds": 2, "clients": 4, "local_epochs": 1, "hidden": (8, 6), "train_samples": 300}
 
@@ -180,3 +182,21 @@ def test_a_study_of_runs_without_partners_says_so(
 ) -> None:
     assert flatlab(monkeypatch, "verify", "--study", checkpoint, "--out", tmp_path, "--samples", 50) == 2
     assert "There is nothing to compare" in capsys.readouterr().err
+
+
+def test_a_study_refuses_one_run_twice_and_other_data_under_one_name(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = load_checkpoint(checkpoint)
+    other = tmp_path / "other.pt"
+    for saved, said in (
+        (own, "are of the same run, of the same seed and round"),
+        (replace(own, data="0" * 16, config=own.config.model_copy(update={"man": True})), "on different images"),
+    ):
+        save_checkpoint(other, saved)
+        assert flatlab(monkeypatch, "verify", "--study", checkpoint, other, "--out", tmp_path) == 2
+        error = capsys.readouterr().err
+        assert f"{checkpoint} and {other} " in error
+        assert said in error
+    assert flatlab(monkeypatch, "verify", "--study", checkpoint, checkpoint, "--out", tmp_path) == 2
+    assert not (tmp_path / "study.json").exists()

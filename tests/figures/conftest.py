@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from flatlab.cli.main import main
-from flatlab.federated.config import write_config
+from flatlab.federated.config import RunConfig, make_config, read_config, write_config
 from flatlab.grid.plan import Cell, grid_cells, parse_grid
+from flatlab.runs.checkpoint import Checkpoint, save_checkpoint
 
 GRID = """
 title = "Made-up <numbers> & more"
@@ -65,6 +66,22 @@ def results(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "results")
 
 
+@pytest.fixture
+def change() -> Callable[..., None]:
+    """Let the run in a folder be one of another configuration, or on `data` of another digest."""
+
+    def change(run: Path, data: str = "", **fields: Any) -> None:
+        config = make_config(read_config(run / "config.toml"), "test").model_copy(update=fields)
+        write_config(run / "config.toml", config)
+        write_final(run, config, data)
+        for path in run.glob("*.json"):
+            content = json.loads(path.read_text())
+            content.get("run", content)["config"] = config.plain()
+            _write_json(path, content)
+
+    return change
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cells of GRID, finished; not to be changed."""
@@ -83,7 +100,7 @@ def _write_cell(cell: Cell, folder: Path) -> None:
         for t in range(1, cell.config.rounds + 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (folder / "final.pt").touch()
+    write_final(folder, cell.config)
     measured = {"eigs": _eigs(cell, 20), "trace": _trace(cell), "density": _density(cell)}
     measured |= {"surface": _surface(cell), "split": _split(cell)}
     for kind in cell.kinds:
@@ -91,6 +108,11 @@ def _write_cell(cell: Cell, folder: Path) -> None:
             _write_json(folder / "round-0010.eigs.json", _eigs(cell, 10))
         else:
             _write_json(folder / f"final.{kind}.json", measured[kind])
+
+
+def write_final(folder: Path, config: RunConfig, data: str = "") -> None:
+    """The checkpoint of the last round, but for its tensors; `data` is the digest of what it was trained on."""
+    save_checkpoint(folder / "final.pt", Checkpoint(config, config.rounds, {}, {}, {}, {}, data))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -94,7 +94,8 @@ def test_verdicts_are_read_where_verify_left_them(results: Path) -> None:
     (results / "study.json").write_text(json.dumps({"verdicts": [verdict]}))
     checks = [{"statement": "S1", "claimed": False, "outcome": outcome} for outcome in ("holds", "fails", "fails")]
     (results / "fedavg-iid-s0" / "final.verify.json").write_text(json.dumps({"checks": checks}))
-    claims, statements = verdict_tables(read_results(results))
+    (claims, statements), skipped = verdict_tables(read_results(results))
+    assert not skipped
     page = make_report(read_results(results), [], {}, {})
     assert "Does MAN do what is claimed?" in page
     assert claims.rows == (
@@ -111,6 +112,27 @@ def test_verdicts_are_read_where_verify_left_them(results: Path) -> None:
     )
     assert statements.rows[0][0] == "S1"
     assert statements.rows[0][2:] == ("1", "0", "2")
+
+
+def test_groups_of_a_study_are_told_apart_and_statements_on_unlike_samples_are_not_counted_together(
+    results: Path,
+) -> None:
+    verdicts = []
+    for fields in ({"rounds": 60, "lr": 0.1}, {"rounds": 5, "lr": 0.1}):
+        run = {"dataset": "digits", "algorithm": "fedavg", "partition": "iid", "delta": 0.3, **fields}
+        claim = {"quantity": "trace", "direction": "lower", "ratio": True}
+        comparison = {"setting": "ζ 0.15", "pairs": 3, "answer": "undecided"}
+        verdict: dict[str, Any] = {"claim": claim, "group": json.dumps(run), "contrast": "MAN", "answer": "undecided"}
+        verdicts.append({**verdict, "comparisons": [comparison]})
+    (results / "study.json").write_text(json.dumps({"verdicts": verdicts}))
+    for name, samples in (("fedavg-iid-s0", 200), ("fedavg-iid-s1", 500)):
+        checks = [{"statement": "S1", "claimed": True, "outcome": "holds"}]
+        content = {"checks": checks, "settings": {"samples": samples}}
+        (results / name / "final.verify.json").write_text(json.dumps(content))
+    (claims,), skipped = verdict_tables(read_results(results))
+    assert [row[2] for row in claims.rows] == ["digits, fedavg, IID, rounds 60", "digits, fedavg, IID, rounds 5"]
+    assert "fedavg-iid-s0 was made with samples 200, final.verify.json of fedavg-iid-s1" in skipped["statements"]
+    assert "<b>table statements</b>: final.verify.json of" in make_report(read_results(results), [], {}, {})
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here to open the page in")

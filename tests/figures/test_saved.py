@@ -12,6 +12,8 @@ from figures.statistics import paired_difference, sample
 from figures.tables import make_tables
 from flatlab.errors import UsageError
 from flatlab.grid.results import read_results
+from flatlab.runs.fingerprint import Fingerprint
+from flatlab.runs.measurements import is_current
 from flatlab.runs.saved import check_record, read_measurement, read_records, read_study
 
 
@@ -56,6 +58,9 @@ def test_a_line_that_a_crash_cut_off_is_no_line(tmp_path: Path) -> None:
         ("eigs", lambda c: c["run"].update(round="9"), r"run\.round does not fit"),
         ("trace", lambda c: c["trace"].update(value=None), r"trace\.value does not fit"),
         ("trace", lambda c: c.update(versions=[1]), "versions does not fit"),
+        ("trace", lambda c: c.update(settings=5), "settings does not fit"),
+        ("split", lambda c: c.update(fingerprint=[]), "fingerprint does not fit"),
+        ("density", lambda c: c.update(nodes=7), "nodes does not fit"),
         ("density", lambda c: c["grid"].pop(), "differ in length"),
         ("density", lambda c: c.update(sigma=0.0), "sigma does not fit"),
         ("surface", lambda c: c["losses"][0].pop(), "losses is not a table"),
@@ -76,6 +81,19 @@ def test_a_measurement_is_refused_by_field(
     assert str(path) in str(caught.value)
     assert flatlab("report", str(results)) == 2
     assert capsys.readouterr().err.startswith(f"flatlab: In {path}")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], 3, {"settings": 5}, {"data": 5}, {"run": []}, {"nodes": 3}, {"losses": 1}, {"fingerprint": {"data": 1}}],
+)
+def test_a_file_in_the_place_of_a_measurement_is_refused_before_it_is_compared(content: object, tmp_path: Path) -> None:
+    path = tmp_path / "final.eigs.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=rf"In {path}, "):
+        is_current(path, {}, Fingerprint(""))
+    path.write_text(json.dumps({"run": None, "losses": [[1.0]]}))
+    assert is_current(path, {"points": 1}, Fingerprint(""))
 
 
 @pytest.mark.parametrize("content", [[], {}, {"verdicts": 3}, {"verdicts": [{"contrast": "x", "group": "{"}]}])

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from figures.gallery import draw_figures
 from figures.paper import published
 from figures.tables import make_tables, rounds_to_target
 from flatlab.errors import UsageError
-from flatlab.federated.config import make_config, read_config, write_config
 from flatlab.grid.results import read_results
 
 
@@ -63,7 +63,7 @@ def test_seeds_that_are_missing_are_counted(results: Path) -> None:
     shutil.rmtree(results / "fedsam-iid-s0")
     shutil.rmtree(results / "fedsam-iid-s1")
     read = read_results(results)
-    assert read.absent == ("fedsam-iid-s0", "fedsam-iid-s1")
+    assert read.absent == {"fedsam-iid-s0": "not begun.", "fedsam-iid-s1": "not begun."}
     accuracy = make_tables(read)[0][0]
     assert accuracy.rows[0][2:5] == ("49.00 ± 1.00", "55.00 ± 1.41 (2)", "+6.00 [+0.81, +11.19]")
     assert accuracy.rows[3][2:5] == ("52.00 (1)", "57.00 ± 1.00", "+6.00")
@@ -134,10 +134,7 @@ def test_a_folder_without_runs_and_a_damaged_measurement_are_one_sentence(result
         read_results(results)
 
 
-def change(run: Path, **fields: Any) -> None:
-    """Let the run in this folder be one of another configuration."""
-    config = make_config(read_config(run / "config.toml"), "test")
-    write_config(run / "config.toml", config.model_copy(update=fields))
+Change = Callable[..., None]
 
 
 def rows_of(results: Path) -> dict[tuple[str, ...], tuple[str, ...]]:
@@ -156,7 +153,7 @@ def rows_of(results: Path) -> dict[tuple[str, ...], tuple[str, ...]]:
     ],
 )
 def test_runs_that_differ_in_more_than_man_and_seed_have_rows_of_their_own(
-    fields: dict[str, Any], named: str, results: Path
+    fields: dict[str, Any], named: str, results: Path, change: Change
 ) -> None:
     (results / "grid.toml").unlink()
     before = rows_of(results)
@@ -179,11 +176,60 @@ def test_a_run_that_is_there_twice_is_refused(results: Path) -> None:
         read_results(results)
 
 
-def test_runs_on_images_that_changed_under_one_name_are_refused(results: Path) -> None:
-    for name, digest in (("fedavg-iid-s0", "a" * 16), ("fedavg-man-iid-s0", "b" * 16)):
-        path = results / name / "final.eigs.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": {"config": "", "data": digest}}))
-    with pytest.raises(UsageError, match=r"fedavg-iid-s0 and .*fedavg-man-iid-s0 were trained on different images"):
+def test_a_row_s_name_holds_every_digit_of_what_sets_it_apart(results: Path, change: Change) -> None:
+    (results / "grid.toml").unlink()
+    for seed, last in ((1, 7), (2, 8)):
+        change(results / f"fedsam-man-iid-s{seed}", hidden=(*range(1, 200), last))
+    names = [names for names in rows_of(results) if names[1] == "FedSAM" and "IID" in names[0]]
+    assert len(names) == len(set(names)) == 3
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_runs_on_images_that_changed_under_one_name_are_refused(seed: int, results: Path, change: Change) -> None:
+    change(results / "fedavg-iid-s0", data="a" * 16)
+    other = f"fedavg-man-iid-s{seed}"
+    change(results / other, data="b" * 16)
+    with pytest.raises(UsageError, match=rf"fedavg-iid-s0 and .*{other} were trained on different images"):
+        read_results(results)
+
+
+@pytest.mark.parametrize("fields", [{"image_size": 16}, {"train_samples": 100}, {"holdout": 0.5}])
+def test_runs_that_read_one_data_set_differently_have_rows_of_their_own(
+    fields: dict[str, Any], results: Path, change: Change
+) -> None:
+    (results / "grid.toml").unlink()
+    change(results / "fedavg-iid-s0", data="a" * 16)
+    change(results / "fedavg-man-iid-s0", data="b" * 16, **fields)
+    ((name, value),) = fields.items()
+    assert rows_of(results)[f"IID, {name} {value}", "FedAvg"] == ("", "54.00 (1)", "")
+
+
+def test_subsets_drawn_by_the_seed_are_no_change_of_the_data(results: Path, change: Change) -> None:
+    (results / "grid.toml").unlink()
+    for folder in results.iterdir():
+        change(folder, data=folder.name[-1] * 16, train_samples=100)
+    assert rows_of(results)["IID", "FedAvg"][2] == "+6.00 [+5.28, +6.72]"
+
+
+def test_a_measurement_of_another_run_is_refused(results: Path) -> None:
+    path = results / "fedavg-iid-s0" / "final.eigs.json"
+    content = json.loads(path.read_text())
+    content["run"]["config"]["rounds"] = 5
+    path.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=r"fedavg-iid-s0/final\.eigs\.json was not made of the run that is in"):
+        read_results(results)
+
+
+def test_a_cell_that_the_grid_no_longer_describes_is_in_no_table(results: Path, change: Change) -> None:
+    change(results / "fedsam-iid-s0", batch_size=7)
+    read = read_results(results)
+    assert list(read.absent) == ["fedsam-iid-s0"]
+    assert "another batch_size (7; the grid says 50)" in read.absent["fedsam-iid-s0"]
+    assert rows_of(results)["IID", "FedSAM"][0].endswith("(2)")
+    for name in ("fedavg", "fedsam"):
+        for folder in results.glob(f"{name}*"):
+            change(folder, batch_size=7)
+    with pytest.raises(UsageError, match="another batch_size"):
         read_results(results)
 
 
@@ -193,9 +239,28 @@ def test_numbers_measured_in_different_ways_stand_in_no_table_or_figure(kind: st
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"data": {**content["data"], "samples": 60}}))
     read = read_results(results)
-    reason = f"final.{kind}.json of fedavg-dirichlet-0.3-s0 was made with samples 500, that of"
+    reason = f"final.{kind}.json of fedavg-dirichlet-0.3-s0 was made with samples 500, final.{kind}.json of"
     _, skipped = make_tables(read)
     assert kind == "density" or any(why.startswith(reason) for why in skipped.values())
     drawn, not_drawn = draw_figures(read)
     assert figure not in drawn
     assert not_drawn[figure].startswith(reason)
+
+
+def test_of_two_runs_one_that_tracked_its_eigenvalues_is_not_drawn_beside_one_that_was_measured(results: Path) -> None:
+    metrics = results / "fedavg-dirichlet-0.3-s0" / "metrics.jsonl"
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for record in records[::4]:
+        record["curvature"] = {"samples": 500, "global": {"value": 7.0}}
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    _, skipped = draw_figures(read_results(results))
+    assert skipped["training"].endswith("with no: measure them alike")
+
+
+def test_settings_are_compared_with_whichever_file_says_them(results: Path) -> None:
+    """The first file is from before the tolerance was kept."""
+    for name, settings in (("fedavg-iid-s0", {"samples": 500, "tol": 1e-3}), ("fedsam-iid-s0", {"tol": 1e-2})):
+        path = results / name / "final.eigs.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": settings}))
+    _, skipped = make_tables(read_results(results))
+    assert skipped["top_eigenvalue"].startswith("final.eigs.json of fedavg-iid-s0 was made with tol 0.001")

@@ -3,6 +3,7 @@
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flatlab.federated.config import make_config
 from flatlab.federated.models import build_model
 from flatlab.federated.world import initial_model, resolve
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, rebuild, save_checkpoint
+from flatlab.runs.fingerprint import data_digest
 
 
 @pytest.fixture
@@ -137,3 +139,10 @@ def test_a_failed_write_leaves_the_old_file(checkpoint: Checkpoint, tmp_path: Pa
         save_checkpoint(path, unwritable)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_a_checkpoint_is_not_measured_on_data_that_changed_since(checkpoint: Checkpoint) -> None:
+    _, data = rebuild(checkpoint)
+    rebuild(replace(checkpoint, data=data_digest(data)))
+    with pytest.raises(UsageError, match="digits is not the one on which this checkpoint was trained"):
+        rebuild(replace(checkpoint, data="0" * 16))

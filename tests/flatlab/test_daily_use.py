@@ -50,7 +50,9 @@ def test_a_ratio_of_unlike_measurements_comes_with_a_word(runs: Path) -> None:
     )
     assert other.returncode == 0, other.stderr
     said = flatlab("eigs", "b", "c", "--layers", "none", cwd=runs).stdout
-    assert "[2] was measured otherwise than [1] (samples 80, not 200): ratios compare that too." in said
+    assert "[2] was measured otherwise than [1] (samples 80, not 200; train_samples 80, not 200): ratios" in said
+    alike = flatlab("eigs", "b", "c", "--samples", 50, "--layers", "none", cwd=runs).stdout
+    assert "[2] was measured otherwise than [1] (train_samples 80, not 200): ratios compare that too." in alike
 
 
 def test_a_search_that_did_not_converge_has_an_exit_code_of_its_own(runs: Path) -> None:

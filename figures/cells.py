@@ -1,0 +1,56 @@
+"""Numbers as the cells of a table show them, and as its CSV holds them."""
+
+import math
+from typing import Any
+
+from figures.statistics import Difference, Sample
+
+
+def sample_shown(mean: Sample | None, places: int, seeds: int) -> str:
+    """Mean ± deviation; in brackets of how many, where that is fewer than `seeds`, and how many are not finite."""
+    if mean is None:
+        return ""
+    if mean.count == 0:
+        return f"n/a ({mean.left_out} not finite)"
+    spread = "" if mean.deviation is None else f" ± {mean.deviation:.{places}f}"
+    without = f"; {mean.left_out} not finite" if mean.left_out else ""
+    return f"{mean.mean:.{places}f}{spread}" + (f" ({mean.count}{without})" if mean.count < seeds else "")
+
+
+def difference_shown(gain: Difference | None, places: int) -> str:
+    """The difference with its interval, where it has one."""
+    if gain is None:
+        return ""
+    if gain.low is None or gain.high is None:
+        return _signed(gain.mean, places)
+    return f"{_signed(gain.mean, places)} [{_signed(gain.low, places)}, {_signed(gain.high, places)}]"
+
+
+def printed_difference(without: str, with_: str) -> str:
+    """The difference of two printed numbers, to the decimals that they are printed with."""
+    if not (without and with_):
+        return ""
+    places = max(len(number.partition(".")[2]) for number in (without, with_))
+    return _signed(float(with_) - float(without), places)
+
+
+def _signed(number: float, places: int) -> str:
+    return f"{number:+.{places}f}".replace("-", "−")
+
+
+def three_digits(number: float) -> int:
+    """Decimals that leave three significant digits."""
+    return max(0, 2 - math.floor(math.log10(abs(number)))) if number else 2
+
+
+def sample_numbers(side: str, mean: Sample | None) -> dict[str, Any]:
+    """A sample in full precision, its names beginning with `side`; what does not exist is empty."""
+    if mean is None:
+        return {f"{side}_mean": "", f"{side}_deviation": "", f"{side}_seeds": 0, f"{side}_not_finite": 0}
+    deviation = "" if mean.deviation is None else mean.deviation
+    return {
+        f"{side}_mean": mean.mean if mean.count else "",
+        f"{side}_deviation": deviation,
+        f"{side}_seeds": mean.count,
+        f"{side}_not_finite": mean.left_out,
+    }
