@@ -50,9 +50,7 @@ class RunConfig(BaseModel):
     holdout: float | None = Field(
         None, gt=0, lt=1, description="share of the training split that is the test split, drawn class by class"
     )
-    image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        None, description="height and width to which images are scaled"
-    )
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(None, description="side to which images are scaled")
     augmentation: Literal["auto", "none", "flip-crop"] = Field(
         "auto", description="of training images; auto: flip-crop for CIFAR and Tiny-ImageNet, none for all others"
     )
