@@ -1,5 +1,5 @@
 """`python -m benchmarks NAME...`: training, curvature, curvature.PART, curvature_stages, overlooked, overlooked.PART,
-mutations, mutations.COUNT, faults, faults.COUNT; without a name, the first two.
+large, large.NETWORK, mutations, mutations.COUNT, faults, faults.COUNT; without a name, the first two.
 """
 
 import sys
