@@ -185,12 +185,12 @@ def solvers(subject: Subject, k: int) -> dict[str, Solver]:
 
     found: dict[str, Solver] = {
         "flatlab": ours,
-        "SciPy eigsh on our product": lambda: _eigsh(peers.flatlab_operator(subject), k),
+        "SciPy eigsh on our product": lambda: eigsh_pairs(peers.flatlab_operator(subject), k),
     }
     if installed("curvlinops"):
-        found["curvlinops + eigsh"] = lambda: _eigsh(peers.curvlinops_operator(subject), k)
+        found["curvlinops + eigsh"] = lambda: eigsh_pairs(peers.curvlinops_operator(subject), k)
     if installed("pyhessian"):
-        found["PyHessian's iteration, stopped on the residual"] = lambda: _power(subject, k)
+        found["PyHessian's iteration, stopped on the residual"] = lambda: power_pairs(subject, k)
         found["PyHessian as shipped"] = lambda: _pyhessian(subject, k)
     return found
 
@@ -230,12 +230,14 @@ def true_residual(operator: SymmetricOperator, vectors: Tensor) -> float:
     return float(((images - vectors * values).norm(dim=0) / values.abs()).max())
 
 
-def _eigsh(operator: SymmetricOperator, k: int) -> Solution:
+def eigsh_pairs(operator: SymmetricOperator, k: int) -> Solution:
+    """SciPy's top k of an operator."""
     values, vectors = eigsh(operator, k, which="LA", tol=TOL, ncv=max(2 * k + 1, 10))
     return torch.from_numpy(values), torch.from_numpy(vectors), operator.products
 
 
-def _power(subject: Subject, k: int) -> Solution:
+def power_pairs(subject: Subject, k: int) -> Solution:
+    """The top k by PyHessian's iteration, stopped on the residual."""
     pairs = power_iteration(peers.pyhessian_operator(subject), k, tol=TOL, max_iter=1000)
     return pairs.values, pairs.vectors, pairs.products
 
