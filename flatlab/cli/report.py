@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from flatlab.cli.console import console, status, write_json
+from flatlab.cli.figures import print_skipped
+
 
 def report(
     results: Annotated[Path, typer.Argument(help="Folder of runs, as flatlab reproduce fills it.")],
@@ -12,6 +15,11 @@ def report(
     json: Annotated[Path | None, typer.Option(help="Write the paths, and what was skipped, to this file.")] = None,
 ) -> None:
     """Write one self-contained HTML page: tables, figures, verdicts of flatlab verify, and how each number is made."""
-    from flatlab.cli.presentation import report_run
+    from flatlab.grid.pages import make_pages, write_report
 
-    report_run(results, out, json)
+    with status.status("Drawing"):
+        pages = make_pages(results)
+        page = write_report(pages, out)
+    print_skipped(pages.skipped)
+    console.print(f"Report: [bold]{page}[/bold]", soft_wrap=True)
+    write_json(json, {"report": str(page), **pages.to_dict()})

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flatlab.cli.console import console, say, status, write_json
+from flatlab.cli.figures import print_skipped
 from flatlab.cli.options import choice
 
 if TYPE_CHECKING:
@@ -87,8 +88,6 @@ def _run(reproduction: "Reproduction", json: Path | None) -> None:
 
     Exits with 1 if a cell failed or its folder holds another run, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    from flatlab.cli.presentation import present
-
     reproduction.begin()
     progress = reproduction.progress()
     todo = reproduction.todo(progress)
@@ -103,9 +102,29 @@ def _run(reproduction: "Reproduction", json: Path | None) -> None:
     for cell, reason in failures.items():
         console.print(f"[bold]{cell}[/bold] failed: {escape(reason)}", soft_wrap=True)
     if any(p.trained for p in progress.values()):
-        present(reproduction.results)
+        _present(reproduction.results)
     if failures:
         raise SystemExit(1)
+
+
+def _present(folder: Path) -> None:
+    """Make tables, figures and report, and print the tables."""
+    from flatlab.grid.pages import make_pages, write_report
+
+    with status.status("Drawing"):
+        pages = make_pages(folder)
+        page = write_report(pages, None)
+    for made in pages.tables:
+        table = Table(title=escape(made.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for i, heading in enumerate(made.columns):
+            table.add_column(escape(heading), justify="left" if i < 2 else "right")
+        for row in made.rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+    print_skipped(pages.skipped)
+    console.print(
+        f"Tables:  {folder / 'tables'}\nFigures: {folder / 'figures'}\nReport:  [bold]{page}[/bold]", soft_wrap=True
+    )
 
 
 def _print_plan(reproduction: "Reproduction", json: Path | None) -> None:

@@ -1,25 +1,23 @@
 """`flatlab train`: one federated run, with its progress and its summary."""
 
-import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from flatlab.cli.console import console, say, write_json
 from flatlab.cli.options import choice
 from flatlab.cli.run_plan import print_plan
+from flatlab.cli.run_summary import cut_off, own_functions, print_summary, print_tracking
 from flatlab.federated.engine import ENGINES
 
 if TYPE_CHECKING:
     from flatlab.federated.config import RunConfig
     from flatlab.federated.execution import Execution
     from flatlab.federated.rounds import Run
-    from flatlab.runs.folder import RunFolder
     from flatlab.runs.metrics import Record
 
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
@@ -258,77 +256,14 @@ def train_run(
             make_probe=curvature_probe,
         )
     except KeyboardInterrupt as interruption:
-        say(f"\n{_interrupted(files, config, interruption)}")
+        say(f"\n{cut_off(files, config, interruption)}")
         raise SystemExit(exit_status(interruption)) from interruption
     seconds = time.monotonic() - began
-    _print_summary(config, last, seconds)
+    print_summary(config, last, seconds)
     summary = {name: last[name] for name in ("test_accuracy", "train_loss", "images_per_second")}
     write_json(json, {"checkpoint": str(files.final), "rounds": config.rounds, **summary, "seconds": seconds})
-    tracked = [record["curvature"] for record in files.metrics.read() if "curvature" in record]
-    if execution.track_eigs and tracked:
-        console.print(f"Eigenvalues: [bold]{_draw_tracking(files)}[/bold]", soft_wrap=True)
-        _warn_of_unconverged([value for one in tracked for value in (one["global"], *one["layers"].values())])
-    following = f"flatlab eigs {files.final}{_own_functions(config)}"
+    if execution.track_eigs:
+        print_tracking(files)
+    following = f"flatlab eigs {files.final}{own_functions(config)}"
     console.print(f"Checkpoint: [bold]{files.final}[/bold]\nNext:       [bold]{following}[/bold]", soft_wrap=True)
     return files.final
-
-
-def _interrupted(files: "RunFolder", config: "RunConfig", interruption: KeyboardInterrupt) -> str:
-    """What is left of the run, and how to go on."""
-    from flatlab.runs.interruption import Terminated
-
-    what = "Terminated" if isinstance(interruption, Terminated) else "Interrupted"
-    if files.resume_file.exists():
-        return f"{what}. Go on with: flatlab train --resume --out {files.path}{_own_functions(config)}"
-    return f"{what} before the first round ended: give the same command again."
-
-
-def _print_summary(config: "RunConfig", last: "Record", seconds: float) -> None:
-    from figures.labels import REPORTED
-
-    reported = config.report if config.report in last["models"] else "server"
-    title = f"{config.algorithm}{f' + MAN (zeta {config.zeta:g})' if config.man else ''} on {config.dataset}"
-    if config.precision != "ieee":
-        title += f", trained in {config.precision}"
-    table = Table(title=title, title_justify="left")
-    for heading in ("model", "test accuracy", "test loss", "|a|², summed over layers"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for name, result in last["models"].items():
-        norms = result["activation_norms"]
-        mark = " *" if name == reported else ""
-        table.add_row(f"{name}{mark}", f"{result['accuracy']:.2%}", f"{result['loss']:.4f}", f"{sum(norms):.4g}")
-    console.print(table)
-    lines = [f"{name}: {REPORTED[name]}." for name in last["models"]]
-    lines.append("* the model that this run reports, and that is measured by the commands.")
-    lines += [f"{config.rounds} rounds, clients' own loss in training {last['train_loss']:.4f}, {seconds:.1f} s"]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
-
-
-def _own_functions(config: "RunConfig") -> str:
-    """What a command on this run must add where its model or its data set is a function of the user's."""
-    from flatlab.functions import names_function
-
-    named = {"model": config.model} if ":" in config.model else {}
-    named |= {"dataset": config.dataset} if names_function(config.dataset) else {}
-    return "".join(f" --{option} {shlex.quote(name)}" for option, name in named.items())
-
-
-def _warn_of_unconverged(values: Sequence[Mapping[str, Any]]) -> None:
-    from figures.unconverged import is_unconverged
-
-    if count := sum(map(is_unconverged, values)):
-        console.print(
-            f"! {count} of {len(values)} tracked eigenvalues are not converged, or larger ones are not excluded: "
-            "hollow in the figure, with converged = false in metrics.jsonl.",
-            soft_wrap=True,
-        )
-
-
-def _draw_tracking(files: "RunFolder") -> Path:
-    """Draw eigenvalue and accuracy against rounds from the run's own metrics; returns the picture's path."""
-    from figures.tracked_eigenvalues import draw_tracking
-    from flatlab.files import write_files
-    from flatlab.runs.checkpoint import provenance
-
-    drawing = draw_tracking({files.path.name: files.metrics.read()}, provenance())
-    return write_files(files.path / "tracking", drawing.files())[0]
