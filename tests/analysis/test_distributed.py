@@ -1,7 +1,6 @@
 """Two processes that hold half of the data each get the numbers of one process that holds all."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from analysis.errors import MeasurementError
 from analysis.problem import make_problem
 from analysis.spectrum import eigs
+from tests.command_line import environment
 
 SCRIPT = """
 import json, sys
@@ -126,10 +126,6 @@ def test_ranks_decide_and_fail_alike(tmp_path: Path) -> None:
     assert "data changed" in lines[1]["data"]
     assert lines[0]["nan"] == f"On rank 1: {lines[1]['nan']}"
     assert "finite" in lines[1]["nan"]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def result_of(command: list[str]) -> Any:

@@ -12,14 +12,9 @@ import pytest
 import torch
 
 from flatlab.cli.main import main
+from tests.command_line import flatlab
 
 QUICK = ("--rounds", "2", "--clients", "6", "--set", "local_epochs=1", "--workers", "1")
-
-
-def flatlab(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flatlab", *words]
-    environment = {**os.environ, "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def fails_with(code: int, capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -1,22 +1,14 @@
 """What a day's use asks of the commands beside right numbers: words, order, shortcuts, exit codes."""
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from flatlab.errors import NOT_CONVERGED
-
-Done = subprocess.CompletedProcess[str]
-
-
-def flatlab(*words: object, cwd: Path, start: Sequence[str] = (sys.executable, "-m", "flatlab")) -> Done:
-    environment = {**os.environ, "COLUMNS": "150", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*start, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True)
+from tests.command_line import environment, flatlab
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +107,7 @@ def test_a_user_s_own_analysis_py_is_not_taken_for_ours(tmp_path: Path, runs: Pa
     (tmp_path / "analysis.py").write_text("raise SystemExit('the wrong analysis')\n")
     (tmp_path / "figures.py").write_text("raise SystemExit('the wrong figures')\n")
     for start in ((sys.executable, "-m", "flatlab"), (sys.executable, "-m", "torch.distributed.run", "-m", "flatlab")):
-        done = flatlab("eigs", runs / "b", "--layers", "none", "--json", "x.json", cwd=tmp_path, start=start)
+        words = [*start, "eigs", str(runs / "b"), "--layers", "none", "--json", "x.json"]
+        done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "wrong" not in done.stderr

@@ -1,8 +1,5 @@
 """Folders of images: which split and class an image belongs to, what becomes of its pixels, and what is refused."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from flatlab.data import absolute_name, load_images
 from flatlab.data.folder import class_folders, split_files
 from flatlab.data.pixels import decode, eight_bits
 from flatlab.errors import UsageError
+from tests.command_line import flatlab
 
 SHADES = np.arange(16, dtype=np.uint8).reshape(4, 4) * 17
 
@@ -372,7 +370,6 @@ def test_a_known_name_is_never_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_folder_called_digits_does_not_replace_the_bundled_set(tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
-    words = [sys.executable, "-m", "flatlab", "train", "--rounds", "1", "--workers", "1", "--out", "run"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    done = flatlab("train", "--rounds", "1", "--workers", "1", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert 'dataset = "digits"' in (tmp_path / "run" / "config.toml").read_text()

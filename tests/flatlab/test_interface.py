@@ -3,7 +3,6 @@
 import dataclasses
 import doctest
 import json
-import os
 import re
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from flatlab.federated.rounds import Run
 from flatlab.interface.run import TrainedRun
 from flatlab.runs.checkpoint import load_checkpoint
 from flatlab.runs.metrics import Record
+from tests.command_line import environment
 
 ROOT = Path(flatlab.__file__).parents[1]
 RUN: dict[str, Any] = {"algorithm": "feddyn", "man": True, "zeta": 0.05, "clients": 6, "rounds": 2}
@@ -48,11 +48,10 @@ def beside_runs(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_a_new_process(code: str, cwd: Path) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, code] if code.endswith(".py") else [sys.executable, "-c", code],
         cwd=cwd,
-        env=environment,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,

@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from flatlab.federated.participants import most_participants, sample_clients
 from flatlab.functions import require_named
 from flatlab.grid.plan import parse_grid
 from flatlab.runs.checkpoint import load_checkpoint, rebuild
+from tests.command_line import flatlab
 
 EACH = 20
 """Mutations of every kind; `python -m benchmarks mutations` does 10,000."""
@@ -51,19 +51,6 @@ def test_what_finds_faults_would_find_one(bench: Workbench, monkeypatch: pytest.
     assert "code ran" in command("reproduce", "g.toml", "--dry-run").fault
 
 
-def flatlab(folder: Path, *words: str) -> tuple[int, str]:
-    """The command line as a subprocess: exit code, and everything that it said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "flatlab", *words],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -73,10 +60,10 @@ def flatlab(folder: Path, *words: str) -> tuple[int, str]:
 )
 def test_a_run_that_could_not_begin_is_refused(text: str, named: str, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(text)
-    code, said = flatlab(tmp_path, "train", "--config", "c.toml", "--out", "r")
-    assert code == 2
-    assert named in said
-    assert "Unexpected" not in said
+    done = flatlab("train", "--config", "c.toml", "--out", "r", cwd=tmp_path)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Unexpected" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -166,9 +153,9 @@ def test_what_follows_a_run_names_its_model(tmp_path: Path) -> None:
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, classes))\n"
     )
     words = ("--set", "train_samples=90", "--clients", "3", "--rounds", "1", "--workers", "1", "--out", "r")
-    code, said = flatlab(tmp_path, "train", "--model", "mine:net", *words)
-    assert code == 0, said
-    assert "flatlab eigs r/final.pt --model mine:net" in said
+    done = flatlab("train", "--model", "mine:net", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "flatlab eigs r/final.pt --model mine:net" in done.stdout
 
 
 def test_a_proposed_command_is_safe_to_paste() -> None:

@@ -1,6 +1,5 @@
 """Data that a user's function returns: tables and text train, stop, go on and are measured as images are."""
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from flatlab.federated.world import make_world, resolve
 from flatlab.functions import let_run, names_function
 from flatlab.grid.plan import parse_grid, require_named_model
 from flatlab.runs.fingerprint import data_digest, settled
+from tests.command_line import flatlab
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "data.md"
@@ -41,10 +41,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in set(sys.modules) - before:
         if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
             del sys.modules[name]
-
-
-def flatlab(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "flatlab", *words], cwd=cwd, capture_output=True, text=True)
 
 
 def write(folder: Path, body: str, name: str = "mine") -> str:

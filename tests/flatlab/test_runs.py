@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -33,24 +32,13 @@ from flatlab.runs.interruption import Terminated, terminable, undisturbed
 from flatlab.runs.lines import Lines
 from flatlab.runs.measurements import is_current, save_measurement
 from flatlab.runs.metrics import Metrics
+from tests.command_line import environment, flatlab
 
 QUICK = ("--rounds", "2", "--clients", "6", "--set", "local_epochs=1", "--workers", "1")
 
 
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "flatlab", *words]
-
-
-def flatlab(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words),
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +178,7 @@ def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
     blocked = tmp_path / "blocked" / "tensorboard"
     blocked.mkdir(parents=True)
     (blocked / "__init__.py").write_text("raise ImportError('not installed')\n")
-    path = os.pathsep.join([str(blocked.parent), os.environ.get("PYTHONPATH", "")])
-    failed = flatlab("train", *QUICK, "--tensorboard", "--out", "run", cwd=tmp_path, PYTHONPATH=path)
+    failed = flatlab("train", *QUICK, "--tensorboard", "--out", "run", cwd=tmp_path, first=blocked.parent)
     assert failed.returncode == 2
     assert "pip install" in failed.stderr
     assert not (tmp_path / "run").exists()
@@ -443,7 +430,7 @@ def started(folder: Path) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+        env=environment(),
     )
 
 

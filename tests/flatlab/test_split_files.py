@@ -1,8 +1,6 @@
 """A split as a file: what is written comes back, and everything else ends in one sentence that names the place."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from flatlab.federated.heterogeneity import heterogeneity
 from flatlab.federated.partition.file import read_split, write_split
 from flatlab.federated.world import make_world
 from flatlab.runs.fingerprint import data_digest, training_digest
+from tests.command_line import flatlab
 
 TRAIN = Split(torch.arange(48, dtype=torch.uint8).view(12, 1, 2, 2), torch.arange(12) % 3)
 PARTS = [np.array(part) for part in ([0, 5, 7], [1, 2, 3, 4], [6, 8, 9, 10, 11])]
@@ -123,10 +122,6 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(UsageError, match="Cannot read the split"):
             read_split(path, TRAIN)
-
-
-def flatlab(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "flatlab", *words], cwd=cwd, capture_output=True, text=True)
 
 
 def test_a_split_is_shown_drawn_saved_and_trained_on(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The commands under torchrun: two gloo processes, each with half of the samples, give the numbers of one process."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from flatlab.cli.main import main
 from flatlab.cli.train import train_run
 from flatlab.federated.config import make_config
 from flatlab.federated.execution import Execution
+from tests.command_line import environment
 
 RUN = {"rounds": 2, "clients": 3, "local_epochs": 1, "hidden": (6,), "train_samples": 201}
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -58,8 +58,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def two_processes(cwd: Path, *words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *TORCHRUN, *map(str, words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=200, check=False)
 
 
 def one_process(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:

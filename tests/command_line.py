@@ -1,0 +1,110 @@
+"""The command line as a process of its own, for tests.
+
+Hundreds of tests run `python -m flatlab`, and most of the time of each would go into importing torch, pandas and
+matplotlib. So each command is forked from an interpreter that has imported these, but nothing of ours; what follows is
+what `python -m` does: its own arguments, environment, current folder, path, output and exit code.
+"""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+Done = subprocess.CompletedProcess[str]
+
+ROOT = Path(__file__).parents[1]
+_THEIRS = (
+    "torch", "torch.func", "torch.distributed", "numpy", "pandas", "scipy.stats", "scipy.sparse.linalg", "seaborn",
+    "matplotlib.pyplot", "typer", "rich.live", "rich.progress", "pydantic", "tomli_w", "filelock", "joblib", "jinja2",
+    "safetensors.torch", "sklearn.datasets", "PIL.Image",
+)  # fmt: skip
+_SECONDS = 120
+
+
+def flatlab(*words: object, cwd: Path, width: int = 150, first: Path | None = None) -> Done:
+    """Run `python -m flatlab WORDS` of this tree in `cwd`, with `first` before everything else on the path."""
+    with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
+        request = {
+            "words": [str(word) for word in words],
+            "cwd": str(cwd),
+            "environment": environment(width, first),
+            "files": [os.devnull, out.name, err.name],
+        }
+        server = _server()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return Done(["flatlab", *map(str, words)], code, Path(out.name).read_text(), Path(err.name).read_text())
+
+
+def environment(width: int = 150, first: Path | None = None) -> dict[str, str]:
+    """This process's, for a command of this tree."""
+    path = [str(folder) for folder in (first, ROOT) if folder] + [os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "COLUMNS": str(width),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    }
+
+
+@cache
+def _server() -> "subprocess.Popen[str]":
+    """One for each process of the tests; it ends when its input does. `-P` keeps this folder off the path."""
+    own = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
+    return subprocess.Popen(
+        [sys.executable, "-P", __file__],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own, cwd=tempfile.gettempdir(),
+    )  # fmt: skip
+
+
+def _serve() -> None:
+    """Fork a command for every line of standard input, and write its exit code, -9 where it takes too long."""
+    for name in _THEIRS:
+        import_module(name)
+    for line in iter(sys.stdin.readline, ""):
+        request = json.loads(line)
+        process = os.fork()
+        if process == 0:
+            _become(request)
+            return
+        sys.stdout.write(f"{_finished(process)}\n")
+        sys.stdout.flush()
+
+
+def _finished(process: int) -> int:
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(process, signal.SIGKILL))
+    signal.setitimer(signal.ITIMER_REAL, _SECONDS)
+    _, status = os.waitpid(process, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _become(request: Mapping[str, object]) -> None:
+    """Be the command; what it raises is left to the interpreter."""
+    words, cwd, environment, files = (request[name] for name in ("words", "cwd", "environment", "files"))
+    assert isinstance(words, list)
+    assert isinstance(environment, dict)
+    assert isinstance(files, list)
+    for descriptor, file in enumerate(files):
+        opened = os.open(file, os.O_WRONLY if descriptor else os.O_RDONLY)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    os.chdir(str(cwd))
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = [str(cwd), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    sys.argv = ["flatlab", *words]
+    runpy.run_module("flatlab", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _serve()
