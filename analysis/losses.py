@@ -178,25 +178,31 @@ def _recognised(loss: Loss, reduction: Reduction) -> TorchLoss | None:
     return None
 
 
-def _cross_entropy(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor | float]:
+def class_axis(outputs: Tensor, targets: Tensor) -> int:
+    """The dimension of the classes in what "cross_entropy" takes: the second, or the last beside targets (N, T)."""
+    if targets.is_floating_point() or not outputs.dim() == targets.dim() + 1 > 2:
+        return 1
+    classes_second = outputs.shape[:1] + outputs.shape[2:] == targets.shape
+    classes_last = outputs.shape[:-1] == targets.shape
+    if classes_second and classes_last:
+        raise MeasurementError(
+            f"Outputs of shape {tuple(outputs.shape)} do not say which dimension holds the classes: pass "
+            "torch.nn.CrossEntropyLoss() if it is the second, or a function that moves it there."
+        )
+    return outputs.dim() - 1 if classes_last else 1
+
+
+def cross_entropy(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor | float]:
     """Cross-entropy, also of tokens: targets (N, T), of which -100 is padding, and outputs (N, C, T) or (N, T, C)."""
-    if isinstance(outputs, Tensor) and not targets.is_floating_point() and outputs.dim() == targets.dim() + 1 > 2:
-        classes_second = outputs.shape[:1] + outputs.shape[2:] == targets.shape
-        classes_last = outputs.shape[:-1] == targets.shape
-        if classes_second and classes_last:
-            raise MeasurementError(
-                f"Outputs of shape {tuple(outputs.shape)} do not say which dimension holds the classes: pass "
-                "torch.nn.CrossEntropyLoss() if it is the second, or a function that moves it there."
-            )
-        if classes_last:
-            outputs = outputs.movedim(-1, 1)
+    if isinstance(outputs, Tensor) and outputs.dim() > 2:
+        outputs = outputs.movedim(class_axis(outputs, targets), 1)
     return _plain_cross_entropy(outputs, targets)
 
 
 _plain_cross_entropy = TorchLoss(F.cross_entropy, {}, _weight_of_labels)
 
 LOSSES: Mapping[str, SummedLoss] = {
-    "cross_entropy": SummedLoss(_cross_entropy, "mean"),
+    "cross_entropy": SummedLoss(cross_entropy, "mean"),
     "mse": SummedLoss(TorchLoss(F.mse_loss, {}, _elements), "mean"),
     "binary_cross_entropy": SummedLoss(TorchLoss(F.binary_cross_entropy_with_logits, {}, _elements), "mean"),
 }

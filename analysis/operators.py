@@ -1,4 +1,4 @@
-"""Symmetric matrices known only by their products: Hessian, Gauss-Newton and blocks.
+"""Symmetric matrices known only by their products: Hessian, Gauss-Newton, Fisher and blocks.
 
 Each is at once a function of torch tensors, (p,) -> (p,) and (p, k) -> (p, k), and a
 `scipy.sparse.linalg.LinearOperator`, on which `eigsh` and `lobpcg` run unchanged.
@@ -6,7 +6,8 @@ Each is at once a function of torch tensors, (p,) -> (p,) and (p, k) -> (p, k), 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, overload
+from functools import partial
+from typing import Literal, Protocol, overload
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from analysis.errors import MeasurementError
 from analysis.graphs import Graph, GraphCache
 from analysis.memory import vectors_that_fit
 from analysis.objective import loss_and_gradient
+from analysis.output_curvature import Middle, of_the_loss, of_the_prediction, of_the_slopes
+from analysis.output_refusals import refuse_flat, require_rows
 from analysis.parametric_loss import Chunk
 from analysis.problem import Problem
 from analysis.second_derivatives import graph_only
@@ -107,7 +110,39 @@ def gauss_newton(problem: Problem) -> SymmetricOperator:
 
     Positive semidefinite for a loss that is convex in z, and the Hessian itself where z is locally linear in theta.
     """
-    return _operator(problem, _OutputGraph.build)
+    return _operator(problem, partial(_OutputGraph.build, middle=of_the_loss))
+
+
+def fisher(problem: Problem) -> SymmetricOperator:
+    """1/M sum_n E_y [d log p(y | z_n) d log p(y | z_n)^T], derivatives in theta, y drawn from the model's prediction.
+
+    The expectation is exact. It is the Gauss-Newton matrix for cross-entropy and binary cross-entropy of logits, and half
+    of it for the mean squared error, a Gaussian of unit variance (`analysis.predictive`). Raises `MeasurementError` for
+    other losses.
+    """
+    return _operator(problem, partial(_OutputGraph.build, middle=of_the_prediction(problem)))
+
+
+def empirical_fisher(problem: Problem) -> SymmetricOperator:
+    """1/M sum_n g_n g_n^T with g_n the gradient of sample n's loss, in L = 1/M sum_n loss_n.
+
+    M is the number of samples for cross-entropy, that of counted tokens where a sample has several (g_n adds these up),
+    and that of all outputs for the mean squared error and binary cross-entropy. Raises `MeasurementError` where the
+    outputs have no row for every sample.
+    """
+    require_rows(problem)
+    return _operator(problem, partial(_OutputGraph.build, middle=of_the_slopes))
+
+
+Matrix = Literal["hessian", "gauss-newton", "fisher", "empirical-fisher"]
+
+
+def curvature_matrix(problem: Problem, name: Matrix) -> SymmetricOperator:
+    """The matrix of this name. Raises `MeasurementError` where the loss has none that says something."""
+    if name == "gauss-newton":
+        refuse_flat(problem)
+    makers = {"hessian": hessian, "gauss-newton": gauss_newton, "fisher": fisher, "empirical-fisher": empirical_fisher}
+    return makers[name](problem)
 
 
 def block(problem: Problem, names: Iterable[str]) -> SymmetricOperator:
@@ -147,23 +182,25 @@ class _GradientGraph:
 
 @dataclass(frozen=True)
 class _OutputGraph:
-    """J^T u as a function of u, whose derivative in the direction v is J v, and the loss's curvature in the outputs."""
+    """J^T u as a function of u, whose derivative in the direction v is J v, and what stands between J^T and J."""
 
     loss: float
     leaves: list[Tensor]
     outputs: Tensor
     dummy: Tensor  # u, shaped like the outputs
     pulled_back: Sequence[Tensor]  # J^T u
-    output_leaf: Tensor
     output_gradient: Tensor
+    between: Callable[[Tensor], Tensor]  # u -> C u
 
     @classmethod
-    def build(cls, problem: Problem, chunk: Chunk, keep: bool) -> "_OutputGraph":
+    def build(cls, problem: Problem, chunk: Chunk, keep: bool, *, middle: Middle) -> "_OutputGraph":
         leaves = problem.leaves()
         with graph_only() as sparing:
             outputs = problem.outputs(chunk.inputs, leaves)
         if not isinstance(outputs, Tensor) or outputs.is_complex():
-            raise MeasurementError("The Gauss-Newton matrix needs a model whose output is one tensor of real numbers.")
+            raise MeasurementError(
+                "Gauss-Newton and Fisher matrices need a model whose output is one tensor of real numbers."
+            )
         dummy = torch.zeros_like(outputs, requires_grad=True)
         with sparing.values():
             pulled_back = gradients([outputs], list(leaves.values()), [dummy], create_graph=True)
@@ -173,15 +210,15 @@ class _OutputGraph:
         if ancestors(loss) & {get_gradient_edge(own).node for own in leaves.values()}:
             raise MeasurementError(
                 "The loss depends on the parameters beside the model's outputs (weight decay, say), whose curvature "
-                "the Gauss-Newton matrix leaves out; take the Hessian, or that term out of the loss."
+                "Gauss-Newton and Fisher matrices leave out; take the Hessian, or that term out of the loss."
             )
-        (output_gradient,) = gradients([loss], [leaf], create_graph=True)
-        return cls(loss.item(), list(leaves.values()), outputs, dummy, pulled_back, leaf, output_gradient)
+        (slope,) = gradients([loss], [leaf], create_graph=True)
+        between = middle(chunk, leaf, slope)
+        return cls(loss.item(), list(leaves.values()), outputs, dummy, pulled_back, slope, between)
 
     def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
         (forward,) = gradients(self.pulled_back, [self.dummy], pieces)
-        (curved,) = gradients([self.output_gradient], [self.output_leaf], [forward])
-        return gradients([self.outputs], self.leaves, [curved])
+        return gradients([self.outputs], self.leaves, [self.between(forward)])
 
     def gradient(self) -> Sequence[Tensor]:
         return gradients([self.outputs], self.leaves, [self.output_gradient.detach()])

@@ -1,4 +1,4 @@
-"""The leading eigenvalues of the whole Hessian and of every layer's block, with their error bounds, in one call."""
+"""Eigenvalues at the ends of the spectrum, of the whole matrix and of every layer's block, with their error bounds."""
 
 import math
 import time
@@ -13,11 +13,12 @@ from torch import Tensor
 from analysis.activations import forward_pass
 from analysis.confirmation import confirmed, in_float64
 from analysis.eigenpairs import PROBABILITY, Eigenpairs, Iteration, Progress, drive
+from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos_steps
 from analysis.layer_blocks import LayerBlocks
 from analysis.layers import find_layers
 from analysis.memory import vectors_that_fit
-from analysis.operators import hessian
+from analysis.operators import Matrix, SymmetricOperator, curvature_matrix
 from analysis.overlooked import BEYOND
 from analysis.power import power_steps
 from analysis.problem import Problem
@@ -25,6 +26,7 @@ from analysis.pyhessian_backend import pyhessian_operator
 
 Method = Literal["lanczos", "power"]
 Backend = Literal["flatlab", "pyhessian"]
+End = Literal["largest", "smallest", "both"]
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,19 @@ class LayerSpectrum:
 
 @dataclass(frozen=True)
 class EigsReport:
-    """What `eigs` found; eigenvalues are in the order of the method (largest first, or largest magnitude first)."""
+    """What `eigs` found: the most extreme eigenvalue first, and of both ends the largest before the smallest.
 
-    eigenvalues: tuple[Eigenvalue, ...]  # of the whole Hessian
-    vectors: Tensor  # (p, k) of the whole Hessian
+    By power iteration the largest magnitude comes first.
+    """
+
+    eigenvalues: tuple[Eigenvalue, ...]  # of the whole matrix, k or of both ends 2 k
+    vectors: Tensor  # (p, k or 2 k) of the whole matrix
     layers: tuple[LayerSpectrum, ...]
     samples: int
     loss: float  # L
     method: Method
     backend: Backend
-    products: int  # Hessian-vector products, those with layer blocks included
+    products: int  # with a vector, those with layer blocks included
     seconds: float
 
     @property
@@ -84,7 +89,7 @@ class EigsReport:
 
 
 ReportProgress = Callable[[str, int, float], None]
-"""Called with "" (the whole Hessian) or a layer's name, its products so far and its worst relative residual."""
+"""Called with "" (the whole matrix) or a layer's name, its products so far and its worst relative residual."""
 
 
 def eigs(
@@ -98,23 +103,30 @@ def eigs(
     backend: Backend = "flatlab",
     start: Tensor | None = None,
     seed: int = 0,
+    which: End = "largest",
+    matrix: Matrix = "hessian",
     progress: ReportProgress | None = None,
 ) -> EigsReport:
-    """The top k eigenvalues of the Hessian of L and of each layer's block, each with its residual.
+    """k eigenvalues of the Hessian of L, or of another `matrix`, and of each layer's block, each with its residual.
 
-    "lanczos" finds the largest, "power" the largest in magnitude; both stop where |H v - lambda v| <= tol |lambda|, or
-    after max_iter * k products, and never raise for want of convergence. `layers` names the layers (None: all, empty:
-    none); `start` (p, m) is a warm start for the whole Hessian. `backend="pyhessian"` takes every product from
-    PyHessian.
+    "lanczos" finds the largest, the smallest, or k at both ends (`which`), "power" the largest in magnitude; both stop
+    where |H v - lambda v| <= tol |lambda|, or after max_iter * k products, and never raise for want of convergence.
+    `layers` names the layers (None: all, empty: none); `start` (p, m) is a warm start for the whole matrix.
+    `backend="pyhessian"` takes every product with the Hessian from PyHessian. Raises `MeasurementError` for what a
+    method, a backend or a loss does not have.
     """
+    if (backend == "pyhessian" and matrix != "hessian") or (method == "power" and which != "largest"):
+        raise MeasurementError(
+            "PyHessian multiplies by the Hessian alone, and power iteration finds the largest magnitude alone: leave "
+            "backend and method out for other matrices and the smallest eigenvalues."
+        )
     began = time.perf_counter()
-    search = _Search(k, tol, max_iter, method, seed, vectors_that_fit(problem), progress)
-    operator = pyhessian_operator(problem) if backend == "pyhessian" else hessian(problem)
-    start, noise = operator.beginning(start, seed)
-    steps = replace(search, seed=noise).steps(problem, "", start)
-    whole = confirmed(drive(steps, operator.rows), tol, operator.exact, search.room)
+    count = 2 * k if which == "both" else k
+    search = _Search(count, which, tol, max_iter, method, seed, vectors_that_fit(problem), progress)
+    operator = pyhessian_operator(problem) if backend == "pyhessian" else curvature_matrix(problem, matrix)
+    whole = search.of(operator, problem, "", start)
     del operator  # and its graphs, before those of the layers
-    found = _layer_eigenpairs(problem, search, layers, backend)
+    found = _layer_eigenpairs(problem, search, layers, backend, matrix)
     forward = forward_pass(problem, list(found))
     return EigsReport(
         eigenvalues=listed(whole),
@@ -144,12 +156,19 @@ class _Search:
     """What is sought in every block, by which method."""
 
     k: int
+    which: End
     tol: float
     max_iter: int
     method: Method
     seed: int
     room: int  # for vectors of all parameters, or as many of every layer's at the same time
     progress: ReportProgress | None
+
+    def of(self, operator: SymmetricOperator, problem: Problem, name: str, start: Tensor | None = None) -> Eigenpairs:
+        """The pairs of one matrix, from its own start unless one is given."""
+        start, noise = operator.beginning(start, self.seed)
+        steps = replace(self, seed=noise).steps(problem, name, start)
+        return confirmed(drive(steps, operator.rows), self.tol, operator.exact, self.room)
 
     def steps(self, problem: Problem, name: str, start: Tensor | None = None) -> Iteration:
         """The iteration for one block, which reports under `name`."""
@@ -161,7 +180,7 @@ class _Search:
             problem.size,
             like,
             self.k,
-            "largest",
+            self.which,
             self.tol,
             self.max_iter,
             start,
@@ -182,14 +201,16 @@ def layer_eigenpairs(
     progress: ReportProgress | None = None,
 ) -> dict[str, Eigenpairs]:
     """The top k eigenpairs of every layer's block, or of the layers named, all found together by Lanczos."""
-    search = _Search(k, tol, max_iter, "lanczos", seed, vectors_that_fit(problem), progress)
-    return _layer_eigenpairs(problem, search, layers, "flatlab")
+    search = _Search(k, "largest", tol, max_iter, "lanczos", seed, vectors_that_fit(problem), progress)
+    return _layer_eigenpairs(problem, search, layers, "flatlab", "hessian")
 
 
 def _layer_eigenpairs(
-    problem: Problem, search: _Search, layers: Sequence[str] | None, backend: Backend
+    problem: Problem, search: _Search, layers: Sequence[str] | None, backend: Backend, matrix: Matrix
 ) -> dict[str, Eigenpairs]:
     parts = {layer.name: problem.select(layer.parameters.values()) for layer in find_layers(problem, layers)}
+    if matrix != "hessian":
+        return {name: search.of(curvature_matrix(part, matrix), part, name) for name, part in parts.items()}
     blocks = LayerBlocks(problem, list(parts))
     starts = blocks.starts()
     iterations = {name: search.steps(part, name, starts[name]) for name, part in parts.items()}

@@ -1,0 +1,62 @@
+"""Models and losses of which Gauss-Newton and empirical Fisher matrices say nothing, found on a few samples."""
+
+import torch
+from torch import Tensor
+
+from analysis.batches import Batch, batch_length, moved, picked
+from analysis.derivatives import gradients
+from analysis.distributed import failing_together
+from analysis.errors import MeasurementError
+from analysis.problem import Problem
+
+_FEW = 4
+
+
+def refuse_flat(problem: Problem) -> None:
+    """Raise `MeasurementError` for a loss that is linear, or piecewise linear, in the outputs: its matrix is zero."""
+    with failing_together(problem.device, problem.distributed):
+        batch = _samples(problem, min(_FEW, batch_length(_first(problem))))
+        outputs = _outputs(problem, batch)
+        if not isinstance(outputs, Tensor) or outputs.is_complex():
+            return  # the product refuses it
+        generator = torch.Generator().manual_seed(0)
+        # between 0.1 and 0.9, where losses of logits, of probabilities and of numbers are all defined, and none saturates
+        place, direction = torch.rand(2, *outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+        leaf = (0.1 + 0.8 * place).requires_grad_()
+        with problem.at({}):
+            total = problem.loss(leaf, batch[1])
+        (slope,) = gradients([total], [leaf], create_graph=True)
+        (curved,) = gradients([slope], [leaf], [direction])
+        if not curved.any():
+            raise MeasurementError(
+                "The loss is linear in the model's outputs, so its Gauss-Newton matrix is zero: let the model return "
+                "logits and take cross_entropy of them, or take the Hessian."
+            )
+
+
+def require_rows(problem: Problem) -> None:
+    """Raise `MeasurementError` where the outputs are not one tensor with a row for each sample."""
+    with failing_together(problem.device, problem.distributed):
+        for count in (2, 3):
+            outputs = _outputs(problem, _samples(problem, count))
+            if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != count:
+                shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+                raise MeasurementError(
+                    f"The empirical Fisher matrix needs outputs with a row for each sample; those of {count} samples "
+                    f"are {shape}: let the model put the samples first."
+                )
+
+
+def _first(problem: Problem) -> Batch:
+    return next(batch for batch in problem.data if batch_length(batch))
+
+
+def _samples(problem: Problem, count: int) -> Batch:
+    """`count` samples, the first of the data again and again where they are fewer."""
+    batch = _first(problem)
+    return moved(picked(batch, torch.arange(count) % batch_length(batch)), problem.device, problem.dtype)
+
+
+def _outputs(problem: Problem, batch: Batch) -> object:
+    with torch.no_grad():
+        return problem.outputs(batch[0], {})
