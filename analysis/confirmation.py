@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from analysis.eigenpairs import Eigenpairs, rounding
+from analysis.eigenpairs import Eigenpairs, rounding, vanish
 from analysis.model_copy import convert
 from analysis.problem import Problem
 from analysis.vectors import quotients
@@ -57,7 +57,8 @@ def confirmed(
     residuals = residuals.clamp(min=rounding(scale, torch.float64))
     gaps = pairs.residuals**2 / pairs.quadratic  # the residual itself where none was found
     sharper = torch.where(pairs.quadratic < pairs.residuals, residuals**2 / gaps, residuals)
-    within, ended = residuals <= tol * values.abs(), pairs.converged | pairs.rounded
+    within = (residuals <= tol * values.abs()) | vanish(residuals, values, pairs.vanishing)
+    ended = pairs.converged | pairs.rounded
     return replace(
         pairs,
         values=values,

@@ -34,11 +34,12 @@ class Eigenpairs:
     vectors: Tensor  # (p, k) orthonormal columns
     residuals: Tensor  # (k,) float64, |A v - value v|, at least rounding: some eigenvalue is within this distance
     quadratic: Tensor  # (k,) float64, about |r|^2 / gap where a look bounds what is beside the pairs, else the residual
-    converged: Tensor  # (k,) bool, relative residual at most the tolerance, and `missed` at most PROBABILITY
+    converged: Tensor  # (k,) bool, relative residual within the tolerance, or vanishing; `missed` at most PROBABILITY
     rounded: Tensor  # (k,) bool, above the tolerance, but rounding in the products leaves no less
     missed: float  # bounds the probability that one beyond these by more than 2 tol was missed; 1: unknown
     confirmed: bool  # values and residuals are those of float64 products
     products: int  # products of A with a vector
+    vanishing: float = 0.0  # values that are no larger, residual included, count as converged too
 
     @property
     def finished(self) -> bool:
@@ -62,6 +63,11 @@ def is_finished(residual: float, value: float, scale: float, tol: float, dtype: 
     return residual <= max(tol * abs(value), rounding(scale, dtype))
 
 
+def vanish(residuals: Tensor, values: Tensor, most: float) -> Tensor:
+    """Where the eigenvalues within the residuals are `most` in magnitude at the most."""
+    return residuals + values.abs() <= most
+
+
 def rounding(scale: float, dtype: torch.dtype) -> float:
     """What rounding may do to a product with a matrix of norm `scale`."""
     return 8 * torch.finfo(dtype).eps * scale
@@ -74,11 +80,16 @@ def rayleigh_ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor
     return values, combine(rotation.T, basis), combine(rotation.T, images)
 
 
-def certified(vectors: Tensor, images: Tensor, scale: float, tol: float, products: int) -> Eigenpairs:
-    """Pairs from unit rows (k, p) and their products with A, whose norm is about `scale`; no gap is known yet."""
+def certified(
+    vectors: Tensor, images: Tensor, scale: float, tol: float, products: int, vanishing: float = 0.0
+) -> Eigenpairs:
+    """Pairs from unit rows (k, p) and their products with A, whose norm is about `scale`; no gap is known yet.
+
+    Values of at most `vanishing` in magnitude, residual included, have converged.
+    """
     values, residuals = quotients(vectors, images)
     residuals = residuals.clamp(min=rounding(scale, vectors.dtype))
-    converged = residuals <= tol * values.abs()
+    converged = (residuals <= tol * values.abs()) | vanish(residuals, values, vanishing)
     return Eigenpairs(
         values=values,
         vectors=vectors.T,
@@ -89,6 +100,7 @@ def certified(vectors: Tensor, images: Tensor, scale: float, tol: float, product
         missed=1.0,
         confirmed=vectors.dtype == torch.float64,
         products=products,
+        vanishing=vanishing,
     )
 
 

@@ -18,12 +18,15 @@ space, whose start has a random part, excludes anything larger (`overlooked.Chai
 short recurrence then bounds what is orthogonal to Q, and with it the number of eigenvalues beyond the wanted ones
 (`overlooked.overlooked`); where there may be more than were seen, the search is repeated with b = k random vectors, and
 then with more if need be. A space of `max_basis` dimensions or fewer is worked through whole instead.
+
+At the lower end eigenvalues may vanish beside the largest: no residual is small beside those, and what lies a little
+below is as hard to exclude. Where the caller lets it (`vanishing`), a pair there has also converged where its
+eigenvalue is at most tol |A| in magnitude, and none is excluded that lies below by less than that.
 """
 
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -40,7 +43,9 @@ from analysis.eigenpairs import (
     judged,
     relative,
     rounding,
+    vanish,
 )
+from analysis.ends import Which, borders, wanted
 from analysis.operators import SymmetricOperator
 from analysis.overlooked import BASIS, BEYOND, FEWEST, Chain, Seen, limits_of, overlooked, slack_at
 from analysis.vectors import (
@@ -54,8 +59,6 @@ from analysis.vectors import (
     rotate,
     start_rows,
 )
-
-Which = Literal["largest", "smallest", "both", "magnitude"]
 
 _SEARCH = 0.8  # of the probability that something is missed is for the search itself, the rest for looks after it
 _NOISE = 0.1  # of the start's length for k > 1, so that nothing is out of reach
@@ -126,10 +129,12 @@ def lanczos_steps(
     max_basis: int | None = None,
     room: int | None = None,
     progress: Progress | None = None,
+    vanishing: bool = False,
 ) -> Iteration:
     """The iteration of `lanczos`, asking for a block of products (b, p) at a time; vectors are of `like`'s kind.
 
     `room` is the number of vectors that may be held at once, but for those without which nothing can be found.
+    `vanishing` lets values at the lower end count as zero (see the module).
     """
     k = min(k, size)
     generator = torch.Generator().manual_seed(seed)
@@ -137,7 +142,8 @@ def lanczos_steps(
     whole = size <= (max_basis or most)
     if max_basis is None:
         max_basis = max(k + FEWEST, min(most if size > _SMALL else _LONG, size if room is None else room // 2))
-    search = _Search(k, which, tol, max_iter * k, max_basis, whole, generator, progress)
+    lenient = vanishing and which in ("smallest", "both")
+    search = _Search(k, which, tol, max_iter * k, max_basis, whole, lenient, generator, progress)
     chain: Chain | None = None
     if k == 1:
         rows, sigma = mixed_row(size, like, start, generator)
@@ -151,10 +157,11 @@ def lanczos_steps(
         spent += pairs.products
         if missed <= PROBABILITY or not pairs.finished:
             return judged(pairs, missed, spent)
-        limits = limits_of(_borders(pairs.values, which), tol, seen.values.abs().max().item(), like.dtype)
+        scale = seen.values.abs().max().item()
+        limits = limits_of(borders(pairs.values, which), tol, scale, like.dtype, pairs.vanishing)
         beside = None if room is None else room - k  # of the pairs
         for part in (seen, seen.first(k)):
-            left_over = search.max_products - spent
+            left_over = max(0, search.max_products - spent)
             spare /= 2  # however many looks there are, what each may miss adds up to no more than promised
             verdict = yield from overlooked(part, limits, spare, left_over, beside, generator)
             spent += verdict.products
@@ -179,19 +186,26 @@ class _Search:
     max_products: int
     max_basis: int
     whole: bool  # go on until Q is the whole space, which is small enough to leave nothing to chance
+    lenient: bool  # towards values at the lower end that vanish beside the largest
     generator: torch.Generator
     progress: Progress | None
 
-    def finished(self, values: Tensor, residuals: Tensor, products: int, dtype: torch.dtype) -> bool:
+    def vanishing(self, scale: float) -> float:
+        """In a matrix of norm `scale`, the magnitude below which a value at the lower end counts as zero."""
+        return self.tol * scale if self.lenient else 0.0
+
+    def finished(self, values: Tensor, residuals: Tensor, scale: float, products: int, dtype: torch.dtype) -> bool:
         """Whether k pairs are finished or the products are spent; `values`, `residuals` are those of the wanted."""
         pairs = list(zip(residuals.tolist(), values.tolist(), strict=True))
         if self.progress:
             self.progress(products, max(relative(r, x) for r, x in pairs))
-        scale = values.abs().max().item()
+        gone = vanish(residuals, values, _MARGIN * self.vanishing(scale)).tolist()
         enough = (
             not self.whole
             and len(pairs) == self.k
-            and all(is_finished(r, x, scale, _MARGIN * self.tol, dtype) for r, x in pairs)
+            and all(
+                g or is_finished(r, x, scale, _MARGIN * self.tol, dtype) for g, (r, x) in zip(gone, pairs, strict=True)
+            )
         )
         return enough or products >= self.max_products
 
@@ -221,13 +235,13 @@ def _thick_restart(
         last = s[m - b :]
         coupling = last.T @ dots(w, w) @ last
         residuals = coupling.diagonal().clamp(min=0).sqrt()  # |beta e_m^T s|
-        want = _wanted(values, search.k, search.which)
+        want = wanted(values, search.k, search.which)
         ended = norm(w[0]) <= rounding(scale, w.dtype)
         if chain:
             chain.extended(norm(w[0]))
-            slack = slack_at(values[want[-1]].item(), BEYOND * search.tol, scale, w.dtype)
-            missed = chain.missed(values, residuals, _borders(values[want], search.which), slack) / _SEARCH
-        enough = search.finished(values[want], residuals[want], products, w.dtype)
+            slack = max(slack_at(values[want[-1]].item(), BEYOND * search.tol, scale, w.dtype), search.vanishing(scale))
+            missed = chain.missed(values, residuals, borders(values[want], search.which), slack) / _SEARCH
+        enough = search.finished(values[want], residuals[want], scale, products, w.dtype)
         if m == size:
             missed = 0.0
             break
@@ -236,7 +250,7 @@ def _thick_restart(
         if ended:  # what is appended to Q next has nothing to do with the start
             chain, missed = None, 1.0
         if min(m + b, size) > capacity:
-            kept = _wanted(values, min(search.k + capacity // 3, capacity - 2 * b), search.which)
+            kept = wanted(values, min(search.k + capacity // 3, capacity - 2 * b), search.which)
             m = len(kept)
             if chain:
                 gone = torch.ones(len(values), dtype=torch.bool, device=values.device).index_fill(0, kept, False)
@@ -249,7 +263,7 @@ def _thick_restart(
     images = values[want, None].to(w) * vectors + combine(last[:, want].T, w)
     order = [*want.tolist(), *(i for i in range(m) if i not in set(want.tolist()))]
     seen = Seen(basis[:m], s[:, order], values[order], coupling[order][:, order])
-    return certified(vectors, images, scale, search.tol, products), seen, missed
+    return certified(vectors, images, scale, search.tol, products, search.vanishing(scale)), seen, missed
 
 
 def _rarely(size: int) -> float:
@@ -269,28 +283,3 @@ def _append(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Gen
         basis[n] = candidate[0] / norm(candidate[0])
         n += 1
     return n
-
-
-def _wanted(values: Tensor, k: int, which: Which) -> Tensor:
-    """Positions of the k wanted of the ascending `values`, the most wanted first."""
-    ascending = torch.arange(len(values), device=values.device)
-    if which == "largest":
-        return ascending.flip(0)[:k]
-    if which == "smallest":
-        return ascending[:k]
-    if which == "magnitude":
-        return values.abs().argsort(descending=True)[:k]
-    k = min(k, len(values))
-    return torch.cat([ascending.flip(0)[: k - k // 2], ascending[: k // 2]])
-
-
-def _borders(values: Tensor, which: Which) -> list[tuple[int, float]]:
-    """(1, x) where what is larger than x would be wanted too, (-1, x) what is smaller; `values` as they are wanted."""
-    last = values[-1].item()
-    if which == "largest":
-        return [(1, last)]
-    if which == "smallest":
-        return [(-1, last)]
-    if which == "magnitude":
-        return [(1, abs(last)), (-1, -abs(last))]
-    return [(1, values[len(values) - len(values) // 2 - 1].item()), (-1, last)]

@@ -2,11 +2,10 @@
 
     Gauss-Newton        C_n = w d^2 loss_n / dz^2
     Fisher              C_n = w E_y [s s^T],  s = d log p(y | z) / dz,   y drawn from the model's own p(. | z_n)
-    empirical Fisher    C_n = w (d loss_n / dz) (d loss_n / dz)^T,   so that J_n^T C_n J_n = w g_n g_n^T, g_n = d loss_n /
-                                                                                                           d theta
+    empirical Fisher    C_n = w (d loss_n / dz) (d loss_n / dz)^T,   so that J_n^T C_n J_n = w g_n g_n^T
 
-with w = 1/M, as in L = 1/M sum_n loss_n. (Schraudolph 2002; Martens 2020; Kunstner, Hennig and Balles 2019, who say why
-the third is not the second.)
+with w = 1/M, as in L = 1/M sum_n loss_n, and g_n the gradient of loss_n in theta. (Schraudolph 2002; Martens 2020;
+Kunstner, Hennig and Balles 2019, who say why the third is not the second.)
 """
 
 from collections.abc import Callable

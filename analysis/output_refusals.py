@@ -20,7 +20,7 @@ def refuse_flat(problem: Problem) -> None:
         if not isinstance(outputs, Tensor) or outputs.is_complex():
             return  # the product refuses it
         generator = torch.Generator().manual_seed(0)
-        # between 0.1 and 0.9, where losses of logits, of probabilities and of numbers are all defined, and none saturates
+        # between 0.1 and 0.9 losses of logits, of probabilities and of numbers are defined, and none saturates
         place, direction = torch.rand(2, *outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
         leaf = (0.1 + 0.8 * place).requires_grad_()
         with problem.at({}):

@@ -97,12 +97,18 @@ class Seen:
         return Seen(self.rows, self.rotation[:, :k], self.values[:k], self.coupling[:k, :k])
 
 
-def limits_of(borders: Sequence[tuple[int, float]], tol: float, scale: float, dtype: torch.dtype) -> tuple[Limit, ...]:
+def limits_of(
+    borders: Sequence[tuple[int, float]], tol: float, scale: float, dtype: torch.dtype, vanishing: float = 0.0
+) -> tuple[Limit, ...]:
     """Beyond a border (1, x) is what is larger than x by more than `BEYOND` `tol` |x|; beyond (-1, x) what is smaller.
 
-    And by more than rounding in products with a matrix of norm `scale`.
+    And by more than rounding in products with a matrix of norm `scale`; at a lower border, than `vanishing`.
     """
-    return tuple((sign, sign * x + slack_at(x, BEYOND * tol, max(abs(x), scale), dtype)) for sign, x in borders)
+    slacks = [slack_at(x, BEYOND * tol, max(abs(x), scale), dtype) for _, x in borders]
+    return tuple(
+        (sign, sign * x + max(slack, vanishing if sign < 0 else 0.0))
+        for (sign, x), slack in zip(borders, slacks, strict=True)
+    )
 
 
 def overlooked(

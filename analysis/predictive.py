@@ -1,11 +1,11 @@
 """The distribution of targets that a model's outputs z stand for, and its Fisher information in z.
 
-A loss -log p(y | z) makes of its outputs a distribution p(. | z), whose Fisher information is E_y [s s^T] with the score
-s = d log p / dz. For the usual losses that is
+A loss -log p(y | z) makes of its outputs a distribution p(. | z), whose Fisher information is E_y [s s^T] with the
+score s = d log p / dz. For the usual losses that is
 
-    cross-entropy (z logits, p = softmax z)                diag(p) - p p^T        = d^2 loss / dz^2, whatever the targets
-    binary cross-entropy (z logits, p = sigmoid z)         p (1 - p), entry by entry                = d^2 loss / dz^2
-    squared error (a Gaussian of mean z and variance 1)    1                                      = d^2 loss / dz^2 / 2
+    cross-entropy (z logits, p = softmax z)                diag(p) - p p^T              = d^2 loss / dz^2
+    binary cross-entropy (z logits, p = sigmoid z)         p (1 - p), entry by entry    = d^2 loss / dz^2
+    squared error (a Gaussian of mean z and variance 1)    1                            = d^2 loss / dz^2 / 2
 
 since (z - y)^2 is twice -log p, but for a constant. The targets themselves do not enter, so that smoothed labels and
 class probabilities, which train the same distribution on other targets, leave it as it is. Targets that are not counted
@@ -93,7 +93,7 @@ def _bernoulli(z: Tensor) -> Information:
 def _no_distribution(function: Any) -> MeasurementError:
     name = getattr(function, "__name__", type(function).__name__)
     return MeasurementError(
-        f"Of the loss {name} it is not known which distribution of targets the outputs stand for, so there is no Fisher "
-        "matrix; it is for cross_entropy and binary_cross_entropy of logits and mse: take one of these, or the "
-        "Gauss-Newton or the empirical Fisher matrix."
+        f"Of the loss {name} it is not known which distribution of targets the outputs stand for, so it has no Fisher "
+        "matrix; cross_entropy and binary_cross_entropy of logits and mse have: take one of these, or the Gauss-Newton "
+        "or the empirical Fisher matrix."
     )

@@ -37,9 +37,11 @@ class Eigenvalue:
     residual: float  # |H v - value v|, no less than rounding: an eigenvalue lies within this distance of value
     relative_residual: float  # residual / |value|
     error: float  # the sharper bound, about residual^2 / gap, where a look bounds the rest (k > 1), else the residual
-    converged: bool  # relative_residual at most the tolerance asked for, and `missed` at most PROBABILITY
+    converged: bool  # relative_residual within the tolerance, or at the lower end zero to it; `missed` <= PROBABILITY
     rounded: bool  # above the tolerance, but no product in this precision leaves less
-    missed: float  # the probability, at most, that a wanted eigenvalue was missed by more than 2 tol
+    missed: (
+        float  # the probability, at most, that a wanted one was missed by more than 2 tol, or tol |A| at the lower end
+    )
     confirmed: bool  # value and residual come from a product in float64
 
     def reach(self, tol: float) -> float:
@@ -110,10 +112,10 @@ def eigs(
     """k eigenvalues of the Hessian of L, or of another `matrix`, and of each layer's block, each with its residual.
 
     "lanczos" finds the largest, the smallest, or k at both ends (`which`), "power" the largest in magnitude; both stop
-    where |H v - lambda v| <= tol |lambda|, or after max_iter * k products, and never raise for want of convergence.
-    `layers` names the layers (None: all, empty: none); `start` (p, m) is a warm start for the whole matrix.
-    `backend="pyhessian"` takes every product with the Hessian from PyHessian. Raises `MeasurementError` for what a
-    method, a backend or a loss does not have.
+    where |H v - lambda v| <= tol |lambda|, at the lower end also where lambda is zero to within tol |H|, or after
+    max_iter * k products, and never raise for want of convergence. `layers` names the layers (None: all, empty: none);
+    `start` (p, m) is a warm start for the whole matrix. `backend="pyhessian"` takes every product with the Hessian from
+    PyHessian. Raises `MeasurementError` for what a method, a backend or a loss does not have.
     """
     if (backend == "pyhessian" and matrix != "hessian") or (method == "power" and which != "largest"):
         raise MeasurementError(
@@ -187,6 +189,7 @@ class _Search:
             self.seed,
             room=self.room,
             progress=told,
+            vanishing=True,
         )
 
 

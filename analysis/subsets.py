@@ -15,7 +15,7 @@ from analysis.batches import regrouped
 from analysis.eigenpairs import PROBABILITY, Eigenpairs
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
-from analysis.operators import Product, SymmetricOperator, hessian
+from analysis.operators import Matrix, Product, SymmetricOperator, curvature_matrix, hessian
 from analysis.problem import Problem
 from analysis.spectrum import Eigenvalue, listed
 
@@ -32,7 +32,13 @@ class Spread:
 
 
 def sampling_spread(
-    problem: Problem, parts: int = 4, *, tol: float = 1e-2, start: Tensor | None = None, seed: int = 0
+    problem: Problem,
+    parts: int = 4,
+    *,
+    tol: float = 1e-2,
+    start: Tensor | None = None,
+    seed: int = 0,
+    matrix: Matrix = "hessian",
 ) -> Spread:
     """How much lambda_max moves between `parts` disjoint subsets of the problem's samples.
 
@@ -49,7 +55,7 @@ def sampling_spread(
     shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
     values: list[Eigenvalue] = []
     for piece, share in zip(pieces, shares.tolist(), strict=True):
-        (value,) = listed(lanczos(hessian(piece), tol=tol, start=start, seed=seed))
+        (value,) = listed(lanczos(curvature_matrix(piece, matrix), tol=tol, start=start, seed=seed))
         values.append(_scaled(value, 1 / share) if piece.reduction == "sum" else value)
     numbers = torch.tensor([value.value for value in values], dtype=torch.float64)
     mean = (shares @ numbers).item()

@@ -27,6 +27,20 @@ def _label(saved: Saved) -> str:
     return "/".join(part for part in parts if part) or path.stem
 
 
+MATRICES = {
+    "hessian": "Hessian",
+    "gauss-newton": "Gauss-Newton matrix",
+    "fisher": "Fisher matrix",
+    "empirical-fisher": "empirical Fisher matrix",
+}
+"""How the matrices that are measured are called in print."""
+
+
+def matrix_name(saved: Saved) -> str:
+    """The matrix whose eigenvalues or trace were measured; the Hessian where the settings do not say."""
+    return MATRICES[saved.get("settings", {}).get("matrix", "hessian")]
+
+
 def setting(saved: Saved) -> str:
     """Data set and samples, as a title."""
     data = saved["data"]

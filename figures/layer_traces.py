@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from figures.captions import Saved, origin, setting, subject_labels, subject_name
+from figures.captions import Saved, matrix_name, origin, setting, subject_labels, subject_name
 from figures.drawing import COLUMN, Drawing, new_figure, print_style
 from figures.grouped_bars import draw_groups
 
@@ -29,7 +29,7 @@ def draw_layer_traces(saved: Sequence[Saved]) -> Drawing:
             subject_labels(saved),
             [[row["standard_error"] for row in own] for own in of_subject],
         )
-        axes.set(ylabel="trace of the Hessian", title=setting(saved[0]))
+        axes.set(ylabel=f"trace of the {matrix_name(saved[0])}", title=setting(saved[0]))
         if len(saved) > 1:
             figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return Drawing(figure, rows, origin(saved))

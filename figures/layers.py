@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from figures.captions import Saved, origin, setting, subject_labels, subject_name
+from figures.captions import Saved, matrix_name, origin, setting, subject_labels, subject_name
 from figures.drawing import COLUMN, Drawing, new_figure, print_style
 from figures.grouped_bars import draw_groups
 
@@ -21,7 +21,8 @@ def draw_layers(saved: Sequence[Saved]) -> Drawing:
         blocks = ["network", *names]
         values, residuals, norms = ([[entry[key] for entry in top] for top in tops] for key in (0, 1, 2))
         draw_groups(left, blocks, values, labels, residuals)
-        left.set(ylabel="top Hessian eigenvalue")
+        end = "smallest" if saved[0].get("settings", {}).get("which") == "smallest" else "top"
+        left.set(ylabel=f"{end} eigenvalue of the {matrix_name(saved[0])}")
         if names:
             draw_groups(panels[0][1], names, [row[1:] for row in norms], labels)
             panels[0][1].set(ylabel=r"mean $|a|^2$ leaving it")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from figures.captions import Saved, origin, setting, subject_labels, subject_name
+from figures.captions import Saved, matrix_name, origin, setting, subject_labels, subject_name
 from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
 from figures.labels import man_label
 from figures.results import Results, require_alike
@@ -45,7 +45,7 @@ def _plot(
                 {"run": name, "eigenvalue": x, "density": y, "standard_error": e}
                 for x, y, e in zip(one["grid"], one["density"], one["standard_error"], strict=True)
             ]
-        axes.set(yscale="log", xlabel="eigenvalue of the Hessian", ylabel="density")
+        axes.set(yscale="log", xlabel=f"eigenvalue of the {matrix_name(saved[0])}", ylabel="density")
         axes.set_ylim(floor, 3 * highest)
         axes.set_title(title)
         if len(saved) > 1:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flatlab.interface.measures import trace as trace
     from flatlab.interface.measures import verify as verify
     from flatlab.interface.run import train as train
+    from flatlab.measuring.eigenvectors import load_vectors as load_vectors
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ _MEASURES = ("eigs", "client_eigs", "batch_eigs", "trace", "density", "surface",
 _HOMES = {
     "train": "flatlab.interface.run",
     "load": "flatlab.interface.checkpoint",
+    "load_vectors": "flatlab.measuring.eigenvectors",
     **dict.fromkeys(_MEASURES, "flatlab.interface.measures"),
 }
 """Public functions, and the modules that define them."""

@@ -1,12 +1,13 @@
-"""`flatlab density`: how the eigenvalues of the Hessian are distributed."""
+"""`flatlab density`: how the eigenvalues of the Hessian, or another matrix, are distributed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
+from figures.captions import matrix_name
 from flatlab.cli.console import console
-from flatlab.cli.options import Given, measuring
+from flatlab.cli.options import MATRIX, Given, measuring
 from flatlab.cli.pictures import save_picture
 from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, print_side_by_side
 
@@ -16,6 +17,8 @@ def density(
     given: Given,
     depth: Annotated[int, typer.Option(min=2, max=10_000, help="Products per random vector.")] = 40,
     probes: Annotated[int, typer.Option(min=1, max=100_000, help="Random vectors; two or more give errors.")] = 5,
+    layers: Annotated[bool, typer.Option("--layers", help="Each layer's block too, and a panel for each.")] = False,
+    matrix: Annotated[str, MATRIX] = "hessian",
 ) -> None:
     """Estimate the density of all eigenvalues of the Hessian by stochastic Lanczos quadrature.
 
@@ -24,18 +27,20 @@ def density(
     """
     from flatlab.cli.sweep import measure
     from flatlab.measuring.density import Quadrature, measure_density
+    from flatlab.measuring.matrices import read_matrix
 
-    quadrature = Quadrature(depth, probes)
+    quadrature = Quadrature(depth, probes, read_matrix(matrix), layers)
 
     def present(results: Sequence[dict[str, Any]]) -> None:
         print_density(results)
         if given.figure is not None:
+            from figures.layer_densities import draw_layer_densities
             from figures.spectral_density import draw_densities
 
-            save_picture(draw_densities, results, given.figure)
+            save_picture(draw_layer_densities if layers else draw_densities, results, given.figure)
 
     measure(
-        "density",
+        quadrature.kind,
         given.paths,
         given.measurement(),
         vars(quadrature),
@@ -48,20 +53,33 @@ def density(
 
 
 def print_density(results: Sequence[dict[str, Any]]) -> None:
-    """What the density says in numbers."""
-    rows: list[Row] = [
-        ("lowest found", [Cell(f"{result['lowest']:.4g}", result["lowest"]) for result in results]),
-        ("highest found", [Cell(f"{result['highest']:.4g}", result["highest"]) for result in results]),
-        ("share below -2σ", [_share(result["shares"]["negative"]) for result in results]),
-        ("share within 2σ of 0", [_share(result["shares"]["zero"]) for result in results]),
-        ("share above 2σ", [_share(result["shares"]["positive"]) for result in results]),
-        ("trace", [estimate_cell(result["trace"]) for result in results]),
-        ("parameters", [Cell(f"{result['size']:,}") for result in results]),
-        ("σ of the smoothing", [Cell(f"{result['sigma']:.2g}") for result in results]),
-    ]
-    print_side_by_side(f"Eigenvalues of the Hessian of {loss_name(results[0])}", "", "value", rows, results)
+    """What the density says in numbers, of the network and of the layers that were asked for."""
+    rows = _rows(results)
+    for name in dict.fromkeys(layer["name"] for result in results for layer in result.get("layers", [])):
+        found = [next((own for own in result["layers"] if own["name"] == name), None) for result in results]
+        rows += [(f"{name}: {label}", cells) for label, cells in _rows(found)]
+    title = f"Eigenvalues of the {matrix_name(results[0])} of {loss_name(results[0])}"
+    print_side_by_side(title, "", "value", rows, results)
     console.print("± is the standard error over the probes; lowest and highest lie inside the spectrum.")
+
+
+def _rows(found: Sequence[Mapping[str, Any] | None]) -> list[Row]:
+    """The lines on one matrix of every subject; None where a subject has it not."""
+    return [(label, [None if one is None else cell(one) for one in found]) for label, cell in _LINES.items()]
 
 
 def _share(estimate: dict[str, float]) -> Cell:
     return Cell(f"{estimate['value']:.2%} ± {estimate['standard_error']:.1%}", estimate["value"])
+
+
+_LINES: Mapping[str, Callable[[Mapping[str, Any]], Cell | None]] = {
+    "lowest found": lambda one: Cell(f"{one['lowest']:.4g}", one["lowest"]),
+    "highest found": lambda one: Cell(f"{one['highest']:.4g}", one["highest"]),
+    "share below -2σ": lambda one: _share(one["shares"]["negative"]),
+    "share within 2σ of 0": lambda one: _share(one["shares"]["zero"]),
+    "share above 2σ": lambda one: _share(one["shares"]["positive"]),
+    "trace": lambda one: estimate_cell(one["trace"]),
+    "parameters": lambda one: Cell(f"{one['size']:,}"),
+    "σ of the smoothing": lambda one: Cell(f"{one['sigma']:.2g}"),
+}
+"""What is printed of a density."""

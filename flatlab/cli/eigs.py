@@ -1,12 +1,13 @@
-"""`flatlab eigs`: the top of the Hessian spectrum of one or more networks."""
+"""`flatlab eigs`: the ends of the spectrum of one or more networks."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flatlab.cli.eigs_table import print_eigs
-from flatlab.cli.options import Given, choice, measuring
+from flatlab.cli.options import MATRIX, Given, choice, measuring
 from flatlab.cli.parts_table import print_batches, print_clients
 from flatlab.cli.pictures import save_picture
 from flatlab.errors import UsageError
@@ -22,7 +23,9 @@ _PARTS = "Parts of the data"
 @measuring
 def eigs(
     given: Given,
-    top_k: Annotated[int, typer.Option(min=1, help="Eigenvalues per network and layer.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Eigenvalues per network and layer; per end, of both.")] = 1,
+    which: Annotated[str, choice("largest", "smallest", "both", help="The end of the spectrum.")] = "largest",
+    matrix: Annotated[str, MATRIX] = "hessian",
     layers: Annotated[str, typer.Option(help="Layers to measure: all, none, or names separated by commas.")] = "all",
     method: Annotated[str, choice("lanczos", "power", help="Power is iteration with deflation.")] = "lanczos",
     backend: Annotated[
@@ -31,6 +34,13 @@ def eigs(
     ] = "flatlab",
     tol: Annotated[float, typer.Option(help="Stop where |Hv - lambda v| is below this share of |lambda|.")] = 1e-3,
     max_iter: Annotated[int, typer.Option(min=1, help="Most products per eigenvalue.")] = 1000,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            help="Write the network's eigenvectors there, cut into its parameters, with values and residuals.",
+        ),
+    ] = None,
     clients: Annotated[
         str | None,
         typer.Option(
@@ -44,7 +54,7 @@ def eigs(
         typer.Option(min=1, help="Measure each mini-batch of this size instead of the layers.", rich_help_panel=_PARTS),
     ] = None,
 ) -> None:
-    """Measure how flat a minimum is: top Hessian eigenvalues of the network and of every layer.
+    """Measure how flat a minimum is: extreme Hessian eigenvalues of the network and of every layer.
 
     Each eigenvalue comes with its residual |Hv - lambda v|: an eigenvalue of H lies within that distance. Beside each
     layer stands the mean squared norm of the activation that enters and that leaves it. Several checkpoints are shown
@@ -59,10 +69,12 @@ def eigs(
     from flatlab.cli.sweep import measure
     from flatlab.measuring.batch_spectrum import measure_batches
     from flatlab.measuring.client_curvature import measure_clients
-    from flatlab.measuring.eigs import measure_eigs, read_search
+    from flatlab.measuring.eigs import EigsResult, measure_eigs, read_search
 
     measurement = given.measurement(clients)
-    search = read_search(top_k, layers, method, backend, tol, max_iter)
+    search = read_search(top_k, layers, method, backend, tol, max_iter, which, matrix)
+    if vectors is not None and (clients is not None or per_batch is not None or len(given.paths) > 1):
+        raise UsageError("--vectors holds those of one network and its whole loss: name one checkpoint, and no parts.")
     if clients is not None and per_batch is not None:
         raise UsageError("--clients and --per-batch are two measurements: ask for one at a time.")
     if clients is not None:
@@ -74,7 +86,7 @@ def eigs(
         kind, show, draw = "batches", print_batches, draw_batch_spectrum
         settings = search.plain_part | {"batch_size": per_batch}
     else:
-        kind, show, draw = "eigs", print_eigs, draw_layers
+        kind, show, draw = search.kind, print_eigs, draw_layers
         settings = vars(search)
 
     def work(subject: "Subject", tell: "Tell") -> "Result":
@@ -85,6 +97,11 @@ def eigs(
             if per_batch is None
             else measure_batches(subject, search, per_batch, tell)
         )
+
+    def keep(result: "Result") -> None:
+        if vectors is not None:
+            assert isinstance(result, EigsResult)
+            result.save_vectors(vectors)
 
     def present(results: Sequence[dict[str, Any]]) -> None:
         show(results)
@@ -101,4 +118,6 @@ def eigs(
         given.json,
         given.figure,
         products=search.products,
+        kept=vectors,
+        keep=keep,
     )

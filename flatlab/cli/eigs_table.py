@@ -4,20 +4,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from figures.captions import matrix_name
 from flatlab.cli.console import console
 from flatlab.cli.side_by_side import Cell, loss_name, mark, new_table, print_subjects, print_table, ratio
 
 
 def print_eigs(results: Sequence[dict[str, Any]]) -> None:
     """Per subject the eigenvalues, and the norms of the activations that enter and leave each layer."""
-    several = len(results) > 1
+    several, which = len(results) > 1, results[0]["settings"]["which"]
     table = new_table()
     table.add_column("layer")
     if not several:  # two checkpoints fit 80 columns without it
         table.add_column("parameters", justify="right")
     for number, result in enumerate(results, start=1):
         count = len(result["global"]["eigenvalues"])
-        table.add_column(f"{mark(number, results)}{eigenvalue_heading(count)}", justify="right")
+        table.add_column(f"{mark(number, results)}{eigenvalue_heading(count, which)}", justify="right")
         if number > 1:
             table.add_column("\n/[1]", justify="right")
         table.add_column(f"{mark(number, results)}|a|² in → out", justify="right")
@@ -25,18 +26,20 @@ def print_eigs(results: Sequence[dict[str, Any]]) -> None:
     table.add_row(*_row("network", [_whole(result) for result in results]), end_section=True)
     for name in dict.fromkeys(name for layers in by_name for name in layers):
         table.add_row(*_row(name, [layers.get(name) for layers in by_name]))
-    print_table(f"Hessian of {loss_name(results[0])}", table)
+    print_table(f"{matrix_name(results[0])} of {loss_name(results[0])}", table)
     print_subjects(results)
     for number, result in enumerate(results, start=1):
         if result["sampling"]:
             _print_sampling(f"[{number}] " if several else "", result)
     values = [value for result in results for value in _all_values(result)]
-    print_certificate(values, results[0]["method"], results[0]["backend"])
-    warn_unless_converged(values)
+    print_certificate(values, results[0]["method"], results[0]["backend"], which)
+    warn_unless_converged(values, which)
 
 
-def eigenvalue_heading(count: int) -> str:
-    """The heading of a column of `count` eigenvalues."""
+def eigenvalue_heading(count: int, which: str = "largest") -> str:
+    """The heading of a column of `count` eigenvalues of an end of the spectrum, or of both."""
+    if which != "largest":
+        return f"{'smallest' if which == 'smallest' else 'max and min'} λ ± residual"
     return f"{lambda_(1)}{'' if count == 1 else f'…{lambda_(count)}'} ± residual"
 
 
@@ -46,20 +49,25 @@ def lambda_(index: int) -> str:
 
 
 def shown(values: Sequence[dict[str, Any]]) -> str:
-    """Eigenvalues with their residuals, one a line, marked where they did not converge."""
-    return "\n".join(f"{v['value']:.4g} ± {v['residual']:.0e}{_mark(v)}" for v in values)
+    """Eigenvalues with their residuals, one a line, marked where they did not converge, and by their end if of both."""
+    both = len({value.get("end") for value in values}) > 1
+    ends = [{"largest": "max ", "smallest": "min "}[value["end"]] if both else "" for value in values]
+    return "\n".join(
+        f"{end}{v['value']:.4g} ± {v['residual']:.0e}{_mark(v)}" for end, v in zip(ends, values, strict=True)
+    )
 
 
 def _mark(value: dict[str, Any]) -> str:
     return "" if value["converged"] else " ~" if value.get("rounded") else " !"
 
 
-def warn_unless_converged(values: Sequence[dict[str, Any]]) -> None:
+def warn_unless_converged(values: Sequence[dict[str, Any]], which: str = "largest") -> None:
     """Say what the marks mean, and what to do."""
     marks = {_mark(value) for value in values}
+    others = {"largest": "larger eigenvalues", "smallest": "smaller eigenvalues"}.get(which, "eigenvalues beyond")
     if " !" in marks:
         console.print(
-            "! not converged: the residual is above the tolerance, or larger eigenvalues are not excluded; "
+            f"! not converged: the residual is above the tolerance, or {others} are not excluded; "
             "raise --max-iter, or --tol."
         )
     if " ~" in marks:
@@ -68,15 +76,25 @@ def warn_unless_converged(values: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def print_certificate(values: Sequence[dict[str, Any]], method: str = "lanczos", backend: str = "flatlab") -> None:
+_BEYOND = {
+    "largest": "exceed the last shown",
+    "smallest": "lie below the last shown",
+    "both": "exceed the last max shown, or lie below the last min,",
+}
+
+
+def print_certificate(
+    values: Sequence[dict[str, Any]], method: str = "lanczos", backend: str = "flatlab", which: str = "largest"
+) -> None:
     """Say what is certified of the eigenvalues that no mark stands at."""
     certified = [value for value in values if value["converged"]]
     if certified:
         missed = max(value["missed"] for value in certified)
+        beside = "" if which == "largest" else "(at the lower end) than the tolerance times the largest magnitude, or "
         console.print(
-            "An eigenvalue lies within each residual. No others of the same matrix exceed the last shown"
-            f"{' in magnitude' if method == 'power' else ''} by more than twice the tolerance times its size, or than "
-            f"rounding, with probability >= {_percent_above(1 - missed)} % for each matrix.",
+            f"An eigenvalue lies within each residual. No others of the same matrix {_BEYOND[which]}"
+            f"{' in magnitude' if method == 'power' else ''} by more than twice the tolerance times its size, or "
+            f"{beside}than rounding, with probability >= {_percent_above(1 - missed)} % for each matrix.",
             markup=False,
             highlight=False,
             soft_wrap=True,

@@ -22,6 +22,17 @@ def choice(*names: str, help: str, **more: Any) -> Any:
     )
 
 
+MATRIX = choice(
+    "hessian",
+    "gauss-newton",
+    "fisher",
+    "empirical-fisher",
+    help="Whose numbers: the generalised Gauss-Newton, the Fisher (exact, of the usual losses), or the mean of outer "
+    "products of samples' gradients.",
+)
+"""The option that names the matrix."""
+
+
 @dataclass(frozen=True)
 class Given:
     """What is measured, how exactly, and where the numbers go: every field is an option."""

@@ -38,21 +38,23 @@ def measure(
     figure: Path | None = None,
     *,
     products: float = 0,
+    kept: Path | None = None,
+    keep: Callable[[Result], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Do `work` on every checkpoint, or on the user's own model where there is none.
 
     `settings` say how, beside what `measurement` does. Writes `<checkpoint>.<kind>.json` beside each as soon as it is
     measured (`flatlab.runs.measurements`), everything to `json`, and the picture that `show` draws to `figure`;
-    returns the contents. What takes long is announced, by about how many `products` it makes. Of the processes that
-    torchrun starts, the first alone writes and returns. A place that cannot be written is named before the work begins
-    and once the numbers are shown, in a `FlatlabError`. Where a number did not converge, it ends in `SystemExit` with
-    `NOT_CONVERGED`.
+    returns the contents. `keep` writes more of each result, to `kept`. What takes long is announced, by about how many
+    `products` it makes. Of the processes that torchrun starts, the first alone writes and returns. A place that cannot
+    be written is named before the work begins and once the numbers are shown, in a `FlatlabError`. Where a number did
+    not converge, it ends in `SystemExit` with `NOT_CONVERGED`.
     """
     check(measurement, paths)
     results: list[dict[str, Any]] = []
     unsaved: list[str] = []
     with joined(measurement.device) as first, _heard(first):
-        warn_of_unwritable([*(measurement_path(path, kind) for path in paths), *filter(None, (json, figure))])
+        warn_of_unwritable([*(measurement_path(path, kind) for path in paths), *filter(None, (json, figure, kept))])
         for path in paths or (None,):
             with progress_line("own model" if path is None else str(path)) as tell:
                 result = measured(partial(_opened, path, measurement, products), work, settings, tell)
@@ -60,6 +62,9 @@ def measure(
             if path is not None and rank() == 0:
                 with noted(unsaved):
                     say(save_measurement(path, kind, results[-1]).note)
+            if keep is not None and rank() == 0:
+                with noted(unsaved):
+                    keep(result)
     with noted(unsaved):
         write_json(json, results[0] if len(results) == 1 else {"checkpoints": results})
     with noted(unsaved):

@@ -1,12 +1,13 @@
-"""`flatlab trace`: the trace of the Hessian, of the network and of every layer; and other measures of flatness."""
+"""`flatlab trace`: the trace of the Hessian, or another matrix, of network and layers; and measures of flatness."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
+from figures.captions import matrix_name
 from flatlab.cli.console import console
-from flatlab.cli.options import Given, choice, measuring
+from flatlab.cli.options import MATRIX, Given, choice, measuring
 from flatlab.cli.pictures import save_picture
 from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, print_side_by_side
 from flatlab.errors import UsageError
@@ -30,6 +31,7 @@ def trace(
     estimator: Annotated[
         str, choice("hutchinson", "hutch++", help="Hutch++ is sharper where the spectrum decays; network alone.")
     ] = "hutchinson",
+    matrix: Annotated[str, MATRIX] = "hessian",
 ) -> None:
     """Estimate the trace of a Hessian, which is the sum of its eigenvalues, and that of every layer's block.
 
@@ -43,13 +45,15 @@ def trace(
     from flatlab.measuring.flatness import measure_flatness
     from flatlab.measuring.trace import measure_trace, read_probing
 
-    probing, measurement = read_probing(tol, max_probes, estimator), given.measurement()
+    probing, measurement = read_probing(tol, max_probes, estimator, matrix), given.measurement()
     if flatness and estimator != "hutchinson":
         raise UsageError("--flatness takes its traces by Hutchinson's estimate: leave --estimator out.")
+    if flatness and matrix != "hessian":
+        raise UsageError("The measures of --flatness are those of the Hessian: leave --matrix out.")
     kind, numbers, show, draw = (
         ("flatness", measure_flatness, print_flatness, draw_relative_flatness)
         if flatness
-        else ("trace", measure_trace, print_traces, draw_layer_traces)
+        else (probing.kind, measure_trace, print_traces, draw_layer_traces)
     )
 
     def present(results: Sequence[dict[str, Any]]) -> None:
@@ -77,8 +81,9 @@ def print_traces(results: Sequence[dict[str, Any]]) -> None:
     rows: list[Row] = [("network", [estimate_cell(result["trace"]) for result in results])]
     rows += [(name, [estimate_cell(layers.get(name)) for layers in by_name]) for name in names]
     if any(result["frobenius"] for result in results):
-        rows.append(("|H|_F, network", [estimate_cell(result["frobenius"]) for result in results]))
-    title = f"Trace of the Hessian of {loss_name(results[0])}"
+        letter = {"Hessian": "H", "Gauss-Newton matrix": "G"}.get(matrix_name(results[0]), "F")
+        rows.append((f"|{letter}|_F, network", [estimate_cell(result["frobenius"]) for result in results]))
+    title = f"Trace of the {matrix_name(results[0])} of {loss_name(results[0])}"
     print_side_by_side(title, "layer", "trace ± standard error", rows, results)
     if not all(result["converged"] for result in results):
         console.print("! not converged: the standard error is above the tolerance; raise --max-probes, or --tol.")

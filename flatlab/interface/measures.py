@@ -16,6 +16,7 @@ from flatlab.measuring.batch_spectrum import BatchesResult, measure_batches
 from flatlab.measuring.client_curvature import ClientsResult, measure_clients
 from flatlab.measuring.density import DensityResult, Quadrature, measure_density
 from flatlab.measuring.eigs import EigsResult, measure_eigs, read_search
+from flatlab.measuring.matrices import read_matrix
 from flatlab.measuring.subjects import check
 from flatlab.measuring.surface import SurfaceResult, measure_surface, read_section
 from flatlab.measuring.trace import TraceResult, measure_trace, read_probing
@@ -33,12 +34,17 @@ def eigs(
     backend: str = "flatlab",
     tol: float = 1e-3,
     max_iter: int = 1000,
+    which: str = "largest",
+    matrix: str = "hessian",
     samples: int | None = None,
     full: bool = False,
     dtype: str = "float32",
     device: str = "cpu",
 ) -> EigsResult:
     """Measure the `top_k` largest Hessian eigenvalues of the network and of every layer, each with its residual.
+
+    `which` is "largest", "smallest" or "both" (`top_k` at each end); `matrix` "hessian", "gauss-newton", "fisher"
+    (exact, for cross-entropy, binary cross-entropy of logits and mse) or "empirical-fisher" (docs/curvature.md).
 
     `model` is a checkpoint, or a module with its `loss` (a name or a function of (outputs, targets)) and `data`
     ((inputs, targets), or batches of these). `layers` is "all", "none", or their names; `method`
@@ -55,6 +61,12 @@ def eigs(
     >>> top.converged and top.residual <= 1e-3 * top.value
     True
 
+    Both ends; `report.save_vectors("vectors.safetensors")` keeps the eigenvectors.
+
+    >>> ends = flatlab.eigs("runs/a", which="both", layers="none", samples=100).eigenvalues
+    >>> [value.value > 0 for value in ends]
+    [True, False]
+
     A model of your own; the Hessian of this one is 2 X^T X / N, that is 1:
 
     >>> line = torch.nn.Linear(1, 1, bias=False)
@@ -62,7 +74,7 @@ def eigs(
     1.0
     """
     names = layers if isinstance(layers, str) else ",".join(layers)
-    search = read_search(top_k, names, method, backend, tol, max_iter)
+    search = read_search(top_k, names, method, backend, tol, max_iter, which, matrix)
     asked = {"samples": samples, "full": full, "dtype": dtype, "device": device}
     return measure_model(
         model, loss, data, asked, lambda subject, tell: measure_eigs(subject, search, tell), vars(search)
@@ -91,7 +103,7 @@ def client_eigs(
     >>> len(report.spectra.clients), report.spectra.holds
     (6, True)
     """
-    search = read_search(top_k, "all", "lanczos", "flatlab", tol, max_iter)
+    search = read_search(top_k, tol=tol, max_iter=max_iter)
     asked = {"samples": samples, "full": full, "dtype": dtype, "device": device, "clients": clients}
     return measure_model(
         model, None, None, asked, lambda subject, tell: measure_clients(subject, search, tell), search.plain_part
@@ -122,7 +134,7 @@ def batch_eigs(
     ((3, 1), True)
     """
     require_count("batch-size", batch_size)
-    search = read_search(top_k, "all", "lanczos", "flatlab", tol, max_iter)
+    search = read_search(top_k, tol=tol, max_iter=max_iter)
     settings = search.plain_part | {"batch_size": batch_size}
     asked = {"samples": samples, "full": full, "dtype": dtype, "device": device}
     return measure_model(
@@ -137,6 +149,7 @@ def trace(
     *,
     tol: float = 0.02,
     max_probes: int = 400,
+    matrix: str = "hessian",
     samples: int | None = None,
     full: bool = False,
     dtype: str = "float32",
@@ -145,14 +158,14 @@ def trace(
     """Estimate the trace of the Hessian and of every layer's block, and the Frobenius norm, with standard errors.
 
     Random signs are multiplied with the Hessian, `max_probes` at most, until the trace's standard error is below the
-    share `tol` of it. The other arguments are those of `eigs`.
+    share `tol` of it. `matrix` and the other arguments are those of `eigs`.
 
     >>> import flatlab
     >>> report = flatlab.trace("runs/a", samples=100, tol=0.2)
     >>> report.converged, abs(sum(one.value for one in report.layers.values()) / report.trace.value - 1) < 1e-6
     (True, True)
     """
-    probing = read_probing(tol, max_probes)
+    probing = read_probing(tol, max_probes, matrix=matrix)
     asked = {"samples": samples, "full": full, "dtype": dtype, "device": device}
     return measure_model(
         model, loss, data, asked, lambda subject, tell: measure_trace(subject.problem, probing, tell), vars(probing)
@@ -166,6 +179,8 @@ def density(
     *,
     depth: int = 40,
     probes: int = 5,
+    layers: bool = False,
+    matrix: str = "hessian",
     samples: int | None = None,
     full: bool = False,
     dtype: str = "float32",
@@ -173,15 +188,17 @@ def density(
 ) -> DensityResult:
     """Estimate how the Hessian's eigenvalues are distributed, by stochastic Lanczos quadrature.
 
-    `depth` products are taken from each of `probes` random vectors; two or more give standard errors. The other
-    arguments are those of `eigs`.
+    `depth` products are taken from each of `probes` random vectors; two or more give standard errors. With
+    `layers` each layer's block has its density too. `matrix` and the other arguments are those of `eigs`.
 
     >>> import flatlab
     >>> report = flatlab.density("runs/a", samples=100, depth=10, probes=2)
     >>> report.lowest < 0 < report.highest, round(sum(share.value for share in report.shares.values()), 6)
     (True, 1.0)
+    >>> list(flatlab.density("runs/a", samples=100, depth=5, probes=2, layers=True).layers)
+    ['fc1', 'fc2', 'fc3']
     """
-    quadrature = Quadrature(depth, probes)
+    quadrature = Quadrature(depth, probes, read_matrix(matrix), layers)
     asked = {"samples": samples, "full": full, "dtype": dtype, "device": device}
     return measure_model(
         model,

@@ -1,22 +1,29 @@
-"""What `flatlab density` computes: how the Hessian's eigenvalues are distributed."""
+"""What `flatlab density` computes: how eigenvalues are distributed, of the whole network and layer by layer."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from analysis.density import SpectralDensity, spectral_density
-from analysis.operators import hessian
+from analysis.layer_blocks import LayerBlocks
+from analysis.layers import find_layers
+from analysis.operators import Matrix, SymmetricOperator, curvature_matrix
 from analysis.problem import Problem
 from analysis.trace import Estimate, mean_of
 from flatlab.errors import require_count
+from flatlab.measuring.matrices import kind_of, read_matrix
 from flatlab.measuring.result import Result
 from flatlab.tell import Tell, silent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_LAYERS = 3
+"""Times as long, with layers: a guess for a few."""
 
 
 @dataclass(frozen=True)
@@ -25,22 +32,28 @@ class Quadrature:
 
     depth: int = 40  # products per probe
     probes: int = 5
+    matrix: Matrix = "hessian"
+    layers: bool = False  # beside the network every layer
+
+    @property
+    def kind(self) -> str:
+        """The name under which the density is saved."""
+        return kind_of("density", self.matrix, *(["layers"] if self.layers else []))
 
     @property
     def products(self) -> float:
-        """How many Hessian products it takes."""
-        return self.depth * self.probes
+        """About how many products it takes; those with a layer's block are cheaper, and it has fewer."""
+        return self.depth * self.probes * (_LAYERS if self.layers else 1)
 
     def __post_init__(self) -> None:
+        read_matrix(self.matrix)
         require_count("depth", self.depth, 2)
         require_count("probes", self.probes)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class DensityResult(Result):
-    """How the eigenvalues of a Hessian are distributed, by stochastic Lanczos quadrature."""
-
-    title: ClassVar[str] = "Density of the Hessian's eigenvalues"
+@dataclass(frozen=True)
+class Density:
+    """The density of one matrix's eigenvalues, and what it says of the whole."""
 
     curve: SpectralDensity  # grid, density and standard error, each (n,), and the quadrature they come from
 
@@ -66,10 +79,10 @@ class DensityResult(Result):
 
     @property
     def trace(self) -> Estimate:
-        """The trace of the Hessian."""
+        """The trace of the matrix."""
         return _mean(self.curve, lambda x: self.curve.size * x)
 
-    def numbers(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         """The smoothed density, the quadrature it comes from, and what that says of the whole."""
         curve = self.curve
         return {
@@ -84,16 +97,15 @@ class DensityResult(Result):
             "highest": self.highest,
             "shares": {name: vars(share) for name, share in self.shares.items()},
             "trace": vars(self.trace),
-            "hvps": curve.products,
         }
 
-    def rows(self) -> list[dict[str, Any]]:
+    def points(self) -> Iterator[dict[str, float]]:
         """The curve, one row per point of the grid."""
         columns = (self.curve.grid.tolist(), self.curve.density.tolist(), self.curve.standard_error.tolist())
         names = ("eigenvalue", "density", "standard_error")
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        return (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
 
-    def summary(self) -> list[dict[str, Any]]:
+    def quantities(self) -> list[dict[str, Any]]:
         """The extent of the spectrum, the shares of its parts, and the trace."""
         shares = {f"share {name}": share for name, share in self.shares.items()}
         return [
@@ -102,23 +114,104 @@ class DensityResult(Result):
             *({"quantity": name, **vars(one)} for name, one in {**shares, "trace": self.trace}.items()),
         ]
 
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class DensityResult(Result):
+    """How the eigenvalues of a Hessian, or another matrix, are distributed, by stochastic Lanczos quadrature."""
+
+    title: ClassVar[str] = "Density of the Hessian's eigenvalues"
+
+    whole: Density  # of the network; its fields are this result's too
+    layers: Mapping[str, Density]  # of each layer's block, by name, where that was asked for
+    products: int  # with a vector, of all together
+
+    @property
+    def curve(self) -> SpectralDensity:
+        """Grid, density and standard error, each (n,), and the quadrature they come from."""
+        return self.whole.curve
+
+    @property
+    def lowest(self) -> float:
+        """The lowest Ritz value, which is not below the lowest eigenvalue."""
+        return self.whole.lowest
+
+    @property
+    def highest(self) -> float:
+        """The highest Ritz value, which is not above the highest eigenvalue."""
+        return self.whole.highest
+
+    @property
+    def shares(self) -> dict[str, Estimate]:
+        """The shares of eigenvalues below -2 sigma, within 2 sigma of zero, and above 2 sigma."""
+        return self.whole.shares
+
+    @property
+    def trace(self) -> Estimate:
+        """The trace of the matrix."""
+        return self.whole.trace
+
+    def heading(self) -> str:
+        """The density, and of which matrix's eigenvalues."""
+        from figures.captions import matrix_name
+
+        return f"Density of the eigenvalues of the {matrix_name({'settings': self.settings})}"
+
+    def numbers(self) -> dict[str, Any]:
+        """The network's density, and where layers were asked for theirs."""
+        layers = [{"name": name, **one.plain()} for name, one in self.layers.items()]
+        return {**self.whole.plain(), **({"layers": layers} if layers else {}), "hvps": self.products}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The curves, one row per point of the grid."""
+        if not self.layers:
+            return list(self.whole.points())
+        return [{"layer": name, **point} for name, one in self._blocks() for point in one.points()]
+
+    def summary(self) -> list[dict[str, Any]]:
+        """The extent of the spectrum, the shares of its parts, and the trace."""
+        if not self.layers:
+            return self.whole.quantities()
+        return [{"layer": name, **line} for name, one in self._blocks() for line in one.quantities()]
+
     def plot(self) -> "Figure":
-        """The density on a logarithmic axis."""
+        """The density on a logarithmic axis; with layers a panel for each."""
+        from figures.layer_densities import draw_layer_densities
         from figures.spectral_density import draw_densities
 
-        return draw_densities([self.to_dict()]).figure
+        draw = draw_layer_densities if self.layers else draw_densities
+        return draw([self.to_dict()]).figure
+
+    def _blocks(self) -> list[tuple[str, Density]]:
+        return [("network", self.whole), *self.layers.items()]
 
 
 def measure_density(problem: Problem, quadrature: Quadrature, tell: Tell = silent) -> DensityResult:
-    """Estimate the density with its standard errors over the probes."""
-    total = quadrature.depth * quadrature.probes
-    curve = spectral_density(
-        hessian(problem),
-        depth=quadrature.depth,
-        probes=quadrature.probes,
-        progress=lambda products: tell(f"{products} of {total} products"),
-    )
-    return DensityResult(curve=curve)
+    """Estimate the density, and those of the layers' blocks where they are asked for, with errors over the probes."""
+    found: dict[str, Density] = {}
+    for name, operator in _operators(problem, quadrature):
+        depth = min(quadrature.depth, operator.size)
+
+        def show(products: int, name: str = name, total: int = depth * quadrature.probes) -> None:
+            tell(f"{f'{name}: ' if name else ''}{products} of {total} products")
+
+        curve = spectral_density(operator, depth=depth, probes=quadrature.probes, progress=show)
+        found[name] = Density(curve)
+        del operator  # and its graphs, before those of the next
+    whole, products = found.pop(""), sum(one.curve.products for one in found.values())
+    return DensityResult(whole=whole, layers=found, products=whole.curve.products + products)
+
+
+def _operators(problem: Problem, quadrature: Quadrature) -> Iterator[tuple[str, SymmetricOperator]]:
+    """The network's matrix under "", then the layers' blocks; each made when it is asked for, and kept no longer."""
+    yield "", curvature_matrix(problem, quadrature.matrix)
+    if not quadrature.layers:
+        return
+    if quadrature.matrix == "hessian":
+        blocks = LayerBlocks(problem)
+        yield from ((name, blocks.operator(name)) for name in blocks.layers)
+        return
+    for layer in find_layers(problem):
+        yield layer.name, curvature_matrix(problem.select(layer.parameters.values()), quadrature.matrix)
 
 
 def _mean(density: SpectralDensity, f: Callable[[Tensor], Tensor]) -> Estimate:

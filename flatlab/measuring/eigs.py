@@ -1,15 +1,20 @@
-"""What `flatlab eigs` computes: top eigenvalues of the network and its layers, and how much they owe to the sample."""
+"""What `flatlab eigs` computes: extreme eigenvalues of the network and its layers, and how they owe to the sample."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from analysis.operators import Matrix
 from analysis.problem import Problem
-from analysis.spectrum import Backend, Eigenvalue, EigsReport, LayerSpectrum, Method, eigs
+from analysis.spectrum import Backend, Eigenvalue, EigsReport, End, LayerSpectrum, Method, eigs
 from analysis.subsets import Spread, sampling_spread
 from flatlab.errors import UsageError, require_count
+from flatlab.measuring.eigenvectors import write_vectors
+from flatlab.measuring.matrices import kind_of, read_matrix
 from flatlab.measuring.ranks import ranks
 from flatlab.measuring.result import Result
 from flatlab.measuring.subjects import Subject
@@ -20,6 +25,9 @@ if TYPE_CHECKING:
 
 EIGS_PRODUCTS = 50
 """That the top of a network and its layers takes: 40 for the digits' MLP, 70 for the CIFAR CNN."""
+
+_LAYERS_APART = 3
+"""Times as much, where layers do not share one graph; a guess for a few layers."""
 
 PARTS = 4
 """Disjoint subsets on which lambda_max is measured again, to see how much the sample matters."""
@@ -35,11 +43,19 @@ class Search:
     backend: Backend = "flatlab"
     tol: float = 1e-3
     max_iter: int = 1000
+    which: End = "largest"
+    matrix: Matrix = "hessian"
+
+    @property
+    def kind(self) -> str:
+        """The name under which what is found is saved."""
+        return kind_of("eigs", self.matrix, *([] if self.which == "largest" else [self.which]))
 
     @property
     def products(self) -> float:
-        """About how many Hessian products it takes, layers and subsets included."""
-        return EIGS_PRODUCTS * (1 + (self.k - 1) / 2)
+        """About how many products it takes, layers and subsets included."""
+        ends = 2 if self.which == "both" else 1
+        return EIGS_PRODUCTS * (1 + (ends * self.k - 1) / 2) * (1 if self.matrix == "hessian" else _LAYERS_APART)
 
     @property
     def layer_names(self) -> list[str] | None:
@@ -54,13 +70,22 @@ class Search:
 
     def require_plain(self, option: str) -> None:
         """Raise `UsageError` where something is asked for that `option` leaves no room for."""
-        for name in ("layers", "method", "backend"):
+        for name in ("layers", "method", "backend", "which", "matrix"):
             if getattr(self, name) != getattr(Search, name):
                 raise UsageError(f"--{name} does nothing beside {option}: leave one of them out.")
 
 
-def read_search(k: int, layers: str, method: str, backend: str, tol: float, max_iter: int) -> Search:
-    """Raises `UsageError` for a method, a count, a backend or a tolerance that is none."""
+def read_search(
+    k: int,
+    layers: str = "all",
+    method: str = "lanczos",
+    backend: str = "flatlab",
+    tol: float = 1e-3,
+    max_iter: int = 1000,
+    which: str = "largest",
+    matrix: str = "hessian",
+) -> Search:
+    """Raises `UsageError` for a choice or a number that is none, and for choices that exclude one another."""
     require_count("top-k", k)
     require_count("max-iter", max_iter)
     if method not in ("lanczos", "power"):
@@ -69,23 +94,34 @@ def read_search(k: int, layers: str, method: str, backend: str, tol: float, max_
         raise UsageError(f"--backend is flatlab or pyhessian, not {backend!r}.")
     if not 0 < tol < 1:
         raise UsageError(f"--tol is a share of the eigenvalue, between 0 and 1, not {tol:g}.")
-    return Search(k, layers, method, backend, tol, max_iter)  # type: ignore[arg-type]
+    if which not in ("largest", "smallest", "both"):
+        raise UsageError(f"--which is largest, smallest or both, not {which!r}.")
+    if which != "largest" and method == "power":
+        raise UsageError("Power iteration finds the largest magnitude alone: leave --method out, or --which.")
+    if matrix != "hessian" and backend == "pyhessian":
+        raise UsageError("PyHessian multiplies by the Hessian alone: leave --backend out, or --matrix.")
+    return Search(k, layers, method, backend, tol, max_iter, which, read_matrix(matrix))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class EigsResult(Result):
-    """Top eigenvalues of a network's Hessian and of every layer's block of it."""
+    """Extreme eigenvalues of a network's Hessian, or another matrix, and of every layer's block of it.
+
+    Of both ends, the k largest stand before the k smallest.
+    """
 
     title: ClassVar[str] = "Top Hessian eigenvalues"
 
     loss: float  # L
-    eigenvalues: tuple[Eigenvalue, ...]  # (k,) of the whole Hessian, each with its residual
-    vectors: Tensor  # (P, k) of the whole Hessian, unit columns
-    layers: tuple[LayerSpectrum, ...]  # each with its own (k,) eigenvalues and its activations' norms
+    eigenvalues: tuple[Eigenvalue, ...]  # (k,) of the whole matrix, or of both ends (2 k,), each with its residual
+    vectors: Tensor  # (P, k or 2 k) of the whole matrix, unit columns
+    layers: tuple[LayerSpectrum, ...]  # each with its own eigenvalues and its activations' norms
     sampling: Spread | None  # lambda_max on disjoint subsets, where the samples are some of many
     method: Method
     backend: Backend
-    products: int  # Hessian-vector products
+    products: int  # with a vector
+    which: End
+    parameters: Mapping[str, tuple[int, ...]]  # shapes, in the order of `vectors`
 
     @property
     def converged(self) -> bool:
@@ -97,12 +133,12 @@ class EigsResult(Result):
         """Eigenvalues and norms; a norm that does not exist is null."""
         return {
             "loss": self.loss,
-            "global": {"eigenvalues": [plain_eigenvalue(value) for value in self.eigenvalues]},
+            "global": {"eigenvalues": self._plain(self.eigenvalues)},
             "layers": [
                 {
                     "name": layer.name,
                     "parameters": layer.parameters,
-                    "eigenvalues": [plain_eigenvalue(value) for value in layer.eigenvalues],
+                    "eigenvalues": self._plain(layer.eigenvalues),
                     "input_norm2": None if math.isnan(layer.input_norm2) else layer.input_norm2,
                     "output_norm2": None if math.isnan(layer.output_norm2) else layer.output_norm2,
                 }
@@ -121,6 +157,7 @@ class EigsResult(Result):
         return [
             {
                 "layer": name,
+                "end": end,
                 "index": index,
                 "eigenvalue": value.value,
                 "residual": value.residual,
@@ -129,8 +166,36 @@ class EigsResult(Result):
                 "output_norm2": norm_out,
             }
             for name, values, norm_in, norm_out in blocks
-            for index, value in enumerate(values, start=1)
+            for (end, index), value in zip(self._ends(len(values)), values, strict=True)
         ]
+
+    def heading(self) -> str:
+        """Which eigenvalues, of which matrix."""
+        from figures.captions import matrix_name
+
+        ends = {"largest": "Largest", "smallest": "Smallest", "both": "Largest and smallest"}
+        return f"{ends[self.which]} eigenvalues of the {matrix_name({'settings': self.settings})}"
+
+    def save_vectors(self, path: str | Path) -> None:
+        """Write the eigenvectors to a safetensors file, atomically; `flatlab.load_vectors` reads it.
+
+        Under each parameter's name in the model it holds a tensor (k, *shape), one row per eigenvector, and in its
+        metadata eigenvalues, residuals, settings, and the fingerprint of the run that was measured.
+        """
+        pairs = [(value.value, value.residual, value.converged) for value in self.eigenvalues]
+        write_vectors(Path(path), self.vectors, self.parameters, pairs, {**self.about, "settings": {**self.settings}})
+
+    def _ends(self, count: int) -> list[tuple[str, int]]:
+        """At which end of the spectrum each of `count` eigenvalues stands, and the how-manieth it is there."""
+        if self.which != "both":
+            end = "magnitude" if self.method == "power" else self.which
+            return [(end, index) for index in range(1, count + 1)]
+        largest = count - count // 2
+        return [("largest", i + 1) if i < largest else ("smallest", i + 1 - largest) for i in range(count)]
+
+    def _plain(self, values: Sequence[Eigenvalue]) -> list[dict[str, Any]]:
+        ends = self._ends(len(values))
+        return [{"end": end, **plain_eigenvalue(value)} for (end, _), value in zip(ends, values, strict=True)]
 
     def plot(self) -> "Figure":
         """The top eigenvalue of every layer, and the norm of the activation that leaves it."""
@@ -140,13 +205,14 @@ class EigsResult(Result):
 
 
 def measure_eigs(subject: Subject, search: Search, tell: Tell = silent, *, sampling: bool = True) -> EigsResult:
-    """Top eigenvalues of the network and its layers and, where its samples are some of many, their sampling error."""
+    """Eigenvalues of the network and its layers and, where its samples are some of many, the top's sampling error."""
     report = top(subject.problem, search, tell)
     spread = None
     samples = subject.problem.samples
-    if sampling and samples < subject.available and samples >= 2 * PARTS * ranks():
+    some = samples < subject.available and samples >= 2 * PARTS * ranks()
+    if sampling and some and search.which != "smallest":
         tell(f"{PARTS} subsets, to see the sampling error")
-        spread = sampling_spread(subject.problem, PARTS, start=report.vectors[:, :1])
+        spread = sampling_spread(subject.problem, PARTS, start=report.vectors[:, :1], matrix=search.matrix)
     return EigsResult(
         loss=report.loss,
         eigenvalues=report.eigenvalues,
@@ -156,6 +222,8 @@ def measure_eigs(subject: Subject, search: Search, tell: Tell = silent, *, sampl
         method=report.method,
         backend=report.backend,
         products=report.products,
+        which=search.which,
+        parameters={name: tuple(parameter.shape) for name, parameter in subject.problem.parameters.items()},
     )
 
 
@@ -173,6 +241,8 @@ def top(problem: Problem, search: Search, tell: Tell) -> EigsReport:
         method=search.method,
         layers=search.layer_names,
         backend=search.backend,
+        which=search.which,
+        matrix=search.matrix,
         progress=show,
     )
 

@@ -61,12 +61,16 @@ class Result(ABC):
         table = DataFrame(self.summary()).to_string(index=False, float_format="{:.4g}".format, na_rep="")
         return f"{self._title()}\n{table}"
 
+    def heading(self) -> str:
+        """What was measured, in words."""
+        return self.title
+
     def _title(self) -> str:
         if not self.about:
-            return self.title
+            return self.heading()
         data, name = self.about["data"], self.about.get("checkpoint", self.about.get("model"))
         split = f"{data['split']}ing " if data["split"] == "train" else ""
-        return f"{self.title} of {name}: {data['samples']:,} {split}samples of {data['dataset']}"
+        return f"{self.heading()} of {name}: {data['samples']:,} {split}samples of {data['dataset']}"
 
 
 R = TypeVar("R", bound=Result)

@@ -8,10 +8,11 @@ import torch
 
 from analysis.flatness import positions
 from analysis.layers import find_layers
-from analysis.operators import hessian
+from analysis.operators import Matrix, curvature_matrix
 from analysis.problem import Problem
 from analysis.trace import Estimate, hutch_plus_plus, hutchinson
 from flatlab.errors import UsageError, require_count
+from flatlab.measuring.matrices import kind_of, read_matrix
 from flatlab.measuring.result import Result
 from flatlab.tell import Tell, silent
 
@@ -30,35 +31,44 @@ class Probing:
     tol: float = 0.02  # standard error, as a share of the trace
     max_probes: int = 400
     estimator: str = "hutchinson"  # or "hutch++", which makes `max_probes` products whatever the tolerance
+    matrix: Matrix = "hessian"
+
+    @property
+    def kind(self) -> str:
+        """The name under which the trace is saved."""
+        return kind_of("trace", self.matrix)
 
     @property
     def products(self) -> float:
-        """About how many Hessian products it takes."""
+        """About how many products it takes."""
         if self.estimator == "hutch++":
             return self.max_probes
         return min(self.max_probes, TRACE_VARIANCE / self.tol**2)
 
 
-def read_probing(tol: float | None, max_probes: int | None, estimator: str = "hutchinson") -> Probing:
-    """Raises `UsageError` for a tolerance, or a number of probes, that is none, or where `estimator` does without."""
+def read_probing(
+    tol: float | None, max_probes: int | None, estimator: str = "hutchinson", matrix: str = "hessian"
+) -> Probing:
+    """Raises `UsageError` for what is no tolerance, number or name, or where `estimator` does without."""
+    chosen = read_matrix(matrix)
     if estimator not in ("hutchinson", "hutch++"):
         raise UsageError(f"--estimator is hutchinson or hutch++, not {estimator!r}.")
     if estimator == "hutch++":
         if tol is not None:
             raise UsageError("--tol is of Hutchinson's estimate; Hutch++ makes --max-probes products: leave --tol out.")
         require_count("max-probes", 60 if max_probes is None else max_probes, 6)
-        return Probing(Probing.tol, max_probes or 60, estimator)
+        return Probing(Probing.tol, max_probes or 60, estimator, chosen)
     tol = Probing.tol if tol is None else tol
     max_probes = Probing.max_probes if max_probes is None else max_probes
     require_count("max-probes", max_probes, 2)
     if not 0 < tol < 1:
         raise UsageError(f"--tol is a share of the trace, between 0 and 1, not {tol:g}.")
-    return Probing(tol, max_probes)
+    return Probing(tol, max_probes, matrix=chosen)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class TraceResult(Result):
-    """The trace of a network's Hessian and of every layer's block, and the Frobenius norm, by random probes."""
+    """The trace of a network's Hessian, or another matrix, and of every layer's block, and the Frobenius norm."""
 
     title: ClassVar[str] = "Trace of the Hessian"
 
@@ -66,7 +76,13 @@ class TraceResult(Result):
     frobenius: Estimate | None  # |H|_F; None by Hutch++
     layers: Mapping[str, Estimate]  # the trace of each layer's block, by name
     converged: bool  # the trace's standard error met the tolerance
-    products: int  # Hessian-vector products, one per probe
+    products: int  # with a vector, one per probe
+
+    def heading(self) -> str:
+        """The trace, and of which matrix."""
+        from figures.captions import matrix_name
+
+        return f"Trace of the {matrix_name({'settings': self.settings})}"
 
     def numbers(self) -> dict[str, Any]:
         """Every estimate with its standard error."""
@@ -94,8 +110,8 @@ class TraceResult(Result):
 
 def measure_trace(problem: Problem, probing: Probing, tell: Tell = silent) -> TraceResult:
     """Trace, layers' traces and Frobenius norm from the same probes; by Hutch++ the trace of the network alone."""
+    operator = curvature_matrix(problem, probing.matrix)
     if probing.estimator == "hutch++":
-        operator = hessian(problem)
         trace = hutch_plus_plus(operator, probing.max_probes)
         within = trace.standard_error <= probing.tol * abs(trace.value)
         return TraceResult(trace=trace, frobenius=None, layers={}, converged=within, products=operator.products)
@@ -104,7 +120,7 @@ def measure_trace(problem: Problem, probing: Probing, tell: Tell = silent) -> Tr
         layer.name: torch.cat([places[name] for name in layer.parameters.values()]) for layer in find_layers(problem)
     }
     moments = hutchinson(
-        hessian(problem),
+        operator,
         tol=probing.tol,
         max_probes=probing.max_probes,
         groups=groups,

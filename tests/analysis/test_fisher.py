@@ -12,7 +12,6 @@ from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
 from analysis.errors import MeasurementError
-from analysis.lanczos import lanczos
 from analysis.operators import (
     Matrix,
     SymmetricOperator,
@@ -229,7 +228,7 @@ def test_eigenvalues_of_every_matrix_and_its_blocks(matrix: Matrix, which: Any) 
 def test_float32_is_confirmed_in_float64() -> None:
     problem = make_problem(net(), "cross_entropy", (inputs(SAMPLES), labels(SAMPLES)), dtype=torch.float32)
     for matrix in ("gauss-newton", "fisher", "empirical-fisher"):
-        (top,) = eigs(problem, layers=[], matrix=matrix).eigenvalues  # type: ignore[arg-type]
+        (top,) = eigs(problem, layers=[], matrix=matrix).eigenvalues
         assert (top.confirmed, top.converged) == (True, True)
 
 
@@ -237,9 +236,10 @@ def test_a_large_null_space_is_found_at_the_lower_end() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 40), nn.Tanh(), nn.Linear(40, 3)).double()
     problem = make_problem(model, "cross_entropy", (inputs(SAMPLES), labels(SAMPLES)))
-    pairs = lanczos(fisher(problem), 2, which="smallest")
-    assert pairs.values.tolist() == pytest.approx([0, 0], abs=1e-12)
-    assert bool(pairs.rounded.all())
+    report = eigs(problem, 2, which="smallest", matrix="fisher", layers=[])
+    assert [value.value for value in report.eigenvalues] == pytest.approx([0, 0], abs=1e-3)
+    assert report.converged
+    assert report.products < 60
 
 
 class TwoOutputs(nn.Module):

@@ -1,0 +1,57 @@
+"""Density of the eigenvalues of the network and of every layer's block, a panel each, of several networks."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from figures.captions import Saved, matrix_name, origin, setting, subject_labels, subject_name
+from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
+
+_ACROSS = 3  # panels
+
+
+def draw_layer_densities(saved: Sequence[Saved]) -> Drawing:
+    """Draw saved results of `flatlab density --layers`; every panel has axes of its own."""
+    blocks = [_blocks(one) for one in saved]
+    names = list(dict.fromkeys(name for own in blocks for name in own))
+    across = min(_ACROSS, len(names))
+    down = math.ceil(len(names) / across)
+    rows: list[dict[str, Any]] = []
+    with print_style():
+        figure, panels = new_figure(0.72 * COLUMN * across, 1.6 * down + 0.4, down, across)
+        for axes, name in zip(panels.flat, names, strict=False):
+            floor, highest = np.inf, 0.0
+            for one, own, colour, label in zip(saved, blocks, colours(len(saved)), subject_labels(saved), strict=True):
+                if name not in own:
+                    continue
+                block = own[name]
+                density = np.array(block["density"])
+                axes.plot(block["grid"], density, color=colour, lw=1.0, label=label)
+                floor, highest = min(floor, _single(block) / 10), max(highest, density.max())
+                rows += [
+                    {"subject": subject_name(one), "layer": name, "eigenvalue": x, "density": y, "standard_error": e}
+                    for x, y, e in zip(block["grid"], block["density"], block["standard_error"], strict=True)
+                ]
+            axes.set(yscale="log", title=name)
+            axes.set_ylim(floor, 3 * highest)
+            axes.locator_params(axis="x", nbins=4)
+        for axes in panels.flat[len(names) :]:
+            axes.set_axis_off()
+        if len(saved) > 1:
+            handles = panels.flat[0].get_legend_handles_labels()
+            figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+        figure.supxlabel(f"eigenvalue of the {matrix_name(saved[0])}, or of a layer's block", fontsize=8)
+        figure.supylabel("density", fontsize=8)
+        figure.suptitle(setting(saved[0]), fontsize=8)
+    return Drawing(figure, rows, origin(saved))
+
+
+def _blocks(saved: Saved) -> dict[str, Mapping[str, Any]]:
+    return {"network": saved, **{layer["name"]: layer for layer in saved["layers"]}}
+
+
+def _single(block: Mapping[str, Any]) -> float:
+    """How high a single eigenvalue would stand."""
+    return float(1 / (block["size"] * block["sigma"] * np.sqrt(2 * np.pi)))
