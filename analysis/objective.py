@@ -16,12 +16,16 @@ def loss_at(problem: Problem, theta: Tensor) -> float:
     return summed_number(share, problem.device, problem.distributed)
 
 
-def loss_and_gradient(problem: Problem) -> tuple[float, Tensor]:
-    """L and dL/dtheta (p,) in the problem's dtype, accumulated in float64."""
+def loss_and_gradient(problem: Problem, theta: Tensor | None = None) -> tuple[float, Tensor]:
+    """L and dL/dtheta (p,) at `theta` (p,), or at the model's own parameters, in the problem's dtype.
+
+    Both are accumulated in float64.
+    """
+    pieces = problem.parameters.values() if theta is None else problem.split(theta)
     loss, total = 0.0, torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
     with failing_together(problem.device, problem.distributed):
         for chunk in problem.chunks():
-            leaves = problem.leaves()
+            leaves = {n: piece.detach().requires_grad_() for n, piece in zip(problem.parameters, pieces, strict=True)}
             share = problem.chunk_loss(chunk, leaves)
             problem.add_to(total, gradients([share], list(leaves.values())))
             loss += share.item()

@@ -1,7 +1,7 @@
 """`flatlab trace`: the trace of the Hessian, or another matrix, of network and layers; and measures of flatness."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,14 @@ from flatlab.cli.options import MATRIX, Given, choice, measuring
 from flatlab.cli.pictures import save_picture
 from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, print_side_by_side
 from flatlab.errors import UsageError
+
+if TYPE_CHECKING:
+    from flatlab.measuring.result import Result
+    from flatlab.measuring.subjects import Subject
+    from flatlab.tell import Tell
+
+
+_WORST = "Worst-case adaptive sharpness (with --flatness)"
 
 
 @measuring
@@ -32,17 +40,42 @@ def trace(
         str, choice("hutchinson", "hutch++", help="Hutch++ is sharper where the spectrum decays; network alone.")
     ] = "hutchinson",
     matrix: Annotated[str, MATRIX] = "hessian",
+    worst_case: Annotated[
+        str | None,
+        choice(
+            "linf",
+            "l2",
+            help="Climb by several steps to where the loss is worst, every parameter within a share of its size.",
+            rich_help_panel=_WORST,
+        ),
+    ] = None,
+    radius: Annotated[
+        float | None,
+        typer.Option(help="The share.", show_default="0.001 in linf, 0.5 in l2", rich_help_panel=_WORST),
+    ] = None,
+    ascent_steps: Annotated[
+        int | None, typer.Option(min=1, help="Gradients climbed along.", show_default="20", rich_help_panel=_WORST)
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Samples that share a worst case.", show_default="128", rich_help_panel=_WORST),
+    ] = None,
+    normalise_logits: Annotated[
+        bool,
+        typer.Option("--normalise-logits", help="Of logits divided by their norm.", rich_help_panel=_WORST),
+    ] = False,
 ) -> None:
     """Estimate the trace of a Hessian, which is the sum of its eigenvalues, and that of every layer's block.
 
     Hutchinson's estimate from random signs, with its standard error; the same products give the Frobenius norm. With
-    --flatness also λ₁, λ₁/λ₅, the sharpness of SAM and ASAM, and each layer's relative flatness.
+    --flatness also λ₁, λ₁/λ₅, the sharpness of SAM and ASAM, each layer's relative flatness, and with --worst-case the
+    adaptive sharpness of Andriushchenko et al. (2023), a lower bound of the greatest rise.
     """
     from figures.layer_traces import draw_layer_traces
     from figures.relative_flatness import draw_relative_flatness
     from flatlab.cli.sweep import measure
     from flatlab.measuring.eigs import Search
-    from flatlab.measuring.flatness import measure_flatness
+    from flatlab.measuring.flatness import flatness_settings, measure_flatness, read_ascent
     from flatlab.measuring.trace import measure_trace, read_probing
 
     probing, measurement = read_probing(tol, max_probes, estimator, matrix), given.measurement()
@@ -50,11 +83,19 @@ def trace(
         raise UsageError("--flatness takes its traces by Hutchinson's estimate: leave --estimator out.")
     if flatness and matrix != "hessian":
         raise UsageError("The measures of --flatness are those of the Hessian: leave --matrix out.")
-    kind, numbers, show, draw = (
-        ("flatness", measure_flatness, print_flatness, draw_relative_flatness)
+    ascent = read_ascent(worst_case, radius, ascent_steps, batch, normalise_logits)
+    if ascent is not None and not flatness:
+        raise UsageError("--worst-case is one of the measures of --flatness: ask for these.")
+    kind, settings, show, draw = (
+        ("flatness", flatness_settings(probing, ascent), print_flatness, draw_relative_flatness)
         if flatness
-        else (probing.kind, measure_trace, print_traces, draw_layer_traces)
+        else (probing.kind, vars(probing), print_traces, draw_layer_traces)
     )
+
+    def work(subject: "Subject", tell: "Tell") -> "Result":
+        if flatness:
+            return measure_flatness(subject.problem, probing, tell, ascent)
+        return measure_trace(subject.problem, probing, tell)
 
     def present(results: Sequence[dict[str, Any]]) -> None:
         show(results)
@@ -65,12 +106,12 @@ def trace(
         kind,
         given.paths,
         measurement,
-        vars(probing),
-        lambda subject, tell: numbers(subject.problem, probing, tell),
+        settings,
+        work,
         present,
         given.json,
         given.figure,
-        products=probing.products + (2 * Search().products if flatness else 0),
+        products=probing.products + (2 * Search().products if flatness else 0) + (ascent.products if ascent else 0),
     )
 
 
@@ -97,6 +138,15 @@ def print_flatness(results: Sequence[dict[str, Any]]) -> None:
         "Smaller is flatter, in every row but λ₁/λ₅, which says how far the top stands out.\n"
         "* unchanged when a ReLU network is rescaled to the same function; W: a layer's weights, no bias."
     )
+    if worst := results[0].get("worst_case_sharpness"):
+        logits = " of normalised logits" if worst["normalised_logits"] else ""
+        console.print(
+            f"worst case: the mean over {len(worst['values'])} batches of {worst['batch_size']} samples of how far "
+            f"{worst['steps']} steps of ascent raise the loss{logits}; at least that high is the greatest rise.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -112,12 +162,19 @@ def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
         ("adaptive_sharpness", "adaptive sharpness*, ρ = {:g}"),
     ):
         rows.append((name.format(sharpness[key]), [_number(result[key]["value"]) for result in results]))
+    if worst := results[0].get("worst_case_sharpness"):
+        label = f"adaptive worst case* in {_NORMS[worst['norm']]}, ρ = {worst['radius']:g}"
+        values = [result["worst_case_sharpness"]["value"] for result in results]
+        rows.append((label, [Cell(f"≥ {value:.4g}", value) for value in values]))
     names = list(dict.fromkeys(layer["name"] for result in results for layer in result["layers"]))
     for label, cell in _RELATIVE.items():
         for name in names:
             found = [next((own for own in result["layers"] if own["name"] == name), None) for result in results]
             rows.append((f"{name}: {label}", [None if own is None else cell(own) for own in found]))
     return rows
+
+
+_NORMS = {"linf": "ℓ∞", "l2": "ℓ₂"}
 
 
 def _number(value: float, error: float | None = None) -> Cell:

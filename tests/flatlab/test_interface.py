@@ -71,6 +71,7 @@ def test_importing_flatlab_imports_nothing_heavy(tmp_path: Path) -> None:
         "density",
         "eigs",
         "figures",
+        "flatness",
         "load",
         "load_vectors",
         "surface",
@@ -91,7 +92,8 @@ def test_the_packages_beside_it_are_names_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("beside_runs")
 @pytest.mark.parametrize(
-    "module", ["interface.run", "interface.checkpoint", "interface.measures", "measuring.eigenvectors"]
+    "module",
+    ["interface.run", "interface.checkpoint", "interface.measures", "interface.flatness", "measuring.eigenvectors"],
 )
 def test_examples(module: str) -> None:
     found = doctest.testmod(import_module(f"flatlab.{module}"))
@@ -121,6 +123,18 @@ COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
         lambda at: flatlab.batch_eigs(at, batch_size=20, samples=60),
     ),
     "trace": (("trace", "--tol", "0.2", "--samples", "100"), lambda at: flatlab.trace(at, tol=0.2, samples=100)),
+    "flatness": (
+        ("trace", "--flatness", "--max-probes", "20", "--samples", "60", "--worst-case", "linf", "--ascent-steps", "2"),
+        lambda at: flatlab.flatness(at, max_probes=20, samples=60, worst_case="linf", ascent_steps=2),
+    ),
+    "layers": (
+        ("density", "--layers", "--matrix", "fisher", "--depth", "5", "--probes", "2", "--samples", "60"),
+        lambda at: flatlab.density(at, layers=True, matrix="fisher", depth=5, probes=2, samples=60),
+    ),
+    "ends": (
+        ("eigs", "--which", "both", "--matrix", "gauss-newton", "--layers", "none", "--samples", "60"),
+        lambda at: flatlab.eigs(at, which="both", matrix="gauss-newton", layers="none", samples=60),
+    ),
     "density": (
         ("density", "--depth", "5", "--probes", "2", "--samples", "100"),
         lambda at: flatlab.density(at, depth=5, probes=2, samples=100),
@@ -263,6 +277,13 @@ DATA = (torch.ones(4, 1), torch.tensor([0, 1, 0, 1]))
         (lambda: flatlab.batch_eigs(LINE, None, DATA, batch_size=0), "--batch-size"),
         (lambda: flatlab.batch_eigs(LINE, None, DATA, batch_size=5), "5"),
         (lambda: flatlab.trace(LINE, None, DATA, max_probes=0), "--max-probes"),
+        (lambda: flatlab.flatness(LINE, None, DATA, radius=1.0), "name its norm"),
+        (lambda: flatlab.flatness(LINE, None, DATA, worst_case="l3"), "--worst-case is linf or l2"),
+        (lambda: flatlab.flatness(LINE, None, DATA, worst_case="l2", radius=0.0), "--radius"),
+        (lambda: flatlab.flatness(LINE, None, DATA, worst_case="l2", ascent_steps=0), "--ascent-steps"),
+        (lambda: flatlab.eigs(LINE, None, DATA, which="middle"), "--which"),
+        (lambda: flatlab.trace(LINE, None, DATA, matrix="jacobian"), "--matrix"),
+        (lambda: flatlab.density(LINE, None, DATA, matrix="jacobian"), "--matrix"),
         (lambda: flatlab.density(LINE, None, DATA, depth=0), "--depth"),
         (lambda: flatlab.density(LINE, None, DATA, probes=0), "--probes"),
         (lambda: flatlab.surface(LINE, None, DATA, points=1), "--points"),

@@ -233,3 +233,40 @@ def test_vectors_of_own_models_and_files_that_hold_none(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UsageError, match=says):
             flatlab.load_vectors(tmp_path / f"{name}.safetensors")
+
+
+def test_the_worst_case_stands_beside_the_one_step_bound(checkpoint: Path, tmp_path: Path) -> None:
+    words = ("trace", checkpoint, "--flatness", "--full", "--dtype", "float64", "--max-probes", 20)
+    result, said = command(tmp_path, *words, "--worst-case", "l2", "--batch", 120)
+    worst = result["worst_case_sharpness"]
+    assert (worst["norm"], worst["radius"], worst["steps"], worst["batch_size"]) == ("l2", 0.5, 20, 120)
+    assert worst["is"] == "a lower bound"
+    assert worst["value"] >= result["adaptive_sharpness"]["value"] > 0  # of all samples at once, which climbed one step
+    assert f"adaptive worst case* in ℓ₂, ρ = 0.5 ≥ {worst['value']:.4g}" in said
+    assert "the mean over 1 batches of 120 samples of how far 20 steps of ascent raise the loss; at least" in said
+    assert result["settings"]["worst_case"]["norm"] == "l2"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--worst-case", "linf"), "one of the measures of --flatness"),
+        (("--flatness", "--ascent-steps", "5"), "--ascent-steps is of the worst case"),
+        (("--flatness", "--normalise-logits"), "--normalise-logits is of the worst case"),
+        (("--flatness", "--worst-case", "linf", "--radius", "-1"), "--radius is a share"),
+    ],
+)
+def test_options_of_the_worst_case_are_refused_without_it(
+    words: tuple[str, ...],
+    says: str,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from flatlab.cli.main import main
+
+    monkeypatch.setattr(sys, "argv", ["flatlab", "trace", *words, str(checkpoint)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert says in capsys.readouterr().err
