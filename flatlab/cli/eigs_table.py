@@ -23,9 +23,12 @@ def print_eigs(results: Sequence[dict[str, Any]]) -> None:
             table.add_column("\n/[1]", justify="right")
         table.add_column(f"{mark(number, results)}|a|² in → out", justify="right")
     by_name = [{layer["name"]: layer for layer in result["layers"]} for result in results]
-    table.add_row(*_row("network", [_whole(result) for result in results]), end_section=True)
+    for row in _rows("network", [_whole(result) for result in results]):
+        table.add_row(*row)
+    table.add_section()
     for name in dict.fromkeys(name for layers in by_name for name in layers):
-        table.add_row(*_row(name, [layers.get(name) for layers in by_name]))
+        for row in _rows(name, [layers.get(name) for layers in by_name]):
+            table.add_row(*row)
     print_table(f"{matrix_name(results[0])} of {loss_name(results[0])}", table)
     print_subjects(results)
     for number, result in enumerate(results, start=1):
@@ -39,7 +42,7 @@ def print_eigs(results: Sequence[dict[str, Any]]) -> None:
 def eigenvalue_heading(count: int, which: str = "largest") -> str:
     """The heading of a column of `count` eigenvalues of an end of the spectrum, or of both."""
     if which != "largest":
-        return f"{'smallest' if which == 'smallest' else 'max and min'} λ ± residual"
+        return f"{'smallest' if which == 'smallest' else 'max, min'} λ ± residual"
     return f"{lambda_(1)}{'' if count == 1 else f'…{lambda_(count)}'} ± residual"
 
 
@@ -49,12 +52,15 @@ def lambda_(index: int) -> str:
 
 
 def shown(values: Sequence[dict[str, Any]]) -> str:
-    """Eigenvalues with their residuals, one a line, marked where they did not converge, and by their end if of both."""
-    both = len({value.get("end") for value in values}) > 1
-    ends = [{"largest": "max ", "smallest": "min "}[value["end"]] if both else "" for value in values]
+    """Eigenvalues with their residuals, one a line, marked where they did not converge."""
     return "\n".join(
-        f"{end}{v['value']:.4g} ± {v['residual']:.0e}{_mark(v)}" for end, v in zip(ends, values, strict=True)
+        f"{v['value']:{'.0e' if _is_within_error(v) else '.4g'}} ± {v['residual']:.0e}{_mark(v)}" for v in values
     )
+
+
+def _is_within_error(value: dict[str, Any]) -> bool:
+    """Whether the eigenvalue cannot be told from zero."""
+    return bool(abs(value["value"]) < value["residual"])
 
 
 def _mark(value: dict[str, Any]) -> str:
@@ -130,6 +136,26 @@ def _whole(result: dict[str, Any]) -> dict[str, Any]:
     return {**result["global"], **shown_beside, "sampling": result["sampling"]}
 
 
+def _rows(name: str, columns: Sequence[dict[str, Any] | None]) -> list[list[str]]:
+    """A row for the block, or of both ends of its spectrum one for the largest and one for the smallest."""
+    ends = [_smallest(column) for column in columns]
+    if all(end is None for end in ends):
+        return [_row(name, columns)]
+    return [_row(name, [_largest(column) for column in columns]), _row("  min", ends)]
+
+
+def _largest(column: dict[str, Any] | None) -> dict[str, Any] | None:
+    return column and {**column, "eigenvalues": [v for v in column["eigenvalues"] if v["end"] == "largest"]}
+
+
+def _smallest(column: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The lower end of the block's spectrum beside the upper; None where both were not measured."""
+    values = [] if column is None else [v for v in column["eigenvalues"] if v.get("end") == "smallest"]
+    if column is None or not values or len(values) == len(column["eigenvalues"]):
+        return None
+    return {"eigenvalues": values, "parameters": None, "input_norm2": None, "output_norm2": None}
+
+
 def _row(name: str, columns: Sequence[dict[str, Any] | None]) -> list[str]:
     first = next(column for column in columns if column is not None)
     cells = [name]
@@ -158,7 +184,10 @@ def _short(number: float) -> str:
 
 
 def _top(column: dict[str, Any] | None) -> Cell | None:
-    return None if column is None else Cell("", column["eigenvalues"][0]["value"])
+    """What ratios are made of: the first eigenvalue, unless it cannot be told from zero."""
+    if column is None or _is_within_error(column["eigenvalues"][0]):
+        return None
+    return Cell("", column["eigenvalues"][0]["value"])
 
 
 def _all_values(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ class Density:
             "sigma": curve.sigma,
             "size": curve.size,
             "nodes": [nodes.tolist() for nodes in curve.nodes],
-            "weights": [weights.tolist() for weights in curve.weights],
+            "node_weights": [weights.tolist() for weights in curve.weights],
             "lowest": self.lowest,
             "highest": self.highest,
             "shares": {name: vars(share) for name, share in self.shares.items()},

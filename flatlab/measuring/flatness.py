@@ -66,7 +66,10 @@ def read_ascent(
 
 def flatness_settings(probing: Probing, ascent: Ascent | None) -> dict[str, Any]:
     """What is kept of how the measures were made."""
-    return {**vars(probing), "worst_case": None if ascent is None else {**vars(ascent)}}
+    if ascent is None:
+        return {**vars(probing), "worst_case": None}
+    how = vars(ascent)
+    return {**vars(probing), "worst_case": ascent.norm, **{name: how[name] for name in how if name != "norm"}}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)

@@ -277,6 +277,8 @@ FIGURES: dict[tuple[str, ...], tuple[int, str]] = {
     ("trace", "--max-probes", "20"): (2 * 3, "value"),
     ("trace", "--flatness", "--max-probes", "20"): (2 * 2, "by_trace"),
     ("density", "--depth", "20", "--probes", "2"): (2 * 400, "density"),
+    ("density", "--layers", "--depth", "20", "--probes", "2"): (2 * 3 * 400, "density"),
+    ("eigs", "--which", "both", "--matrix", "fisher"): (2 * 3, "eigenvalue"),
     ("surface", "--points", "5"): (2 * 25, "loss"),
     ("surface", "--line", "--along", "eigenvectors", "--points", "5"): (2 * 5, "loss"),
 }

@@ -104,7 +104,8 @@ def test_both_ends_and_their_vectors(checkpoint: Path, truth: Dense, tmp_path: P
         zero = 2e-7 * float(exact[-1])
         assert values(entry, "smallest") == pytest.approx(exact[:2].tolist(), rel=1e-6, abs=zero)
         assert all(value["converged"] for value in entry["eigenvalues"])
-    assert "max and min λ ± residual" in said
+    assert "max, min λ ± residual" in said
+    assert f"min {values(result['global'], 'smallest')[0]:.4g} ± " in said
     assert "exceed the last max shown, or lie below the last min" in said
     assert json.loads(checkpoint.with_suffix(".eigs-both.json").read_text()) == result
     assert not checkpoint.with_suffix(".eigs.json").exists()  # tables read that as the top
@@ -223,6 +224,8 @@ def test_vectors_of_own_models_and_files_that_hold_none(tmp_path: Path) -> None:
     assert torch.equal(saved.vectors, report.vectors)
     assert (saved.about["model"], saved.about["data"]["samples"]) == ("Sequential", 12)
     assert load_file(tmp_path / "own.safetensors")["0.weight"].shape == (2, 2, 3)
+    density = flatlab.density(model, "cross_entropy", data, depth=3, probes=2)
+    assert set(density.numbers()).isdisjoint({*density.about, "settings", "seconds"})
     whole = (tmp_path / "own.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     save_file({"0.weight": torch.ones(2)}, tmp_path / "weights.safetensors")
@@ -244,7 +247,7 @@ def test_the_worst_case_stands_beside_the_one_step_bound(checkpoint: Path, tmp_p
     assert worst["value"] >= result["adaptive_sharpness"]["value"] > 0  # of all samples at once, which climbed one step
     assert f"adaptive worst case* in ℓ₂, ρ = 0.5 ≥ {worst['value']:.4g}" in said
     assert "the mean over 1 batches of 120 samples of how far 20 steps of ascent raise the loss; at least" in said
-    assert result["settings"]["worst_case"]["norm"] == "l2"
+    assert (result["settings"]["worst_case"], result["settings"]["steps"]) == ("l2", 20)
 
 
 @pytest.mark.parametrize(
