@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,8 @@ from flatlab.federated.config import make_config
 from flatlab.federated.execution import Execution
 from flatlab.measuring.eigenvectors import load_vectors
 from flatlab.runs.checkpoint import load_checkpoint, rebuild
+from tests.command_line import flatlab as command_line
 
-ROOT = Path(flatlab.__file__).parents[1]
 RUN = {"rounds": 2, "clients": 4, "local_epochs": 1, "hidden": (5,), "train_samples": 120, "lr": 0.3}
 EXACT = ("--full", "--dtype", "float64", "--tol", "1e-7")
 
@@ -79,14 +77,11 @@ def truth(checkpoint: Path) -> Dense:
     return Dense(checkpoint)
 
 
-def command(cwd: Path, *words: object, code: int = 0) -> tuple[dict[str, Any], str]:
+def command(cwd: Path, *words: object) -> tuple[dict[str, Any], str]:
     """What `--json` holds, and what was printed, of a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "150"}
-    line = [sys.executable, "-m", "flatlab", *map(str, words), "--json", "out.json"]
-    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == code, done.stderr
-    said = " ".join((done.stdout + done.stderr).split())
-    return json.loads((cwd / "out.json").read_text()) if code == 0 else {}, said
+    done = command_line(*words, "--json", "out.json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads((cwd / "out.json").read_text()), " ".join((done.stdout + done.stderr).split())
 
 
 def values(entry: dict[str, Any], end: str) -> list[float]:
