@@ -10,7 +10,8 @@ differs from their code (github.com/tml-epfl/sharpness-vs-generalization, with m
 - the step is halved whenever it leads no higher, and not at moments fixed by the number of steps, so that more steps
   never give less.
 
-A maximum found by ascent is a lower bound of the maximum.
+A maximum found by ascent is a lower bound of the maximum. The rise at the highest point is evaluated in float64, also
+where the ascent was made in float32: losses that differ by little cancel there.
 """
 
 import math
@@ -22,9 +23,10 @@ import torch
 from torch import Tensor
 
 from analysis.batches import regrouped
+from analysis.confirmation import in_float64
 from analysis.errors import MeasurementError
 from analysis.losses import SummedLoss, class_axis, cross_entropy
-from analysis.objective import loss_and_gradient
+from analysis.objective import loss_and_gradient, loss_at
 from analysis.predictive import is_categorical
 from analysis.problem import Problem
 from analysis.vectors import norm, random_rows
@@ -47,6 +49,7 @@ class WorstCase:
     steps: int
     batch_size: int  # m
     normalised_logits: bool
+    confirmed: bool  # the rises are differences of losses in float64
 
 
 def worst_case_sharpness(
@@ -75,24 +78,45 @@ def worst_case_sharpness(
         raise MeasurementError("Worst-case sharpness is computed in one process; run it without torchrun.")
     size = min(batch_size, problem.samples)
     of = with_normalised_logits(problem) if normalised_logits else problem
+    exact = _in_float64(of)
     values: list[float] = []
     for batch in regrouped(of.data, size):
         generator = torch.Generator().manual_seed(seed)
-        values.append(_climb(of.on([batch], checked=True), norm, radius, steps, generator))
+        e = _climb(of.on([batch], checked=True), norm, radius, steps, generator)
+        values.append(max(0.0, _rise((exact or of).on([batch], checked=True), e)))
         if progress:
             progress(len(values), problem.samples // size)
     found = torch.tensor(values, dtype=torch.float64)
-    return WorstCase(found.mean().item(), found, norm, radius, steps, size, normalised_logits)
+    confirmed = exact is not None
+    return WorstCase(found.mean().item(), found, norm, radius, steps, size, normalised_logits, confirmed)
 
 
-def _climb(problem: Problem, norm_of: Norm, radius: float, steps: int, generator: torch.Generator) -> float:
-    """The greatest rise of L over the points met; 0 at the start."""
+def _in_float64(problem: Problem) -> Problem | None:
+    """The problem in float64; None where the model or the loss does not run in it."""
+    if problem.dtype == torch.float64:
+        return problem
+    double = in_float64(problem)
+    try:
+        loss_at(double.on([next(regrouped(problem.data, 1))], checked=True), double.point())
+    except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
+        return None
+    return double
+
+
+def _rise(problem: Problem, e: Tensor) -> float:
+    """L at theta + |theta| * e less L at theta."""
     theta = problem.point()
-    start, g = loss_and_gradient(problem)
+    return loss_at(problem, theta + theta.abs() * e.to(theta)) - loss_at(problem, theta)
+
+
+def _climb(problem: Problem, norm_of: Norm, radius: float, steps: int, generator: torch.Generator) -> Tensor:
+    """The e of the highest point met; 0, the start, where none was higher."""
+    theta = problem.point()
+    best, g = loss_and_gradient(problem)
     e = before = torch.zeros_like(theta)
     if not (theta * g).any():  # at a critical point any direction will do
         g = random_rows(1, len(theta), theta, generator)[0]
-    best, at, slope, step = start, e, theta.abs() * g, _LONGEST * radius
+    at, slope, step = e, theta.abs() * g, _LONGEST * radius
     for _ in range(steps):
         reached = _within(e + step * _steepest(slope, norm_of), norm_of, radius)
         ahead = e + _GOING_ON * (reached - e) + (1 - _GOING_ON) * (e - before) if e is not before else reached
@@ -103,7 +127,7 @@ def _climb(problem: Problem, norm_of: Norm, radius: float, steps: int, generator
         else:
             e = before = at  # whose slope is the last that was kept
             step /= 2
-    return best - start
+    return at
 
 
 def _steepest(slope: Tensor, norm_of: Norm) -> Tensor:

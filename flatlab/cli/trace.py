@@ -147,6 +147,8 @@ def print_flatness(results: Sequence[dict[str, Any]]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+        if not all(result["worst_case_sharpness"]["confirmed"] for result in results):
+            console.print("The rise is a difference of losses in float32: the model does not run in float64.")
 
 
 def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:

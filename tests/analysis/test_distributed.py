@@ -20,7 +20,7 @@ import json, sys
 import torch
 from torch import distributed as dist, nn
 from analysis.lanczos import lanczos
-from analysis.operators import gauss_newton
+from analysis.operators import empirical_fisher, fisher, gauss_newton
 from analysis.problem import make_problem
 from analysis.spectrum import eigs
 
@@ -37,6 +37,8 @@ def numbers(problem):
         "values": [e.value for e in report.eigenvalues],
         "layers": {l.name: [*(e.value for e in l.eigenvalues), l.input_norm2, l.output_norm2] for l in report.layers},
         "gauss_newton": lanczos(gauss_newton(problem), tol=1e-8).values.tolist(),
+        "fisher": lanczos(fisher(problem), tol=1e-8).values.tolist(),
+        "empirical_fisher": lanczos(empirical_fisher(problem), tol=1e-8).values.tolist(),
     }
 
 if __name__ == "__main__":
@@ -142,7 +144,7 @@ def test_two_gloo_processes_agree_with_one(tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     together = result_of([*launcher, str(script)])
     assert together["samples"] == alone["samples"] == 11
-    for key in ("loss", "values", "gauss_newton"):
+    for key in ("loss", "values", "gauss_newton", "fisher", "empirical_fisher"):
         assert together[key] == pytest.approx(alone[key], rel=1e-9)
     for name, values in alone["layers"].items():
         assert together["layers"][name] == pytest.approx(values, rel=1e-9)

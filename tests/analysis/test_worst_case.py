@@ -126,6 +126,25 @@ def test_one_step_in_a_ball_of_all_samples_is_adaptive_sharpness() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
+def test_in_float32_the_rise_is_still_exact(norm: Norm) -> None:
+    """At a radius of 1e-6 losses in float32 differ by rounding alone."""
+    model, x, y = relu_mlp()
+    fine = worst_case_sharpness(make_problem(model, "cross_entropy", (x, y)), norm, 1e-6)
+    coarse = worst_case_sharpness(make_problem(model, "cross_entropy", (x, y), dtype=torch.float32), norm, 1e-6)
+    assert coarse.confirmed
+    assert 0.9 * fine.value <= coarse.value <= fine.value * (1 + 1e-6)
+
+    weights = torch.ones(3)  # float32, whatever the outputs are
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (F.log_softmax(outputs, 1) @ weights.diag()).gather(1, targets[:, None]).mean().neg()
+
+    kept = worst_case_sharpness(make_problem(model, loss, (x, y), dtype=torch.float32), norm, 0.01)
+    assert not kept.confirmed
+    assert kept.value > 0
+
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_it_is_the_mean_over_disjoint_batches(norm: Norm) -> None:
     model, x, y = relu_mlp()
     told: list[tuple[int, int]] = []
