@@ -195,16 +195,20 @@ class _Search:
         return self.tol * scale if self.lenient else 0.0
 
     def finished(self, values: Tensor, residuals: Tensor, scale: float, products: int, dtype: torch.dtype) -> bool:
-        """Whether k pairs are finished or the products are spent; `values`, `residuals` are those of the wanted."""
+        """Whether k pairs are finished or the products are spent; `values`, `residuals` are those of the wanted.
+
+        `scale` is the norm of the matrix, as far as is known.
+        """
         pairs = list(zip(residuals.tolist(), values.tolist(), strict=True))
         if self.progress:
             self.progress(products, max(relative(r, x) for r, x in pairs))
         gone = vanish(residuals, values, _MARGIN * self.vanishing(scale)).tolist()
+        most = values.abs().max().item()
         enough = (
             not self.whole
             and len(pairs) == self.k
             and all(
-                g or is_finished(r, x, scale, _MARGIN * self.tol, dtype) for g, (r, x) in zip(gone, pairs, strict=True)
+                g or is_finished(r, x, most, _MARGIN * self.tol, dtype) for g, (r, x) in zip(gone, pairs, strict=True)
             )
         )
         return enough or products >= self.max_products
