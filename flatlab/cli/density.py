@@ -57,7 +57,7 @@ def print_density(results: Sequence[dict[str, Any]]) -> None:
     rows = _rows(results)
     for name in dict.fromkeys(layer["name"] for result in results for layer in result.get("layers", [])):
         found = [next((own for own in result["layers"] if own["name"] == name), None) for result in results]
-        rows += [(f"{name}: {label}", cells) for label, cells in _rows(found)]
+        rows += [(f"{name}: {label}", cells) for label, cells in _rows(found) if label in _OF_LAYERS]
     title = f"Eigenvalues of the {matrix_name(results[0])} of {loss_name(results[0])}"
     print_side_by_side(title, "", "value", rows, results)
     console.print("± is the standard error over the probes; lowest and highest lie inside the spectrum.")
@@ -83,3 +83,6 @@ _LINES: Mapping[str, Callable[[Mapping[str, Any]], Cell | None]] = {
     "σ of the smoothing": lambda one: Cell(f"{one['sigma']:.2g}"),
 }
 """What is printed of a density."""
+
+_OF_LAYERS = ("lowest found", "highest found", "share above 2σ", "trace")
+"""What of it is printed of a layer; all of it is in the JSON."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 RADII: Mapping[str, float] = {"linf": 0.001, "l2": 0.5}
-"""Radii from the middle of those that Andriushchenko et al. (2023) measure ResNets and ViTs with, by norm."""
+"""Radii by norm, among those that Andriushchenko et al. (2023) measure ResNets and ViTs with."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class FlatnessResult(Result):
         worst = self.worst_case
         if worst is None:
             return {}
-        return {"worst_case_sharpness": {**vars(worst), "values": worst.values.tolist(), "is": "a lower bound"}}
+        return {"worst_case_sharpness": {**vars(worst), "values": worst.values.tolist(), "bound": "lower"}}
 
     def plot(self) -> "Figure":
         """The relative flatness of every layer, two ways."""

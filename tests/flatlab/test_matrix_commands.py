@@ -238,7 +238,7 @@ def test_the_worst_case_stands_beside_the_one_step_bound(checkpoint: Path, tmp_p
     result, said = command(tmp_path, *words, "--worst-case", "l2", "--batch", 120)
     worst = result["worst_case_sharpness"]
     assert (worst["norm"], worst["radius"], worst["steps"], worst["batch_size"]) == ("l2", 0.5, 20, 120)
-    assert worst["is"] == "a lower bound"
+    assert worst["bound"] == "lower"
     assert worst["value"] >= result["adaptive_sharpness"]["value"] > 0  # of all samples at once, which climbed one step
     assert f"adaptive worst case* in ℓ₂, ρ = 0.5 ≥ {worst['value']:.4g}" in said
     assert "the mean over 1 batches of 120 samples of how far 20 steps of ascent raise the loss; at least" in said
