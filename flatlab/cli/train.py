@@ -29,7 +29,7 @@ SPLITS = ("iid", "dirichlet", "classes", "shards", "lognormal-sizes", "dirichlet
 def registered_algorithms() -> list[str]:
     """The names of the algorithms, read off their files, since importing them imports torch."""
     folder = Path(__file__).parent.parent / "federated" / "algorithms"
-    return sorted(file.stem for file in folder.glob("*.py") if file.stem not in ("__init__", "base"))
+    return sorted(file.stem.replace("_", "-") for file in folder.glob("*.py") if file.stem not in ("__init__", "base"))
 
 
 def train(

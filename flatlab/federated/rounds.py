@@ -64,13 +64,11 @@ class Run:
 
     def __init__(self, world: World, folder: Path, place: Place = "memory") -> None:
         self.world, self.folder, self.files = world, folder, RunFolder(folder)
-        rules, size = world.config.rules, world.layout.size
         w = flatten(dict(world.new_model().named_parameters()), world.layout)
-        zeros = torch.zeros(size, dtype=world.dtype)
+        own, server = world.initial(w)
         every = world.config.reports_all
-        self.server = ServerState(0, w, dict.fromkeys(rules.server, zeros), all=w if every else None, selected=w)
-        initial = dict.fromkeys(rules.own, zeros) | ({LAST: w} if every else {})
-        self.clients = ClientState(folder / "clients", initial, place)
+        self.server = ServerState(0, w, server, all=w if every else None, selected=w)
+        self.clients = ClientState(folder / "clients", own | ({LAST: w} if every else {}), place)
         self.saved_round, self.saved_at = 0, time.monotonic()
 
     @cached_property
@@ -116,11 +114,12 @@ class Run:
         Raises `FlatlabError` if a client's loss or model is not finite.
         """
         world, server, t = self.world, self.server, self.server.round
-        rules = world.config.rules
+        rules, hyper = world.config.rules, world.config.hyperparameters
         ids = sample_clients(world.config, t)
         before = self.clients.read(ids)
         own = {name: before[name] for name in rules.own}
-        outputs = engine.run(RoundInputs(t, ids, server.w, own, server.vectors))
+        start = rules.start(server.w, server.vectors, hyper, t)
+        outputs = engine.run(RoundInputs(t, ids, start, own, server.vectors))
         _check_finite(t, ids, outputs)
         round_ = Round(
             w=server.w,
@@ -130,8 +129,11 @@ class Run:
             before=own,
             after=outputs.after,
             server=server.vectors,
-            hyper=world.config.hyperparameters,
+            hyper=hyper,
             N=world.config.clients,
+            t=t,
+            eta=world.config.learning_rate(t),
+            K=world.steps,
         )
         w, vectors = rules.combine(round_)
         weights = world.samples if rules.weighted else torch.ones_like(world.samples)
@@ -160,10 +162,11 @@ class Run:
         "all" is among them where the run reports it: every client's last model is kept for it.
         """
         server = server or self.server
+        rules = self.world.config.rules
         models = {"server": server.w} | ({} if server.all is None else {"all": server.all})
-        if self.world.config.rules.server_differs:
+        if rules.server_differs:
             models["selected"] = server.selected
-        return models
+        return models | rules.models(server.w, server.vectors)
 
     @property
     def reported(self) -> str:
@@ -254,7 +257,7 @@ def _record(world: World, step: Step, seconds: float) -> Record:
     return {
         "round": done,
         "participants": step.ids,
-        "lr": config.lr * config.lr_decay ** (done - 1),
+        "lr": config.learning_rate(done - 1),
         "train_loss": loss,
         "images": outputs.images,
         "seconds": seconds,

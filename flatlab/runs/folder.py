@@ -208,9 +208,10 @@ class RunFolder:
 
 
 def default_folder(config: RunConfig) -> Path:
-    """checkpoints/<dataset>-<algorithm>[-man][-zeta<zeta>][-<partition>]-s<seed>, without what is as by default."""
+    """checkpoints/<dataset>-<algorithm>[-swa][-man][-zeta<zeta>][-<partition>]-s<seed>, without what is by default."""
     usual = RunConfig()
     words = [Path(config.dataset).name.replace(":", "-"), config.algorithm]
+    words += [f"swa{config.swa_start:g}"] if config.swa_start is not None else []
     if config.man:
         words += ["man"]
         words += [f"zeta{config.zeta:g}"] if config.zeta != usual.zeta else []
