@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import analysis as analysis
     import figures as figures
     from flatlab.interface.checkpoint import load as load
+    from flatlab.interface.local_global import local_global as local_global
     from flatlab.interface.measures import batch_eigs as batch_eigs
     from flatlab.interface.measures import client_eigs as client_eigs
     from flatlab.interface.measures import density as density
@@ -29,6 +30,7 @@ _MEASURES = ("eigs", "client_eigs", "batch_eigs", "trace", "density", "surface",
 _HOMES = {
     "train": "flatlab.interface.run",
     "load": "flatlab.interface.checkpoint",
+    "local_global": "flatlab.interface.local_global",
     **dict.fromkeys(_MEASURES, "flatlab.interface.measures"),
 }
 """Public functions, and the modules that define them."""

@@ -1,8 +1,8 @@
 """The round loop: sample clients, train them, combine, record; from the start or from where a run was cut off."""
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import ceil, isfinite
 from pathlib import Path
@@ -176,14 +176,20 @@ class Run:
 
     def checkpoint(self, path: Path) -> None:
         """Write the checkpoint of the newest round."""
+        self.files.checkpoint(path, self._checkpoint(self.server))
+
+    def keep_models(self, step: Step) -> None:
+        """Write a checkpoint of the round `step` that holds its participants' own models too."""
         model, layout = self.world.new_model(), self.world.layout
-        states = {name: state_of(model, vector, layout) for name, vector in self.models().items()}
-        state_dict = states.pop(self.reported)
-        server = self.server
-        self.files.checkpoint(
-            path,
-            Checkpoint(self.world.config, server.round, state_dict, states, server.evaluated, provenance(), self.data),
-        )
+        own = {str(k): state_of(model, row, layout) for k, row in zip(step.ids, step.outputs.theta, strict=True)}
+        checkpoint = replace(self._checkpoint(step.server), clients=own)
+        self.files.checkpoint(self.files.kept_clients(step.server.round), checkpoint)
+
+    def _checkpoint(self, server: ServerState) -> Checkpoint:
+        model, layout = self.world.new_model(), self.world.layout
+        states = {name: state_of(model, vector, layout) for name, vector in self.models(server).items()}
+        reported, config = states.pop(self.reported), self.world.config
+        return Checkpoint(config, server.round, reported, states, server.evaluated, provenance(), self.data)
 
     def record(self, record: Record) -> None:
         """Append one line to metrics.jsonl."""
@@ -197,13 +203,15 @@ def train(
     save_every: float = SAVE_SECONDS,
     probe: Probe | None = None,
     probe_every: int = 1,
+    keep_clients: Collection[int] = (),
 ) -> Path:
     """Carry `run` to its last round and return the path of its final checkpoint.
 
     `on_round` gets the record of each completed round; `probe` measures the server model every `probe_every` rounds
-    and at the end, under "curvature" of the record. The whole state is saved at checkpoints, whenever a round ends
-    `save_every` seconds or more after the last save, and when the run is interrupted or cannot go on. Raises
-    `FlatlabError` on divergence, and `WriteError` where the folder takes nothing more: what was saved stays.
+    and at the end, under "curvature" of the record; of rounds `keep_clients` the clients' own models are written. The
+    whole state is saved at checkpoints, whenever a round ends `save_every` seconds or more after the last save, and
+    when the run is interrupted or cannot go on. Raises `FlatlabError` on divergence, and `WriteError` where the folder
+    takes nothing more: what was saved stays.
     """
     config = run.world.config
     interval = evaluation_interval(run.world)
@@ -223,6 +231,8 @@ def train(
             if probe and (last or done % probe_every == 0):
                 record["curvature"], step.server.probed = probe(step.server.w, step.server.probed)
             with undisturbed():
+                if done in keep_clients:
+                    run.keep_models(step)
                 _write(run, step, record, save_every)
             on_round(record)
     except WriteError:  # state and metrics may not be of the same round, and the disk takes nothing more

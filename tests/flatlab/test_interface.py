@@ -72,6 +72,7 @@ def test_importing_flatlab_imports_nothing_heavy(tmp_path: Path) -> None:
         "eigs",
         "figures",
         "load",
+        "local_global",
         "surface",
         "trace",
         "train",
@@ -89,7 +90,7 @@ def test_the_packages_beside_it_are_names_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("beside_runs")
-@pytest.mark.parametrize("module", ["run", "checkpoint", "measures"])
+@pytest.mark.parametrize("module", ["run", "checkpoint", "measures", "local_global"])
 def test_examples(module: str) -> None:
     found = doctest.testmod(import_module(f"flatlab.interface.{module}"))
     assert found.attempted > 0

@@ -4,8 +4,9 @@
     client   g at theta + rho g / |g|
     server   w <- mean_sel theta_i;  m <- gamma m + D              (as FedACG)
 
-Source: Liu et al., "FedNSAM" (junkangLiu0/FedNSAM). The abstract perturbs along the momentum, the authors' code along
-g, as here; its rho is 0.05, its README's 0.01. One version of that code builds m from the new change alone.
+Source: Liu et al., "FedNSAM: Consistency of Local and Global Flatness for Federated Learning" (arXiv 2602.23827). The
+abstract perturbs along the momentum, the authors' code along g, as here; its rho is 0.05, its README's 0.01. One
+version of that code builds m from the new change alone.
 """
 
 from pydantic import Field
@@ -24,7 +25,7 @@ class FedNSAMHyper(Hyper):
 
 ALGORITHM = Algorithm(
     "fednsam",
-    "Liu et al., junkangLiu0/FedNSAM",
+    "Liu et al., arXiv 2602.23827",
     combine,
     FedNSAMHyper,
     server=("m",),
