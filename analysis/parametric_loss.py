@@ -17,7 +17,7 @@ from analysis.batches import Batch, Inputs, batch_length, moved, sliced
 from analysis.first_pass import FirstPass, fingerprint
 from analysis.ieee import NoAutocast, ieee
 from analysis.losses import Reduction, Share, SummedLoss
-from analysis.model_copy import as_real
+from analysis.model_copy import as_real, private_copy
 from analysis.second_derivatives import LeanSecondDerivatives
 from analysis.stand_ins import StandIns
 
@@ -117,6 +117,15 @@ class ParametricLoss:
             parameters={name: as_real(named[name]) for name in self.parameters},
             aliases=[*self.aliases, *((p, name) for name, p in named.items())],
         )
+
+    @torch.no_grad()
+    def moved_to(self, parameters: Mapping[str, Tensor]) -> Self:
+        """The same L at other values of the selected parameters, given by name in shapes as the model has them."""
+        model = private_copy(self.model)
+        for name, own in model.named_parameters():
+            if name in self.parameters:
+                own.copy_(parameters[name])
+        return self.of(model)
 
     def select(self, names: Iterable[str]) -> Self:
         """The same L as a function of the parameters `names` only (a block of the Hessian)."""

@@ -27,6 +27,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from benchmarks.oddities import toml_text
 from flatlab.cli.main import main as flatlab
+from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.runs.checkpoint import load_checkpoint
 
 COUNT = 100
@@ -53,7 +54,7 @@ ENGINES = {
     "stacked": ("--engine", "batched", "--device", "cpu"),
 }
 
-STATEFUL = ("scaffold", "feddyn", "feddc", "fedspeed")
+STATEFUL = tuple(name for name, rules in ALGORITHMS.items() if rules.own)
 
 TIMES = ("seconds", "images_per_second", "evaluation_seconds", "versions")
 """What no two runs have in common."""

@@ -112,6 +112,8 @@ def _keep_dollars(figure: Figure) -> None:
             axis.get_ticklabels()  # which makes them
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
+        if "$" not in text.get_text():
+            continue
         try:
             parser.parse(text.get_text())
         except ValueError:

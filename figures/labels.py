@@ -13,12 +13,29 @@ ALGORITHM_NAMES = {
     "feddyn": "FedDyn",
     "feddc": "FedDC",
     "fedspeed": "FedSpeed",
+    "fedavgm": "FedAvgM",
+    "fedadam": "FedAdam",
+    "fedcm": "FedCM",
+    "fedacg": "FedACG",
+    "mofedsam": "MoFedSAM",
+    "fedgamma": "FedGAMMA",
+    "fedsmoo": "FedSMOO",
+    "fedlesam": "FedLESAM",
+    "fedlesam-s": "FedLESAM-S",
+    "fedlesam-d": "FedLESAM-D",
+    "fednsam": "FedNSAM",
+    "fedgloss": "FedGloSS",
+    "fedswa": "FedSWA",
+    "fedmoswa": "FedMoSWA",
+    "fedwmsam": "FedWMSAM",
+    "fedgf": "FedGF",
 }
 
 REPORTED = {
     "server": "the model that the server sends out",
     "selected": "the mean of the models of the round's participants",
     "all": "the mean over all clients of each one's last model",
+    "swa": "the average of the server's models over the last rounds",
 }
 """The model that a run reports, `RunConfig.report`, in words."""
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import figures as figures
     from flatlab.interface.checkpoint import load as load
     from flatlab.interface.flatness import flatness as flatness
+    from flatlab.interface.local_global import local_global as local_global
     from flatlab.interface.measures import batch_eigs as batch_eigs
     from flatlab.interface.measures import client_eigs as client_eigs
     from flatlab.interface.measures import density as density
@@ -33,6 +34,7 @@ _HOMES = {
     "load": "flatlab.interface.checkpoint",
     "flatness": "flatlab.interface.flatness",
     "load_vectors": "flatlab.measuring.eigenvectors",
+    "local_global": "flatlab.interface.local_global",
     **dict.fromkeys(_MEASURES, "flatlab.interface.measures"),
 }
 """Public functions, and the modules that define them."""

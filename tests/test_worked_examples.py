@@ -53,11 +53,11 @@ def test_what_they_add_works_together(tree: Path) -> None:
             "--dataset",
             "stripes",
             "--algorithm",
-            "fedavgm",
+            "fedyogi",
             "--engine",
             "here",
             "--rounds",
-            "2",
+            "8",
             "--out",
             f"o/{man}",
         )

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from flatlab import __version__
+from flatlab.cli.clients import clients
 from flatlab.cli.console import console
 from flatlab.cli.demo import demo
 from flatlab.cli.density import density
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(train)
 app.command()(eigs)
+app.command()(clients)
 app.command()(trace)
 app.command()(density)
 app.command()(surface)
@@ -48,7 +50,7 @@ app.command()(figures)
 app.command()(report)
 
 
-SHARED_BY_PROCESSES = ("eigs", "trace", "density", "surface")
+SHARED_BY_PROCESSES = ("eigs", "clients", "trace", "density", "surface")
 """Commands whose work the processes of torchrun share."""
 
 SECONDS_TO_SPEAK = 1.0

@@ -45,7 +45,7 @@ def _print_tables() -> None:
     console.print(table)
 
     table = Table(title="Hyperparameters", title_justify="left")
-    for heading in ("algorithm", "values", "but"):
+    for heading in ("algorithm", "values", "but", "source"):
         table.add_column(heading)
     for algorithm, rules in ALGORITHMS.items():
         usual = rules.hyper().model_dump()
@@ -57,7 +57,7 @@ def _print_tables() -> None:
             else:
                 exceptions += [f"{name}: {plain}"] if plain else []
                 exceptions += [f"{name} with MAN: {man}"] if man else []
-        table.add_row(algorithm, _differences(usual, {}) or "-", "\n".join(exceptions))
+        table.add_row(algorithm, _differences(usual, {}) or "-", "\n".join(exceptions), rules.source)
     console.print(table)
     console.print("Common to all: " + ", ".join(f"{key} {value}" for key, value in COMMON.items()))
     console.print("One of them: flatlab train --preset cifar100-dir0.3 --algorithm feddyn --man")

@@ -29,7 +29,7 @@ SPLITS = ("iid", "dirichlet", "classes", "shards", "lognormal-sizes", "dirichlet
 def registered_algorithms() -> list[str]:
     """The names of the algorithms, read off their files, since importing them imports torch."""
     folder = Path(__file__).parent.parent / "federated" / "algorithms"
-    return sorted(file.stem for file in folder.glob("*.py") if file.stem not in ("__init__", "base"))
+    return sorted(file.stem.replace("_", "-") for file in folder.glob("*.py") if file.stem not in ("__init__", "base"))
 
 
 def train(
@@ -179,6 +179,14 @@ def train(
         int | None,
         typer.Option(min=1, help="Record top eigenvalues of the server model every N rounds.", rich_help_panel=_RUN),
     ] = None,
+    keep_clients: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROUND,...",
+            help="Keep the models of these rounds' clients, for flatlab clients.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard event files into the run.", rich_help_panel=_RUN)
     ] = False,
@@ -197,7 +205,7 @@ def train(
     off; a folder with another run is left as it is.
     """
     from flatlab.federated.config import RunConfig
-    from flatlab.federated.execution import Execution
+    from flatlab.federated.execution import Execution, read_rounds
     from flatlab.federated.request import read_fields
 
     options = {name: value for name, value in context.params.items() if name in RunConfig.model_fields}
@@ -209,7 +217,7 @@ def train(
     elif dry_run:
         print_plan(run_config, out, data_root)
     else:
-        execution = Execution(workers, engine, device, state, save_every, track_eigs)
+        execution = Execution(workers, engine, device, state, save_every, track_eigs, read_rounds(keep_clients))
         train_run(run_config, out, execution, data_root=data_root, tensorboard=tensorboard, json=json)
 
 

@@ -9,14 +9,15 @@ from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import InitErrorDetails
 
 from flatlab.data.samples import Reading
 from flatlab.errors import UsageError, shown
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.algorithms.base import Algorithm, Hyper
+from flatlab.federated.complaints import below, one_sentence
 from flatlab.federated.partition import KINDS
 from flatlab.federated.precision import Precision
+from flatlab.federated.server_average import averaging, cycled
 from flatlab.federated.spelling import in_small_letters
 from flatlab.files import write_text
 
@@ -93,7 +94,12 @@ class RunConfig(BaseModel):
     weight_decay: float = Field(1e-3, ge=0, description="added to the gradient after clipping")
     clip: float = Field(10.0, gt=0, description="norm to which the gradient is clipped")
 
-    report: Literal["server", "selected", "all"] = Field(
+    swa_start: float | None = Field(
+        None, gt=0, lt=1, description="share of the rounds after which the server's models are averaged; none: never"
+    )
+    swa_every: Count = Field(10, description="rounds between two models in that average, a cycle of the learning rate")
+
+    report: Literal["server", "selected", "all", "swa"] = Field(
         "server", description="the model that test_accuracy and the checkpoint speak of"
     )
     eval_every: int = Field(
@@ -169,7 +175,7 @@ class RunConfig(BaseModel):
         try:
             return {**fields, "hyper": hyper.model_validate(given).model_dump()}
         except ValidationError as error:
-            raise _below("hyper", error) from error
+            raise below("hyper", error) from error
 
     @model_validator(mode="after")
     def _clients_are_named_where_the_split_asks(self) -> Self:
@@ -192,6 +198,12 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"man_layers = {list(self.man_layers)} is part of MAN, which is off; set man to true as well"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _an_average_is_kept_before_it_is_reported(self) -> Self:
+        if self.report == "swa" and self.swa_start is None:
+            raise ValueError("report = swa speaks of an average that swa_start asks for, as 0.75")
         return self
 
     @model_validator(mode="after")
@@ -221,13 +233,24 @@ class RunConfig(BaseModel):
 
     @property
     def rules(self) -> Algorithm:
-        """The algorithm itself."""
-        return ALGORITHMS[self.algorithm]
+        """The algorithm itself, with the average of the server's models where that is asked for."""
+        rules = ALGORITHMS[self.algorithm]
+        return rules if self.swa_from is None else averaging(rules, self.swa_from, self.swa_every)
+
+    @property
+    def swa_from(self) -> int | None:
+        """The round after which the server's models are averaged, if they are."""
+        return None if self.swa_start is None else round(self.swa_start * self.rounds)
 
     @property
     def hyperparameters(self) -> Hyper:
         """The algorithm's hyperparameters, typed."""
         return self.rules.hyper.model_validate(self.hyper)
+
+    def learning_rate(self, t: int) -> float:
+        """eta_t, of round t = 0, 1, ..."""
+        eta = self.lr * self.lr_decay**t
+        return eta if self.swa_from is None else cycled(eta, t - self.swa_from, self.swa_every)
 
     @property
     def effective_zeta(self) -> float:
@@ -244,7 +267,7 @@ def make_config(fields: object, source: str = "the options") -> RunConfig:
     try:
         return RunConfig.model_validate(fields)
     except ValidationError as error:
-        raise UsageError(_one_sentence(error, source)) from error
+        raise UsageError(one_sentence(error, source, RunConfig.model_fields)) from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -271,30 +294,3 @@ def parse_toml(text: str, what: str) -> dict[str, Any]:
 def write_config(path: Path, config: RunConfig) -> None:
     """Write `config` as TOML, atomically."""
     write_text(path, tomli_w.dumps(config.plain()))
-
-
-def field_and_reason(error: ValidationError) -> tuple[str, str]:
-    """The first field that does not fit, as in "axes.seeds.0" ("" for the whole), and why, beginning in lower case."""
-    first = error.errors(include_url=False)[0]
-    reason = first["msg"].removeprefix("Value error, ")
-    return ".".join(shown(part).strip("'") for part in first["loc"]), reason[:1].lower() + reason[1:]
-
-
-def _below(field: str, error: ValidationError) -> ValidationError:
-    """The same errors, of what stands in `field`."""
-    details: list[InitErrorDetails] = [
-        {"type": each["type"], "loc": (field, *each["loc"]), "input": each["input"], "ctx": each.get("ctx", {})}
-        for each in error.errors(include_url=False)
-    ]
-    return ValidationError.from_exception_data(error.title, details)
-
-
-def _one_sentence(error: ValidationError, source: str) -> str:
-    first = error.errors(include_url=False)[0]
-    field, reason = field_and_reason(error)
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(RunConfig.model_fields)
-        return f"Unknown field {field!r} in {source}; the fields are: {known}."
-    if not field:
-        return f"In {source}: {reason}."
-    return f"In {source}, {field} = {shown(first['input'])} does not fit: {reason}."

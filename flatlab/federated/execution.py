@@ -42,6 +42,7 @@ class Execution:
     state: str = "memory"
     save_every: float = SAVE_SECONDS
     track_eigs: int | None = None  # rounds between measurements of the server model's curvature
+    keep_clients: tuple[int, ...] = ()  # rounds whose clients' own models are kept
 
     def __post_init__(self) -> None:
         for option, allowed in CHOICES.items():
@@ -51,6 +52,8 @@ class Execution:
         for option, count in {"workers": self.workers, "track-eigs": self.track_eigs}.items():
             if count is not None:
                 require_count(option, count)
+        for round_ in self.keep_clients:
+            require_count("keep-clients", round_)
         if not self.save_every >= 0:
             raise UsageError(f"--save-every is a number of seconds, 0 or more, not {shown(self.save_every)}.")
         if self.device == "cuda" and self.engine == "process":
@@ -59,6 +62,14 @@ class Execution:
             raise UsageError("--workers is of worker processes, and the stack has none: leave one of the two out.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("There is no CUDA device here; leave --device out to use the CPU.")
+
+
+def read_rounds(words: str | None) -> tuple[int, ...]:
+    """The rounds named in "40,500"; raises `UsageError` where they are none."""
+    rounds = [] if words is None else words.replace(" ", "").split(",")
+    if not all(word.isdecimal() and 0 < len(word) < 10 for word in rounds):
+        raise UsageError(f"--keep-clients is rounds separated by commas, as 40,500, not {shown(words)}.")
+    return tuple(int(word) for word in rounds)
 
 
 class Watch(Protocol):
@@ -93,11 +104,14 @@ def carry_out(
     keep_freed_memory()
     execution = execution or Execution()
     config = settled(config, data_root)
+    if max(execution.keep_clients, default=0) > config.rounds:
+        raise UsageError(f"--keep-clients {max(execution.keep_clients)}: the run has only {config.rounds} rounds.")
     files = RunFolder(folder)
     files.require(config)
     with terminable():
         done = _finished(files, config, data_root, tell)
         if done is not None:
+            _require_kept(files, execution)
             return done
         world = tried(make_world(config, data_root))
         held = footprint(config, world.layout.size)
@@ -124,7 +138,8 @@ def go_on(
         tell(f"The run in {folder} is this very one, cut off {done}: going on.")
     probe = make_probe(world) if make_probe and execution.track_eigs else None
     with open_engine(world, execution, tell) as engine, watch(run) as on_round:
-        train(run, engine, on_round, execution.save_every, probe, execution.track_eigs or 1)
+        train(run, engine, on_round, execution.save_every, probe, execution.track_eigs or 1, execution.keep_clients)
+    _require_kept(run.files, execution)
     return run.server.evaluated
 
 
@@ -149,6 +164,16 @@ def _finished(files: RunFolder, config: RunConfig, data_root: Path | None, tell:
         files.require_data(config, final.data, data_digest(resolve(config, data_root)[1]))
     tell(f"The run in {files.path} is this very one, and is finished.")
     return final.metrics
+
+
+def _require_kept(files: RunFolder, execution: Execution) -> None:
+    """Raise `UsageError` where clients' models are asked for of a round that was over before."""
+    for round_ in execution.keep_clients:
+        if not files.kept_clients(round_).exists():
+            raise UsageError(
+                f"The run in {files.path} was beyond round {round_} when its clients were asked for, and their models "
+                "are gone: train it into another folder (--out) to keep them."
+            )
 
 
 def _place(execution: Execution) -> Place:

@@ -1,8 +1,10 @@
 """The local step that every algorithm shares, for one client or a stack of clients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flatlab.federated.algorithms.base import Algorithm, Client, Terms, norm
@@ -20,18 +22,27 @@ def local_step_(
     algorithm: Algorithm,
     eta: Tensor | float,
     config: RunConfig,
-) -> Tensor:
-    """Take one step in place and return the data loss f_i(theta) before it.
+    k: int,
+) -> tuple[Tensor, Client[Any]]:
+    """Take step k in place; return the data loss f_i(theta) before it, and the client after it.
 
-        g     <- gradient at theta, or at theta + ascent(theta, g)
-        theta <- theta - eta * ( clip( g + proximal * theta + constant ) + (weight_decay + decay) * theta )
+        g     <- gradient at theta, or at theta + ascent(theta, g), or at theta + lookahead(theta, k)
+        theta <- theta - eta * rate(k) * ( clip( gradient * g + proximal * theta + constant )
+                                           + (weight_decay + decay) * theta )
 
     theta is (P,), or (C, P) with eta, proximal and decay broadcasting as (C, 1). `gradient` returns tensors of its own,
     which are overwritten.
     """
-    loss, g = gradient(theta)
+    loss, g = gradient(theta if algorithm.lookahead is None else theta + algorithm.lookahead(client, theta, k))
     if algorithm.ascent is not None:
-        _, g = gradient(theta + algorithm.ascent(client, theta, g))
+        ascent = algorithm.ascent(client, theta, g)
+        _, g = gradient(theta + ascent)
+        if algorithm.during is not None:
+            client = _changed(client, algorithm.during(client, ascent), eta)
+    if algorithm.rate is not None:
+        eta = eta * algorithm.rate(client, k)
+    if isinstance(terms.gradient, Tensor) or terms.gradient != 1.0:
+        g.mul_(terms.gradient)
     if isinstance(terms.proximal, Tensor):
         g.addcmul_(theta, terms.proximal)
     elif terms.proximal:
@@ -40,4 +51,11 @@ def local_step_(
         g.add_(terms.constant)
     shrink = (config.clip / norm(g)).clamp(max=1.0)  # |g| = 0 gives inf, hence 1
     theta.mul_(1 - eta * (config.weight_decay + terms.decay)).sub_(g.mul_(eta * shrink))
-    return loss
+    return loss, client
+
+
+def _changed(client: Client[Any], vectors: Mapping[str, Tensor], eta: Tensor | float) -> Client[Any]:
+    """The client with these own vectors, but for rows of a stack that rest."""
+    if isinstance(eta, Tensor):
+        vectors = {name: torch.where(eta > 0, vector, client.own[name]) for name, vector in vectors.items()}
+    return replace(client, own={**client.own, **vectors})

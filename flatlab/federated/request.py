@@ -48,6 +48,8 @@ def read_fields(
     let_run(given.get("dataset"))
     if given.get("zeta") is not None and not config.man:
         raise UsageError("--zeta is the coefficient of MAN, which is off; add --man.")
+    if given.get("swa_every") is not None and config.swa_start is None:
+        raise UsageError("swa_every is part of an average that nothing asks for; set swa_start, as to 0.75.")
     if given.get("delta") is not None and config.partition == "iid":
         raise UsageError(
             "--delta is the concentration of a Dirichlet split, and this one is IID: leave one of them out."

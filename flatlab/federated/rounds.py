@@ -1,8 +1,8 @@
 """The round loop: sample clients, train them, combine, record; from the start or from where a run was cut off."""
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import ceil, isfinite
 from pathlib import Path
@@ -64,13 +64,11 @@ class Run:
 
     def __init__(self, world: World, folder: Path, place: Place = "memory") -> None:
         self.world, self.folder, self.files = world, folder, RunFolder(folder)
-        rules, size = world.config.rules, world.layout.size
         w = flatten(dict(world.new_model().named_parameters()), world.layout)
-        zeros = torch.zeros(size, dtype=world.dtype)
+        own, server = world.initial(w)
         every = world.config.reports_all
-        self.server = ServerState(0, w, dict.fromkeys(rules.server, zeros), all=w if every else None, selected=w)
-        initial = dict.fromkeys(rules.own, zeros) | ({LAST: w} if every else {})
-        self.clients = ClientState(folder / "clients", initial, place)
+        self.server = ServerState(0, w, server, all=w if every else None, selected=w)
+        self.clients = ClientState(folder / "clients", own | ({LAST: w} if every else {}), place)
         self.saved_round, self.saved_at = 0, time.monotonic()
 
     @cached_property
@@ -116,11 +114,12 @@ class Run:
         Raises `FlatlabError` if a client's loss or model is not finite.
         """
         world, server, t = self.world, self.server, self.server.round
-        rules = world.config.rules
+        rules, hyper = world.config.rules, world.config.hyperparameters
         ids = sample_clients(world.config, t)
         before = self.clients.read(ids)
         own = {name: before[name] for name in rules.own}
-        outputs = engine.run(RoundInputs(t, ids, server.w, own, server.vectors))
+        start = rules.start(server.w, server.vectors, hyper, t)
+        outputs = engine.run(RoundInputs(t, ids, start, own, server.vectors))
         _check_finite(t, ids, outputs)
         round_ = Round(
             w=server.w,
@@ -130,8 +129,11 @@ class Run:
             before=own,
             after=outputs.after,
             server=server.vectors,
-            hyper=world.config.hyperparameters,
+            hyper=hyper,
             N=world.config.clients,
+            t=t,
+            eta=world.config.learning_rate(t),
+            K=world.steps,
         )
         w, vectors = rules.combine(round_)
         weights = world.samples if rules.weighted else torch.ones_like(world.samples)
@@ -160,10 +162,11 @@ class Run:
         "all" is among them where the run reports it: every client's last model is kept for it.
         """
         server = server or self.server
+        rules = self.world.config.rules
         models = {"server": server.w} | ({} if server.all is None else {"all": server.all})
-        if self.world.config.rules.server_differs:
+        if rules.server_differs:
             models["selected"] = server.selected
-        return models
+        return models | rules.models(server.w, server.vectors)
 
     @property
     def reported(self) -> str:
@@ -173,14 +176,20 @@ class Run:
 
     def checkpoint(self, path: Path) -> None:
         """Write the checkpoint of the newest round."""
+        self.files.checkpoint(path, self._checkpoint(self.server))
+
+    def keep_models(self, step: Step) -> None:
+        """Write a checkpoint of the round `step` that holds its participants' own models too."""
         model, layout = self.world.new_model(), self.world.layout
-        states = {name: state_of(model, vector, layout) for name, vector in self.models().items()}
-        state_dict = states.pop(self.reported)
-        server = self.server
-        self.files.checkpoint(
-            path,
-            Checkpoint(self.world.config, server.round, state_dict, states, server.evaluated, provenance(), self.data),
-        )
+        own = {str(k): state_of(model, row, layout) for k, row in zip(step.ids, step.outputs.theta, strict=True)}
+        checkpoint = replace(self._checkpoint(step.server), clients=own)
+        self.files.checkpoint(self.files.kept_clients(step.server.round), checkpoint)
+
+    def _checkpoint(self, server: ServerState) -> Checkpoint:
+        model, layout = self.world.new_model(), self.world.layout
+        states = {name: state_of(model, vector, layout) for name, vector in self.models(server).items()}
+        reported, config = states.pop(self.reported), self.world.config
+        return Checkpoint(config, server.round, reported, states, server.evaluated, provenance(), self.data)
 
     def record(self, record: Record) -> None:
         """Append one line to metrics.jsonl."""
@@ -194,13 +203,15 @@ def train(
     save_every: float = SAVE_SECONDS,
     probe: Probe | None = None,
     probe_every: int = 1,
+    keep_clients: Collection[int] = (),
 ) -> Path:
     """Carry `run` to its last round and return the path of its final checkpoint.
 
     `on_round` gets the record of each completed round; `probe` measures the server model every `probe_every` rounds
-    and at the end, under "curvature" of the record. The whole state is saved at checkpoints, whenever a round ends
-    `save_every` seconds or more after the last save, and when the run is interrupted or cannot go on. Raises
-    `FlatlabError` on divergence, and `WriteError` where the folder takes nothing more: what was saved stays.
+    and at the end, under "curvature" of the record; of rounds `keep_clients` the clients' own models are written. The
+    whole state is saved at checkpoints, whenever a round ends `save_every` seconds or more after the last save, and
+    when the run is interrupted or cannot go on. Raises `FlatlabError` on divergence, and `WriteError` where the folder
+    takes nothing more: what was saved stays.
     """
     config = run.world.config
     interval = evaluation_interval(run.world)
@@ -220,6 +231,8 @@ def train(
             if probe and (last or done % probe_every == 0):
                 record["curvature"], step.server.probed = probe(step.server.w, step.server.probed)
             with undisturbed():
+                if done in keep_clients:
+                    run.keep_models(step)
                 _write(run, step, record, save_every)
             on_round(record)
     except WriteError:  # state and metrics may not be of the same round, and the disk takes nothing more
@@ -254,7 +267,7 @@ def _record(world: World, step: Step, seconds: float) -> Record:
     return {
         "round": done,
         "participants": step.ids,
-        "lr": config.lr * config.lr_decay ** (done - 1),
+        "lr": config.learning_rate(done - 1),
         "train_loss": loss,
         "images": outputs.images,
         "seconds": seconds,

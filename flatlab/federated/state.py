@@ -32,7 +32,7 @@ class ServerState:
 
     round: int
     w: Tensor  # (P,)
-    vectors: dict[str, Tensor]  # name: (P,), the algorithm's
+    vectors: dict[str, Tensor]  # name: (P,) or a shape of its own, the algorithm's
     all: Tensor | None  # (P,), mean over all clients of each one's last model; None where the run does not report it
     selected: Tensor  # (P,), mean over the newest round's participants
     evaluated: Record = field(default_factory=dict)  # newest record with an evaluation
@@ -57,7 +57,8 @@ def read_server(saved: object, path: Path, like: ServerState, rounds: int) -> Se
         round=round_,
         w=require_vector(plain["w"], shape, dtype, path, "server.w"),
         vectors={
-            name: require_vector(vectors[name], shape, dtype, path, f"server.vectors.{name}") for name in like.vectors
+            name: require_vector(vectors[name], tuple(first.shape), dtype, path, f"server.vectors.{name}")
+            for name, first in like.vectors.items()
         },
         all=None if like.all is None else require_vector(plain["all"], shape, dtype, path, "server.all"),
         selected=require_vector(plain["selected"], shape, dtype, path, "server.selected"),

@@ -60,10 +60,17 @@ class World:
         """Build the model with the run's initial parameters, in the run's dtype."""
         return initial_model(self.config, self.data).to(self.dtype)
 
+    def initial(self, w: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The vectors of a client and of the server before the first round, which begins at `w` (P,)."""
+        rules = self.config.rules
+        given, zeros = rules.initial(w, self.config.hyperparameters), torch.zeros_like(w)
+        own, server = ({name: given.get(name, zeros) for name in names} for names in (rules.own, rules.server))
+        return own, server
+
     def client(
-        self, ids: int | list[int], w: Tensor, own: Mapping[str, Tensor], server: Mapping[str, Tensor]
+        self, t: int, ids: int | list[int], w: Tensor, own: Mapping[str, Tensor], server: Mapping[str, Tensor]
     ) -> Client[Any]:
-        """What client `ids` knows as a round begins; for a list of C clients, a stack: `own` is name: (C, P)."""
+        """What client `ids` knows as round t begins; for a list of C clients, a stack: `own` is name: (C, P)."""
         return Client(
             w=w,
             wt=self.wt[ids],
@@ -73,6 +80,8 @@ class World:
             K=self.steps,
             eta_0=self.config.lr,
             is_weight=self.layout.is_weight().to(w.device),
+            t=t,
+            eta=self.config.learning_rate(t),
         )
 
 

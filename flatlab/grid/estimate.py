@@ -84,11 +84,12 @@ def measuring_seconds(config: RunConfig, kinds: Sequence[Kind], measure: Measure
 
 
 def _images_per_second(world: World, device: torch.device) -> float:
-    config, rules = world.config, world.config.rules
+    config = world.config
     count = 1 if device.type == "cpu" else max(1, round(config.participation * config.clients))
     w = flatten(dict(world.new_model().named_parameters()), world.layout)
-    own = {name: torch.zeros(count, world.layout.size, dtype=world.dtype) for name in rules.own}
-    inputs = RoundInputs(0, list(range(count)), w, own, dict.fromkeys(rules.server, torch.zeros_like(w)))
+    own, server = world.initial(w)
+    own = {name: vector.repeat(count, 1) for name, vector in own.items()}
+    inputs = RoundInputs(0, list(range(count)), w, own, server)
     with open_engine(world, execution_of_cells(device.type)) as engine:
         for _ in range(2):
             began = time.perf_counter()

@@ -31,7 +31,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from flatlab.errors import UsageError
-from flatlab.federated.config import MOST, RunConfig, field_and_reason, make_config, parse_toml
+from flatlab.federated.complaints import field_and_reason
+from flatlab.federated.config import MOST, RunConfig, make_config, parse_toml
 from flatlab.federated.partition.names import partition_fields
 from flatlab.federated.presets import preset_fields
 from flatlab.functions import require_let_run, require_named

@@ -1,5 +1,6 @@
 """`flatlab.train`: a run in its folder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,6 +93,7 @@ def train(
     state: str = "memory",
     save_every: float = SAVE_SECONDS,
     track_eigs: int | None = None,
+    keep_clients: Sequence[int] = (),
     tensorboard: bool = False,
     progress: bool = True,
     **fields: Any,
@@ -131,7 +133,7 @@ def train(
     path = None if config is None else Path(config)
     asked = read_fields(path, preset, options | fields, [], resume=False, out=folder)
     folder = folder or default_folder(asked)
-    execution = Execution(workers, engine, device, state, save_every, track_eigs)
+    execution = Execution(workers, engine, device, state, save_every, track_eigs, tuple(keep_clients))
     carry_out(
         asked,
         folder,

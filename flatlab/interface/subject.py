@@ -13,7 +13,7 @@ from flatlab.errors import UsageError, shown
 from flatlab.interface.checkpoint import LoadedCheckpoint, load
 from flatlab.interface.run import TrainedRun
 from flatlab.measuring.result import Result, measured
-from flatlab.measuring.subjects import Measurement, Subject, check, open_checkpoint, open_parts
+from flatlab.measuring.subjects import Measurement, Subject, check, open_parts, open_subject
 from flatlab.tell import Tell
 
 Model = LoadedCheckpoint | TrainedRun | str | Path | nn.Module
@@ -37,7 +37,7 @@ def measure_model(
         checkpoint = checkpoint_of(model, loss, data)
         measurement = checkpoint.measurement(**asked)
         check(measurement, [checkpoint.path])
-        return measured(partial(open_checkpoint, checkpoint.path, measurement), work, settings, tell)
+        return measured(partial(open_subject, checkpoint.path, measurement), work, settings, tell)
 
 
 def own_subject(

@@ -1,27 +1,28 @@
 """What is measured: the loss of a checkpoint, or of a user's own model, on training samples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from analysis.batches import inspect_data
 from analysis.losses import Loss
 from analysis.problem import Problem, make_problem
 from analysis.strata import stratified_choice
 from flatlab.data import ImageData
-from flatlab.errors import UsageError, require_count
+from flatlab.errors import UsageError, require_count, shown
 from flatlab.federated.world import DTYPES, make_world
 from flatlab.malloc import keep_freed_memory
 from flatlab.measuring.loss_samples import own_share, some_of
 from flatlab.measuring.own_model import OwnModel, open_own
 from flatlab.measuring.ranks import ranks
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, provenance, rebuild
+from flatlab.runs.contents import damaged
 
 DEFAULT_SAMPLES = 2000
 
@@ -39,6 +40,7 @@ class Measurement:
     clients: str | None = None  # "all", or numbers separated by commas: only what these clients hold
     own: OwnModel | None = None
     most: int = DEFAULT_SAMPLES
+    kept: bool = False  # with the models of the clients that a checkpoint keeps
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Subject:
     places: NDArray[np.int64] | None = None  # of the samples in a checkpoint's training set, on all ranks, in order
     settings: Mapping[str, Any] = field(default_factory=dict)  # samples, precision and clients, as results state them
     notes: tuple[str, ...] = ()  # what the user should hear of how it was opened
+    own_models: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # of clients, where they are kept
 
 
 def read_measurement(
@@ -133,10 +136,43 @@ def open_checkpoint(path: Path, measurement: Measurement) -> Subject:
     return Subject(problem, about, available, clients, chosen, _settings(problem, measurement))
 
 
+def open_kept_clients(path: Path, measurement: Measurement) -> Subject:
+    """Open a checkpoint with its clients' own models: the global loss, and each of these clients' on all its samples.
+
+    Raises `UsageError` as `open_checkpoint`.
+    """
+    checkpoint = load_checkpoint(path)
+    subject = open_checkpoint(path, measurement)
+    if not checkpoint.clients:
+        return subject
+    world = make_world(checkpoint.config, measurement.data_root)
+    shapes = {name: tuple(tensor.shape) for name, tensor in subject.problem.model.named_parameters()}
+    for name, state in checkpoint.clients.items():
+        if not (name.isdecimal() and int(name) < len(world.parts)):
+            raise damaged(path, "clients", f"has {shown(name)}, which is no number of a client")
+        for parameter, shape in shapes.items():
+            if (
+                parameter not in state
+                or tuple(state[parameter].shape) != shape
+                or not state[parameter].isfinite().all()
+            ):
+                raise damaged(path, f"clients.{name}.{parameter}", "is not there, or not finite, or of another shape")
+    names = sorted(checkpoint.clients, key=int)
+    dtype = DTYPES[measurement.dtype]
+    clients = {
+        name: subject.problem.on(
+            own_share(world.data, world.parts[int(name)], dtype, measurement.device, f"Client {name}")
+        )
+        for name in names
+    }
+    own = {name: checkpoint.clients[name] for name in names}
+    return replace(subject, clients=clients, own_models=own)
+
+
 def open_subject(path: Path | None, measurement: Measurement) -> Subject:
     """Open the checkpoint at `path`, or without one the user's own model."""
     if path is not None:
-        return open_checkpoint(path, measurement)
+        return (open_kept_clients if measurement.kept else open_checkpoint)(path, measurement)
     assert measurement.own is not None  # `check` saw to it
     keep_freed_memory()
     own = measurement.own

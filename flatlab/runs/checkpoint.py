@@ -5,7 +5,7 @@ import platform
 import subprocess
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Checkpoint:
     metrics: dict[str, Any]  # the newest line of metrics.jsonl that has an evaluation; empty before the first
     provenance: dict[str, str]  # versions, commit, platform
     data: str = ""  # digest of the data it was trained on; empty in files from before it was kept
+    clients: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # the round's own models by number, where kept
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -87,6 +88,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         metrics=plain["metrics"],
         provenance=plain["provenance"],
         data=require_text(plain.get("data", ""), path, "data"),
+        clients={
+            name: require_state(model, path, f"clients.{name}")
+            for name, model in require_keys(plain.get("clients", {}), (), path, "clients").items()
+        },
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flatlab.errors import UsageError, shown
 
-NAMES = ("server", "selected", "all")
+NAMES = ("server", "selected", "all", "swa")
 """Models of a round."""
 
 DEEPEST = 20

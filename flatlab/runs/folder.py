@@ -3,6 +3,7 @@
     config.toml      written as the first round ends: a start that fails leaves a folder that is free for the next
     metrics.jsonl    one line per round
     round-0100.pt    checkpoints; final.pt is the last, and where it is of this run, the run is finished
+    clients-0100.pt  a checkpoint with the models of that round's clients, where they are kept
     resume.pt        server state, names of the files in clients/, and the length of metrics.jsonl at that moment
     run.log          when what happened, for a run that nobody watches
     .lock            held by the process that writes
@@ -53,6 +54,10 @@ class RunFolder:
     def final(self) -> Path:
         """The checkpoint of the last round."""
         return self.path / "final.pt"
+
+    def kept_clients(self, round_: int) -> Path:
+        """The checkpoint with the models of that round's clients."""
+        return self.path / f"clients-{round_:04d}.pt"
 
     @property
     def resume_file(self) -> Path:
@@ -208,9 +213,10 @@ class RunFolder:
 
 
 def default_folder(config: RunConfig) -> Path:
-    """checkpoints/<dataset>-<algorithm>[-man][-zeta<zeta>][-<partition>]-s<seed>, without what is as by default."""
+    """checkpoints/<dataset>-<algorithm>[-swa][-man][-zeta<zeta>][-<partition>]-s<seed>, without what is by default."""
     usual = RunConfig()
     words = [Path(config.dataset).name.replace(":", "-"), config.algorithm]
+    words += [f"swa{config.swa_start:g}"] if config.swa_start is not None else []
     if config.man:
         words += ["man"]
         words += [f"zeta{config.zeta:g}"] if config.zeta != usual.zeta else []

@@ -42,12 +42,17 @@ def history(world: World, folder: Path, engine: Engine) -> tuple[Run, list[Recor
     return run, records
 
 
-def test_the_number_of_workers_changes_no_bit(toy_world: Callable[..., World], tmp_path: Path) -> None:
-    world = toy_world(**FLOAT32_CNN)
+@pytest.mark.parametrize(
+    ("name", "workers"), [("feddc", (2, 3)), ("fedsmoo", (2,)), ("fedwmsam", (2,)), ("fedgf", (2,))]
+)
+def test_the_number_of_workers_changes_no_bit(
+    name: str, workers: tuple[int, ...], toy_world: Callable[..., World], tmp_path: Path
+) -> None:
+    world = toy_world(**{**FLOAT32_CNN, "algorithm": name, "swa_start": 0.3, "swa_every": 1})
     run, records = history(world, tmp_path / "1", SequentialEngine(world))
-    for workers in (2, 3):
-        engine = ProcessEngine(world, workers, most_participants(world.config))
-        other, others = history(world, tmp_path / str(workers), engine)
+    for count in workers:
+        engine = ProcessEngine(world, count, most_participants(world.config))
+        other, others = history(world, tmp_path / str(count), engine)
         assert torch.equal(other.server.w, run.server.w)
         assert torch.equal(other.models()["all"], run.models()["all"])
         assert others == records

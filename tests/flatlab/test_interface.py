@@ -74,6 +74,7 @@ def test_importing_flatlab_imports_nothing_heavy(tmp_path: Path) -> None:
         "flatness",
         "load",
         "load_vectors",
+        "local_global",
         "surface",
         "trace",
         "train",
@@ -93,7 +94,14 @@ def test_the_packages_beside_it_are_names_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("beside_runs")
 @pytest.mark.parametrize(
     "module",
-    ["interface.run", "interface.checkpoint", "interface.measures", "interface.flatness", "measuring.eigenvectors"],
+    [
+        "interface.run",
+        "interface.checkpoint",
+        "interface.measures",
+        "interface.flatness",
+        "interface.local_global",
+        "measuring.eigenvectors",
+    ],
 )
 def test_examples(module: str) -> None:
     found = doctest.testmod(import_module(f"flatlab.{module}"))

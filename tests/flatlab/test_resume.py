@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,17 @@ def doomed(event: int, *arguments: Any, **keywords: Any) -> None:
     carry_on(*arguments, **keywords)
 
 
-@pytest.mark.parametrize("place", ["memory", "disk"])
-@pytest.mark.parametrize("name", ["fedavg", "scaffold", "feddyn", "feddc", "fedspeed"])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        *product(("fedavg", "scaffold", "feddyn", "feddc", "fedspeed"), ("memory", "disk")),
+        ("fedsmoo", "disk"),  # vectors that change within a round
+        ("fedwmsam", "memory"),  # a number of the server's
+        ("fedgf", "disk"),  # vectors of another length
+    ],
+)
 def test_killed_at_random_moments(name: str, place: Place, toy_world: Callable[..., World], tmp_path: Path) -> None:
-    world = toy_world(algorithm=name, man=True, rounds=6, eval_every=3, checkpoint_every=4)
+    world = toy_world(algorithm=name, man=True, rounds=6, eval_every=3, checkpoint_every=4, swa_start=0.3, swa_every=2)
     carry_on(world, tmp_path / "whole", place, resume=False)
 
     moments = random.Random(f"{name} {place}")

@@ -65,21 +65,21 @@ class BatchedEngine:
         torch.manual_seed(stream_seed(config.seed, "model", inputs.t))
         own, server = self._move(inputs.own), self._move(inputs.server)
         w = inputs.w.to(self.device)
-        client = world.client(inputs.ids, w, own, server)
+        client = world.client(inputs.t, inputs.ids, w, own, server)
         client = replace(client, wt=client.wt.to(self.device))
         terms = rules.terms(client)
         theta = w.repeat(len(inputs.ids), 1)
-        eta = config.lr * config.lr_decay**inputs.t
         total = torch.zeros(len(inputs.ids), dtype=torch.float64, device=self.device)
         samples = torch.zeros_like(total)
         self.model.train()
         with arithmetic(config.precision):
-            for batch in self._batches(inputs):
+            for step, batch in enumerate(self._batches(inputs)):
                 x, y = self._take(batch)
                 taken = (batch.weight > 0).sum(1)
                 training = (taken > 0).to(world.dtype).unsqueeze(1)  # 0 for clients that are done
                 gradient = partial(self._gradient, x, y, batch.weight)
-                loss = local_step_(theta, gradient, client, terms, rules, eta * training, config)
+                eta = client.eta * training
+                loss, client = local_step_(theta, gradient, client, terms, rules, eta, config, step)
                 total += loss * taken
                 samples += taken
         after = rules.keep(client, theta - w)

@@ -34,8 +34,8 @@ from flatlab.federated.engine.sequential import (
 from flatlab.federated.world import World
 from flatlab.malloc import keep_freed_memory
 
-MODELS = 3
-"""Most models evaluated at once: the server's, and the averages over the selected and over all clients."""
+MODELS = 4
+"""Most models evaluated at once: the server's, its average, and those over the selected and over all clients."""
 
 LEAVE_SECONDS = 5.0
 """How long a worker stays after SIGTERM, unless the server ends it before."""
@@ -53,7 +53,7 @@ class Shared:
     """The tensors that the server and the workers both see."""
 
     w: Tensor  # (P,)
-    server: Tensor  # (S, P), the server's vectors in the order of Algorithm.server
+    server: dict[str, Tensor]  # name: (P,) or a shape of its own, the server's vectors
     own: Tensor  # (slots, V, P), the participants' vectors in the order of Algorithm.own: out and back
     theta: Tensor  # (slots, P), back
     models: Tensor  # (MODELS, P), to be evaluated
@@ -71,9 +71,10 @@ class ProcessEngine:
     def __init__(self, world: World, workers: int, slots: int) -> None:
         size, rules = world.layout.size, world.config.rules
         self.world = world
+        _, server = world.initial(torch.zeros(size, dtype=world.dtype))
         self.shared = Shared(
             w=_shared(size, dtype=world.dtype),
-            server=_shared(len(rules.server), size, dtype=world.dtype),
+            server={name: _shared(*first.shape, dtype=world.dtype) for name, first in server.items()},
             own=_shared(slots, len(rules.own), size, dtype=world.dtype),
             theta=_shared(slots, size, dtype=world.dtype),
             models=_shared(MODELS, size, dtype=world.dtype),
@@ -89,8 +90,8 @@ class ProcessEngine:
         """Train the participants of one round."""
         rules = self.world.config.rules
         self.shared.w.copy_(inputs.w)
-        for row, name in enumerate(rules.server):
-            self.shared.server[row].copy_(inputs.server[name])
+        for name, vector in inputs.server.items():
+            self.shared.server[name].copy_(vector)
         participants = range(len(inputs.ids))
         for row, name in enumerate(rules.own):
             self.shared.own[: len(inputs.ids), row].copy_(inputs.own[name])
@@ -195,8 +196,7 @@ def _die_with_parent() -> None:
 def _train(t: int, k: int, slot: int) -> tuple[float, int]:
     shared, rules = _worker.shared, _worker.world.config.rules
     own = dict(zip(rules.own, shared.own[slot], strict=True))
-    server = dict(zip(rules.server, shared.server, strict=True))
-    result = train_client(_worker.world, _worker.model, t, k, shared.w, own, server)
+    result = train_client(_worker.world, _worker.model, t, k, shared.w, own, shared.server)
     shared.theta[slot].copy_(result.theta)
     for name, row in own.items():
         row.copy_(result.own[name])

@@ -36,14 +36,13 @@ class ClientResult:
 def train_client(
     world: World, model: nn.Module, t: int, k: int, w: Tensor, own: Mapping[str, Tensor], server: Mapping[str, Tensor]
 ) -> ClientResult:
-    """Run client k's local steps of round t from the server model `w` (P,), with vectors `own` and `server` (P,).
+    """Run client k's local steps of round t from the model `w` (P,), with vectors `own` and `server`.
 
     `model` lends its form; its parameters are left pointing at theta_K.
     """
     config, algorithm = world.config, world.config.rules
-    client = world.client(k, w, own, server)
+    client = world.client(t, k, w, own, server)
     terms = algorithm.terms(client)
-    eta = config.lr * config.lr_decay**t
     torch.manual_seed(stream_seed(config.seed, "model", t, k))  # for models that draw, such as dropout
     inputs, labels = client_data(world, k)
     batches = local_batches(
@@ -57,10 +56,10 @@ def train_client(
     total, seen = 0.0, 0
     model.train()
     with arithmetic(config.precision):
-        for batch in batches:
+        for step, batch in enumerate(batches):
             x, y = take(inputs, batch), labels[batch.index]
             gradient = partial(loss_gradient, world, model, x, y)
-            loss = local_step_(theta, gradient, client, terms, algorithm, eta, config)
+            loss, client = local_step_(theta, gradient, client, terms, algorithm, client.eta, config, step)
             total += loss.item() * len(y)
             seen += len(y)
     return ClientResult(theta, algorithm.keep(client, theta - w), total / seen, seen)

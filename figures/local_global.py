@@ -1,0 +1,41 @@
+"""Curvature of clients' losses at their own models, beside that of the global loss there and at the global model."""
+
+from collections.abc import Sequence
+
+from figures.captions import Saved, origin, setting, subject_labels, subject_name
+from figures.drawing import COLUMN, Drawing, colours, new_figure, plain_log_ticks, print_style
+
+_X = ("own loss,\nown model", "global loss,\nown model", "own loss,\nglobal model", "global loss,\nglobal model")
+_PLACES = ("own_at_own", "whole_at_own", "own_at_global")
+
+
+def draw_local_global(saved: Sequence[Saved]) -> Drawing:
+    """Draw saved results of `flatlab clients`: a line per client over the four pairs of a loss and a model."""
+    rows = [
+        {
+            "subject": subject_name(one),
+            "client": entry["client"],
+            "distance": entry["distance"],
+            **{place: entry[place]["eigenvalues"][0]["value"] for place in _PLACES},
+            "whole_at_global": one["global"]["eigenvalues"][0]["value"],
+        }
+        for one in saved
+        for entry in one["clients"]
+    ]
+    with print_style():
+        figure, ((axes,),) = new_figure(COLUMN * 1.5, 3.0)
+        for one, colour, label in zip(saved, colours(len(saved)), subject_labels(saved), strict=True):
+            whole = one["global"]["eigenvalues"][0]["value"]
+            lines = [[*(entry[p]["eigenvalues"][0]["value"] for p in _PLACES), whole] for entry in one["clients"]]
+            for line in lines:
+                axes.plot(range(4), line, "-", color=colour, lw=0.6, alpha=0.4)
+            mean = [sum(column) / len(lines) for column in zip(*lines, strict=True)]
+            axes.plot(range(4), mean, "o-", color=colour, ms=4, label=label)
+        axes.set_xticks(range(4), _X)
+        axes.set(ylabel="top Hessian eigenvalue", title=setting(saved[0]))
+        if all(value > 0 for row in rows for name, value in row.items() if name in (*_PLACES, "whole_at_global")):
+            axes.set_yscale("log")
+            plain_log_ticks(axes.yaxis)
+        axes.grid(visible=False, axis="x")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return Drawing(figure, rows, origin(saved))
