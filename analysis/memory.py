@@ -15,6 +15,7 @@ DEFAULT_MEMORY = 1 << 30
 """Bytes that first-order graphs may take unless the caller says otherwise, and vectors as many again."""
 
 _CPU_CHUNK = 40 << 20  # bytes of graph per chunk; larger chunks fall out of the CPU's cache and run slower per sample
+_OF_PARAMETERS = 12  # times their bytes of graph: every chunk costs work on vectors of their size as well
 _WORKSPACE = 2  # differentiating a graph a second time takes about as much again while it lasts
 
 
@@ -41,7 +42,8 @@ def plan_chunks(problem: ParametricLoss, first: Batch, memory: int, chunk_size: 
     if chunk_size is None:
         budget = memory // _WORKSPACE
         if problem.device.type == "cpu":
-            budget = min(budget, _CPU_CHUNK)
+            parameters = problem.size * problem.dtype.itemsize
+            budget = min(budget, max(_CPU_CHUNK, min(_OF_PARAMETERS * parameters, budget // 2)))  # half is for graphs
         chunk_size = max(1, budget // per_sample)
     spare = memory - _WORKSPACE * chunk_size * per_sample
     return ChunkPlan(chunk_size, max(0, spare // per_sample))

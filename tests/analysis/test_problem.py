@@ -185,3 +185,15 @@ def test_a_named_loss_follows_the_reduction() -> None:
     mean = make_problem(model, "cross_entropy", (X, Y), dtype=torch.float64)
     total = make_problem(model, "cross_entropy", (X, Y), dtype=torch.float64, reduction="sum")
     torch.testing.assert_close(product(total), 6 * product(mean))
+
+
+@pytest.mark.parametrize("memory", [1 << 20, 1 << 26, 1 << 30])
+def test_chunks_are_large_beside_the_parameters_and_small_beside_the_memory(memory: int) -> None:
+    """Every chunk costs work on vectors of the parameters' size; a quarter of the memory leaves room for graphs."""
+    x, y = torch.randn(64, 900), torch.randint(900, (64,))
+    problem = make_problem(nn.Sequential(nn.Linear(900, 900), nn.Tanh()), "cross_entropy", (x, y), memory=memory)
+    graph = problem.chunk_size * graph_bytes_per_sample(problem, ((x,), y))
+    wanted = max(40 << 20, 12 * 4 * problem.size)
+    assert graph <= wanted
+    assert graph <= memory // 2
+    assert graph > 0.9 * min(wanted, memory // 4)
