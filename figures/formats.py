@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from figures.escapes import csv_cell, latex, markdown
-from figures.tables import Table
+from figures.table import Table
 
 TEXT_COLUMNS = 2
 """The first columns name the row; the others are numbers, set to the right."""

@@ -15,7 +15,7 @@ from figures.formats import as_csv, as_latex, as_markdown
 from figures.gallery import FIGURES
 from figures.labels import partition_label
 from figures.results import Result, Results, require_alike
-from figures.tables import Table
+from figures.table import Table
 from figures.verdict_tables import verdict_tables
 
 SECTIONS = {

@@ -9,21 +9,11 @@ from typing import Any
 from figures.cells import difference_shown, printed_difference, sample_numbers, sample_shown, three_digits
 from figures.errors import MissingResultsError
 from figures.labels import REPORTED, algorithm_label, partition_label
+from figures.method_tables import FEWEST, agreement_table, ranks_table
 from figures.paper import PAPER_ROUNDS, SOURCE, Quantity, published
 from figures.results import Result, Results, require_alike
 from figures.statistics import paired_difference, sample
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as it is read, and its numbers as they are computed with."""
-
-    name: str
-    title: str
-    notes: tuple[str, ...]
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    numbers: tuple[dict[str, Any], ...]  # one per row, for CSV
+from figures.table import Table
 
 
 @dataclass(frozen=True)
@@ -39,9 +29,13 @@ class _Quantity:
 
 
 def make_tables(results: Results) -> tuple[list[Table], dict[str, str]]:
-    """Return the tables that the results allow, and the reason for each that they do not."""
+    """Return the tables that the results allow, and the reason for each that they do not.
+
+    Those that compare methods with one another are only tried where there are `FEWEST` of them.
+    """
     tables, skipped = [], {}
-    for name, make in TABLES.items():
+    among = METHOD_TABLES if len(results.algorithms) >= FEWEST else {}
+    for name, make in (TABLES | among).items():
         try:
             tables.append(make(results))
         except MissingResultsError as reason:
@@ -139,6 +133,8 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "trace": trace_table,
     "rounds": rounds_table,
 }
+
+METHOD_TABLES: dict[str, Callable[[Results], Table]] = {"ranks": ranks_table, "agreement": agreement_table}
 
 
 def rounds_to_target(run: Result, target: float) -> float:

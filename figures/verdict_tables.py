@@ -7,7 +7,7 @@ from typing import Any
 from figures.errors import MissingResultsError
 from figures.labels import group_labels
 from figures.results import Results, require_alike
-from figures.tables import Table
+from figures.table import Table
 
 
 def verdict_tables(results: Results) -> tuple[list[Table], dict[str, str]]:

@@ -38,7 +38,7 @@ def clients(
     from figures.local_global import draw_local_global
     from flatlab.cli.sweep import measure
     from flatlab.measuring.eigs import read_search
-    from flatlab.measuring.local_global import measure_local_global
+    from flatlab.measuring.local_global import local_settings, measure_local_global
     from flatlab.measuring.trace import read_probing
 
     if not given.checkpoints:
@@ -61,7 +61,7 @@ def clients(
         "local",
         given.paths,
         measurement,
-        {"top_k": top_k, "tol": tol, "max_iter": max_iter, "trace_tol": trace_tol},
+        local_settings(search, probing),
         lambda subject, tell: measure_local_global(subject, search, probing, tell),
         present,
         given.json,

@@ -8,6 +8,8 @@ from typing import Any
 from flatlab.grid.plan import Cell, Kind, Measure
 from flatlab.measuring.density import Quadrature
 from flatlab.measuring.eigs import Search
+from flatlab.measuring.flatness import flatness_settings, read_ascent
+from flatlab.measuring.local_global import local_settings
 from flatlab.measuring.surface import Section
 from flatlab.measuring.trace import Probing
 from flatlab.runs.checkpoint import Checkpoint
@@ -21,6 +23,9 @@ FAILURE = "failure.txt"
 DTYPE = "float32"
 """Precision of a grid's measurements."""
 
+
+ASCENT = read_ascent("linf")
+"""How the worst case is sought."""
 
 _ADVICE = "move it away, or give the grid another folder with --out"
 
@@ -82,12 +87,19 @@ def is_measured(kind: Kind, cell: Cell, final: Checkpoint, folder: Path) -> bool
     """Whether the measurement is in `folder`, of this run and made as the grid now says."""
     if kind == "training":
         return all(_has("eigs", path, cell.measure, final.fingerprint) for path in earlier_checkpoints(folder))
+    if kind == "local":
+        return all(_has(kind, path, cell.measure, final.fingerprint) for path in kept_clients(cell.measure, folder))
     return _has(kind, RunFolder(folder).final, cell.measure, final.fingerprint)
 
 
 def earlier_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints before the last, by round."""
     return sorted(folder.glob("round-*.pt"))
+
+
+def kept_clients(measure: Measure, folder: Path) -> list[Path]:
+    """The checkpoints with clients' own models, by round."""
+    return [RunFolder(folder).kept_clients(round_) for round_ in measure.keep_clients]
 
 
 def settings_of_kind(kind: str, measure: Measure) -> dict[str, Any]:
@@ -97,6 +109,8 @@ def settings_of_kind(kind: str, measure: Measure) -> dict[str, Any]:
         "trace": vars(probing(measure)),
         "density": vars(quadrature(measure)),
         "surface": vars(section(measure)),
+        "flatness": flatness_settings(probing(measure), ASCENT),
+        "local": local_settings(Search(), probing(measure)),
     }
     return {"samples": measure.samples, "dtype": DTYPE, **own[kind]} if kind in own else {}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from flatlab.federated.trial import tried
 from flatlab.federated.world import World, make_world
 from flatlab.functions import let_run
 from flatlab.grid.cell_progress import (
+    ASCENT,
     DTYPE,
     earlier_checkpoints,
     is_measured,
+    kept_clients,
     probing,
     quadrature,
     section,
@@ -24,8 +26,10 @@ from flatlab.grid.cell_progress import (
 from flatlab.grid.plan import Cell, Measure
 from flatlab.measuring.density import measure_density
 from flatlab.measuring.eigs import Search, measure_eigs
+from flatlab.measuring.flatness import measure_flatness
+from flatlab.measuring.local_global import measure_local_global
 from flatlab.measuring.result import Result, measured
-from flatlab.measuring.subjects import Measurement, Subject, open_checkpoint
+from flatlab.measuring.subjects import Measurement, Subject, open_subject
 from flatlab.measuring.surface import measure_surface
 from flatlab.measuring.trace import measure_trace
 from flatlab.runs.checkpoint import Checkpoint, provenance
@@ -59,6 +63,9 @@ class CellWork:
             if kind == "training":
                 for path in earlier_checkpoints(folder):
                     self._measure("eigs", path, cell.measure)
+            elif kind == "local":
+                for path in kept_clients(cell.measure, folder):
+                    self._measure("local", path, cell.measure)
             elif kind == "split":
                 self._save("split", files.final, split_counts(make_world(cell.config, self.data_root), final))
             else:
@@ -66,9 +73,10 @@ class CellWork:
             files.log(f"measured: {kind}")
 
     def _measure(self, kind: str, path: Path, measure: Measure) -> None:
-        measurement = Measurement(measure.samples, DTYPE, self.device, self.data_root, self.trusted_model)
+        asked = Measurement(measure.samples, DTYPE, self.device, self.data_root, self.trusted_model)
+        measurement = replace(asked, kept=kind == "local")
         result = measured(
-            lambda: open_checkpoint(path, measurement),
+            lambda: open_subject(path, measurement),
             lambda subject, tell: MEASURES[kind](subject, measure),
             settings_of_kind(kind, measure),
         )
@@ -85,6 +93,8 @@ MEASURES: Mapping[str, Callable[[Subject, Measure], Result]] = {
     "trace": lambda subject, measure: measure_trace(subject.problem, probing(measure)),
     "density": lambda subject, measure: measure_density(subject.problem, quadrature(measure)),
     "surface": lambda subject, measure: measure_surface(subject.problem, section(measure)),
+    "flatness": lambda subject, measure: measure_flatness(subject.problem, probing(measure), ascent=ASCENT),
+    "local": lambda subject, measure: measure_local_global(subject, Search(), probing(measure)),
 }
 """What is measured of a checkpoint, as the commands of these names do; the file is called after the kind."""
 
@@ -95,7 +105,8 @@ def train_cell(cell: Cell, folder: Path, data_root: Path | None, device: str) ->
     Raises `UsageError` if the folder holds another run, which is left as it is.
     """
     world = tried(make_world(cell.config, data_root))
-    go_on(world, folder, execution_of_cells(device), watch=_logged)
+    execution = replace(execution_of_cells(device), keep_clients=cell.measure.keep_clients)
+    go_on(world, folder, execution, watch=_logged)
 
 
 def execution_of_cells(device: str) -> Execution:

@@ -77,6 +77,8 @@ def measuring_seconds(config: RunConfig, kinds: Sequence[Kind], measure: Measure
         "density": quadrature(measure).products,
         "surface": section(measure).products,
         "split": 0,
+        "flatness": 5 * Search().products + probing(measure).products,  # layers too
+        "local": (3 * config.participation * config.clients + 1) * (Search().products + probing(measure).products),
         "training": Search().products * earlier,
     }
     samples = min(measure.samples, calibration.train_images)

@@ -11,7 +11,8 @@ from figures.formats import table_files
 from figures.gallery import draw_figures
 from figures.report import make_report
 from figures.results import Results
-from figures.tables import Table, make_tables
+from figures.table import Table
+from figures.tables import make_tables
 from flatlab.files import remove_unfinished, write_files, write_text, writing
 from flatlab.grid.results import read_results
 

@@ -37,9 +37,9 @@ from flatlab.federated.partition.names import partition_fields
 from flatlab.federated.presets import preset_fields
 from flatlab.functions import require_let_run, require_named
 
-Kind = Literal["eigs", "trace", "density", "surface", "split", "training"]
+Kind = Literal["eigs", "trace", "density", "surface", "split", "training", "flatness", "local"]
 """What is measured of a trained cell: "split" counts its clients' labels, "training" takes eigenvalues of its earlier
-checkpoints; the others are the commands of that name."""
+checkpoints, "flatness" is `trace --flatness`, "local" is `clients`; the others are the commands of that name."""
 
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -94,6 +94,10 @@ class Measure(BaseModel):
     density_depth: int = Field(40, ge=2, le=10_000, description="Lanczos products per probe of the density")
     density_probes: int = Field(5, ge=1, le=100_000, description="random vectors of the density")
     surface_points: int = Field(21, ge=2, le=1000, description="points along each side of the loss surface")
+    flatness: bool = Field(False, description="the measures of trace --flatness, with the worst case in linf")
+    keep_clients: tuple[Annotated[int, Field(ge=1, le=MOST)], ...] = Field(
+        (), strict=False, description="rounds whose clients' own models are kept and measured"
+    )
 
 
 class Grid(BaseModel):
@@ -167,6 +171,12 @@ def _cell(grid: Grid, algorithm: str, man: bool, partition: str, seed: int, zeta
     kinds += [] if sensitivity else ["density"]
     kinds += ["split"] if first and not man else []
     kinds += ["surface", "training"] if first and partition == grid.axes.partitions[0] else []
+    kinds += ["flatness"] if grid.measure.flatness and not sensitivity else []
+    kinds += ["local"] if grid.measure.keep_clients and not sensitivity else []
+    if max(grid.measure.keep_clients, default=0) > config.rounds:
+        raise UsageError(
+            f"{source} keeps clients of round {max(grid.measure.keep_clients)}, of {config.rounds} rounds."
+        )
     return Cell("-".join([*words, f"s{seed}"]), config, tuple(kinds), grid.measure)
 
 

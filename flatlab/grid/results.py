@@ -80,6 +80,8 @@ def _read_run(folder: Path) -> Result:
     final, failure = RunFolder(folder).finished(config), folder / "failure.txt"
     of = fingerprint(config, final.data if final else "")
     kinds = {kind: folder / f"final.{kind}.json" for kind in FORMS}
+    if kept := sorted(folder.glob("clients-*.local.json")):
+        kinds["local"] = kept[-1]  # of the last round
     earlier = [_measured(path, "eigs", of) for path in sorted(folder.glob("round-*.eigs.json"))]
     return Result(
         folder=folder,

@@ -2,7 +2,7 @@
 
 from flatlab.interface.subject import Model, measure_model
 from flatlab.measuring.eigs import read_search
-from flatlab.measuring.local_global import LocalGlobalResult, measure_local_global
+from flatlab.measuring.local_global import LocalGlobalResult, local_settings, measure_local_global
 from flatlab.measuring.trace import read_probing
 
 
@@ -33,12 +33,11 @@ def local_global(
     """
     search, probing = read_search(top_k, "none", "lanczos", "flatlab", tol, max_iter), read_probing(trace_tol, None)
     asked = {"samples": samples, "full": full, "dtype": dtype, "device": device, "kept": True}
-    settings = {"top_k": top_k, "tol": tol, "max_iter": max_iter, "trace_tol": trace_tol}
     return measure_model(
         checkpoint,
         None,
         None,
         asked,
         lambda subject, tell: measure_local_global(subject, search, probing, tell),
-        settings,
+        local_settings(search, probing),
     )

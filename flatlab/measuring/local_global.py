@@ -147,6 +147,11 @@ class LocalGlobalResult(Result):
         return draw_local_global([self.to_dict()]).figure
 
 
+def local_settings(search: Search, probing: Probing) -> dict[str, Any]:
+    """What is kept of how it was measured."""
+    return {"top_k": search.k, "tol": search.tol, "max_iter": search.max_iter, "trace_tol": probing.tol}
+
+
 def measure_local_global(subject: Subject, search: Search, probing: Probing, tell: Tell = silent) -> LocalGlobalResult:
     """Top eigenvalues and traces at the models of every client that the checkpoint keeps and at the global one.
 

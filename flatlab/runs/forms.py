@@ -48,6 +48,12 @@ class Layer(Spectrum):
     output_norm2: float | None = None
 
 
+class RelativeFlatness(Saved):
+    """A layer's squared weights times its trace."""
+
+    by_trace: float
+
+
 class Data(Saved):
     """What was measured on."""
 
@@ -106,6 +112,37 @@ class Trace(Measured):
     """<checkpoint>.trace.json."""
 
     trace: Estimate
+
+
+class Flatness(Measured):
+    """<checkpoint>.flatness.json."""
+
+    adaptive_sharpness: Estimate
+    worst_case_sharpness: Estimate | None = None
+    layers: list[RelativeFlatness]
+
+
+class Means(Saved):
+    """Of a number, over clients."""
+
+    own_at_own: float
+    whole_at_global: float
+    discrepancy: float
+    transfer: float
+
+
+class Local(Measured):
+    """clients-<round>.local.json."""
+
+    run: Origin
+    means: dict[str, Means]
+    distance: float
+
+    @model_validator(mode="after")
+    def _eigenvalues_are_there(self) -> Self:
+        if "eigenvalue" not in self.means:
+            raise ValueError("means has no eigenvalue")
+        return self
 
 
 class Density(Measured):
@@ -211,6 +248,7 @@ class Study(Saved):
 
 FORMS: Mapping[str, type[Made]] = {
     "eigs": Eigs, "trace": Trace, "density": Density, "surface": Surface, "split": Split, "verify": Verify,
+    "flatness": Flatness, "local": Local,
 }  # fmt: skip
 """Of every kind of measurement that figures and tables of runs are made from: its form."""
 

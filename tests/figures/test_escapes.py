@@ -16,7 +16,7 @@ from figures.drawing import Drawing, paper_style
 from figures.escapes import csv_cell, latex, markdown, plain
 from figures.formats import as_csv, as_latex, as_markdown
 from figures.report import make_report
-from figures.tables import Table
+from figures.table import Table
 from flatlab.grid.results import read_results
 
 HOSTILE = (

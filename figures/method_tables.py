@@ -1,0 +1,132 @@
+"""Tables that compare many methods: their ranks by each measure of flatness, and which measures agree."""
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from figures.cells import three_digits
+from figures.errors import MissingResultsError
+from figures.labels import algorithm_label, partition_label
+from figures.results import Result, Results, require_alike
+from figures.simultaneous import agreement, ranks
+from figures.table import Table
+
+FEWEST = 4
+"""Methods that a comparison of methods needs."""
+
+
+def _of(run: Result, kind: str, read: Callable[[dict[str, Any]], float | None]) -> float | None:
+    return read(run.measured[kind]) if kind in run.measured else None
+
+
+MEASURES: dict[str, Callable[[Result], float | None]] = {
+    "error, %": lambda run: None if run.accuracy is None else 100 - 100 * run.accuracy,
+    "λ₁": lambda run: run.top_eigenvalue,
+    "trace": lambda run: run.trace,
+    "relative flatness": lambda run: _of(run, "flatness", lambda m: sum(layer["by_trace"] for layer in m["layers"])),
+    "adaptive sharpness": lambda run: _of(run, "flatness", lambda m: m["adaptive_sharpness"]["value"]),
+    "worst case": lambda run: _of(run, "flatness", lambda m: (m.get("worst_case_sharpness") or {}).get("value")),
+    "λ₁ of clients at their own": lambda run: _of(run, "local", lambda m: m["means"]["eigenvalue"]["own_at_own"]),
+    "discrepancy of λ₁": lambda run: _of(run, "local", lambda m: m["means"]["eigenvalue"]["discrepancy"]),
+}
+"""Numbers of a run of which less is better."""
+
+
+def ranks_table(results: Results) -> Table:
+    """Every method, without and with MAN, with its place by each measure."""
+    rows: list[tuple[str, ...]] = []
+    numbers: list[dict[str, Any]] = []
+    apart: dict[str, float] = {}
+    for place in results.rows:
+        methods, seeds = _methods(results, place)
+        for measure in MEASURES:
+            values = _values(methods, seeds, measure)
+            if values is None:
+                continue
+            found, apart[measure] = ranks(values)
+            for (algorithm, man), rank in zip(methods, found, strict=True):
+                numbers.append(
+                    {"partition": place, "algorithm": algorithm, "man": man, "measure": measure, **vars(rank)}
+                )
+    measures = [m for m in MEASURES if any(number["measure"] == m for number in numbers)]
+    if not measures:
+        raise MissingResultsError(f"no {FEWEST} methods are finished at two seeds in common")
+    by = {(n["partition"], n["algorithm"], n["man"], n["measure"]): n for n in numbers}
+    ordered = sorted(numbers, key=lambda n: (n["partition"], n["measure"] != measures[0], n["rank"]))
+    for place, algorithm, man in dict.fromkeys((n["partition"], n["algorithm"], n["man"]) for n in ordered):
+        cells = [by.get((place, algorithm, man, measure)) for measure in measures]
+        label = f"{algorithm_label(algorithm)}{' + MAN' if man else ''}"
+        rows.append((partition_label(place), label, *(_shown(cell) if cell else "" for cell in cells)))
+    note = "; ".join(f"{measure} {_rounded(value)}" for measure, value in apart.items())
+    return Table(
+        "ranks",
+        "Methods by error and flatness: mean (rank, and the ranks that cannot be told from it)",
+        (
+            "Less is better. Of all methods, with and without MAN, in the column: rank by the mean over seeds, and the "
+            "best and worst rank that 95 % simultaneous comparisons (Tukey, seeds as blocks) leave it. Means are told "
+            f"apart from these differences on: {note}.",
+        ),
+        ("partition", "method", *measures),
+        tuple(rows),
+        tuple(numbers),
+    )
+
+
+def agreement_table(results: Results) -> Table:
+    """Rank correlations of the measures over methods."""
+    rows, numbers = [], []
+    for place in results.rows:
+        methods, seeds = _methods(results, place)
+        values = {measure: _values(methods, seeds, measure) for measure in MEASURES}
+        for (one, a), (other, b) in combinations([(m, v) for m, v in values.items() if v is not None], 2):
+            rho, low, high = agreement(a, b)
+            rows.append((partition_label(place), f"{one} and {other}", f"{rho:+.2f} [{low:+.2f}, {high:+.2f}]"))
+            numbers.append({"partition": place, "one": one, "other": other, "spearman": rho, "low": low, "high": high})
+    if not rows:
+        raise MissingResultsError(f"no {FEWEST} methods are finished at two seeds in common")
+    note = "Spearman's correlation of means over methods, with and without MAN; 95 % interval by drawing seeds anew."
+    return Table(
+        "agreement",
+        "Which measures agree",
+        (note,),
+        ("partition", "measures", "correlation"),
+        tuple(rows),
+        tuple(numbers),
+    )
+
+
+def _shown(cell: Mapping[str, Any]) -> str:
+    return f"{_rounded(cell['mean'])} ({cell['rank']}: {cell['best']} to {cell['worst']})"
+
+
+def _rounded(number: float) -> str:
+    return f"{number:.{three_digits(number)}f}"
+
+
+def _methods(results: Results, place: str) -> tuple[dict[tuple[str, bool], dict[int, Result]], list[int]]:
+    """The runs of every method by seed, and the seeds at which all of them are finished."""
+    for kind in ("eigs", "trace", "flatness", "local"):
+        require_alike(results.usual, kind)
+    methods = {}
+    for algorithm in results.algorithms:
+        for man in (False, True):
+            runs = {run.config.seed: run for run in results.select(algorithm, place, man) if run.trained}
+            if runs:
+                methods[algorithm, man] = runs
+    seeds = sorted(set.intersection(*(set(runs) for runs in methods.values()))) if methods else []
+    return methods, seeds
+
+
+def _values(
+    methods: Mapping[tuple[str, bool], Mapping[int, Result]], seeds: list[int], measure: str
+) -> NDArray[np.float64] | None:
+    """(methods, seeds); None where there are too few, or one has no such number."""
+    if len({algorithm for algorithm, _ in methods}) < FEWEST or len(seeds) < 2:
+        return None
+    found = [[MEASURES[measure](runs[seed]) for seed in seeds] for runs in methods.values()]
+    values = np.array([[math.nan if v is None else v for v in row] for row in found], dtype=np.float64)
+    return values if np.isfinite(values).all() else None
