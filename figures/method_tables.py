@@ -24,14 +24,14 @@ def _of(run: Result, kind: str, read: Callable[[dict[str, Any]], float | None]) 
 
 
 MEASURES: dict[str, Callable[[Result], float | None]] = {
-    "error, %": lambda run: None if run.accuracy is None else 100 - 100 * run.accuracy,
+    "error": lambda run: None if run.accuracy is None else 100 - 100 * run.accuracy,
     "λ₁": lambda run: run.top_eigenvalue,
     "trace": lambda run: run.trace,
-    "relative flatness": lambda run: _of(run, "flatness", lambda m: sum(layer["by_trace"] for layer in m["layers"])),
-    "adaptive sharpness": lambda run: _of(run, "flatness", lambda m: m["adaptive_sharpness"]["value"]),
-    "worst case": lambda run: _of(run, "flatness", lambda m: (m.get("worst_case_sharpness") or {}).get("value")),
-    "λ₁ of clients at their own": lambda run: _of(run, "local", lambda m: m["means"]["eigenvalue"]["own_at_own"]),
-    "discrepancy of λ₁": lambda run: _of(run, "local", lambda m: m["means"]["eigenvalue"]["discrepancy"]),
+    "relative": lambda run: _of(run, "flatness", lambda m: sum(layer["by_trace"] for layer in m["layers"])),
+    "adaptive": lambda run: _of(run, "flatness", lambda m: m["adaptive_sharpness"]["value"]),
+    "worst": lambda run: _of(run, "flatness", lambda m: (m.get("worst_case_sharpness") or {}).get("value")),
+    "local λ₁": lambda run: _of(run, "local", lambda m: m["means"]["eigenvalue"]["own_at_own"]),
+    "excess": lambda run: _of(run, "local", lambda m: m["means"]["eigenvalue"]["discrepancy"]),
 }
 """Numbers of a run of which less is better."""
 
@@ -64,8 +64,11 @@ def ranks_table(results: Results) -> Table:
     note = "; ".join(f"{measure} {_rounded(value)}" for measure, value in apart.items())
     return Table(
         "ranks",
-        "Methods by error and flatness: mean (rank, and the ranks that cannot be told from it)",
+        "Methods by error and flatness: rank [best, worst]",
         (
+            "error: test error, %; relative: layers' squared weights times their traces, added up; adaptive: sharpness of "
+            "one step; worst: of twenty, within 0.1 % of every weight; local λ₁: of the clients' losses at their own "
+            "models, mean over clients; excess: λ₁ of the global loss less that.",
             "Less is better. Of all methods, with and without MAN, in the column: rank by the mean over seeds, and the "
             "best and worst rank that 95 % simultaneous comparisons (Tukey, seeds as blocks) leave it. Means are told "
             f"apart from these differences on: {note}.",
@@ -100,7 +103,7 @@ def agreement_table(results: Results) -> Table:
 
 
 def _shown(cell: Mapping[str, Any]) -> str:
-    return f"{_rounded(cell['mean'])} ({cell['rank']}: {cell['best']} to {cell['worst']})"
+    return f"{cell['rank']} [{cell['best']}, {cell['worst']}]"
 
 
 def _rounded(number: float) -> str:
