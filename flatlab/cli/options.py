@@ -98,8 +98,9 @@ class Given:
         str | None,
         typer.Option(
             help="cross_entropy (default), next_token (of hf: language models), mse, binary_cross_entropy; what the "
-            "model returns itself as a mean over samples or labels (own_per_sample, own_per_label, own_per_next_label); "
-            "or package.module:function of (outputs, targets) that returns the mean over samples, or (sum, normaliser).",
+            "model returns itself as a mean over samples or labels (own_per_sample, own_per_label, "
+            "own_per_next_label); or package.module:function of (outputs, targets) that returns the mean over samples, "
+            "or (sum, normaliser).",
             rich_help_panel=_OWN,
         ),
     ] = None

@@ -93,7 +93,7 @@ def earlier_checkpoints(folder: Path) -> list[Path]:
 def settings_of_kind(kind: str, measure: Measure) -> dict[str, Any]:
     """How the grid has `kind` measured, as the measurement's file says it."""
     own: Mapping[str, dict[str, Any]] = {
-        "eigs": vars(Search()),
+        "eigs": Search().settings,
         "trace": vars(probing(measure)),
         "density": vars(quadrature(measure)),
         "surface": vars(section(measure)),

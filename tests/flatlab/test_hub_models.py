@@ -90,6 +90,8 @@ def test_the_page_runs_as_printed_and_is_right(folder: Path) -> None:
     assert language == pytest.approx(largest(model, names["tokens"], shift=1), rel=2e-3)
     vision = [pair.value for pair in names["vision"].eigenvalues]
     assert vision == pytest.approx(largest(names["vit"], names["images"], shift=0), rel=2e-3)
+    found = [layer.name.removeprefix("transformer.") for layer in names["blocks"].layers]
+    assert found == ["wte", "wpe", "h.0", "h.1", "ln_f"]
     assert names["language"].to_dict()["model"] == "hf:./gpt"
     assert names["language"].to_dict()["loss_function"] == "next_token"
 
