@@ -116,8 +116,9 @@ def eigs(
     where |H v - lambda v| <= tol |lambda|, at the lower end also where lambda is zero to within tol |H|, or after
     max_iter * k products, and never raise for want of convergence. `layers` names the layers (None: all, empty: none),
     `group_by` puts them together ("block", or patterns: `analysis.layers.find_groups`), which makes the diagonal block
-    of each group one matrix; `start` (p, m) is a warm start for the whole matrix. `backend="pyhessian"` takes every product with the Hessian from
-    PyHessian. Raises `MeasurementError` for what a method, a backend or a loss does not have.
+    of each group one matrix; `start` (p, m) is a warm start for the whole matrix. `backend="pyhessian"` takes every
+    product with the Hessian from PyHessian. Raises `MeasurementError` for what a method, a backend or a loss does not
+    have.
     """
     if (backend == "pyhessian" and matrix != "hessian") or (method == "power" and which != "largest"):
         raise MeasurementError(
