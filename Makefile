@@ -25,7 +25,7 @@ clean:
 .venv/installed: constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flatlab needs Python 3.11 or newer; name one with make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,tensorboard,dask]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,tensorboard,dask,hf]"
 	touch $@
 
 # The extra "bench", pinned, without what its packages ask for beyond .venv: backpack names torchvision, which nothing uses.

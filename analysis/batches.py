@@ -10,8 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from analysis.errors import MeasurementError
+
+_LABELS = ("labels", "label", "targets", "target")
+"""Names of the targets in a batch that is a mapping, the first before any other."""
+
+_KEPT_AT_MOST = 1 << 30
+"""Bytes of a source that comes in another order each time, and so is read once and kept."""
+
+_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 Value = Tensor | bool | int | float | str | None
 Inputs = tuple[Value, ...] | dict[str, Value]
@@ -112,7 +121,8 @@ def tensors(batch: Batch) -> list[Tensor]:
 def inspect_data(data: Any) -> Inspected:
     """Count the samples of `(inputs, targets)` or of an iterable of batches; an iterator is stored.
 
-    Raises `MeasurementError` for data that have another form, unequal lengths or no samples.
+    So is a DataLoader that shuffles, which would give its samples in another order, or others, at each pass. Raises
+    `MeasurementError` for data that have another form, unequal lengths or no samples.
     """
     batches: Iterable[Batch]
     if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)):
@@ -121,6 +131,8 @@ def inspect_data(data: Any) -> Inspected:
         raise MeasurementError(
             f"Data must be (inputs, targets) or an iterable of such batches, not {type(data).__name__}."
         )
+    elif _shuffles(data):
+        batches = _kept(data)
     elif isinstance(data, Iterator | list | tuple):
         batches = [_as_batch(batch) for batch in data]
     else:
@@ -134,13 +146,36 @@ def inspect_data(data: Any) -> Inspected:
     return Inspected(batches, samples, first)
 
 
+def _shuffles(data: Any) -> bool:
+    """Whether it is a DataLoader that draws its samples at random."""
+    if not isinstance(data, DataLoader):
+        return False
+    samplers = (data.sampler, data.batch_sampler, getattr(data.batch_sampler, "sampler", None))
+    return any(isinstance(sampler, _RANDOM) for sampler in samplers)
+
+
+def _kept(data: Iterable[Any]) -> list[Batch]:
+    """All batches, read once; raises `MeasurementError` where they are too many to keep."""
+    found, size = [], 0
+    for batch in map(_as_batch, data):
+        size += sum(x.nbytes for x in tensors(batch))
+        if size > _KEPT_AT_MOST:
+            raise MeasurementError(
+                f"The DataLoader shuffles, and its samples take more than {_KEPT_AT_MOST >> 30} GiB, too much to be "
+                "read once and kept: make it with shuffle=False, so that every pass meets the same samples."
+            )
+        found.append(batch)
+    return found
+
+
 def _as_batch(batch: Any) -> Batch:
     if isinstance(batch, Mapping):
-        if not isinstance(batch.get("labels"), Tensor):
+        held = [name for name in _LABELS if isinstance(batch.get(name), Tensor)]
+        if len(held) != 1 and held[:1] != ["labels"]:
             raise MeasurementError(
                 f"A batch that is a mapping must hold its targets as the tensor 'labels'; it holds {_names(batch)}."
             )
-        batch = ({name: value for name, value in batch.items() if name != "labels"}, batch["labels"])
+        batch = ({name: value for name, value in batch.items() if name != held[0]}, batch[held[0]])
     if not isinstance(batch, list | tuple) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
         raise MeasurementError(f"A batch must be (inputs, targets) with tensor targets, not {type(batch).__name__}.")
     *inputs, targets = batch

@@ -1,4 +1,4 @@
-"""The diagonal blocks of the Hessian that belong to single layers, all from one gradient graph per chunk.
+"""The diagonal blocks of the Hessian that belong to single layers or groups of them, from one or two graphs per chunk.
 
 The loss depends on a layer's weights only through the layer's output s = W a + b, and s is linear in them. So
 
@@ -8,11 +8,12 @@ The loss depends on a layer's weights only through the layer's output s = W a + 
 
 One forward and one backward pass record every layer's input, s and dL/ds; a product then touches only the suffix.
 Layers for which this cannot be done (weights used elsewhere too, modules called twice or never, outputs not linear in
-the weights) fall back to the Hessian of L in their parameters, with the same result.
+the weights), and groups of several layers, take the gradient of L in all their parameters, of which a product
+differentiates what belongs to the block, with the same result.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,55 +22,88 @@ from torch import Tensor
 from analysis.distributed import failing_together, summed
 from analysis.errors import MeasurementError
 from analysis.graphs import GraphCache
-from analysis.layers import find_layers
-from analysis.operators import SymmetricOperator, hessian
+from analysis.layers import find_groups
+from analysis.objective import loss_and_gradient
+from analysis.operators import GradientGraph, SymmetricOperator
 from analysis.problem import Problem
 from analysis.suffix import Suffix, SuffixGraphs, can_be_cut
 
 
 class LayerBlocks:
-    """Products with the blocks of several layers at once; `products` counts them by layer."""
+    """Products with the blocks of several layers, or groups of them, at once; `products` counts them by name."""
 
-    def __init__(self, problem: Problem, names: Sequence[str] | None = None) -> None:
-        self.layers = {layer.name: layer for layer in find_layers(problem, names)}
+    def __init__(self, problem: Problem, names: Sequence[str] | None = None, group_by: str | None = None) -> None:
+        self.groups = {group.name: group for group in find_groups(problem, names, group_by)}
+        alone = {name: group.layers[0] for name, group in self.groups.items() if len(group.layers) == 1}
+        self.layers = {name: replace(layer, name=name) for name, layer in alone.items()}
         self.products: Counter[str] = Counter()
         self._problem = problem
-        self._blocks = {name: problem.select(layer.parameters.values()) for name, layer in self.layers.items()}
+        self._blocks = {name: problem.select(group.parameters) for name, group in self.groups.items()}
         self._cut = can_be_cut(problem, list(self.layers.values()))
-        whole = [name for name in self.layers if name not in self._cut]
-        share = problem.cached_samples // max(1, bool(self._cut) + len(whole))
-        self._whole = {name: hessian(replace(self._blocks[name], cached_samples=share)) for name in whole}
+        self._whole = problem.select(
+            full for name, group in self.groups.items() if name not in self._cut for full in group.parameters
+        )
+        share = problem.cached_samples // max(1, bool(self._cut) + bool(self._whole.parameters))
         layers = [self.layers[name] for name in self._cut]
-        self._graphs = GraphCache(
+        self._suffixes = GraphCache(
             replace(problem, cached_samples=share), lambda chunk, _: SuffixGraphs.build(problem, layers, chunk)
+        )
+        self._gradients = GraphCache(
+            replace(self._whole, cached_samples=share),
+            lambda chunk, keep: GradientGraph.build(self._whole, chunk, keep),
         )
 
     def __call__(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply rows (b, p_l) of any of the layers by their blocks, in one pass over the data."""
         self.products.update({name: len(row) for name, row in rows.items()})
-        products = {name: self._whole[name].rows(row) for name, row in rows.items() if name in self._whole}
-        totals = {name: torch.zeros_like(rows[name], dtype=torch.float64) for name in rows if name in self._cut}
+        totals = {name: torch.zeros_like(row, dtype=torch.float64) for name, row in rows.items()}
         with failing_together(self._problem.device, self._problem.distributed):
-            for graphs in self._graphs if totals else ():
-                for name, total in totals.items():
-                    block = self._blocks[name]
-                    for row, sum_of_chunks in zip(rows[name], total, strict=True):
-                        block.add_to(sum_of_chunks, graphs.suffixes[name].product(block.split(row)))
+            for graphs in self._suffixes if any(name in self._cut for name in rows) else ():
+                for name in self._cut:
+                    if name in rows:
+                        self._add(name, rows[name], totals[name], graphs.suffixes[name].product)
                 del graphs  # before the next ones are built
-        return products | {name: self._summed(total) for name, total in totals.items()}
+            for graph in self._gradients if any(name not in self._cut for name in rows) else ():
+                for name, row in rows.items():
+                    if name not in self._cut:
+                        self._add(name, row, totals[name], graph.of(self._places(name)).product)
+                del graph
+        return {name: self._summed(total) for name, total in totals.items()}
+
+    def _add(
+        self, name: str, rows: Tensor, totals: Tensor, product: Callable[[Sequence[Tensor]], Sequence[Tensor]]
+    ) -> None:
+        """Add the block's product with each row, as this chunk has it, to the totals."""
+        block = self._blocks[name]
+        for row, total in zip(rows, totals, strict=True):
+            block.add_to(total, product(block.split(row)))
+
+    def _places(self, name: str) -> list[int]:
+        """Where the block's parameters are among those of the gradients."""
+        order = {full: place for place, full in enumerate(self._whole.parameters)}
+        return [order[full] for full in self._blocks[name].parameters]
 
     def starts(self) -> dict[str, Tensor]:
         """Start vectors (p_l, m) for every layer's block, made from dL/dW of the same graphs."""
-        found = {name: operator.start() for name, operator in self._whole.items() if operator.start}
+        return {name: start[:, None] for name, start in {**self._whole_starts(), **self._cut_starts()}.items()}
+
+    def _cut_starts(self) -> dict[str, Tensor]:
         totals = {
             name: torch.zeros(self.size(name), dtype=torch.float64, device=self._problem.device) for name in self._cut
         }
         with failing_together(self._problem.device, self._problem.distributed):
-            for graphs in self._graphs if totals else ():
+            for graphs in self._suffixes if totals else ():
                 for name, total in totals.items():
                     suffix = graphs.suffixes[name]
                     self._blocks[name].add_to(total, suffix.pull_back(suffix.slope.detach()))
-        return found | {name: self._summed(total)[:, None] for name, total in totals.items()}
+        return {name: self._summed(total) for name, total in totals.items()}
+
+    def _whole_starts(self) -> dict[str, Tensor]:
+        names = [name for name in self.groups if name not in self._cut]
+        if not names:
+            return {}
+        pieces = self._whole.split(loss_and_gradient(self._whole)[1])
+        return {name: self._blocks[name].flatten([pieces[at] for at in self._places(name)]) for name in names}
 
     def _summed(self, total: Tensor) -> Tensor:
         return summed(total, self._problem.distributed).to(self._problem.dtype)
@@ -87,7 +121,7 @@ class LayerBlocks:
             raise MeasurementError(
                 f"Layer {name!r} shares its weights or is no linear map of them, so nothing is after it alone."
             )
-        return (graphs.suffixes[name] for graphs in self._graphs)
+        return (graphs.suffixes[name] for graphs in self._suffixes)
 
     def operator(self, name: str) -> SymmetricOperator:
         """The block of one layer as an operator."""

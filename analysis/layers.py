@@ -1,7 +1,8 @@
-"""The layers of a network: modules that own selected parameters."""
+"""The layers of a network, modules that own selected parameters, and groups of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -39,3 +40,54 @@ def find_layers(problem: Problem, names: Sequence[str] | None = None) -> list[La
                 f"There is no layer {name!r} with selected parameters; the layers are {', '.join(known)}."
             )
     return [layer for layer in layers if names is None or layer.name in names]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers whose parameters together are one block; each layer is one of its own where nothing is grouped."""
+
+    name: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def parameters(self) -> Iterator[str]:
+        """The names of its parameters in the model."""
+        return (full for layer in self.layers for full in layer.parameters.values())
+
+
+BLOCK = "block"
+"""Groups by the first number in a layer's name: the blocks of which a network is a list."""
+
+
+def find_groups(problem: Problem, names: Sequence[str] | None = None, by: str | None = None) -> list[Group]:
+    """The layers `names`, or all, in groups; a layer that belongs to none stays on its own.
+
+    `by` is "block" (`h.3.attn.c_proj` and `h.3.ln_1` make `h.3`), or patterns separated by commas: each matches some
+    parts of a name that follow one another (`h.*`), and layers whose names are the same up to the end of what the first
+    pattern matches make a group. Raises `MeasurementError` where a name or a pattern is that of no layer.
+    """
+    layers = find_layers(problem, names)
+    groups: dict[str, list[Layer]] = {}
+    patterns = [pattern.strip() for pattern in by.split(",")] if by else []
+    unused = list(patterns)
+    for layer in layers:
+        fitting = ((pattern, found) for pattern in patterns if (found := _up_to(layer.name, pattern)) is not None)
+        pattern, name = next(fitting, ("", layer.name))
+        unused = [one for one in unused if one != pattern]
+        groups.setdefault(name, []).append(layer)
+    if unused:
+        raise MeasurementError(
+            f"No layer {'has a number in its name' if unused[0] == BLOCK else f'fits the pattern {unused[0]!r}'}; the "
+            f"layers are {', '.join(layer.name for layer in layers)}."
+        )
+    return [Group(name, tuple(members)) for name, members in groups.items()]
+
+
+def _up_to(name: str, pattern: str) -> str | None:
+    """The name up to the end of the first parts that the pattern's parts match, or None."""
+    parts, wanted = name.split("."), pattern.split(".")
+    for end in range(len(wanted), len(parts) + 1):
+        last = parts[end - len(wanted) : end]
+        if last[0].isdecimal() if pattern == BLOCK else all(map(fnmatchcase, last, wanted)):
+            return ".".join(parts[:end])
+    return None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from analysis.errors import MeasurementError
+from analysis.own_losses import IGNORED, OwnLoss, logits_of
 
 Loss = Callable[[Any, Tensor], Tensor | tuple[Tensor, Tensor | float]]
 """(outputs, targets) -> the mean or the sum over the samples of the batch, a scalar; or (sum, normaliser)."""
@@ -44,6 +45,10 @@ class SummedLoss:
     def __call__(self, outputs: Any, targets: Tensor) -> Tensor:
         """S_b, a scalar."""
         return self.share(outputs, targets).total
+
+    def arguments(self, model: nn.Module, targets: Tensor) -> Mapping[str, Tensor]:
+        """What the model is given beside its inputs: the targets by name, where it returns its own loss."""
+        return self.function.arguments(model, targets) if isinstance(self.function, OwnLoss) else {}
 
     def share(self, outputs: Any, targets: Tensor) -> Share:
         """S_b and M_b; raises `MeasurementError` where the function returns no scalar."""
@@ -86,6 +91,7 @@ class TorchLoss:
     def __call__(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor | float]:
         """(S_b, M_b) of a batch; raises `MeasurementError` where outputs and targets do not belong together."""
         name = self.function.__name__
+        outputs = logits_of(outputs)
         if not isinstance(outputs, Tensor):
             raise MeasurementError(
                 f"{name} takes the outputs as one tensor, but the model returns {type(outputs).__name__}; pass a "
@@ -105,7 +111,7 @@ def _weight_of_labels(outputs: Tensor, targets: Tensor, options: Mapping[str, An
     """The class weights of all labels that are not ignored; for class probabilities, the number of distributions."""
     if targets.is_floating_point():
         return outputs.numel() / outputs.shape[1]
-    counted = targets[targets != options.get("ignore_index", -100)]
+    counted = targets[targets != options.get("ignore_index", IGNORED)]
     weight = options.get("weight")
     return counted.numel() if weight is None else weight.double()[counted].sum()
 
@@ -194,9 +200,22 @@ def class_axis(outputs: Tensor, targets: Tensor) -> int:
 
 def cross_entropy(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor | float]:
     """Cross-entropy, also of tokens: targets (N, T), of which -100 is padding, and outputs (N, C, T) or (N, T, C)."""
+    outputs = logits_of(outputs)
     if isinstance(outputs, Tensor) and outputs.dim() > 2:
         outputs = outputs.movedim(class_axis(outputs, targets), 1)
     return _plain_cross_entropy(outputs, targets)
+
+
+def _next_token(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Cross-entropy of each token given those before it: targets (N, T), -100 for padding, and outputs (N, T, C)."""
+    outputs = logits_of(outputs)
+    if not isinstance(outputs, Tensor) or outputs.dim() != 3 or outputs.shape[:2] != targets.shape:
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise MeasurementError(
+            f"next_token needs targets (N, T), the tokens themselves, and outputs (N, T, C), not "
+            f"{tuple(targets.shape)} and {got}."
+        )
+    return _plain_cross_entropy(outputs[:, :-1].movedim(-1, 1), targets[:, 1:])
 
 
 _plain_cross_entropy = TorchLoss(F.cross_entropy, {}, _weight_of_labels)
@@ -205,5 +224,18 @@ LOSSES: Mapping[str, SummedLoss] = {
     "cross_entropy": SummedLoss(cross_entropy, "mean"),
     "mse": SummedLoss(TorchLoss(F.mse_loss, {}, _elements), "mean"),
     "binary_cross_entropy": SummedLoss(TorchLoss(F.binary_cross_entropy_with_logits, {}, _elements), "mean"),
+    "next_token": SummedLoss(_next_token, "mean"),
+    "own_per_sample": SummedLoss(OwnLoss("sample"), "mean"),
+    "own_per_label": SummedLoss(OwnLoss("label"), "mean"),
+    "own_per_next_label": SummedLoss(OwnLoss("next_label"), "mean"),
 }
-"""Losses by name, each a mean unless a sum is asked for."""
+"""Losses by name, each a mean unless a sum is asked for; `own_...` are those that the model returns itself."""
+
+
+def shift_of(loss: SummedLoss) -> int | None:
+    """By how many tokens the targets of a loss of tokens are ahead of what predicts them; None for other losses."""
+    if loss.function is _next_token:
+        return 1
+    known = loss.function
+    is_cross_entropy = known is cross_entropy or (isinstance(known, TorchLoss) and known.function is F.cross_entropy)
+    return 0 if is_cross_entropy else None

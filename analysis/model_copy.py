@@ -74,7 +74,7 @@ class _GraphsLeftBehind(TorchFunctionMode):
 def working_dtype(model: nn.Module, wanted: torch.dtype | None) -> torch.dtype:
     """The precision to compute in: `wanted`, or the widest of the parameters, float32 at least.
 
-    Warns where half-precision parameters are raised; raises `MeasurementError` for other precisions and for a model
+    Warns where half-precision parameters are raised. Raises `MeasurementError` for other precisions and for a model
     without parameters or values.
     """
     parameters = dict(model.named_parameters())
@@ -89,7 +89,7 @@ def working_dtype(model: nn.Module, wanted: torch.dtype | None) -> torch.dtype:
     found = {parameter.dtype.to_real() for parameter in floats}
     low = [_said(dtype) for dtype in found if dtype not in FULL]
     dtype = wanted or (torch.float64 if torch.float64 in found else torch.float32)
-    if low and wanted is None:
+    if low:
         warnings.warn(f"{' and '.join(low)} parameters are raised to {_said(dtype)}, exactly.", stacklevel=3)
     return dtype
 

@@ -102,7 +102,7 @@ def matrix_operator(matrix: Tensor) -> SymmetricOperator:
 
 def hessian(problem: Problem) -> SymmetricOperator:
     """d^2 L / d theta^2, multiplied by double backward: H v = d/dtheta (g . v), g = dL/dtheta (Pearlmutter 1994)."""
-    return _operator(problem, _GradientGraph.build)
+    return _operator(problem, GradientGraph.build)
 
 
 def gauss_newton(problem: Problem) -> SymmetricOperator:
@@ -157,7 +157,7 @@ class _ProductGraph(Graph, Protocol):
 
 
 @dataclass(frozen=True)
-class _GradientGraph:
+class GradientGraph:
     """The chunk's gradient with its graph, so that it can be differentiated again."""
 
     loss: float
@@ -165,7 +165,8 @@ class _GradientGraph:
     slopes: Sequence[Tensor]  # dL/dtheta, where it is not constant with its graph; zero for convolutions unless kept
 
     @classmethod
-    def build(cls, problem: Problem, chunk: Chunk, keep: bool) -> "_GradientGraph":
+    def build(cls, problem: Problem, chunk: Chunk, keep: bool) -> "GradientGraph":
+        """Run the model on the chunk; only a graph that is kept (`keep`) has the values of all slopes."""
         leaves = problem.leaves()
         with graph_only(not keep) as sparing:
             loss = problem.chunk_loss(chunk, leaves)
@@ -173,10 +174,16 @@ class _GradientGraph:
             slopes = gradients([loss], list(leaves.values()), create_graph=True)
         return cls(loss.item(), list(leaves.values()), slopes)
 
+    def of(self, places: Sequence[int]) -> "GradientGraph":
+        """The same for some of the parameters, by their places: of a block of the Hessian."""
+        return GradientGraph(self.loss, [self.leaves[at] for at in places], [self.slopes[at] for at in places])
+
     def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The chunk's share of H v, for v cut into pieces shaped like the parameters."""
         return gradients(self.slopes, self.leaves, pieces)
 
     def gradient(self) -> Sequence[Tensor]:
+        """The chunk's share of dL/dtheta, of a graph that is kept."""
         return [slope.detach() for slope in self.slopes]
 
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, sliced
 from analysis.distributed import failing_together, summed_number
 from analysis.errors import MeasurementError
+from analysis.losses import SummedLoss, shift_of
+from analysis.own_losses import IGNORED, OwnLoss
 from analysis.parametric_loss import ParametricLoss
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -65,6 +67,7 @@ def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
     """Check on a few samples that L is one fixed number and a sum over samples with the stated reduction."""
     few = min(_FEW, batch_length(first))
     start = moved(sliced(first, 0, few), problem.device, problem.dtype)
+    _refuse_shift(problem.loss, first)
     _refuse_graph(problem, start)
     whole, again = _part(problem, start, {}), _part(problem, start, {})
     parts = _sum([_part(problem, sliced(start, n, n + 1), {}) for n in range(few)])
@@ -74,7 +77,11 @@ def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
         raise MeasurementError("The model gives another loss each time it runs; switch its randomness off first.")
     if not _agree(problem, whole, parts):
         raise _no_sum(problem, whole, parts, few)
-    moving = _part(problem, start, _elsewhere(problem))
+    elsewhere = _elsewhere(problem)
+    moving = _part(problem, start, elsewhere)
+    moving_parts = _sum([_part(problem, sliced(start, n, n + 1), elsewhere) for n in range(few)])
+    if moving.finite and moving_parts.finite and not _agree(problem, moving, moving_parts):
+        raise _no_sum(problem, moving, moving_parts, few)
     if whole.told and moving.finite and moving.normaliser != whole.normaliser:
         raise MeasurementError(
             "The normaliser that the loss returns changes with the parameters; it may depend on the targets only."
@@ -182,11 +189,17 @@ def _agree(problem: ParametricLoss, whole: _Part, parts: _Part) -> bool:
 
 def _no_sum(problem: ParametricLoss, whole: _Part, parts: _Part, last: int) -> MeasurementError:
     reduction = "sum" if whole.told else problem.reduction
+    why = (
+        "either samples influence one another, or the mean that the model returns is over something else than "
+        f"{problem.loss.function.per}s (own_per_sample, own_per_label, own_per_next_label)"
+        if isinstance(problem.loss.function, OwnLoss)
+        else "either samples influence one another or the loss has another reduction than stated; a loss that weighs "
+        "its samples must return (sum, normaliser)"
+    )
     ratio = f"{1 + float(f'{whole.total / parts.total - 1:.4g}'):.12g} times that" if parts.total else "which is 0"
     return MeasurementError(
         f"The loss of {parts.samples} samples together (up to sample {last}) is not the {reduction} of their losses "
-        f"taken apart, but {ratio}: either samples influence one another or the loss has another reduction than "
-        "stated; a loss that weighs its samples must return (sum, normaliser)."
+        f"taken apart, but {ratio}: {why}."
     )
 
 
@@ -230,6 +243,34 @@ def _refuse_graph(problem: ParametricLoss, batch: Batch) -> None:
                 f"The model or the loss computes in {str(dtype).removeprefix('torch.')} (a cast, or autocast), which "
                 "is too coarse for curvature: let it compute in float32."
             )
+
+
+def _refuse_shift(loss: SummedLoss, batch: Batch) -> None:
+    """Refuse targets that are the input tokens for a loss that shifts nothing, and shifted ones for one that does."""
+    shift, targets = shift_of(loss), batch[1]
+    inputs = batch[0].get("input_ids") if isinstance(batch[0], dict) else None
+    if shift is None or not isinstance(inputs, Tensor) or inputs.shape != targets.shape or targets.dim() != 2:
+        return
+    if inputs.is_floating_point() or targets.is_floating_point():
+        return
+    same, moved_by_one = _equal(targets, inputs), _equal(targets[:, :-1], inputs[:, 1:])
+    if shift == 0 and same:
+        raise MeasurementError(
+            "The targets are the input tokens themselves, which a model reads off: for the loss of the next token name "
+            "the loss next_token."
+        )
+    if shift == 1 and moved_by_one and not same:
+        raise MeasurementError(
+            "The targets are the input tokens moved by one already, and next_token would move them again: name the "
+            "loss cross_entropy."
+        )
+
+
+def _equal(targets: Tensor, tokens: Tensor) -> bool:
+    """Whether the targets that count are these tokens, not all alike."""
+    counted = targets != IGNORED
+    own, given = targets[counted].long(), tokens.to(targets.device)[counted].long()
+    return len(own.unique()) > 1 and torch.equal(own, given)
 
 
 def same_loss(a: float, b: float) -> bool:

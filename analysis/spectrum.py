@@ -10,13 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from analysis.activations import forward_pass
+from analysis.activations import ActivationNorms, ForwardPass, forward_pass
 from analysis.confirmation import confirmed, in_float64
 from analysis.eigenpairs import PROBABILITY, Eigenpairs, Iteration, Progress, drive
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos_steps
 from analysis.layer_blocks import LayerBlocks
-from analysis.layers import find_layers
+from analysis.layers import Group, find_groups
 from analysis.memory import vectors_that_fit
 from analysis.operators import Matrix, SymmetricOperator, curvature_matrix
 from analysis.overlooked import BEYOND
@@ -56,12 +56,12 @@ class Eigenvalue:
 
 @dataclass(frozen=True)
 class LayerSpectrum:
-    """The top of one layer's block (weight and bias together)."""
+    """The top of one layer's block (weight and bias together), or of that of a group of layers."""
 
     name: str
     parameters: int
     eigenvalues: tuple[Eigenvalue, ...]
-    input_norm2: float  # mean over samples of |a|^2 entering; nan where the layer does not run as a module
+    input_norm2: float  # mean over samples of |a|^2 entering; nan where it does not run as a module, and for groups
     output_norm2: float  # the same after the nonlinearity that follows, before pooling
     products: int
 
@@ -102,6 +102,7 @@ def eigs(
     max_iter: int = 200,
     method: Method = "lanczos",
     layers: Sequence[str] | None = None,
+    group_by: str | None = None,
     backend: Backend = "flatlab",
     start: Tensor | None = None,
     seed: int = 0,
@@ -113,9 +114,11 @@ def eigs(
 
     "lanczos" finds the largest, the smallest, or k at both ends (`which`), "power" the largest in magnitude; both stop
     where |H v - lambda v| <= tol |lambda|, at the lower end also where lambda is zero to within tol |H|, or after
-    max_iter * k products, and never raise for want of convergence. `layers` names the layers (None: all, empty: none);
-    `start` (p, m) is a warm start for the whole matrix. `backend="pyhessian"` takes every product with the Hessian from
-    PyHessian. Raises `MeasurementError` for what a method, a backend or a loss does not have.
+    max_iter * k products, and never raise for want of convergence. `layers` names the layers (None: all, empty: none),
+    `group_by` puts them together ("block", or patterns: `analysis.layers.find_groups`), which makes the diagonal block
+    of each group one matrix; `start` (p, m) is a warm start for the whole matrix. `backend="pyhessian"` takes every
+    product with the Hessian from PyHessian. Raises `MeasurementError` for what a method, a backend or a loss does not
+    have.
     """
     if (backend == "pyhessian" and matrix != "hessian") or (method == "power" and which != "largest"):
         raise MeasurementError(
@@ -123,13 +126,15 @@ def eigs(
             "backend and method out for other matrices and the smallest eigenvalues."
         )
     began = time.perf_counter()
+    groups = find_groups(problem, layers, group_by)  # before the whole network takes its time
     count = 2 * k if which == "both" else k
     search = _Search(count, which, tol, max_iter, method, seed, vectors_that_fit(problem), progress)
     operator = pyhessian_operator(problem) if backend == "pyhessian" else curvature_matrix(problem, matrix)
     whole = search.of(operator, problem, "", start)
     del operator  # and its graphs, before those of the layers
-    found = _layer_eigenpairs(problem, search, layers, backend, matrix)
-    forward = forward_pass(problem, list(found))
+    found = _layer_eigenpairs(problem, search, layers, backend, matrix, group_by)
+    forward = forward_pass(problem)
+    norms = {group.name: _norms(forward, group) for group in groups}
     return EigsReport(
         eigenvalues=listed(whole),
         vectors=whole.vectors,
@@ -138,8 +143,8 @@ def eigs(
                 name=name,
                 parameters=len(pairs.vectors),
                 eigenvalues=listed(pairs),
-                input_norm2=forward.layers[name].input_norm2,
-                output_norm2=forward.layers[name].output_norm2,
+                input_norm2=norms[name].input_norm2,
+                output_norm2=norms[name].output_norm2,
                 products=pairs.products,
             )
             for name, pairs in found.items()
@@ -208,13 +213,25 @@ def layer_eigenpairs(
     return _layer_eigenpairs(problem, search, layers, "flatlab", "hessian")
 
 
+def _norms(forward: ForwardPass, group: Group) -> ActivationNorms:
+    """Of a layer; a group of several has no one input and output."""
+    if len(group.layers) > 1:
+        return ActivationNorms(math.nan, math.nan)
+    return forward.layers[group.layers[0].name]
+
+
 def _layer_eigenpairs(
-    problem: Problem, search: _Search, layers: Sequence[str] | None, backend: Backend, matrix: Matrix
+    problem: Problem,
+    search: _Search,
+    layers: Sequence[str] | None,
+    backend: Backend,
+    matrix: Matrix,
+    group_by: str | None = None,
 ) -> dict[str, Eigenpairs]:
-    parts = {layer.name: problem.select(layer.parameters.values()) for layer in find_layers(problem, layers)}
+    parts = {group.name: problem.select(group.parameters) for group in find_groups(problem, layers, group_by)}
     if matrix != "hessian":
         return {name: search.of(curvature_matrix(part, matrix), part, name) for name, part in parts.items()}
-    blocks = LayerBlocks(problem, list(parts))
+    blocks = LayerBlocks(problem, layers, group_by)
     starts = blocks.starts()
     iterations = {name: search.steps(part, name, starts[name]) for name, part in parts.items()}
     if backend == "pyhessian":
@@ -223,7 +240,7 @@ def _layer_eigenpairs(
     if problem.dtype == torch.float64 or not found:
         return found
     del blocks  # and its graphs
-    in_double = LayerBlocks(in_float64(problem), list(parts))
+    in_double = LayerBlocks(in_float64(problem), layers, group_by)
 
     def product(name: str) -> Callable[[Tensor], Tensor]:
         return lambda rows: in_double({name: rows})[name]

@@ -5,7 +5,7 @@ So a product follows only the activations through the suffix, and no derivative 
 computed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.func import functional_call
+from torch.nn import functional as F
 
+from analysis.attention import OpenAttention, projection_weight
 from analysis.derivatives import ancestors, gradients
 from analysis.distributed import failing_together, least
 from analysis.ieee import ieee
@@ -26,6 +28,7 @@ from analysis.second_derivatives import LeanSecondDerivatives, weight_gradients
 _LINEAR_IN_WEIGHTS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+    nn.modules.linear.NonDynamicallyQuantizableLinear,
 )  # fmt: skip
 
 
@@ -48,6 +51,8 @@ class Suffix:
         change = {name: torch.zeros_like(p) for name, p in self.layer.module.named_parameters(recurse=False)}
         change.update(zip(self.layer.parameters, pieces, strict=True))
         with torch.no_grad():
+            if isinstance(self.layer.module, nn.MultiheadAttention):
+                return F.linear(self.inputs, change["in_proj_weight"], change.get("in_proj_bias"))
             moved: Tensor = functional_call(self.layer.module, change, (self.inputs,))
         return moved
 
@@ -65,9 +70,11 @@ class Suffix:
 
 def _weight_gradients(module: nn.Module, a: Tensor, u: Tensor) -> Mapping[str, Tensor]:
     """d<s, u> / dW for every parameter of the module, without computing s where that is not needed."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear | nn.MultiheadAttention) or _is_conv1d_of_transformers(module):
         rows, inputs = (torch.atleast_2d(x).flatten(0, -2) for x in (u, a))
-        return {"weight": rows.T @ inputs, "bias": rows.sum(0)}
+        if isinstance(module, nn.MultiheadAttention):
+            return {"in_proj_weight": rows.T @ inputs, "in_proj_bias": rows.sum(0)}
+        return {"weight": rows.T @ inputs if isinstance(module, nn.Linear) else inputs.T @ rows, "bias": rows.sum(0)}
     if (
         isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         and module.padding_mode == "zeros"
@@ -93,7 +100,7 @@ class SuffixGraphs:
     @classmethod
     def build(cls, problem: Problem, layers: Sequence[Layer], chunk: Chunk) -> "SuffixGraphs":
         """Run the model on the chunk; the layers must be such that `can_be_cut` names them."""
-        with _recorded(layers, differentiable=True) as calls:
+        with _recorded(layers, {}, differentiable=True) as calls:
             loss = problem.chunk_loss(chunk, {})
         made = {layer.name: calls[layer.name][0] for layer in layers}
         outputs = [call.outputs for call in made.values()]
@@ -115,7 +122,7 @@ def can_be_cut(problem: Problem, layers: Sequence[Layer]) -> list[str]:
     with failing_together(problem.device, problem.distributed):
         for chunk in problem.chunks() if cut else ():
             leaves = problem.leaves()
-            with _recorded(cut) as calls:
+            with _recorded(cut, leaves) as calls:
                 loss = problem.chunk_loss(chunk, leaves)
             weights = {layer.name: [leaves[full] for full in layer.parameters.values()] for layer in cut}
             cut = [layer for layer in cut if _acts_through_one_call(loss, calls[layer.name], weights[layer.name])]
@@ -127,12 +134,19 @@ def _is_linear_in_weights(layer: Layer) -> bool:
     """Whether the module is one of those known to be, is real, and nothing changes what it computes."""
     module = layer.module
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    known = type(module) in _LINEAR_IN_WEIGHTS or projection_weight(module) or _is_conv1d_of_transformers(module)
     return (
-        type(module) in _LINEAR_IN_WEIGHTS
+        bool(known)
         and "forward" not in vars(module)
         and not any(hooks)  # as spectral normalisation has
         and not any(p.is_complex() for p in module.parameters())
     )
+
+
+def _is_conv1d_of_transformers(module: nn.Module) -> bool:
+    """Whether it is Hugging Face's linear layer whose weight is (inputs, outputs)."""
+    kind = type(module)
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def _acts_through_one_call(loss: Tensor, calls: Sequence["_Call"], weights: Sequence[Tensor]) -> bool:
@@ -159,26 +173,55 @@ class _Call:
         return self.versions != (self.inputs._version, self.outputs._version)
 
 
+def _by_projection(layers: Sequence[Layer], leaves: Mapping[str, Tensor]) -> dict[int, str]:
+    """The layer whose weight attention projects by, by the tensor that the model has for it."""
+    found = {}
+    for layer in layers:
+        if short := projection_weight(layer.module):
+            weight = leaves.get(layer.parameters.get(short, ""), layer.module.get_parameter(short))
+            found[id(weight)] = layer.name
+    return found
+
+
 @contextmanager
-def _recorded(layers: Iterable[Layer], *, differentiable: bool = False) -> Iterator[dict[str, list[_Call]]]:
-    """Within the block, note every call of the layers' modules; their outputs may be made to require a gradient."""
+def _recorded(
+    layers: Sequence[Layer], leaves: Mapping[str, Tensor], *, differentiable: bool = False
+) -> Iterator[dict[str, list[_Call]]]:
+    """Within the block, note every call of the layers' modules, and every projection of attention by their weights.
+
+    `leaves` are given to the model in place of parameters. Outputs may be made to require a gradient.
+    """
     calls: dict[str, list[_Call]] = {layer.name: [] for layer in layers}
+    projecting = _by_projection(layers, leaves)
+
+    def note(name: str, inputs: Tensor, output: Tensor) -> None:
+        if differentiable:
+            output.requires_grad_()
+        calls[name].append(_Call(inputs, output, output.grad_fn, (inputs._version, output._version), plain=True))
+
+    def project(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        output = F.linear(inputs, weight, bias)
+        if id(weight) in projecting:
+            note(projecting[id(weight)], inputs, output)
+        return output
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-                if differentiable:
-                    output.requires_grad_()
-                versions = (args[0]._version, output._version)
-                calls[name].append(_Call(args[0], output, output.grad_fn, versions, plain=True))
+                note(name, args[0], output)
             else:
                 calls[name].append(_Call(torch.empty(0), torch.empty(0), None, (0, 0), plain=False))
 
         return hook
 
-    handles = [layer.module.register_forward_hook(record(layer.name), with_kwargs=True) for layer in layers]
+    handles = [
+        layer.module.register_forward_hook(record(layer.name), with_kwargs=True)
+        for layer in layers
+        if not isinstance(layer.module, nn.MultiheadAttention)  # its call is more than its projection
+    ]
     try:
-        yield calls
+        with OpenAttention(project):
+            yield calls
     finally:
         for handle in handles:
             handle.remove()

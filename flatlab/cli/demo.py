@@ -35,7 +35,7 @@ def demo(
         "eigs",
         checkpoints,
         Measurement(),
-        vars(search),
+        search.settings,
         lambda subject, tell: measure_eigs(subject, search, tell),
         print_eigs,
     )

@@ -27,6 +27,13 @@ def eigs(
     which: Annotated[str, choice("largest", "smallest", "both", help="The end of the spectrum.")] = "largest",
     matrix: Annotated[str, MATRIX] = "hessian",
     layers: Annotated[str, typer.Option(help="Layers to measure: all, none, or names separated by commas.")] = "all",
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="block|PATTERN,...",
+            help="Take layers together: block makes one of h.3.attn and h.3.mlp, h.3; so does the pattern 'h.*'.",
+        ),
+    ] = None,
     method: Annotated[str, choice("lanczos", "power", help="Power is iteration with deflation.")] = "lanczos",
     backend: Annotated[
         str,
@@ -72,7 +79,7 @@ def eigs(
     from flatlab.measuring.eigs import EigsResult, measure_eigs, read_search
 
     measurement = given.measurement(clients)
-    search = read_search(top_k, layers, method, backend, tol, max_iter, which, matrix)
+    search = read_search(top_k, layers, method, backend, tol, max_iter, which, matrix, group_by)
     if vectors is not None and (clients is not None or per_batch is not None or len(given.paths) > 1):
         raise UsageError("--vectors holds those of one network and its whole loss: name one checkpoint, and no parts.")
     if clients is not None and per_batch is not None:
@@ -87,7 +94,7 @@ def eigs(
         settings = search.plain_part | {"batch_size": per_batch}
     else:
         kind, show, draw = search.kind, print_eigs, draw_layers
-        settings = vars(search)
+        settings = search.settings
 
     def work(subject: "Subject", tell: "Tell") -> "Result":
         if clients is not None:

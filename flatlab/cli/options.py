@@ -66,9 +66,10 @@ class Given:
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="package.module:function",
-            help="Measure the model that this function returns, called as function(); beside checkpoints that name it, "
-            "let it run, called as by flatlab train: function(input_shape=..., classes=...).",
+            metavar="package.module:function|hf:NAME|timm:NAME",
+            help="Measure the model that this function returns, called as function(), or one of Hugging Face or timm, "
+            "by name or from a folder (hf:./folder); beside checkpoints that name it, let it run, called as by flatlab "
+            "train: function(input_shape=..., classes=...).",
             rich_help_panel=_OWN,
         ),
     ] = None
@@ -96,8 +97,10 @@ class Given:
     loss: Annotated[
         str | None,
         typer.Option(
-            help="cross_entropy (default), mse, binary_cross_entropy, or package.module:function of (outputs, targets) "
-            "that returns the mean over samples, or (sum, normaliser).",
+            help="cross_entropy (default), next_token (of hf: language models), mse, binary_cross_entropy; what the "
+            "model returns itself as a mean over samples or labels (own_per_sample, own_per_label, "
+            "own_per_next_label); or package.module:function of (outputs, targets) that returns the mean over samples, "
+            "or (sum, normaliser).",
             rich_help_panel=_OWN,
         ),
     ] = None

@@ -105,7 +105,7 @@ def kept_clients(measure: Measure, folder: Path) -> list[Path]:
 def settings_of_kind(kind: str, measure: Measure) -> dict[str, Any]:
     """How the grid has `kind` measured, as the measurement's file says it."""
     own: Mapping[str, dict[str, Any]] = {
-        "eigs": vars(Search()),
+        "eigs": Search().settings,
         "trace": vars(probing(measure)),
         "density": vars(quadrature(measure)),
         "surface": vars(section(measure)),

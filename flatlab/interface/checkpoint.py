@@ -1,5 +1,7 @@
 """`flatlab.load`: a checkpoint with its model, its data and its loss."""
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +13,7 @@ from analysis.problem import Problem
 from flatlab.data import ImageData
 from flatlab.federated.config import RunConfig
 from flatlab.functions import let_run
+from flatlab.measuring.hub_models import names_hub_model, open_hub_model
 from flatlab.measuring.subjects import DEFAULT_SAMPLES, Measurement, check, open_checkpoint
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, rebuild
 
@@ -77,8 +80,11 @@ class LoadedCheckpoint:
 
 def load(
     path: str | Path, *, data_root: str | Path | None = None, model: str | None = None, dataset: str | None = None
-) -> LoadedCheckpoint:
+) -> LoadedCheckpoint | Any:
     """Open a checkpoint of `flatlab.train` or `flatlab train`, or the last one in a run's folder.
+
+    For "hf:NAME" and "timm:NAME" (or "hf:./folder") it is the `torch.nn.Module` of Hugging Face transformers or timm,
+    with its weights in float32: `flatlab.eigs(flatlab.load("hf:gpt2"), "next_token", data)`.
 
     The file is read as tensors and plain data, never as code. Where its model or its data set is a function of yours,
     `model="package.module:function"` or `dataset=` lets that run. `data_root` names the folder of local copies of data
@@ -93,7 +99,17 @@ def load(
     >>> ckpt.problem(samples=100).samples
     100
     """
+    if names_hub_model(path):
+        hub = open_hub_model(str(path))
+        warn_of(hub.notes)
+        return hub.module
     let_run(dataset)
     path = Path(path)
     file = path / "final.pt" if path.is_dir() else path
     return LoadedCheckpoint(file, load_checkpoint(file), None if data_root is None else Path(data_root), model)
+
+
+def warn_of(notes: Sequence[str]) -> None:
+    """Say what there is to say of a model, as warnings."""
+    for note in notes:
+        warnings.warn(note, stacklevel=3)

@@ -16,6 +16,7 @@ from flatlab.measuring.batch_spectrum import BatchesResult, measure_batches
 from flatlab.measuring.client_curvature import ClientsResult, measure_clients
 from flatlab.measuring.density import DensityResult, Quadrature, measure_density
 from flatlab.measuring.eigs import EigsResult, measure_eigs, read_search
+from flatlab.measuring.hub_models import names_hub_model
 from flatlab.measuring.matrices import read_matrix
 from flatlab.measuring.subjects import check
 from flatlab.measuring.surface import SurfaceResult, measure_surface, read_section
@@ -30,6 +31,7 @@ def eigs(
     *,
     top_k: int = 1,
     layers: str | Sequence[str] = "all",
+    group_by: str | Sequence[str] | None = None,
     method: str = "lanczos",
     backend: str = "flatlab",
     tol: float = 1e-3,
@@ -46,11 +48,13 @@ def eigs(
     `which` is "largest", "smallest" or "both" (`top_k` at each end); `matrix` "hessian", "gauss-newton", "fisher"
     (exact, for cross-entropy, binary cross-entropy of logits and mse) or "empirical-fisher" (docs/curvature.md).
 
-    `model` is a checkpoint, or a module with its `loss` (a name or a function of (outputs, targets)) and `data`
-    ((inputs, targets), or batches of these). `layers` is "all", "none", or their names; `method`
-    "lanczos" or "power"; `backend` "flatlab" or "pyhessian". The search stops where |Hv - lambda v| is below the share
-    `tol` of |lambda|, or after `max_iter` products per eigenvalue. `samples` of the data are taken (None: of a
-    checkpoint 2,000 or all if fewer, of own data all), or with `full` all. Raises `UsageError` or `MeasurementError`
+    `model` is a checkpoint, or a module (or "hf:NAME", "timm:NAME") with its `loss` (a name or a function of (outputs,
+    targets); None: cross_entropy, or what a named model is trained on) and `data` ((inputs, targets), or batches of
+    these). `layers` is "all", "none", or their names; `group_by` takes them together, "block"
+    (`h.3.attn` and `h.3.mlp` make `h.3`) or patterns such as "h.*", and finds the top of the groups' diagonal blocks;
+    `method` "lanczos" or "power"; `backend` "flatlab" or "pyhessian". The search stops where |Hv - lambda v| is below
+    the share `tol` of |lambda|, or after `max_iter` products per eigenvalue. `samples` of the data are taken (None: of
+    a checkpoint 2,000 or all if fewer, of own data all), or with `full` all. Raises `UsageError` or `MeasurementError`
     for what cannot be measured as asked.
 
     >>> import flatlab, torch
@@ -74,10 +78,11 @@ def eigs(
     1.0
     """
     names = layers if isinstance(layers, str) else ",".join(layers)
-    search = read_search(top_k, names, method, backend, tol, max_iter, which, matrix)
+    grouping = group_by if group_by is None or isinstance(group_by, str) else ",".join(group_by)
+    search = read_search(top_k, names, method, backend, tol, max_iter, which, matrix, grouping)
     asked = {"samples": samples, "full": full, "dtype": dtype, "device": device}
     return measure_model(
-        model, loss, data, asked, lambda subject, tell: measure_eigs(subject, search, tell), vars(search)
+        model, loss, data, asked, lambda subject, tell: measure_eigs(subject, search, tell), search.settings
     )
 
 
@@ -266,7 +271,7 @@ def verify(
     """
     asked = {"samples": samples, "dtype": "float64", "device": device}
     with progress_line(name_of(model)) as tell:
-        if isinstance(model, nn.Module):
+        if isinstance(model, nn.Module) or names_hub_model(model):
             return verify_subject(own_subject(model, loss, data, asked)(), {}, tell)
         checkpoint = checkpoint_of(model, loss, data)
         measurement = checkpoint.measurement(**asked)

@@ -10,14 +10,16 @@ from torch import nn
 from analysis.losses import Loss
 from flatlab.cli.progress import progress_line
 from flatlab.errors import UsageError, shown
-from flatlab.interface.checkpoint import LoadedCheckpoint, load
+from flatlab.federated.world import DTYPES
+from flatlab.interface.checkpoint import LoadedCheckpoint, load, warn_of
 from flatlab.interface.run import TrainedRun
+from flatlab.measuring.hub_models import names_hub_model, open_hub_model
 from flatlab.measuring.result import Result, measured
 from flatlab.measuring.subjects import Measurement, Subject, check, open_parts, open_subject
 from flatlab.tell import Tell
 
 Model = LoadedCheckpoint | TrainedRun | str | Path | nn.Module
-"""What is measured."""
+"""What is measured; of strings, hf:NAME and timm:NAME are models of these libraries, others are paths."""
 
 R = TypeVar("R", bound=Result)
 
@@ -32,7 +34,7 @@ def measure_model(
 ) -> R:
     """Do `work` as the command does, on what is `asked` of the model's data."""
     with progress_line(name_of(model)) as tell:
-        if isinstance(model, nn.Module):
+        if isinstance(model, nn.Module) or names_hub_model(model):
             return measured(own_subject(model, loss, data, asked), work, settings, tell)
         checkpoint = checkpoint_of(model, loss, data)
         measurement = checkpoint.measurement(**asked)
@@ -40,15 +42,17 @@ def measure_model(
         return measured(partial(open_subject, checkpoint.path, measurement), work, settings, tell)
 
 
-def own_subject(
-    model: nn.Module, loss: Loss | str | None, data: Any, asked: Mapping[str, Any]
-) -> Callable[[], Subject]:
-    """What opens a model of the user's own; raises `UsageError` for what is missing or does not fit."""
+def own_subject(model: Model, loss: Loss | str | None, data: Any, asked: Mapping[str, Any]) -> Callable[[], Subject]:
+    """What opens a module, or a model of a hub; raises `UsageError` for what is missing or does not fit."""
     measurement = Measurement(**asked)
     check(measurement, [])
     if data is None:
         raise UsageError("A model of your own is measured with its loss and data: flatlab.eigs(model, loss, data).")
-    return partial(open_parts, model, "cross_entropy" if loss is None else loss, data, measurement)
+    if isinstance(model, nn.Module):
+        return partial(open_parts, model, "cross_entropy" if loss is None else loss, data, measurement)
+    hub = open_hub_model(str(model), DTYPES[measurement.dtype])
+    warn_of(hub.notes)
+    return partial(open_parts, hub.module, hub.loss if loss is None else loss, data, measurement, str(model))
 
 
 def checkpoint_of(model: LoadedCheckpoint | TrainedRun | str | Path, loss: object, data: object) -> LoadedCheckpoint:

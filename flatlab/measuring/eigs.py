@@ -45,11 +45,17 @@ class Search:
     max_iter: int = 1000
     which: End = "largest"
     matrix: Matrix = "hessian"
+    group_by: str | None = None  # "block", or patterns of layers' names separated by commas
 
     @property
     def kind(self) -> str:
         """The name under which what is found is saved."""
         return kind_of("eigs", self.matrix, *([] if self.which == "largest" else [self.which]))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As results state them."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @property
     def products(self) -> float:
@@ -70,9 +76,9 @@ class Search:
 
     def require_plain(self, option: str) -> None:
         """Raise `UsageError` where something is asked for that `option` leaves no room for."""
-        for name in ("layers", "method", "backend", "which", "matrix"):
+        for name in ("layers", "group_by", "method", "backend", "which", "matrix"):
             if getattr(self, name) != getattr(Search, name):
-                raise UsageError(f"--{name} does nothing beside {option}: leave one of them out.")
+                raise UsageError(f"--{name.replace('_', '-')} does nothing beside {option}: leave one of them out.")
 
 
 def read_search(
@@ -84,6 +90,7 @@ def read_search(
     max_iter: int = 1000,
     which: str = "largest",
     matrix: str = "hessian",
+    group_by: str | None = None,
 ) -> Search:
     """Raises `UsageError` for a choice or a number that is none, and for choices that exclude one another."""
     require_count("top-k", k)
@@ -100,7 +107,11 @@ def read_search(
         raise UsageError("Power iteration finds the largest magnitude alone: leave --method out, or --which.")
     if matrix != "hessian" and backend == "pyhessian":
         raise UsageError("PyHessian multiplies by the Hessian alone: leave --backend out, or --matrix.")
-    return Search(k, layers, method, backend, tol, max_iter, which, read_matrix(matrix))  # type: ignore[arg-type]
+    if group_by is not None and not all(part.strip() for part in group_by.split(",")):
+        raise UsageError("--group-by is block, or patterns of layers' names separated by commas, such as 'h.*'.")
+    if group_by is not None and layers == "none":
+        raise UsageError("--group-by does nothing beside --layers none: leave one of them out.")
+    return Search(k, layers, method, backend, tol, max_iter, which, read_matrix(matrix), group_by)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -240,6 +251,7 @@ def top(problem: Problem, search: Search, tell: Tell) -> EigsReport:
         max_iter=search.max_iter,
         method=search.method,
         layers=search.layer_names,
+        group_by=search.group_by,
         backend=search.backend,
         which=search.which,
         matrix=search.matrix,

@@ -12,28 +12,42 @@ from analysis.model_copy import FULL, unwrapped, working_dtype
 from analysis.problem import Problem, make_problem
 from flatlab.errors import SAID, UsageError
 from flatlab.functions import import_function
+from flatlab.measuring.hub_models import names_hub_model, open_hub_model
 from flatlab.measuring.loss_samples import shared_out, some_of
 from flatlab.measuring.ranks import ranks
 from flatlab.measuring.weights import load_weights
+
+_USUAL_LOSS = "cross_entropy"
 
 
 @dataclass(frozen=True)
 class OwnModel:
     """Names of functions, and a file."""
 
-    model: str  # package.module:function, returns a torch.nn.Module
+    model: str  # package.module:function, returns a torch.nn.Module; or hf:NAME, timm:NAME
     data: str  # package.module:function, returns (inputs, targets) or batches of these
     weights: Path | None = None  # in any form that `weights.py` reads; None: the parameters that the function returns
-    loss: str = "cross_entropy"  # in LOSSES, or package.module:function
+    loss: str | None = None  # in LOSSES, or package.module:function; None: what the model is trained on
 
 
-def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str) -> tuple[Problem, int, list[str]]:
-    """The loss of a user's model on `samples` of the user's data (None: all), how many there are, and notes on it.
+@dataclass(frozen=True)
+class OpenedModel:
+    """A user's model, loss and data."""
+
+    problem: Problem
+    available: int  # samples there are, of which the problem's are some
+    loss: str  # its name
+    notes: tuple[str, ...]  # what the user should hear of it, a sentence each
+
+
+def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str) -> OpenedModel:
+    """The loss of a user's model on `samples` of the user's data (None: all).
 
     Raises `UsageError` for whatever is missing, fails or does not fit.
     """
-    model, notes = _model(own, dtype)
-    loss = _loss(own.loss)
+    model, usual_loss, notes = _model(own, dtype)
+    named = own.loss or usual_loss
+    loss = _loss(named)
     data = _data(own)
     if samples is not None and samples > data.samples:
         raise UsageError(f"{own.data} returns {data.samples} samples: ask for 1 to {data.samples}, not {samples}.")
@@ -45,13 +59,19 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
         raise
     except Exception as error:  # raised in the user's code, or by PyTorch about shapes and types there
         raise UsageError(
-            f"The model {own.model} with the loss {own.loss} fails on the data of {own.data}: {_said(error)}"
+            f"The model {own.model} with the loss {named} fails on the data of {own.data}: {_said(error)}"
         ) from error
-    return problem, data.samples, notes
+    return OpenedModel(problem, data.samples, named, tuple(notes))
 
 
-def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
-    """The model in `dtype` with its weights, and what there is to say of them."""
+def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, str, list[str]]:
+    """The model in `dtype` with its weights, the loss that it is trained on, and what there is to say of them."""
+    if names_hub_model(own.model):
+        hub = open_hub_model(own.model, dtype)
+        notes = [] if own.weights is None else load_weights(hub.module, own.weights, own.model)
+        if own.loss is None and hub.loss != _USUAL_LOSS:
+            notes.append(f"The loss is {hub.loss}, on which {own.model} is trained; --loss names others.")
+        return hub.module, hub.loss, [*hub.notes, *notes]
     model = _call(own.model, "model")
     if not isinstance(model, nn.Module):
         raise UsageError(f"The model {own.model} must return a torch.nn.Module, but returned {type(model).__name__}.")
@@ -59,9 +79,10 @@ def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
     low = {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype not in FULL}
     model.to(working_dtype(model, dtype))  # before foreign weights come, which may be finer than the model's own
     notes = [f"The {str(kind).removeprefix('torch.')} parameters of {own.model} are raised to float32." for kind in low]
-    if own.weights is None:
-        return model, [*notes, f"The weights measured are those that {own.model} returned; --weights names others."]
-    return model, load_weights(model, own.weights, own.model)
+    if own.weights is not None:
+        return model, _USUAL_LOSS, load_weights(model, own.weights, own.model)
+    said = f"The weights measured are those that {own.model} returned; --weights names others."
+    return model, _USUAL_LOSS, [*notes, said]
 
 
 def _data(own: OwnModel) -> Inspected:

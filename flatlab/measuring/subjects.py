@@ -80,10 +80,10 @@ def read_measurement(
     elif model is None or data is None:
         raise UsageError(
             "Name a checkpoint of flatlab train, or measure a model of your own: --model package.module:function "
-            "--data package.module:function."
+            "(or hf:NAME, timm:NAME) --data package.module:function."
         )
     else:
-        own = OwnModel(model, data, weights, loss or "cross_entropy")
+        own = OwnModel(model, data, weights, loss)
     return Measurement(samples, dtype, usual_device(device), data_root, model, full, clients, own)
 
 
@@ -176,19 +176,24 @@ def open_subject(path: Path | None, measurement: Measurement) -> Subject:
     assert measurement.own is not None  # `check` saw to it
     keep_freed_memory()
     own = measurement.own
-    problem, available, notes = open_own(own, measurement.samples, DTYPES[measurement.dtype], measurement.device)
+    opened = open_own(own, measurement.samples, DTYPES[measurement.dtype], measurement.device)
     about = {
         "model": own.model,
         "weights": None if own.weights is None else str(own.weights),
-        "data": {"dataset": own.data, "split": None, "samples": problem.samples},
-        "loss_function": own.loss,
+        "data": {"dataset": own.data, "split": None, "samples": opened.problem.samples},
+        "loss_function": opened.loss,
         "versions": provenance(),
     }
-    return Subject(problem, about, available, settings=_settings(problem, measurement), notes=tuple(notes))
+    settings = _settings(opened.problem, measurement)
+    return Subject(opened.problem, about, opened.available, settings=settings, notes=opened.notes)
 
 
-def open_parts(model: nn.Module, loss: Loss | str, data: Any, measurement: Measurement) -> Subject:
+def open_parts(
+    model: nn.Module, loss: Loss | str, data: Any, measurement: Measurement, named: str | None = None
+) -> Subject:
     """Open a model with its loss and data ((inputs, targets), or batches of these); the model is copied.
+
+    Results call it as it is `named`, or else by its class.
 
     Raises `UsageError` for more samples than there are, `MeasurementError` for what cannot be measured.
     """
@@ -200,7 +205,7 @@ def open_parts(model: nn.Module, loss: Loss | str, data: Any, measurement: Measu
     problem = make_problem(model, loss, batches, dtype=DTYPES[measurement.dtype], device=measurement.device)
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     about = {
-        "model": type(model).__name__,
+        "model": named or type(model).__name__,
         "weights": None,
         "data": {"dataset": "own data", "split": None, "samples": problem.samples},
         "loss_function": name,

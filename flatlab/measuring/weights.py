@@ -247,7 +247,7 @@ def _sentences(found: _Found, path: Path) -> Iterator[str]:
     if found.prefix:
         yield f"The prefix {found.prefix!r} was taken off the names in {path}."
     if found.left:
-        yield f"Beside the model's weights, {path} holds {_some(found.left)}, left unread."
+        yield f"Beside the model's weights, {path} holds {some_names(found.left)}, left unread."
     low = {str(t.dtype).removeprefix("torch.") for t in found.tensors.values() if _is_low(t)}
     if low:
         yield f"The {' and '.join(sorted(low))} weights of {path} are raised to float32, exactly."
@@ -257,7 +257,8 @@ def _is_low(tensor: Any) -> bool:
     return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize < 4
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
+def some_names(names: Sequence[str], most: int = 3) -> str:
+    """The first names and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

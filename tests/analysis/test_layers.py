@@ -1,6 +1,7 @@
 """The blocks of single layers: the cut after a layer gives what the dense Hessian has there."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 
 from analysis.errors import MeasurementError
 from analysis.layer_blocks import LayerBlocks
+from analysis.layers import find_groups
 from analysis.problem import Problem, make_problem
+from analysis.spectrum import eigs
 
 
 def positions(problem: Problem, names: Mapping[str, str]) -> list[int]:
@@ -129,3 +132,79 @@ def test_products_are_counted_and_the_operator_is_the_block(make_case: Any) -> N
     operator = blocks.operator("3")
     torch.testing.assert_close(operator(torch.eye(operator.size, dtype=torch.float64)), dense_block(blocks, "3"))
     assert blocks.products == {"3": 2 * operator.size}
+
+
+class Body(nn.Module):
+    """Two blocks in a list between an entrance and an exit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(16, 3)
+        self.h = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Tanh()) for _ in range(2))
+        self.leave = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x.flatten(1))
+        for block in self.h:
+            x = x + block(x)
+        z: Tensor = self.leave(x)
+        return z
+
+
+@pytest.mark.parametrize("memory", [1, 1 << 30])
+@pytest.mark.parametrize("by", ["block", "h", "h.*.0", "h.1,*"])
+def test_a_group_is_the_diagonal_block_of_all_its_parameters(
+    make_case: Any, dense_hessian: Any, by: str, memory: int
+) -> None:
+    torch.manual_seed(0)
+    case = replace(make_case("mlp"), model=Body())
+    exact = dense_hessian(case)
+    problem = case.problem(chunk_size=3, memory=memory)
+    blocks = LayerBlocks(problem, group_by=by)
+    for name, group in blocks.groups.items():
+        where = positions(problem, {full: full for full in group.parameters})
+        assert len(where) == blocks.size(name)
+        torch.testing.assert_close(dense_block(blocks, name), exact[where][:, where], rtol=0, atol=1e-11)
+    assert sum(blocks.size(name) for name in blocks.groups) == problem.size
+
+
+def test_the_top_of_a_group(make_case: Any, dense_hessian: Any) -> None:
+    """Above that of each of its layers, and of the dense block."""
+    torch.manual_seed(0)
+    case = replace(make_case("mlp"), model=Body())
+    exact = dense_hessian(case)
+    problem = case.problem()
+    single = {layer.name: layer.eigenvalues[0].value for layer in eigs(problem).layers}
+    groups = find_groups(problem, by="block")
+    report = eigs(problem, 2, tol=1e-6, group_by="block")
+    assert [layer.name for layer in report.layers] == [group.name for group in groups]
+    for layer, group in zip(report.layers, groups, strict=True):
+        where = positions(problem, {full: full for full in group.parameters})
+        tops = torch.linalg.eigvalsh(exact[where][:, where]).flip(0)[:2].tolist()
+        assert [pair.value for pair in layer.eigenvalues] == pytest.approx(tops, rel=1e-5, abs=1e-9)
+        assert tops[0] >= (1 - 2e-3) * max(single[member.name] for member in group.layers)
+
+
+@pytest.mark.parametrize(
+    ("by", "names"),
+    [
+        (None, ["enter", "h.0.0", "h.0.1", "h.1.0", "h.1.1", "leave"]),
+        ("block", ["enter", "h.0", "h.1", "leave"]),
+        ("h.*", ["enter", "h.0", "h.1", "leave"]),
+        ("h", ["enter", "h", "leave"]),
+        ("h.1", ["enter", "h.0.0", "h.0.1", "h.1", "leave"]),
+        ("e*,h", ["enter", "h", "leave"]),
+        ("[0-9]", ["enter", "h.0", "h.1", "leave"]),
+    ],
+)
+def test_names_of_groups(by: str | None, names: list[str]) -> None:
+    problem = make_problem(Body(), "cross_entropy", (torch.randn(5, 16), torch.arange(5) % 3))
+    assert [group.name for group in find_groups(problem, by=by)] == names
+
+
+def test_groups_that_are_none() -> None:
+    problem = make_problem(Body(), "cross_entropy", (torch.randn(5, 16), torch.arange(5) % 3))
+    with pytest.raises(MeasurementError, match=r"No layer fits the pattern 'layers.\*'; the layers are enter, h.0.0"):
+        find_groups(problem, by="h.*,layers.*")
+    with pytest.raises(MeasurementError, match="No layer has a number in its name"):
+        find_groups(problem, ["enter", "leave"], "block")

@@ -86,13 +86,13 @@ def first_derivative_of_relu(patch: pytest.MonkeyPatch) -> None:
 
 
 def off_diagonal_blocks_lost(patch: pytest.MonkeyPatch) -> None:
-    right = operators._GradientGraph.product
+    right = operators.GradientGraph.product
 
     def product(graph: Any, pieces: Any) -> Any:
         alone = [[x if i == k else torch.zeros_like(x) for i, x in enumerate(pieces)] for k in range(len(pieces))]
         return [right(graph, one)[k] for k, one in enumerate(alone)]
 
-    patch.setattr(operators._GradientGraph, "product", product)
+    patch.setattr(operators.GradientGraph, "product", product)
 
 
 def chunks_but_the_last(problem: Problem) -> Iterator[Chunk]:
@@ -121,13 +121,13 @@ BREAKAGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "Gauss-Newton in place of H": lambda patch: patch.setattr(operators, "hessian", operators.gauss_newton),
     "H in place of Gauss-Newton": lambda patch: patch.setattr(operators, "gauss_newton", operators.hessian),
     "H x (1 + 1e-5)": lambda patch: patch.setattr(
-        operators._GradientGraph, "product", scaled_pieces(operators._GradientGraph.product, 1 + 1e-5)
+        operators.GradientGraph, "product", scaled_pieces(operators.GradientGraph.product, 1 + 1e-5)
     ),
     "Gauss-Newton x 1.1": lambda patch: patch.setattr(
         operators._OutputGraph, "product", scaled_pieces(operators._OutputGraph.product, 1.1)
     ),
     "products in float32": lambda patch: patch.setattr(
-        operators._GradientGraph, "product", in_float32(operators._GradientGraph.product)
+        operators.GradientGraph, "product", in_float32(operators.GradientGraph.product)
     ),
     "a lost last chunk": lambda patch: patch.setattr(Problem, "chunks", chunks_but_the_last),
     "a mean of the chunks' means": lambda patch: patch.setattr(Problem, "chunks", chunks_of_equal_weight),

@@ -165,6 +165,23 @@ def test_the_other_commands_take_it_too(command: str, folder: Path, monkeypatch:
     assert (folder / "f.png").exists()
 
 
+def test_groups_of_layers(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert flatlab(monkeypatch, "eigs", *OWN, *EXACT, "--group-by", "*", "--json", "e.json") == 0
+    with_itself = json.loads((folder / "e.json").read_text())
+    assert [layer["name"] for layer in with_itself["layers"]] == ["0", "2"]
+    (folder / "mine.py").write_text(
+        MINE.replace(
+            "return nn.Sequential(nn.Linear(4, 3)", "return nn.Sequential(nn.Sequential(nn.Linear(4, 3)"
+        ).replace("nn.Linear(3, 2))", "nn.Linear(3, 2)))")
+    )
+    monkeypatch.delitem(sys.modules, "mine")
+    assert flatlab(monkeypatch, "eigs", *OWN, *EXACT, "--group-by", "block", "--json", "e.json", "--figure", "f") == 0
+    result = json.loads((folder / "e.json").read_text())
+    (group,) = result["layers"]
+    assert (group["name"], group["parameters"], result["settings"]["group_by"]) == ("0", 23, "block")
+    assert tops(group) == pytest.approx(tops(result["global"]), rel=1e-6)
+
+
 def test_some_of_the_samples(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--model", "mine:model", "--data", "mine:batches", "--samples", "16", "--json", "e.json")
     assert flatlab(monkeypatch, "eigs", *words) == 0
@@ -232,6 +249,10 @@ def test_weights_never_run_code(
         ((*OWN, "--weights", "mine.py"), "mine.py is not a saved state_dict"),
         ((*OWN, "--weights", "list.pt"), "list.pt holds something else than a state_dict"),
         ((*OWN, "--weights", "other.pt"), "The weights other.pt do not fit the model mine:model"),
+        ((*OWN, "--group-by", "h.*"), "No layer fits the pattern 'h.*'; the layers are 0, 2"),
+        ((*OWN, "--group-by", "a,,b"), "--group-by is block, or patterns"),
+        ((*OWN, "--group-by", "block", "--layers", "none"), "--group-by does nothing beside --layers none"),
+        ((*OWN, "--group-by", "block", "--per-batch", "5"), "--group-by does nothing beside --per-batch"),
         ((*OWN, "--samples", "21"), "mine:data returns 20 samples: ask for 1 to 20, not 21"),
         ((*OWN, "--clients", "all"), "--clients needs a checkpoint"),
         (("w.pt", "--weights", "w.pt"), "--weights is for a model of your own"),
