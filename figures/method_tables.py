@@ -66,7 +66,7 @@ def ranks_table(results: Results) -> Table:
         "ranks",
         "Methods by error and flatness: rank [best, worst]",
         (
-            "error: of the test, %; relative: layers' squared weights times their traces, added up; adaptive: sharpness of "
+            "error: of the test, %; relative: layers' squared weights times traces, added up; adaptive: sharpness of "
             "one step; worst: of twenty, within 0.1 % of every weight; local λ₁: of the clients' losses at their own "
             "models, mean over clients; excess: λ₁ of the global loss less that.",
             "Less is better. Of all methods, with and without MAN, in the column: rank by the mean over seeds, and the "
