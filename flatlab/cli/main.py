@@ -15,6 +15,7 @@ from flatlab.cli.clients import clients
 from flatlab.cli.console import console
 from flatlab.cli.demo import demo
 from flatlab.cli.density import density
+from flatlab.cli.doctor import doctor
 from flatlab.cli.eigs import eigs
 from flatlab.cli.figures import figures
 from flatlab.cli.presets import presets
@@ -48,6 +49,7 @@ app.command()(presets)
 app.command()(reproduce)
 app.command()(figures)
 app.command()(report)
+app.command()(doctor)
 
 
 SHARED_BY_PROCESSES = ("eigs", "clients", "trace", "density", "surface")

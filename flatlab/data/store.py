@@ -8,6 +8,7 @@ hub are decoded once for all. `meta.json` is written last: where it is, the arra
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FO
         reading.require_only((), f"The data set {name}")
         return BUNDLED[name]()
     source = _locate(name, root, reading)
-    cached = _cache_folder() / _key(source)
+    cached = cache_folder() / _key(source)
     if not _is_whole(cached):
         try:
             with writing(cached):
@@ -102,6 +103,25 @@ def absolute_name(name: str) -> str:
     return str(Path(name).resolve())
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where `load_images` takes a data set from."""
+
+    source: str  # "bundled", the folder of a local copy, or organisation/name on the Hugging Face hub
+    at_hand: bool  # whether it is here, so that loading it downloads nothing
+    decoded: bool  # whether its images are in the cache
+
+
+def known_places(root: Path | None = None) -> dict[str, Place]:
+    """Return where each data set that is known by name comes from; nothing is loaded. Raises `UsageError`."""
+    places = {name: Place("bundled", at_hand=True, decoded=False) for name in BUNDLED}
+    for name in KNOWN:
+        source = _locate(name, root, AS_FOUND)
+        decoded = _is_whole(cache_folder() / _key(source))
+        places[name] = Place(str(source.folder or source.hub), source.folder is not None or decoded, decoded)
+    return places
+
+
 def _locate(name: str, root: Path | None, reading: Reading) -> Source:
     """Find a local copy: in `root` first, then, unless the name is a known one, as a folder in its own right."""
     if root is None and os.environ.get("FLATLAB_DATA"):
@@ -124,7 +144,8 @@ def _locate(name: str, root: Path | None, reading: Reading) -> Source:
     )
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where decoded images are kept."""
     return Path(os.environ.get("FLATLAB_CACHE") or user_cache_path("flatlab"))
 
 
