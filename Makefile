@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 
 demo: .venv/installed
 	$(BIN)/flatlab demo
@@ -19,6 +19,11 @@ lint: .venv/installed
 bench: .venv/peers
 	$(BIN)/python -m benchmarks
 
+# The site, in build/docs, with every warning an error; then every page is opened in Chromium where there is one.
+docs: .venv/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -E -W -n --keep-going --quiet docs build/docs
+	$(BIN)/python -m pytest tests/test_site.py
+
 clean:
 	rm -rf .venv build dist *.egg-info
 
@@ -26,6 +31,10 @@ clean:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flatlab needs Python 3.11 or newer; name one with make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,tensorboard,dask,hf]"
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 # The extra "bench", pinned, without what its packages ask for beyond .venv: backpack names torchvision, which nothing uses.

@@ -55,6 +55,14 @@ def forward_pass(problem: Problem, names: Sequence[str] | None = None) -> Forwar
     """The loss, and the norms for every layer or for the layers `names`; a layer that runs twice counts both runs.
 
     One that runs once for all samples of a batch counts for each of them.
+
+    >>> import torch
+    >>> from analysis.activations import forward_pass
+    >>> from analysis.problem import make_problem
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> problem = make_problem(model, "mse", (torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1)))
+    >>> round(forward_pass(problem).layers[""].input_norm2, 6)  # the mean of 4 and 1
+    2.5
     """
     loss = 0.0
     layers = find_layers(problem)

@@ -54,6 +54,16 @@ def spectral_density(
 
     `sigma` defaults to 1 % of the spectrum's extent; the grid has at least `points`, and as many more as it takes to
     resolve `sigma`. `progress` is told the products so far. Raises `MeasurementError` for a sigma too small for that.
+
+    >>> import torch
+    >>> from analysis.density import spectral_density
+    >>> from analysis.operators import matrix_operator
+    >>> A = matrix_operator(torch.diag(torch.tensor([5.0, 3.0, 1.0])))
+    >>> found = spectral_density(A, depth=3, probes=20)
+    >>> [round(node, 4) for node in found.nodes[0].tolist()]
+    [1.0, 3.0, 5.0]
+    >>> bool(abs(torch.trapezoid(found.density, found.grid) - 1) < 1e-3)
+    True
     """
     generator = torch.Generator().manual_seed(seed)
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)

@@ -84,6 +84,16 @@ def flatness(
     """All measures of one point; radii default to those usual in training with SAM and ASAM.
 
     `progress` is called with the stage ("", a layer's name, "trace"), its products so far and its relative error.
+
+    >>> import torch
+    >>> from analysis.flatness import flatness
+    >>> from analysis.problem import make_problem
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
+    >>> report = flatness(problem)
+    >>> [layer.name for layer in report.layers], report.sam_sharpness > 0
+    (['0', '2'], True)
     """
     weights = {
         layer.name: [full for full in layer.parameters.values() if problem.parameters[full].dim() >= 2]
@@ -134,6 +144,15 @@ def sam_sharpness(problem: Problem, radius: float = 0.05) -> float:
     """L(theta + radius g / |g|) - L(theta), g the gradient of L: SAM's sharpness to first order.
 
     Raises `MeasurementError` for a radius that is none.
+
+    >>> import torch
+    >>> from analysis.flatness import sam_sharpness
+    >>> from analysis.problem import make_problem
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
+    >>> sam_sharpness(problem, radius=0.0), sam_sharpness(problem) < sam_sharpness(problem, radius=0.1)
+    (0.0, True)
     """
     _require_radius(radius)
     loss, g = loss_and_gradient(problem)
@@ -147,6 +166,15 @@ def adaptive_sharpness(problem: Problem, radius: float = 0.5) -> float:
 
     Every parameter, biases included, is scaled by its own magnitude, which makes the number invariant to rescaling.
     Raises `MeasurementError` for a radius that is none.
+
+    >>> import torch
+    >>> from analysis.flatness import adaptive_sharpness
+    >>> from analysis.problem import make_problem
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
+    >>> adaptive_sharpness(problem, radius=0.0), adaptive_sharpness(problem) > 0
+    (0.0, True)
     """
     _require_radius(radius)
     loss, g = loss_and_gradient(problem)

@@ -7,12 +7,11 @@ floating point Q loses orthogonality as soon as a pair converges (Paige 1971), a
 so every w is orthogonalised twice against the whole of Q. When Q is full it is replaced by its best Ritz vectors; the
 relation then holds as before (thick restart: Wu and Simon 2000).
 
-T holds the coefficients that were subtracted, and w what was left, so A Q^T = Q^T T + w e_m^T is an identity of the
-products made, whatever became of orthogonality. A y = theta y + w (e_m^T s) is therefore known to rounding without
-another product.
+T holds what was subtracted, and w what was left, so A Q^T = Q^T T + w e_m^T is an identity of the products made,
+whatever became of orthogonality. A y = theta y + w (e_m^T s) is therefore known to rounding without another product.
 
-The Krylov space of b random vectors holds min(b, multiplicity) independent eigenvectors of every eigenvalue, because
-b random vectors have as many independent parts in each eigenspace. The search grows it from one vector, so that of a
+The Krylov space of b random vectors holds min(b, multiplicity) independent eigenvectors of every eigenvalue, because b
+random vectors have as many independent parts in each eigenspace. The search grows it from one vector, so that of a
 repeated eigenvalue it finds one copy. For a single pair that is enough, and the search goes on until its own Krylov
 space, whose start has a random part, excludes anything larger (`overlooked.Chain`). For more than one pair a second,
 short recurrence then bounds what is orthogonal to Q, and with it the number of eigenvalues beyond the wanted ones
@@ -86,6 +85,12 @@ def lanczos(
     `max_iter` limits the products before that to max_iter * k; `start` (p, m) is a warm start, e.g. eigenvectors of a
     nearby matrix (default: the operator's own). `max_basis` is the number of vectors between restarts, by default
     max(2 k + 20, 40), or half of `operator.room` where that is less: what is certified stays the same.
+
+    >>> import torch
+    >>> from analysis.lanczos import lanczos
+    >>> from analysis.operators import matrix_operator
+    >>> lanczos(matrix_operator(torch.diag(torch.tensor([5.0, 3.0, 1.0]))), k=2).values.round(decimals=4).tolist()
+    [5.0, 3.0]
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     start, seed = operator.beginning(start, seed)

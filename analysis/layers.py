@@ -23,6 +23,15 @@ def find_layers(problem: Problem, names: Sequence[str] | None = None) -> list[La
     """The layers `names`, or all, in the model's order. A tied parameter belongs to the first layer that owns it.
 
     Raises `MeasurementError` for a name that is no layer with selected parameters.
+
+    >>> import torch
+    >>> from analysis.layers import find_layers
+    >>> from analysis.problem import make_problem
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
+    >>> [layer.name for layer in find_layers(problem)]
+    ['0', '2']
     """
     owned: set[str] = set()
     layers = []

@@ -96,12 +96,27 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
 
 
 def matrix_operator(matrix: Tensor) -> SymmetricOperator:
-    """A symmetric matrix (p, p) as an operator."""
+    """A symmetric matrix (p, p) as an operator.
+
+    >>> import torch
+    >>> from analysis.operators import matrix_operator
+    >>> matrix_operator(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))(torch.tensor([1.0, 0.0])).tolist()
+    [2.0, 1.0]
+    """
     return SymmetricOperator(len(matrix), matrix.dtype, matrix.device, lambda rows: rows @ matrix)
 
 
 def hessian(problem: Problem) -> SymmetricOperator:
-    """d^2 L / d theta^2, multiplied by double backward: H v = d/dtheta (g . v), g = dL/dtheta (Pearlmutter 1994)."""
+    """d^2 L / d theta^2, multiplied by double backward: H v = d/dtheta (g . v), g = dL/dtheta (Pearlmutter 1994).
+
+    >>> import torch
+    >>> from analysis.operators import hessian
+    >>> from analysis.problem import make_problem
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> problem = make_problem(model, "mse", (torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1)))
+    >>> hessian(problem)(torch.eye(2)).tolist()
+    [[4.0, 0.0], [0.0, 1.0]]
+    """
     return _operator(problem, GradientGraph.build)
 
 
@@ -109,6 +124,16 @@ def gauss_newton(problem: Problem) -> SymmetricOperator:
     """sum_n J_n^T (d^2 loss_n / dz^2) J_n with J = dz/dtheta, z the model's outputs (Schraudolph 2002).
 
     Positive semidefinite for a loss that is convex in z, and the Hessian itself where z is locally linear in theta.
+
+    >>> import torch
+    >>> from analysis.operators import gauss_newton
+    >>> from analysis.problem import make_problem
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
+    >>> G = gauss_newton(problem)(torch.eye(problem.size))
+    >>> tuple(G.shape), bool(torch.linalg.eigvalsh(G).min() > -1e-6)
+    ((17, 17), True)
     """
     return _operator(problem, partial(_OutputGraph.build, middle=of_the_loss))
 
@@ -119,6 +144,13 @@ def fisher(problem: Problem) -> SymmetricOperator:
     The expectation is exact. It is the Gauss-Newton matrix for cross-entropy and binary cross-entropy of logits, and
     half of it for the mean squared error, a Gaussian of unit variance (`analysis.predictive`). Raises
     `MeasurementError` for other losses.
+
+    >>> import torch
+    >>> from analysis.operators import fisher, hessian
+    >>> from analysis.problem import make_problem
+    >>> problem = make_problem(torch.nn.Linear(2, 3), "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 3))
+    >>> torch.allclose(fisher(problem)(torch.eye(9)), hessian(problem)(torch.eye(9)), atol=1e-5)  # linear logits
+    True
     """
     return _operator(problem, partial(_OutputGraph.build, middle=of_the_prediction(problem)))
 
@@ -129,6 +161,13 @@ def empirical_fisher(problem: Problem) -> SymmetricOperator:
     M is the number of samples for cross-entropy, that of counted tokens where a sample has several (g_n adds these up),
     and that of all outputs for the mean squared error and binary cross-entropy. Raises `MeasurementError` where the
     outputs have no row for every sample.
+
+    >>> import torch
+    >>> from analysis.operators import empirical_fisher
+    >>> from analysis.problem import make_problem
+    >>> problem = make_problem(torch.nn.Linear(2, 3), "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 3))
+    >>> bool(torch.linalg.eigvalsh(empirical_fisher(problem)(torch.eye(9))).min() > -1e-6)
+    True
     """
     require_rows(problem)
     return _operator(problem, partial(_OutputGraph.build, middle=of_the_slopes))
@@ -146,7 +185,18 @@ def curvature_matrix(problem: Problem, name: Matrix) -> SymmetricOperator:
 
 
 def block(problem: Problem, names: Iterable[str]) -> SymmetricOperator:
-    """The diagonal block of the Hessian that belongs to the parameters `names`."""
+    """The diagonal block of the Hessian that belongs to the parameters `names`.
+
+    >>> import torch
+    >>> from analysis.operators import block, hessian
+    >>> from analysis.problem import make_problem
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
+    >>> whole, part = hessian(problem), block(problem, ["0.weight"])
+    >>> part.size, torch.allclose(part(torch.eye(6)), whole(torch.eye(17))[:6, :6], atol=1e-6)
+    (6, True)
+    """
     return hessian(problem.select(names))
 
 

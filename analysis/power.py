@@ -49,6 +49,14 @@ def power_iteration(
     `max_iter` limits the products per pair, the look's among them; `start` (p, m) gives start vectors for the first m
     pairs (default: the operator's own).
     Eigenvalues lambda and -lambda of equal magnitude do not converge one by one; the result then says so.
+
+    >>> import torch
+    >>> from analysis.operators import matrix_operator
+    >>> from analysis.power import power_iteration
+    >>> A = matrix_operator(torch.diag(torch.tensor([5.0, 3.0, 1.0])))
+    >>> pairs = power_iteration(A, k=2)
+    >>> [round(value, 3) for value in pairs.values.tolist()], pairs.converged.tolist()
+    ([5.0, 3.0], [True, True])
     """
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     start, seed = operator.beginning(start, seed)

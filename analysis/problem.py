@@ -72,6 +72,13 @@ def make_problem(
     Costs 2.5 forward passes over the data, in which every batch is compared with its parts. Raises `MeasurementError`
     where second derivatives of a sum over samples would be meaningless: dropout or batch norm in training mode, a
     random forward pass, samples that influence one another, a reduction that is not the stated one.
+
+    >>> import torch
+    >>> from analysis.problem import make_problem
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> problem = make_problem(model, "mse", (torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1)))
+    >>> problem.size, problem.samples
+    (2, 2)
     """
     dtype = working_dtype(model, dtype)
     private = private_copy(model)

@@ -119,6 +119,17 @@ def eigs(
     of each group one matrix; `start` (p, m) is a warm start for the whole matrix. `backend="pyhessian"` takes every
     product with the Hessian from PyHessian. Raises `MeasurementError` for what a method, a backend or a loss does not
     have.
+
+    >>> import torch
+    >>> from analysis.problem import make_problem
+    >>> from analysis.spectrum import eigs
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> problem = make_problem(model, "mse", (torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1)))
+    >>> report = eigs(problem, k=2)
+    >>> [round(pair.value, 6) for pair in report.eigenvalues], report.eigenvalues[0].converged
+    ([4.0, 1.0], True)
+    >>> report.layers[0].name, round(report.layers[0].eigenvalues[0].value, 6)
+    ('', 4.0)
     """
     if (backend == "pyhessian" and matrix != "hessian") or (method == "power" and which != "largest"):
         raise MeasurementError(
@@ -208,7 +219,22 @@ def layer_eigenpairs(
     seed: int = 0,
     progress: ReportProgress | None = None,
 ) -> dict[str, Eigenpairs]:
-    """The top k eigenpairs of every layer's block, or of the layers named, all found together by Lanczos."""
+    """The top k eigenpairs of every layer's block, or of the layers named, all found together by Lanczos.
+
+    >>> import torch
+    >>> from analysis.lanczos import lanczos
+    >>> from analysis.operators import hessian
+    >>> from analysis.problem import make_problem
+    >>> from analysis.spectrum import layer_eigenpairs
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
+    >>> layers = layer_eigenpairs(problem, k=2)
+    >>> {name: tuple(pairs.vectors.shape) for name, pairs in layers.items()}
+    {'0': (9, 2), '2': (8, 2)}
+    >>> bool(max(pairs.values[0] for pairs in layers.values()) <= lanczos(hessian(problem)).values[0] + 1e-6)
+    True
+    """
     search = _Search(k, "largest", tol, max_iter, "lanczos", seed, vectors_that_fit(problem), progress)
     return _layer_eigenpairs(problem, search, layers, "flatlab", "hessian")
 

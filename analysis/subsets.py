@@ -45,6 +45,16 @@ def sampling_spread(
     Of a loss that is a sum, a part's eigenvalue is scaled to all samples. The mean over the parts lies above lambda_max
     of all samples (the module says why), by about the square of the spread. `start` (p, m), e.g. the eigenvector of all
     samples, saves products. Together the parts cost what one run on all costs.
+
+    >>> import torch
+    >>> from analysis.problem import make_problem
+    >>> from analysis.subsets import sampling_spread
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
+    >>> spread = sampling_spread(problem, parts=4)
+    >>> len(spread.values), spread.samples, spread.standard_error > 0
+    (4, 5, True)
     """
     if not 2 <= parts <= problem.samples:
         raise MeasurementError(
@@ -99,6 +109,15 @@ def batch_spectra(
     """The distribution of the top k eigenvalues over the mini-batches of the data ("max eigenvalue spectrum").
 
     A last batch smaller than `batch_size` is left out. `progress` is told the batches done and their number.
+
+    >>> import torch
+    >>> from analysis.problem import make_problem
+    >>> from analysis.subsets import batch_spectra
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
+    >>> tuple(batch_spectra(problem, batch_size=5, k=2).values.shape)
+    (4, 2)
     """
     require_batches(problem, batch_size)
     found: list[Eigenpairs] = []
@@ -168,6 +187,16 @@ def client_spectra(
     `problems` are one model on each client's data (`problem.on`); `weights` default to their shares of the mean
     over all. `progress` is called with a client's name (or "" for the sum), its products so far and its worst relative
     residual.
+
+    >>> import torch
+    >>> from analysis.problem import make_problem
+    >>> from analysis.subsets import client_spectra
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
+    >>> clients = {str(i): problem.part(i, 2) for i in range(2)}
+    >>> client_spectra(clients).holds  # the eigenvalue of the mean is at most the mean of the eigenvalues
+    True
     """
     if not problems:
         raise MeasurementError("No clients are given; name at least one.")

@@ -11,6 +11,12 @@ def principal_angles(one: Tensor, other: Tensor) -> Tensor:
 
     Björck and Golub, "Numerical Methods for Computing Angles Between Linear Subspaces" (1973): sines are taken where
     angles are small, since a cosine near 1 has lost them. Raises `MeasurementError` for columns of unlike length.
+
+    >>> import torch
+    >>> from analysis.subspaces import principal_angles
+    >>> axes = torch.eye(3)
+    >>> principal_angles(axes[:, :2], axes[:, 1:]).rad2deg().tolist()
+    [0.0, 90.0]
     """
     if one.shape[0] != other.shape[0]:
         raise MeasurementError(f"Vectors of {one.shape[0]} and of {other.shape[0]} entries span no common space.")
@@ -24,5 +30,12 @@ def principal_angles(one: Tensor, other: Tensor) -> Tensor:
 
 
 def dissimilarity(one: Tensor, other: Tensor) -> float:
-    """1 - mean cos^2 of the principal angles: 0 for one subspace in the other, 1 for orthogonal ones."""
+    """1 - mean cos^2 of the principal angles: 0 for one subspace in the other, 1 for orthogonal ones.
+
+    >>> import torch
+    >>> from analysis.subspaces import dissimilarity
+    >>> axes = torch.eye(3)
+    >>> dissimilarity(axes[:, :2], axes[:, :2]), dissimilarity(axes[:, :1], axes[:, 1:2])
+    (0.0, 1.0)
+    """
     return 1 - float(principal_angles(one, other).cos().square().mean())

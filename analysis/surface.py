@@ -41,6 +41,17 @@ def loss_surface(
     """L at `points` equally spaced multiples in [-extent, extent] of each of one or two directions (p, 1) or (p, 2).
 
     Each point costs a forward pass over all samples. `progress` is told the points done and their number.
+
+    >>> import torch
+    >>> from analysis.problem import make_problem
+    >>> from analysis.surface import loss_surface
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> problem = make_problem(model, "mse", (torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 1)))
+    >>> line = loss_surface(problem, torch.tensor([[1.0], [0.0]]), points=3)
+    >>> line.a.tolist(), tuple(line.losses.shape)
+    ([-1.0, 0.0, 1.0], (3, 1))
+    >>> round((line.losses[0] + line.losses[2] - 2 * line.losses[1]).item(), 5)  # the curvature along this line
+    4.0
     """
     if directions.dim() != 2 or directions.shape[0] != problem.size or directions.shape[1] not in (1, 2):
         raise MeasurementError(f"Directions must have shape ({problem.size}, 1 or 2), not {tuple(directions.shape)}.")
@@ -61,7 +72,19 @@ def loss_surface(
 
 
 def filter_normalised_directions(problem: Problem, count: int = 2, *, seed: int = 0) -> Tensor:
-    """Random directions (p, count), filter-normalised; the same random numbers for every model of this shape."""
+    """Random directions (p, count), filter-normalised; the same random numbers for every model of this shape.
+
+    >>> import torch
+    >>> from analysis.problem import make_problem
+    >>> from analysis.surface import filter_normalised_directions
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
+    >>> directions = filter_normalised_directions(problem)
+    >>> first = problem.split(directions[:, 0])[0]  # of the weights of the first layer, row by row as long as these
+    >>> tuple(directions.shape), torch.allclose(first.norm(dim=1), model[0].weight.norm(dim=1))
+    ((17, 2), True)
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = random_rows(count, problem.size, problem.point(), generator)
     return torch.stack([_normalised(problem, row) for row in rows], dim=1)

@@ -62,6 +62,14 @@ def hutchinson(
     At least 20 probes are taken, at most `max_probes`; a matrix of p <= 20 (and `max_probes`) is multiplied with the
     unit vectors instead, and all errors are 0. `groups` names sets of positions (n,) whose blocks' traces are wanted;
     they cost nothing more. `progress` is told the probes so far and the relative standard error.
+
+    >>> import torch
+    >>> from analysis.operators import matrix_operator
+    >>> from analysis.trace import hutchinson
+    >>> A = matrix_operator(torch.diag(torch.tensor([5.0, 3.0, 1.0])))
+    >>> moments = hutchinson(A)  # few dimensions are worked through whole
+    >>> moments.trace, moments.diagonal.tolist()
+    (Estimate(value=9.0, standard_error=0.0), [5.0, 3.0, 1.0])
     """
     groups = groups or {}
     if operator.size <= min(_FEWEST, max_probes):
@@ -121,6 +129,13 @@ def hutch_plus_plus(operator: SymmetricOperator, products: int = 60, *, seed: in
     1 / sqrt(products) of Hutchinson's, where the spectrum decays. The standard error is that of the rest. (Meyer,
     Musco, Musco and Woodruff 2021.) Raises `MeasurementError` for fewer than 6 products: two vectors each are the
     least.
+
+    >>> import torch
+    >>> from analysis.operators import matrix_operator
+    >>> from analysis.trace import hutch_plus_plus
+    >>> A = matrix_operator(torch.diag(torch.tensor([5.0, 3.0, 1.0])))
+    >>> round(hutch_plus_plus(A, products=9).value, 5)
+    9.0
     """
     if products < 6:
         raise MeasurementError(f"Hutch++ needs at least 6 products, not {products}.")

@@ -68,6 +68,16 @@ def worst_case_sharpness(
     A last batch that is smaller is left out. Costs steps + 1 gradients over all samples. `progress` is told the batches
     done and their number. Raises `MeasurementError` for numbers that are none, for several processes, and for
     normalised logits of another loss than cross-entropy.
+
+    >>> import torch
+    >>> from analysis.problem import make_problem
+    >>> from analysis.worst_case import worst_case_sharpness
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
+    >>> near, far = (worst_case_sharpness(problem, radius=radius).value for radius in (0.001, 0.1))
+    >>> 0 < near < far
+    True
     """
     if not 0 <= radius < math.inf or steps < 1 or batch_size < 1:
         raise MeasurementError(

@@ -1,36 +1,51 @@
 """How `make docs` builds the site: these pages, the reference made from the code, and notebooks that are executed."""
 
+import dataclasses
+import inspect
 import re
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from commands import reference  # noqa: E402
+
+from flatlab import __version__  # noqa: E402
 
 project = "flatlab"
-author = "The flatlab authors"
+author = "The flatlab developers"
+version = release = __version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx-mathjax-offline",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
-nitpicky = False
+
+
+NOT_HERE = "torch|numpy|pandas|matplotlib|scipy|collections|pathlib|typing"
+NOT_PUBLIC = r"flatlab\.(data|federated|runs|measuring\.subjects)|analysis\.(losses|first_pass|parametric_loss)"
+nitpick_ignore_regex = [
+    ("py:.*", rf"(tuple\[~)?(({NOT_HERE}|{NOT_PUBLIC})\..*|DataFrame|analysis\.spectrum\.Eigenvalue)")
+]
 
 html_theme = "furo"
 html_title = "flatlab"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = html_show_sourcelink = html_copy_source = False
+smartquotes = False  # which makes one dash of the two before an option
+copybutton_prompt_text, copybutton_prompt_is_regexp = r">>> |\.\.\. ", True
 
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "cache"
+nb_execution_mode = "force"
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_merge_streams = True
@@ -40,17 +55,17 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 
+FIELD = re.compile(r"^    (\w+): ([^=#\n]+?)(?: = [^#\n]*)?(?: +# (.*))?$", flags=re.MULTILINE)
+"""A field of a dataclass, its type and the comment beside it."""
+
 INCLUDED = {"../benchmarks/README.md": "benchmarks.md", "../checkpoints/README.md": "runs.md"}
 """Pages that live beside what they describe, and the pages here that take them in."""
 
 
-def commands(app: Sphinx) -> None:
+def write_commands(app: Sphinx) -> None:
     """Write the reference of commands from the commands themselves."""
-    typer = [sys.executable, "-m", "typer", "flatlab.cli.main", "utils", "docs", "--name", "flatlab"]
-    text = subprocess.run(typer, check=True, capture_output=True, text=True).stdout
     page = HERE / "reference" / "commands.md"
-    title = "# Commands\n\nMade from what `flatlab COMMAND --help` says.\n\n"
-    content = title + re.sub(r"\A.*?(?=^## )", "", text, flags=re.DOTALL | re.MULTILINE)
+    content = reference()
     if not page.exists() or page.read_text() != content:  # a page that stays as it is need not be read again
         page.write_text(content)
 
@@ -62,16 +77,29 @@ def between_pages(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def as_written(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings are plain text, whose mathematics has |v| and A*; only `names` mean something."""
-    if any(line.lstrip().startswith(".. ") for line in lines):
-        return
+    """Docstrings are plain text, whose mathematics has |v| and A*; only `names` mean something, and examples."""
+    example = False
     for place, line in enumerate(lines):
-        parts = line.split("`")
-        lines[place] = "`".join(part if i % 2 else re.sub(r"([|*_\\])", r"\\\1", part) for i, part in enumerate(parts))
+        example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
+        if not example and not line.lstrip().startswith((":", "..")):
+            parts = line.split("`")
+            parts[::2] = [re.sub(r"([|*_\\])", r"\\\1", part) for part in parts[::2]]
+            lines[place] = "`".join(parts)
+    if dataclasses.is_dataclass(obj) and isinstance(obj, type):
+        lines += ["", *fields_of(obj)]
+
+
+def fields_of(record: type) -> Iterator[str]:
+    """The fields of a dataclass with the comments beside them, which give shapes and units, as a definition list."""
+    for name, kind, comment in FIELD.findall(inspect.getsource(record)):
+        if not name.startswith("_"):
+            yield f"``{name}``: ``{kind}``"
+            yield "   " + (re.sub(r"([|*_`\\])", r"\\\1", comment) or "\u200b")
+            yield ""
 
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("builder-inited", commands)
+    app.connect("builder-inited", write_commands)
     app.connect("source-read", between_pages)
-    app.connect("autodoc-process-docstring", as_written, priority=900)  # after napoleon
+    app.connect("autodoc-process-docstring", as_written)

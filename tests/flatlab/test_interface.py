@@ -101,6 +101,7 @@ def test_the_packages_beside_it_are_names_of_its_own(tmp_path: Path) -> None:
         "interface.flatness",
         "interface.local_global",
         "measuring.eigenvectors",
+        "measuring.surroundings",
     ],
 )
 def test_examples(module: str) -> None:
