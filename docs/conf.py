@@ -28,11 +28,10 @@ extensions = [
 ]
 
 
-NOT_HERE = "torch|numpy|pandas|matplotlib|scipy|collections|pathlib|typing"
-NOT_PUBLIC = r"flatlab\.(data|federated|runs|measuring\.subjects)|analysis\.(losses|first_pass|parametric_loss)"
-nitpick_ignore_regex = [
-    ("py:.*", rf"(tuple\[~)?(({NOT_HERE}|{NOT_PUBLIC})\..*|DataFrame|analysis\.spectrum\.Eigenvalue)")
-]
+NOT_HERE = r"(torch|numpy|pandas|matplotlib|scipy|collections|pathlib|typing)\..*|DataFrame"
+NOT_PUBLIC = r"(flatlab\.(data|federated|runs|measuring\.subjects)|analysis\.(losses|first_pass|parametric_loss))\..*"
+MISREAD = r"tuple\[~.*"
+nitpick_ignore_regex = [("py:.*", f"{NOT_HERE}|{NOT_PUBLIC}|{MISREAD}")]
 
 html_theme = "furo"
 html_title = "flatlab"

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from flatlab.cli.console import console
 from flatlab.cli.eigs_table import eigenvalue_heading, lambda_, print_certificate, shown, warn_unless_converged
 from flatlab.cli.side_by_side import (
@@ -87,6 +85,8 @@ def print_batches(results: Sequence[dict[str, Any]]) -> None:
 
 
 def _batch_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
+    import numpy as np
+
     rows: list[Row] = []
     for index in range(len(results[0]["global"]["eigenvalues"])):
         values = [np.array(result["values"])[:, index] for result in results]

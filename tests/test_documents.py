@@ -1,0 +1,58 @@
+"""What the documents say can be done as they say, and CITATION.cff is what tools expect of one."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flatlab.grid.plan import grid_cells, parse_grid
+
+ROOT = Path(__file__).parent.parent
+QUESTIONS = ROOT / "docs" / "questions"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (QUESTIONS / page).read_text(), flags=re.DOTALL)
+
+
+def test_ones_own_model_is_measured_as_its_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, fit, measure = blocks("own-model.md", "python")
+    (tmp_path / "mine.py").write_text(module)
+    (tmp_path / "fit.py").write_text(fit)
+    (tmp_path / "measure.py").write_text(measure)
+    command = re.search(r"^flatlab (eigs --model .*)$", (QUESTIONS / "own-model.md").read_text(), flags=re.MULTILINE)
+    assert command is not None
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    printed = ""
+    for words in (["fit.py"], ["-m", "flatlab", *command[1].split()], ["measure.py"]):
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        printed += done.stdout
+    shown = re.findall(r"(0\.\d{3})\d* (?:±|\+-)", (QUESTIONS / "own-model.md").read_text())
+    assert len(shown) > 5
+    for number in shown:  # to three digits, as processors round differently
+        assert number in printed
+
+
+def test_the_grid_of_the_page_on_man_is_one() -> None:
+    (text,) = blocks("man.md", "toml")
+    assert len(grid_cells(parse_grid(text, "mine.toml"))) == 6
+
+
+def test_the_citation_file_has_what_is_required_and_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)  # required by version 1.2.0 of the format
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] == "software"
+    assert str(citation["version"]) == project["version"]
+    assert (citation["title"], citation["license"]) == (project["name"], project["license"])
+    assert citation["authors"] == [{"name": "The flatlab developers"}]
+    (paper,) = citation["references"]
+    assert {"type", "title", "authors", "year"} <= set(paper)
+    assert paper["title"] in (ROOT / "README.md").read_text()
+    assert all({"family-names", "given-names"} <= set(author) for author in paper["authors"])
