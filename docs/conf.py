@@ -89,12 +89,12 @@ def as_written(app: Sphinx, what: str, name: str, obj: object, options: object, 
 
 
 def fields_of(record: type) -> Iterator[str]:
-    """The fields of a dataclass with the comments beside them, which give shapes and units, as a definition list."""
+    """The fields of a dataclass with the comments beside them, which give shapes and units, as a list."""
     for name, kind, comment in FIELD.findall(inspect.getsource(record)):
         if not name.startswith("_"):
-            yield f"``{name}``: ``{kind}``"
-            yield "   " + (re.sub(r"([|*_`\\])", r"\\\1", comment) or "\u200b")
-            yield ""
+            said = re.sub(r"([|*_`\\])", r"\\\1", comment)
+            yield f"* ``{name}`` (``{kind}``)" + (f": {said}" if said else "")
+    yield ""
 
 
 def setup(app: Sphinx) -> None:

@@ -1,7 +1,6 @@
 """What the documents say can be done as they say, and CITATION.cff is what tools expect of one."""
 
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import yaml
 
 from flatlab.grid.plan import grid_cells, parse_grid
+from tests.command_line import flatlab
 
 ROOT = Path(__file__).parent.parent
 QUESTIONS = ROOT / "docs" / "questions"
@@ -19,19 +19,22 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (QUESTIONS / page).read_text(), flags=re.DOTALL)
 
 
-def test_ones_own_model_is_measured_as_its_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ones_own_model_is_measured_as_its_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     module, fit, measure = blocks("own-model.md", "python")
     (tmp_path / "mine.py").write_text(module)
-    (tmp_path / "fit.py").write_text(fit)
-    (tmp_path / "measure.py").write_text(measure)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    exec(fit, {})  # our own document
+    exec(measure, {})
+    del sys.modules["mine"]
     command = re.search(r"^flatlab (eigs --model .*)$", (QUESTIONS / "own-model.md").read_text(), flags=re.MULTILINE)
     assert command is not None
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    printed = ""
-    for words in (["fit.py"], ["-m", "flatlab", *command[1].split()], ["measure.py"]):
-        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        printed += done.stdout
+    done = flatlab(*command[1].split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    printed = capsys.readouterr().out + done.stdout
     shown = re.findall(r"(0\.\d{3})\d* (?:±|\+-)", (QUESTIONS / "own-model.md").read_text())
     assert len(shown) > 5
     for number in shown:  # to three digits, as processors round differently

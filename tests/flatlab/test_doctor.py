@@ -1,10 +1,7 @@
 """`flatlab doctor`: what it finds, and that it says what will not work."""
 
 import json
-import os
 import platform
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from flatlab.cli.doctor import doctor
 from flatlab.cores import available_cores
 from flatlab.measuring import surroundings
 from flatlab.measuring.surroundings import examine
+from tests.command_line import flatlab
 
 
 @pytest.fixture
@@ -27,10 +25,8 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_is_one_screen_and_its_json_says_the_same(tmp_path: Path) -> None:
-    environment = {**os.environ, "COLUMNS": "80", "FLATLAB_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "flatlab", "doctor", "--json", "found.json"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+def test_it_is_one_screen_and_its_json_says_the_same(bare: Path, tmp_path: Path) -> None:
+    done = flatlab("doctor", "--json", "found.json", cwd=tmp_path, width=80)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) <= 24
     assert max(map(len, done.stdout.splitlines())) <= 80
