@@ -115,6 +115,7 @@ def _keep_dollars(figure: Figure) -> None:
         if "$" not in text.get_text():
             continue
         try:
-            parser.parse(text.get_text())
+            for line in text.get_text().split("\n"):  # as they are drawn
+                parser.parse(line)
         except ValueError:
             text.set_parse_math(False)

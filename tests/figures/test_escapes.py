@@ -97,6 +97,13 @@ def test_a_figure_shows_any_name(name: str) -> None:
     assert list(csv.reader(files["csv"].decode().splitlines()))[1] == [csv_cell(name), "1"]
 
 
+def test_a_line_break_is_not_a_glyph_that_is_missing(caplog: pytest.LogCaptureFixture) -> None:
+    figure = Figure()
+    figure.subplots().set(title="a\nb")
+    Drawing(figure, [{"x": 1}], {}).files()
+    assert caplog.text == ""
+
+
 def test_the_page_escapes_too(finished: Path) -> None:
     hostile = "<script>alert(1)</script>"
     table = Table("t", hostile, (hostile,), ("a",), ((hostile,),), ({"a": 1},))
