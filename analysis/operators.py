@@ -128,12 +128,9 @@ def gauss_newton(problem: Problem) -> SymmetricOperator:
     >>> import torch
     >>> from analysis.operators import gauss_newton
     >>> from analysis.problem import make_problem
-    >>> _ = torch.manual_seed(0)
-    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
-    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
-    >>> G = gauss_newton(problem)(torch.eye(problem.size))
-    >>> tuple(G.shape), bool(torch.linalg.eigvalsh(G).min() > -1e-6)
-    ((17, 17), True)
+    >>> problem = make_problem(torch.nn.Linear(2, 3), "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 3))
+    >>> bool(torch.linalg.eigvalsh(gauss_newton(problem)(torch.eye(9))).min() > -1e-6)
+    True
     """
     return _operator(problem, partial(_OutputGraph.build, middle=of_the_loss))
 
@@ -190,12 +187,10 @@ def block(problem: Problem, names: Iterable[str]) -> SymmetricOperator:
     >>> import torch
     >>> from analysis.operators import block, hessian
     >>> from analysis.problem import make_problem
-    >>> _ = torch.manual_seed(0)
-    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
-    >>> problem = make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 2))
-    >>> whole, part = hessian(problem), block(problem, ["0.weight"])
-    >>> part.size, torch.allclose(part(torch.eye(6)), whole(torch.eye(17))[:6, :6], atol=1e-6)
-    (6, True)
+    >>> problem = make_problem(torch.nn.Linear(2, 3), "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 3))
+    >>> whole, part = hessian(problem), block(problem, ["weight"])
+    >>> torch.allclose(part(torch.eye(6)), whole(torch.eye(9))[:6, :6], atol=1e-6)
+    True
     """
     return hessian(problem.select(names))
 

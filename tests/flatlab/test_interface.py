@@ -309,3 +309,9 @@ def test_what_does_not_fit_is_one_sentence(call: Callable[[], object], says: str
         call()
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_the_reference_lists_every_public_function() -> None:
+    page = (ROOT / "docs" / "reference" / "flatlab.md").read_text()
+    listed = set(re.findall(r"autofunction:: flatlab\.(\w+)", page))
+    assert listed == set(flatlab.__all__) - {"analysis", "figures"}
