@@ -379,7 +379,7 @@ def test_a_quick_look_says_where_it_went(run: Path, tmp_path: Path) -> None:
     assert saved == json.loads((tmp_path / "e.json").read_text())
     assert saved["settings"] == {
         "samples": 60, "dtype": "float32", "k": 1, "layers": "all", "method": "lanczos", "backend": "flatlab",
-        "tol": 1e-3, "max_iter": 1000,
+        "tol": 1e-3, "max_iter": 1000, "which": "largest", "matrix": "hessian",
     }  # fmt: skip
     assert saved["fingerprint"] == load_checkpoint(run / "final.pt").fingerprint.plain()
 
