@@ -173,20 +173,25 @@ def _measurement(bench: Workbench, rng: random.Random) -> tuple[str, Outcome]:
 
 def _present(rng: random.Random, folder: str | None = None) -> Outcome:
     """Everything that is made of a folder of results: always its tables and page, and at times the figures too."""
-    from figures import gallery
-
     if folder is None:
         folder = "one"
         shutil.rmtree(folder, ignore_errors=True)
         Path(folder).mkdir()
         Path("again").rename(Path(folder, "again"))
-    drawn = dict(gallery.FIGURES)
-    if rng.random() > DRAWN:
+    return _report(folder, drawn=rng.random() <= DRAWN)
+
+
+def _report(folder: str, *, drawn: bool) -> Outcome:
+    """The tables and the page, with the figures or without."""
+    from figures import gallery
+
+    figures = dict(gallery.FIGURES)
+    if not drawn:
         gallery.FIGURES.clear()  # type: ignore[attr-defined]
     try:
         return command("report", folder)
     finally:
-        gallery.FIGURES.update(drawn)  # type: ignore[attr-defined]
+        gallery.FIGURES.update(figures)  # type: ignore[attr-defined]
 
 
 DRAWN = 0.04
@@ -215,7 +220,7 @@ def opened(folder: Path) -> Iterator[Workbench]:
         for cell in ("fedsam-s0", "fedsam-man-s0"):
             _measured_cell(cell)
         Path("results/study.json").write_text(json_text({"verdicts": [VERDICT]}))
-        _sound("report", "results")
+        _require(_report("results", drawn=False), "report results")
         measurements = {
             str(path.relative_to("results")): json.loads(path.read_text())
             for path in sorted(Path("results").rglob("*.json"))
@@ -257,9 +262,12 @@ def _measured_cell(cell: str) -> None:
 
 
 def _sound(*words: str) -> None:
-    outcome = command(*words)
+    _require(command(*words), " ".join(words))
+
+
+def _require(outcome: Outcome, words: str) -> None:
     if outcome.code or outcome.fault:
-        raise RuntimeError(f"flatlab {' '.join(words)}: {outcome.fault or outcome.said}")
+        raise RuntimeError(f"flatlab {words}: {outcome.fault or outcome.said}")
 
 
 def main(count: str = str(COUNT)) -> None:

@@ -11,6 +11,7 @@ Sharpness-aware Minimization" (ICML 2024); rho as an author names it for the pap
 flat update by tensor number, so that each tensor is shifted by one scalar; here every entry has its own.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -40,24 +41,31 @@ def lookahead(client: Client[Any], theta: Tensor, k: int) -> Tensor:
     return perturbation
 
 
-def keep(client: Client[Any], delta: Tensor) -> dict[str, Tensor]:
-    """w_old_i <- w."""
-    return {"w_old": client.w.expand_as(delta)}
+SOURCE = "Fan et al., ICML 2024"
 
 
-def combine(round_: Round[Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """w as FedAvg; w_old <- w."""
-    return fedavg.combine(round_)[0], {"w_old": round_.w}
+def perturbed(name: str, rules: Algorithm, hyper: type[FedLESAMHyper]) -> Algorithm:
+    """Another method with this one's perturbation, w_old kept beside its own vectors."""
+
+    def keep(client: Client[Any], delta: Tensor) -> dict[str, Tensor]:
+        return {**rules.keep(client, delta), "w_old": client.w.expand_as(delta)}
+
+    def combine(round_: Round[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        w, vectors = rules.combine(round_)
+        return w, {**vectors, "w_old": round_.w}
+
+    return replace(
+        rules,
+        name=name,
+        source=SOURCE,
+        hyper=hyper,
+        own=(*rules.own, "w_old"),
+        server=(*rules.server, "w_old"),
+        lookahead=lookahead,
+        initial=initial,
+        keep=keep,
+        combine=combine,
+    )
 
 
-ALGORITHM = Algorithm(
-    "fedlesam",
-    "Fan et al., ICML 2024",
-    combine,
-    FedLESAMHyper,
-    own=("w_old",),
-    server=("w_old",),
-    lookahead=lookahead,
-    initial=initial,
-    keep=keep,
-)
+ALGORITHM = perturbed("fedlesam", fedavg.ALGORITHM, FedLESAMHyper)
