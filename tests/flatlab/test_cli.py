@@ -214,7 +214,8 @@ def test_the_demo_tells_what_happened(tmp_path: Path) -> None:
 def test_two_rounds_on_real_cifar100(shared_datasets: Path, tmp_path: Path) -> None:
     done = flatlab(
         "train", "--preset", "cifar100-iid", "--man", "--rounds", "2", "--set", "train_samples=2000",
-        "--set", "test_samples=500", "--set", "local_epochs=1", "--data-root", str(shared_datasets), "--out", "run", cwd=tmp_path,
+        "--set", "test_samples=500", "--set", "local_epochs=1",
+        "--data-root", str(shared_datasets), "--out", "run", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "cifar100" in done.stdout
