@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import flatlab
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.diff"))
 
@@ -46,25 +48,19 @@ def test_every_example_is_as_the_lint_wants_it(tree: Path) -> None:
     run(sys.executable, "-m", "ruff", "format", "--check", *sources, cwd=tree)
 
 
+def command(tree: Path, *words: str) -> str:
+    done = flatlab(*words, cwd=tree, first=tree)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def test_what_they_add_works_together(tree: Path) -> None:
-    flatlab = (sys.executable, "-m", "flatlab")
+    fields = ("--dataset", "stripes", "--algorithm", "fedyogi", "--engine", "here", "--rounds", "8")
     for man in ("--no-man", "--man"):
-        words = (
-            "--dataset",
-            "stripes",
-            "--algorithm",
-            "fedyogi",
-            "--engine",
-            "here",
-            "--rounds",
-            "8",
-            "--out",
-            f"o/{man}",
-        )
-        run(*flatlab, "train", *words, man, cwd=tree)
-    run(*flatlab, "eigs", "o/--man", "o/--no-man", "--layers", "none", cwd=tree)
-    run(*flatlab, "effective-rank", "o/--man", "--json", "rank.json", cwd=tree)
+        command(tree, "train", *fields, "--out", f"o/{man}", man)
+    command(tree, "eigs", "o/--man", "o/--no-man", "--layers", "none")
+    command(tree, "effective-rank", "o/--man", "--json", "rank.json")
     assert json.loads((tree / "rank.json").read_text())["effective_rank"]["value"] > 1
-    drawn = json.loads(run(*flatlab, "figures", "o", "--json", "-", cwd=tree))
+    drawn = json.loads(command(tree, "figures", "o", "--json", "-"))
     assert "flat_and_accurate" in drawn["figures"]
     run(sys.executable, "-m", "pytest", "-q", "tests/analysis/test_effective_rank.py", cwd=tree)
