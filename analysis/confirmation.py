@@ -5,7 +5,6 @@ and no product in float32 shows it. So the pairs found are multiplied once more 
 keeps no graphs. theta = v^T H v and r = H v - theta v of that product need no trust in any other.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from analysis.eigenpairs import Eigenpairs, rounding, vanish
-from analysis.model_copy import convert
+from analysis.model_copy import convert, private_copy
 from analysis.problem import Problem
 from analysis.vectors import quotients
 
@@ -22,7 +21,7 @@ _VECTORS = 8  # of the pairs' type that a pair takes while it is multiplied: in 
 
 def in_float64(problem: Problem) -> Problem:
     """The same L at the same parameters, evaluated in float64, a graph at a time and in no more memory."""
-    model = copy.deepcopy(problem.model)
+    model = private_copy(problem.model)
     convert(model, problem.device, torch.float64)
     return replace(
         problem.of(model),

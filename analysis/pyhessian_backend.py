@@ -7,7 +7,6 @@ require a gradient and all of them have one, its gradients are removed after eve
 product is ours, which stops on the residual.
 """
 
-import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from analysis.errors import MeasurementError
 from analysis.ieee import ieee
+from analysis.model_copy import private_copy
 from analysis.operators import SymmetricOperator
 from analysis.problem import Problem
 
@@ -62,7 +62,7 @@ class _AsPyHessianCallsIt(nn.Module):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
-        self.model = copy.deepcopy(problem.model)
+        self.model = private_copy(problem.model)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in problem.parameters)
         self.problem = problem.of(self.model)

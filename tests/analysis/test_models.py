@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from analysis.errors import MeasurementError
+from analysis.objective import loss_at
 from analysis.operators import hessian
 from analysis.problem import make_problem
+from analysis.spectrum import eigs
 
 X, Y = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)), torch.arange(9) % 2
 
@@ -209,3 +211,31 @@ def test_a_compiled_loss_is_taken_out_too() -> None:
     problem = make_problem(network(), torch.compile(F.cross_entropy), (X, Y), dtype=torch.float64)
     operator = hessian(problem)
     torch.testing.assert_close(operator(torch.eye(operator.size, dtype=torch.float64)), matrix(network()))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", ["flatlab", "pyhessian"])
+@pytest.mark.parametrize("layers", [None, []], ids=["layers", "whole"])
+def test_a_weight_that_a_model_keeps_from_a_run_hinders_no_search(backend: Any, layers: list[str] | None) -> None:
+    """Old weight_norm leaves a tensor with its graph in the module, which copies for float64 and PyHessian meet too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3)), nn.Tanh(), nn.Linear(3, 2))
+    x, y = torch.randn(20, 4), torch.randint(2, (20,))
+    problem = make_problem(model, "cross_entropy", (x, y))
+    loss_at(problem, problem.point())
+    report = eigs(problem, k=1, backend=backend, layers=layers)
+    flat = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(theta: Tensor) -> Tensor:
+        pieces = theta.split([p.numel() for p in _ordered(flat)])
+        g, v, b, W, c = (piece.view_as(p) for piece, p in zip(pieces, _ordered(flat), strict=True))
+        first = torch.tanh(x.double() @ (g * v / v.norm(dim=1, keepdim=True)).T + b)
+        return F.cross_entropy(first @ W.T + c, y)
+
+    theta = torch.cat([p.double().reshape(-1) for p in _ordered(flat)])
+    top = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, theta))[-1]
+    assert report.eigenvalues[0].value == pytest.approx(float(top), rel=1e-4)
+
+
+def _ordered(flat: dict[str, Tensor]) -> list[Tensor]:
+    return [flat[name] for name in ("0.weight_g", "0.weight_v", "0.bias", "2.weight", "2.bias")]
