@@ -224,10 +224,11 @@ def solves(subject: Subject, k: int, searches: Mapping[str, Solver]) -> None:
 
 def true_residual(operator: SymmetricOperator, vectors: Tensor) -> float:
     """The largest |A v - theta v| / |theta| with theta the Rayleigh quotient, of columns (p, k)."""
-    vectors = (vectors / vectors.norm(dim=0)).float()
-    images = operator(vectors).double()
-    values = (images * vectors).sum(0)
-    return float(((images - vectors * values).norm(dim=0) / values.abs()).max())
+    columns = vectors.double()  # a float32 norm of five million entries is off by a thousandth
+    columns = (columns / columns.norm(dim=0)).float()
+    images, columns = operator(columns).double(), columns.double()
+    values = (images * columns).sum(0) / columns.square().sum(0)
+    return float(((images - columns * values).norm(dim=0) / values.abs()).max())
 
 
 def eigsh_pairs(operator: SymmetricOperator, k: int) -> Solution:
