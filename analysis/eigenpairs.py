@@ -6,7 +6,7 @@ The Symmetric Eigenvalue Problem, theorems 4.5.1 and 11.7.1). Of the rest nothin
 """
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -126,3 +126,20 @@ def drive(iteration: Iteration, product: Callable[[Tensor], Tensor]) -> Eigenpai
     except StopIteration as stop:
         result: Eigenpairs = stop.value
         return result
+
+
+def drive_together(
+    iterations: Mapping[str, Iteration], products: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+) -> dict[str, Eigenpairs]:
+    """Run several iterations in step, so that one pass over the data serves all that still go on."""
+    asked = {name: next(iteration) for name, iteration in iterations.items()}
+    found: dict[str, Eigenpairs] = {}
+    while asked:
+        images = products(asked)
+        asked = {}
+        for name, image in images.items():
+            try:
+                asked[name] = iterations[name].send(image)
+            except StopIteration as stop:
+                found[name] = stop.value
+    return {name: found[name] for name in iterations}

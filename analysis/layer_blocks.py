@@ -19,12 +19,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from analysis.chunk_graphs import GradientGraph
 from analysis.distributed import failing_together, summed
 from analysis.errors import MeasurementError
 from analysis.graphs import GraphCache
 from analysis.layers import find_groups
 from analysis.objective import loss_and_gradient
-from analysis.operators import GradientGraph, SymmetricOperator
+from analysis.operators import SymmetricOperator
 from analysis.problem import Problem
 from analysis.suffix import Suffix, SuffixGraphs, can_be_cut
 

@@ -4,29 +4,25 @@ Each is at once a function of torch tensors, (p,) -> (p,) and (p, k) -> (p, k), 
 `scipy.sparse.linalg.LinearOperator`, on which `eigsh` and `lobpcg` run unchanged.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Literal, Protocol, overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
+from analysis.chunk_graphs import GradientGraph, OutputGraph, ProductGraph
 from analysis.confirmation import in_float64
-from analysis.derivatives import ancestors, gradients
 from analysis.distributed import failing_together, summed
-from analysis.errors import MeasurementError
-from analysis.graphs import Graph, GraphCache
+from analysis.graphs import GraphCache
 from analysis.memory import vectors_that_fit
 from analysis.objective import loss_and_gradient
-from analysis.output_curvature import Middle, of_the_loss, of_the_prediction, of_the_slopes
+from analysis.output_curvature import of_the_loss, of_the_prediction, of_the_slopes
 from analysis.output_refusals import refuse_flat, require_rows
 from analysis.parametric_loss import Chunk
 from analysis.problem import Problem
-from analysis.second_derivatives import graph_only
 from analysis.vectors import seed_beside
 
 Product = Callable[[Tensor], Tensor]
@@ -132,7 +128,7 @@ def gauss_newton(problem: Problem) -> SymmetricOperator:
     >>> bool(torch.linalg.eigvalsh(gauss_newton(problem)(torch.eye(9))).min() > -1e-6)
     True
     """
-    return _operator(problem, partial(_OutputGraph.build, middle=of_the_loss))
+    return _operator(problem, partial(OutputGraph.build, middle=of_the_loss))
 
 
 def fisher(problem: Problem) -> SymmetricOperator:
@@ -149,7 +145,7 @@ def fisher(problem: Problem) -> SymmetricOperator:
     >>> torch.allclose(fisher(problem)(torch.eye(9)), hessian(problem)(torch.eye(9)), atol=1e-5)  # linear logits
     True
     """
-    return _operator(problem, partial(_OutputGraph.build, middle=of_the_prediction(problem)))
+    return _operator(problem, partial(OutputGraph.build, middle=of_the_prediction(problem)))
 
 
 def empirical_fisher(problem: Problem) -> SymmetricOperator:
@@ -167,7 +163,7 @@ def empirical_fisher(problem: Problem) -> SymmetricOperator:
     True
     """
     require_rows(problem)
-    return _operator(problem, partial(_OutputGraph.build, middle=of_the_slopes))
+    return _operator(problem, partial(OutputGraph.build, middle=of_the_slopes))
 
 
 Matrix = Literal["hessian", "gauss-newton", "fisher", "empirical-fisher"]
@@ -195,88 +191,7 @@ def block(problem: Problem, names: Iterable[str]) -> SymmetricOperator:
     return hessian(problem.select(names))
 
 
-class _ProductGraph(Graph, Protocol):
-    def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]: ...
-
-    def gradient(self) -> Sequence[Tensor]: ...
-
-
-@dataclass(frozen=True)
-class GradientGraph:
-    """The chunk's gradient with its graph, so that it can be differentiated again."""
-
-    loss: float
-    leaves: list[Tensor]
-    slopes: Sequence[Tensor]  # dL/dtheta, where it is not constant with its graph; zero for convolutions unless kept
-
-    @classmethod
-    def build(cls, problem: Problem, chunk: Chunk, keep: bool) -> "GradientGraph":
-        """Run the model on the chunk; only a graph that is kept (`keep`) has the values of all slopes."""
-        leaves = problem.leaves()
-        with graph_only(not keep) as sparing:
-            loss = problem.chunk_loss(chunk, leaves)
-        with sparing.values():
-            slopes = gradients([loss], list(leaves.values()), create_graph=True)
-        return cls(loss.item(), list(leaves.values()), slopes)
-
-    def of(self, places: Sequence[int]) -> "GradientGraph":
-        """The same for some of the parameters, by their places: of a block of the Hessian."""
-        return GradientGraph(self.loss, [self.leaves[at] for at in places], [self.slopes[at] for at in places])
-
-    def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The chunk's share of H v, for v cut into pieces shaped like the parameters."""
-        return gradients(self.slopes, self.leaves, pieces)
-
-    def gradient(self) -> Sequence[Tensor]:
-        """The chunk's share of dL/dtheta, of a graph that is kept."""
-        return [slope.detach() for slope in self.slopes]
-
-
-@dataclass(frozen=True)
-class _OutputGraph:
-    """J^T u as a function of u, whose derivative in the direction v is J v, and what stands between J^T and J."""
-
-    loss: float
-    leaves: list[Tensor]
-    outputs: Tensor
-    dummy: Tensor  # u, shaped like the outputs
-    pulled_back: Sequence[Tensor]  # J^T u
-    output_gradient: Tensor
-    between: Callable[[Tensor], Tensor]  # u -> C u
-
-    @classmethod
-    def build(cls, problem: Problem, chunk: Chunk, keep: bool, *, middle: Middle) -> "_OutputGraph":
-        leaves = problem.leaves()
-        with graph_only() as sparing:
-            outputs = problem.outputs(chunk.inputs, leaves)
-        if not isinstance(outputs, Tensor) or outputs.is_complex():
-            raise MeasurementError(
-                "Gauss-Newton and Fisher matrices need a model whose output is one tensor of real numbers."
-            )
-        dummy = torch.zeros_like(outputs, requires_grad=True)
-        with sparing.values():
-            pulled_back = gradients([outputs], list(leaves.values()), [dummy], create_graph=True)
-        leaf = outputs.detach().requires_grad_()
-        with problem.at(leaves):
-            loss = chunk.weight * problem.loss(leaf, chunk.targets)
-        if ancestors(loss) & {get_gradient_edge(own).node for own in leaves.values()}:
-            raise MeasurementError(
-                "The loss depends on the parameters beside the model's outputs (weight decay, say), whose curvature "
-                "Gauss-Newton and Fisher matrices leave out; take the Hessian, or that term out of the loss."
-            )
-        (slope,) = gradients([loss], [leaf], create_graph=True)
-        between = middle(chunk, leaf, slope)
-        return cls(loss.item(), list(leaves.values()), outputs, dummy, pulled_back, slope, between)
-
-    def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
-        (forward,) = gradients(self.pulled_back, [self.dummy], pieces)
-        return gradients([self.outputs], self.leaves, [self.between(forward)])
-
-    def gradient(self) -> Sequence[Tensor]:
-        return gradients([self.outputs], self.leaves, [self.output_gradient.detach()])
-
-
-def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], _ProductGraph]) -> SymmetricOperator:
+def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], ProductGraph]) -> SymmetricOperator:
     """The sum over chunks of a product, every graph serving all vectors of the block.
 
     Iterations start from the gradient of L, much of which lies along the leading eigenvectors of a network in training

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from analysis.activations import ActivationNorms, ForwardPass, forward_pass
 from analysis.confirmation import confirmed, in_float64
-from analysis.eigenpairs import PROBABILITY, Eigenpairs, Iteration, Progress, drive
+from analysis.eigenpairs import PROBABILITY, Eigenpairs, Iteration, Progress, drive, drive_together
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos_steps
 from analysis.layer_blocks import LayerBlocks
@@ -272,23 +272,6 @@ def _layer_eigenpairs(
         return lambda rows: in_double({name: rows})[name]
 
     return {name: confirmed(pairs, search.tol, product(name), search.room) for name, pairs in found.items()}
-
-
-def drive_together(
-    iterations: Mapping[str, Iteration], products: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-) -> dict[str, Eigenpairs]:
-    """Run several iterations in step, so that one pass over the data serves all that still go on."""
-    asked = {name: next(iteration) for name, iteration in iterations.items()}
-    found: dict[str, Eigenpairs] = {}
-    while asked:
-        images = products(asked)
-        asked = {}
-        for name, image in images.items():
-            try:
-                asked[name] = iterations[name].send(image)
-            except StopIteration as stop:
-                found[name] = stop.value
-    return {name: found[name] for name in iterations}
 
 
 def listed(pairs: Eigenpairs) -> tuple[Eigenvalue, ...]:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from figures.cells import three_digits
 from figures.errors import MissingResultsError
 from figures.labels import algorithm_label, partition_label
 from figures.results import Result, Results, require_alike
+from figures.shown import three_digits
 from figures.simultaneous import agreement, ranks
 from figures.table import Table
 

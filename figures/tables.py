@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from figures.cells import difference_shown, printed_difference, sample_numbers, sample_shown, three_digits
 from figures.errors import MissingResultsError
 from figures.labels import REPORTED, algorithm_label, partition_label
 from figures.method_tables import FEWEST, agreement_table, ranks_table
 from figures.paper import PAPER_ROUNDS, SOURCE, Quantity, published
 from figures.results import Result, Results, require_alike
+from figures.shown import difference_shown, printed_difference, sample_numbers, sample_shown, three_digits
 from figures.statistics import paired_difference, sample
 from figures.table import Table
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import analysis as analysis
     import figures as figures
-    from flatlab.interface.checkpoint import load as load
     from flatlab.interface.flatness import flatness as flatness
+    from flatlab.interface.loaded import load as load
     from flatlab.interface.local_global import local_global as local_global
     from flatlab.interface.measures import batch_eigs as batch_eigs
     from flatlab.interface.measures import client_eigs as client_eigs
@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 _MEASURES = ("eigs", "client_eigs", "batch_eigs", "trace", "density", "surface", "verify")
 _HOMES = {
     "train": "flatlab.interface.run",
-    "load": "flatlab.interface.checkpoint",
+    "load": "flatlab.interface.loaded",
     "flatness": "flatlab.interface.flatness",
     "load_vectors": "flatlab.measuring.eigenvectors",
     "local_global": "flatlab.interface.local_global",

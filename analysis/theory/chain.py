@@ -27,7 +27,7 @@ from analysis.spectrum import layer_eigenpairs, listed
 from analysis.subsets import client_spectra
 from analysis.suffix import Suffix
 from analysis.theory.differences import derivative_checks
-from analysis.theory.ends import DENSE, above, dense_spectrum, spectrum_ends
+from analysis.theory.extent import DENSE, above, dense_spectrum, spectrum_ends
 from analysis.theory.factors import layer_factors
 from analysis.theory.networks import is_piecewise_linear, modules_after, squared_lipschitz
 from analysis.theory.reference import Reference

@@ -10,7 +10,7 @@ from torch import Tensor
 from analysis.layers import Layer
 from analysis.problem import Problem
 from analysis.suffix import Suffix
-from analysis.theory.ends import CHANCE
+from analysis.theory.extent import CHANCE
 from analysis.theory.samplewise import as_outputs, at_positions, patches, squared_norms, top_curvatures
 from analysis.theory.statements import Interval, exactly
 

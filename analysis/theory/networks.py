@@ -9,7 +9,7 @@ from torch.func import vjp
 from analysis.lanczos import lanczos
 from analysis.operators import SymmetricOperator
 from analysis.spectrum import listed
-from analysis.theory.ends import above
+from analysis.theory.extent import above
 from analysis.theory.statements import Interval, exactly
 
 _TOL = 1e-3

@@ -14,7 +14,7 @@ def demo(
     """Train FedAvg on digits without and with MAN, measure both, and draw the comparison."""
     import time
 
-    from figures.layers import draw_layers
+    from figures.layer_eigenvalues import draw_layers
     from flatlab.cli.console import console
     from flatlab.cli.eigs_table import print_eigs
     from flatlab.cli.sweep import measure

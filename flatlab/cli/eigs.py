@@ -72,7 +72,7 @@ def eigs(
     """
     from figures.batch_spectrum import draw_batch_spectrum
     from figures.client_curvature import draw_client_curvature
-    from figures.layers import draw_layers
+    from figures.layer_eigenvalues import draw_layers
     from flatlab.cli.sweep import measure
     from flatlab.measuring.batch_spectrum import measure_batches
     from flatlab.measuring.client_curvature import measure_clients

@@ -16,6 +16,7 @@ from rich.table import Table
 from flatlab.cli.console import console, say, status, write_json
 from flatlab.cli.figures import print_skipped
 from flatlab.cli.options import choice
+from flatlab.grid.shipped import shipped_grids
 
 if TYPE_CHECKING:
     from flatlab.grid.cell_progress import Progress
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 def reproduce(
     grid: Annotated[
-        str, typer.Argument(help="toy, cifar100-small, cifar100, tiny-imagenet, cifar10, or a TOML file of your own.")
+        str,
+        typer.Argument(
+            help=f"{', '.join(shipped_grids())}, or a TOML file of your own.", autocompletion=lambda: shipped_grids()
+        ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the results (default: checkpoints/<grid>).")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once (default: one per core; one on a GPU).")] = None,
@@ -54,7 +58,7 @@ def reproduce(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="FIELD=VALUE", help="A field of every cell, over the grid's [common]; may be repeated."
+            "--set", metavar="FIELD=VALUE", help="A field of every cell, over the grid's \\[common]; may be repeated."
         ),
     ] = None,
     dataset: Annotated[

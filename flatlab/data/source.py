@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from analysis.strata import stratified_choice
-from flatlab.data.folder import by_split, class_folders, split_files
 from flatlab.data.hub import open_hub
+from flatlab.data.image_folder import by_split, class_folders, split_files
 from flatlab.data.pixels import DeepPixels, Pixels, decode, eight_bits, scaled
 from flatlab.data.rows import load_files, loaded_samples, parquet_samples, unreadable
 from flatlab.data.samples import Sample, Samples, Source

@@ -17,7 +17,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from flatlab.data.bundled import BUNDLED
-from flatlab.data.folder import visible_files
+from flatlab.data.image_folder import visible_files
 from flatlab.data.images import ImageData, Split, channel_statistics
 from flatlab.data.known import KNOWN
 from flatlab.data.own import load_own

@@ -14,7 +14,7 @@ from figures.results import Results
 from figures.table import Table
 from figures.tables import make_tables
 from flatlab.files import remove_unfinished, write_files, write_text, writing
-from flatlab.grid.results import read_results
+from flatlab.grid.saved_results import read_results
 
 
 @dataclass(frozen=True)

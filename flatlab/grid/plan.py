@@ -24,7 +24,6 @@ and seed: `fedavg-man-dirichlet-0.3-s0`.
 """
 
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,11 +35,11 @@ from flatlab.federated.config import MOST, RunConfig, make_config, parse_toml
 from flatlab.federated.partition.names import partition_fields
 from flatlab.federated.presets import preset_fields
 from flatlab.functions import require_let_run, require_named
+from flatlab.grid.shipped import shipped_grid_text, shipped_grids
 
 Kind = Literal["eigs", "trace", "density", "surface", "split", "training", "flatness", "local"]
 """What is measured of a trained cell: "split" counts its clients' labels, "training" takes eigenvalues of its earlier
 checkpoints, "flatness" is `trace --flatness`, "local" is `clients`; the others are the commands of that name."""
-
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -186,15 +185,10 @@ def _preset(grid: Grid, algorithm: str, man: bool, partition: str) -> dict[str, 
     return preset_fields(f"{grid.preset}-{partition.replace('dirichlet-', 'dir')}", algorithm, man)
 
 
-def shipped_grids() -> list[str]:
-    """Names of the grids that come with flatlab."""
-    return sorted(file.name.removesuffix(".toml") for file in files("flatlab.grid").joinpath("shipped").iterdir())
-
-
 def read_grid_text(name: str) -> str:
     """Return the TOML of a shipped grid, or of the file `name`; raises `UsageError` if there is neither."""
     if name in shipped_grids():
-        return files("flatlab.grid").joinpath("shipped", f"{name}.toml").read_text(encoding="utf-8")
+        return shipped_grid_text(name)
     try:
         return Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

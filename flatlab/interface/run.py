@@ -12,7 +12,7 @@ from flatlab.federated.config import RunConfig
 from flatlab.federated.execution import Execution, carry_out, unwatched
 from flatlab.federated.request import read_fields
 from flatlab.federated.rounds import SAVE_SECONDS
-from flatlab.interface.checkpoint import LoadedCheckpoint, load
+from flatlab.interface.loaded import LoadedCheckpoint, load
 from flatlab.measuring.probe import curvature_probe
 from flatlab.runs.folder import RunFolder, default_folder
 from flatlab.runs.metrics import Record

@@ -11,7 +11,7 @@ from analysis.losses import Loss
 from flatlab.cli.progress import progress_line
 from flatlab.errors import UsageError, shown
 from flatlab.federated.world import DTYPES
-from flatlab.interface.checkpoint import LoadedCheckpoint, load, warn_of
+from flatlab.interface.loaded import LoadedCheckpoint, load, warn_of
 from flatlab.interface.run import TrainedRun
 from flatlab.measuring.hub_models import names_hub_model, open_hub_model
 from flatlab.measuring.result import Result, measured

@@ -210,7 +210,7 @@ class EigsResult(Result):
 
     def plot(self) -> "Figure":
         """The top eigenvalue of every layer, and the norm of the activation that leaves it."""
-        from figures.layers import draw_layers
+        from figures.layer_eigenvalues import draw_layers
 
         return draw_layers([self.to_dict()]).figure
 

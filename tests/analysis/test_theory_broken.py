@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import analysis.chunk_graphs as chunk_graphs
 import analysis.operators as operators
 import analysis.second_derivatives as kernels
 import analysis.suffix as suffix
@@ -86,13 +87,13 @@ def first_derivative_of_relu(patch: pytest.MonkeyPatch) -> None:
 
 
 def off_diagonal_blocks_lost(patch: pytest.MonkeyPatch) -> None:
-    right = operators.GradientGraph.product
+    right = chunk_graphs.GradientGraph.product
 
     def product(graph: Any, pieces: Any) -> Any:
         alone = [[x if i == k else torch.zeros_like(x) for i, x in enumerate(pieces)] for k in range(len(pieces))]
         return [right(graph, one)[k] for k, one in enumerate(alone)]
 
-    patch.setattr(operators.GradientGraph, "product", product)
+    patch.setattr(chunk_graphs.GradientGraph, "product", product)
 
 
 def chunks_but_the_last(problem: Problem) -> Iterator[Chunk]:
@@ -121,13 +122,13 @@ BREAKAGES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "Gauss-Newton in place of H": lambda patch: patch.setattr(operators, "hessian", operators.gauss_newton),
     "H in place of Gauss-Newton": lambda patch: patch.setattr(operators, "gauss_newton", operators.hessian),
     "H x (1 + 1e-5)": lambda patch: patch.setattr(
-        operators.GradientGraph, "product", scaled_pieces(operators.GradientGraph.product, 1 + 1e-5)
+        chunk_graphs.GradientGraph, "product", scaled_pieces(chunk_graphs.GradientGraph.product, 1 + 1e-5)
     ),
     "Gauss-Newton x 1.1": lambda patch: patch.setattr(
-        operators._OutputGraph, "product", scaled_pieces(operators._OutputGraph.product, 1.1)
+        chunk_graphs.OutputGraph, "product", scaled_pieces(chunk_graphs.OutputGraph.product, 1.1)
     ),
     "products in float32": lambda patch: patch.setattr(
-        operators.GradientGraph, "product", in_float32(operators.GradientGraph.product)
+        chunk_graphs.GradientGraph, "product", in_float32(chunk_graphs.GradientGraph.product)
     ),
     "a lost last chunk": lambda patch: patch.setattr(Problem, "chunks", chunks_but_the_last),
     "a mean of the chunks' means": lambda patch: patch.setattr(Problem, "chunks", chunks_of_equal_weight),

@@ -18,7 +18,7 @@ from analysis.problem import Problem, make_problem
 from analysis.suffix import Suffix
 from analysis.theory.chain import chain
 from analysis.theory.dense import dense_checks, dense_hessian, examine
-from analysis.theory.ends import spectrum_ends
+from analysis.theory.extent import spectrum_ends
 from analysis.theory.networks import is_piecewise_linear, modules_after, squared_lipschitz
 from analysis.theory.samplewise import as_outputs, at_positions, has_patches, patches, squared_norms, top_curvatures
 from analysis.theory.statements import broken, exactly

@@ -17,7 +17,7 @@ from figures.escapes import csv_cell, latex, markdown, plain
 from figures.formats import as_csv, as_latex, as_markdown
 from figures.report import make_report
 from figures.table import Table
-from flatlab.grid.results import read_results
+from flatlab.grid.saved_results import read_results
 
 HOSTILE = (
     r"\input{/etc/passwd}", "<script>alert(1)</script>", "=HYPERLINK(1)", "a|b", "[x](http://y)", "![x](y)", "`x`",

@@ -14,7 +14,7 @@ from figures.errors import MissingResultsError
 from figures.gallery import FIGURES, draw_figures
 from figures.unconverged import ring
 from flatlab.files import write_files
-from flatlab.grid.results import read_results
+from flatlab.grid.saved_results import read_results
 
 Command = Callable[..., int]
 

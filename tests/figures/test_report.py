@@ -13,7 +13,7 @@ import pytest
 
 from figures.report import make_report
 from figures.verdict_tables import verdict_tables
-from flatlab.grid.results import read_results
+from flatlab.grid.saved_results import read_results
 
 Command = Callable[..., int]
 

@@ -11,7 +11,7 @@ import pytest
 from figures.statistics import paired_difference, sample
 from figures.tables import make_tables
 from flatlab.errors import UsageError
-from flatlab.grid.results import read_results
+from flatlab.grid.saved_results import read_results
 from flatlab.runs.fingerprint import Fingerprint
 from flatlab.runs.measurements import is_current
 from flatlab.runs.saved import check_record, read_measurement, read_records, read_study

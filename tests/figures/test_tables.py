@@ -17,7 +17,7 @@ from figures.gallery import draw_figures
 from figures.paper import published
 from figures.tables import make_tables, rounds_to_target
 from flatlab.errors import UsageError
-from flatlab.grid.results import read_results
+from flatlab.grid.saved_results import read_results
 
 
 def test_accuracy_is_the_mean_over_seeds_with_the_paired_gain_and_the_paper_s_beside(results: Path) -> None:

@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.text import Text
+from typer.main import get_command
 
+from flatlab.cli.main import app
 from flatlab.errors import NOT_CONVERGED
+from flatlab.grid.shipped import shipped_grids
 from tests.command_line import environment, flatlab
 
 
@@ -100,7 +104,17 @@ def test_what_the_help_promises(tmp_path: Path) -> None:
     for algorithm in ("fedavg", "feddyn", "scaffold"):
         assert algorithm in train
     assert "function(input_shape=(channels, height, width)" in " ".join(train.replace("│", "").split())
-    assert "'flatlab[dask]'" in grid
+    for name in shipped_grids():
+        assert name in grid
+
+
+def test_help_loses_no_bracket_to_markup() -> None:
+    """Rich takes [word] for a style and prints nothing of it."""
+    commands = get_command(app).commands.values()  # type: ignore[attr-defined]
+    helps = [text for command in commands for text in (command.help, *(getattr(p, "help", "") for p in command.params))]
+    assert any("[dask]" in (text or "") for text in helps)
+    for text in filter(None, helps):
+        assert Text.from_markup(text).plain == text.replace("\\[", "[")
 
 
 def test_a_user_s_own_analysis_py_is_not_taken_for_ours(tmp_path: Path, runs: Path) -> None:

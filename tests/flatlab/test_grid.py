@@ -17,8 +17,8 @@ from flatlab.grid.plan import (
     grid_cells,
     parse_grid,
     read_grid_text,
-    shipped_grids,
 )
+from flatlab.grid.shipped import shipped_grids
 
 GRIDS_DOCUMENT = Path(__file__).parents[2] / "docs" / "grids.md"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flatlab.data import absolute_name, load_images
-from flatlab.data.folder import class_folders, split_files
+from flatlab.data.image_folder import class_folders, split_files
 from flatlab.data.pixels import decode, eight_bits
 from flatlab.errors import UsageError
 from tests.command_line import flatlab
