@@ -53,11 +53,12 @@ def _sentence(checks: Sequence[Check]) -> str:
     if len(checks) == 1 and not checks[0].layer:
         (check,) = checks
         relation = "within" if check.statement in EQUALITIES else "<=" if check.outcome != "fails" else "is above"
-        sides = f"{_number(check.left)} {relation} {_number(check.right)}"
+        left, right = sides(check.left, check.right)
+        read = f"{left} {relation} {right if check.right.high else 'rounding'}"
         if check.claimed:
-            return f"{sides}, {_WORDS[check.outcome]}"
+            return f"{read}, {_WORDS[check.outcome]}"
         said = _WORDS[check.outcome].lower()
-        return f"{sides}, {said} (it must where {CONDITIONS[check.statement]}, which is not so here)"
+        return f"{read}, {said} (it must where {CONDITIONS[check.statement]}, which is not so here)"
     where: dict[str, list[str]] = {word: [] for word in (*_WORDS.values(), "is not claimed")}
     for check in checks:
         where[_WORDS[check.outcome] if check.claimed else "is not claimed"].append(check.layer or "the network")
@@ -71,11 +72,27 @@ def _number(interval: Interval | None) -> str:
     """As many digits as are certain, four at most."""
     if interval is None:
         return ""
-    for digits in (4, 3, 2):
-        low, high = (f"{end:.{digits}g}" for end in (interval.low, interval.high))
-        if low == high:
-            return low
-    return f"{interval.low:.3g} to {interval.high:.3g}" if interval.high < math.inf else f">= {interval.low:.3g}"
+    certain = (shown for digits in (4, 3, 2) if (shown := _rounded(interval, digits)))
+    return next(certain, None) or _between(interval, 3)
+
+
+def sides(left: Interval, right: Interval) -> tuple[str, str]:
+    """Both sides of a relation in as many digits, for what is larger must not round to less."""
+    for digits in (4, 3):
+        if (shown_left := _rounded(left, digits)) and (shown_right := _rounded(right, digits)):
+            return shown_left, shown_right
+    return _rounded(left, 4) or _between(left, 4), _rounded(right, 4) or _between(right, 4)
+
+
+def _rounded(interval: Interval, digits: int) -> str | None:
+    """The number in so many digits, where both ends agree on them."""
+    low, high = (f"{end:.{digits}g}" for end in (interval.low, interval.high))
+    return low if low == high else None
+
+
+def _between(interval: Interval, digits: int) -> str:
+    low = f"{interval.low:.{digits}g}"
+    return f"{low} to {interval.high:.{digits}g}" if interval.high < math.inf else f">= {low}"
 
 
 def print_toys(found: ToyBattery) -> None:

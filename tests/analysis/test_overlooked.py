@@ -170,7 +170,7 @@ def test_the_vectors_held_stay_within_the_room_there_is(
     find: Any, k: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for the product in the making and its parts, also while float32 is confirmed in float64."""
-    size, room = 50_000, 24
+    size, room = 20_000, 24
     monkeypatch.setattr(
         "analysis.vectors._PIECE", 1 << 10
     )  # taken to float64 at a time, little beside such vectors too

@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.text import Text
 from typer.main import get_command
 
+from analysis.theory.statements import Interval
 from flatlab.cli.main import app
+from flatlab.cli.theory_tables import sides
 from flatlab.errors import NOT_CONVERGED
 from flatlab.grid.shipped import shipped_grids
 from tests.command_line import environment, flatlab
@@ -106,6 +110,13 @@ def test_what_the_help_promises(tmp_path: Path) -> None:
     assert "function(input_shape=(channels, height, width)" in " ".join(train.replace("│", "").split())
     for name in shipped_grids():
         assert name in grid
+
+
+@given(st.lists(st.floats(-50, 50), min_size=4, max_size=4).map(sorted))
+def test_a_relation_reads_as_it_is(ends: list[float]) -> None:
+    """The smaller side is never rounded to more than the larger."""
+    left, right = sides(Interval(*ends[:2]), Interval(*ends[2:]))
+    assert float(left.split(" to ")[-1]) <= float(right.split(" to ")[0])
 
 
 def test_help_loses_no_bracket_to_markup() -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flatlab.federated.algorithms import ALGORITHMS
+from flatlab.federated.algorithms.base import Client
 from flatlab.federated.local_batches import local_batches
 from flatlab.federated.parameters import flatten
 from flatlab.federated.participants import sample_clients
@@ -344,3 +345,22 @@ def test_a_period_longer_than_the_run_or_of_one_round(toy_world: Callable[..., W
         for _ in range(4):
             run.advance(engine)
     torch.testing.assert_close(run.models()["swa"], run.server.w, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name, algorithm in ALGORITHMS.items() if algorithm.ascent])
+@pytest.mark.parametrize("size", [1e-10, 1e-18, 1e-22, 1e-24, 1e-30, 1e-38, 1e-44, 0.0])
+def test_a_gradient_that_vanishes_in_float32_throws_no_client_away(name: str, size: float) -> None:
+    """Its squares are lost before it is itself; a client that fits its data has such gradients."""
+    algorithm = ALGORITHMS[name]
+    assert algorithm.ascent is not None
+    generator = torch.Generator().manual_seed(0)
+    w, g = torch.randn(2, 50, generator=generator).unbind()
+    hyper = algorithm.hyper()
+    zero = torch.zeros(50)
+    first = algorithm.initial(w, hyper)
+    own, server = ({key: first.get(key, zero) for key in keys} for keys in (algorithm.own, algorithm.server))
+    client = Client(w, torch.ones(1), own, server, hyper, K=5, eta_0=0.1, is_weight=torch.ones(50, dtype=torch.bool))
+    longest = algorithm.ascent(client, w, g).norm()
+    ascended = algorithm.ascent(client, w, g * size)
+    assert ascended.isfinite().all()
+    assert ascended.norm() <= longest * (1 + 1e-5)

@@ -164,11 +164,12 @@ def test_a_cluster_that_cannot_be_used_is_one_error(tmp_path: Path) -> None:
 
 def test_a_killed_grid_leaves_no_process_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
     grid, out = tmp_path / "small.toml", tmp_path / "results"
-    grid.write_text(GRID.format(seeds="0", rounds=60))
+    text = GRID.format(seeds="0", rounds=60).replace("checkpoint_every = 2", "checkpoint_every = 20")
+    grid.write_text(text)
     words = [sys.executable, "-m", "flatlab", "reproduce", str(grid), "--out", str(out), "--jobs", "2"]
     with subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         deadline = time.monotonic() + 60
-        while not list(out.glob("*/round-0004.pt")):
+        while not list(out.glob("*/round-0020.pt")):
             assert time.monotonic() < deadline
             assert run.poll() is None
             time.sleep(0.02)
@@ -177,7 +178,7 @@ def test_a_killed_grid_leaves_no_process_and_goes_on_to_the_same_end(tmp_path: P
     while subprocess.run(["pgrep", "-f", str(out)], capture_output=True, check=False).stdout or _alive(run.pid):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    cells = cells_of(rounds=60)
+    cells = grid_cells(parse_grid(text, "small"))
     progress = [cell_progress(cell, out / cell.name) for cell in cells]
     assert any(0 < p.rounds < 60 for p in progress)
     assert not all(p.trained for p in progress)

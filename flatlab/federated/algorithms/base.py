@@ -121,9 +121,13 @@ def weighted_mean(round_: Round[Any]) -> Tensor:
     return (round_.samples * round_.theta).sum(0) / round_.samples.sum()
 
 
+LEAST_NORM = 1e-12
+"""Below it a vector has no direction: the squares of a gradient that vanishes are lost in float32 before it is."""
+
+
 def of_length(length: float, vectors: Tensor) -> Tensor:
-    """The vectors (..., P) scaled to that Euclidean norm; zero where they are."""
-    return length * vectors / norm(vectors).clamp_min(torch.finfo(vectors.dtype).tiny)
+    """The vectors (..., P) scaled to that Euclidean norm; shorter, and at last zero, below `LEAST_NORM`."""
+    return length * vectors / norm(vectors).clamp_min(LEAST_NORM)
 
 
 def norm(vectors: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flatlab.federated.algorithms.base import Algorithm, Client, Hyper, norm
+from flatlab.federated.algorithms.base import LEAST_NORM, Algorithm, Client, Hyper, norm
 from flatlab.federated.algorithms.fedavg import combine
 
 
@@ -27,7 +27,7 @@ def ascent(client: Client[FedASAMHyper], theta: Tensor, g: Tensor) -> Tensor:
     """rho T^2 g / |T g|; zero where g is."""
     T = torch.where(client.is_weight, theta.abs() + client.hyper.eta, 1.0)
     Tg = T * g
-    return client.hyper.rho * T * Tg / norm(Tg).clamp_min(torch.finfo(g.dtype).tiny)
+    return client.hyper.rho * T * Tg / norm(Tg).clamp_min(LEAST_NORM)
 
 
 ALGORITHM = Algorithm("fedasam", "Caldarola et al., ECCV 2022", combine, FedASAMHyper, ascent=ascent)

@@ -7,11 +7,10 @@ Source: Qu et al., "Generalized Federated Learning via Sharpness Aware Minimizat
 "Improving Generalization in Federated Learning by Seeking Flat Minima" (ECCV 2022).
 """
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from flatlab.federated.algorithms.base import Algorithm, Client, Hyper, norm
+from flatlab.federated.algorithms.base import Algorithm, Client, Hyper, of_length
 from flatlab.federated.algorithms.fedavg import combine
 
 
@@ -23,7 +22,7 @@ class FedSAMHyper(Hyper):
 
 def ascent(client: Client[FedSAMHyper], theta: Tensor, g: Tensor) -> Tensor:
     """rho g / |g|; zero where g is."""
-    return client.hyper.rho * g / norm(g).clamp_min(torch.finfo(g.dtype).tiny)
+    return of_length(client.hyper.rho, g)
 
 
 ALGORITHM = Algorithm(
