@@ -35,23 +35,30 @@ MEASURES: dict[str, Callable[[Result], float | None]] = {
 }
 """Numbers of a run of which less is better."""
 
+DIFFERENCES = ("error", "excess")
+"""Those compared by differences; the others, which are positive and vary by factors, by ratios."""
+
+FEWEST_AGREEING = 8
+"""Methods that an interval of a correlation over methods needs."""
+
 
 def ranks_table(results: Results) -> Table:
     """Every method, without and with MAN, with its place by each measure."""
     rows: list[tuple[str, ...]] = []
     numbers: list[dict[str, Any]] = []
-    apart: dict[str, float] = {}
+    apart: dict[str, str] = {}
     for place in results.rows:
-        methods, seeds = _methods(results, place)
+        methods, seeds = finished_methods(results, place)
         for measure in MEASURES:
-            values = _values(methods, seeds, measure)
+            values = measured(methods, seeds, measure)
             if values is None:
                 continue
-            found, apart[measure] = ranks(values)
-            for (algorithm, man), rank in zip(methods, found, strict=True):
-                numbers.append(
-                    {"partition": place, "algorithm": algorithm, "man": man, "measure": measure, **vars(rank)}
-                )
+            ratios = by_ratios(measure, values)
+            found, difference = ranks(np.log(values) if ratios else values)
+            apart[measure] = f"a factor of {_rounded(math.exp(difference))}" if ratios else _rounded(difference)
+            for (algorithm, man), rank, of_seeds in zip(methods, found, values, strict=True):
+                method = {"partition": place, "algorithm": algorithm, "man": man, "measure": measure}
+                numbers.append({**method, **vars(rank), "mean": float(of_seeds.mean())})
     measures = [m for m in MEASURES if any(number["measure"] == m for number in numbers)]
     if not measures:
         raise MissingResultsError(f"no {FEWEST} methods are finished at two seeds in common")
@@ -61,7 +68,7 @@ def ranks_table(results: Results) -> Table:
         cells = [by.get((place, algorithm, man, measure)) for measure in measures]
         label = f"{algorithm_label(algorithm)}{' + MAN' if man else ''}"
         rows.append((partition_label(place), label, *(_shown(cell) if cell else "" for cell in cells)))
-    note = "; ".join(f"{measure} {_rounded(value)}" for measure, value in apart.items())
+    note = "; ".join(f"{measure} {least}" for measure, least in apart.items())
     return Table(
         "ranks",
         "Methods by error and flatness: rank [best, worst]",
@@ -70,8 +77,8 @@ def ranks_table(results: Results) -> Table:
             "one step; worst: of twenty, within 0.1 % of every weight; local λ₁: of the clients' losses at their own "
             "models, mean over clients; excess: λ₁ of the global loss less that.",
             "Less is better. Of all methods, with and without MAN, in the column: rank by the mean over seeds, and the "
-            "best and worst rank that 95 % simultaneous comparisons (Tukey, seeds as blocks) leave it. Means are told "
-            f"apart from these differences on: {note}.",
+            "best and worst rank that 95 % simultaneous comparisons (Tukey, seeds as blocks) leave it. Means, of what "
+            f"varies by factors geometric ones, are told apart from these differences on: {note}.",
         ),
         ("partition", "method", *measures),
         tuple(rows),
@@ -83,15 +90,21 @@ def agreement_table(results: Results) -> Table:
     """Rank correlations of the measures over methods."""
     rows, numbers = [], []
     for place in results.rows:
-        methods, seeds = _methods(results, place)
-        values = {measure: _values(methods, seeds, measure) for measure in MEASURES}
+        methods, seeds = finished_methods(results, place)
+        kin = [algorithm for algorithm, _ in methods]
+        if len(set(kin)) < FEWEST_AGREEING:
+            continue
+        values = {measure: measured(methods, seeds, measure) for measure in MEASURES}
         for (one, a), (other, b) in combinations([(m, v) for m, v in values.items() if v is not None], 2):
-            rho, low, high = agreement(a, b)
+            rho, low, high = agreement(a, b, kin)
             rows.append((partition_label(place), f"{one} and {other}", f"{rho:+.2f} [{low:+.2f}, {high:+.2f}]"))
             numbers.append({"partition": place, "one": one, "other": other, "spearman": rho, "low": low, "high": high})
     if not rows:
-        raise MissingResultsError(f"no {FEWEST} methods are finished at two seeds in common")
-    note = "Spearman's correlation of means over methods, with and without MAN; 95 % interval by drawing seeds anew."
+        raise MissingResultsError(f"no {FEWEST_AGREEING} methods are finished at two seeds in common")
+    note = (
+        "Spearman's correlation over methods, with and without MAN, of means over seeds; 95 % interval (BCa bootstrap) "
+        "by drawing methods anew, each with its run under MAN."
+    )
     return Table(
         "agreement",
         "Which measures agree",
@@ -110,7 +123,12 @@ def _rounded(number: float) -> str:
     return f"{number:.{three_digits(number)}f}"
 
 
-def _methods(results: Results, place: str) -> tuple[dict[tuple[str, bool], dict[int, Result]], list[int]]:
+def by_ratios(measure: str, values: NDArray[np.float64]) -> bool:
+    """Whether numbers of this measure are compared by ratios: so they are unless one is not positive."""
+    return measure not in DIFFERENCES and bool((values > 0).all())
+
+
+def finished_methods(results: Results, place: str) -> tuple[dict[tuple[str, bool], dict[int, Result]], list[int]]:
     """The runs of every method by seed, and the seeds at which all of them are finished."""
     for kind in ("eigs", "trace", "flatness", "local"):
         require_alike(results.usual, kind)
@@ -124,7 +142,7 @@ def _methods(results: Results, place: str) -> tuple[dict[tuple[str, bool], dict[
     return methods, seeds
 
 
-def _values(
+def measured(
     methods: Mapping[tuple[str, bool], Mapping[int, Result]], seeds: list[int], measure: str
 ) -> NDArray[np.float64] | None:
     """(methods, seeds); None where there are too few, or one has no such number."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from figures.errors import MissingResultsError
 from figures.labels import REPORTED, algorithm_label, partition_label
+from figures.man_table import man_table
 from figures.method_tables import FEWEST, agreement_table, ranks_table
 from figures.paper import PAPER_ROUNDS, SOURCE, Quantity, published
 from figures.results import Result, Results, require_alike
@@ -134,7 +135,11 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "rounds": rounds_table,
 }
 
-METHOD_TABLES: dict[str, Callable[[Results], Table]] = {"ranks": ranks_table, "agreement": agreement_table}
+METHOD_TABLES: dict[str, Callable[[Results], Table]] = {
+    "ranks": ranks_table,
+    "man": man_table,
+    "agreement": agreement_table,
+}
 
 
 def rounds_to_target(run: Result, target: float) -> float:

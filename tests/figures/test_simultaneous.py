@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from figures.simultaneous import agreement, ranks
+from figures.simultaneous import agreement, changes, ranks
 
 
 def test_ranks_that_are_told_apart_and_those_that_are_not() -> None:
@@ -40,9 +40,45 @@ def test_equal_methods_are_told_apart_as_rarely_as_promised() -> None:
 
 
 def test_agreement() -> None:
-    one = np.array([[1.0, 1.1], [2.0, 2.1], [3.0, 3.1], [4.0, 4.2]])
-    assert agreement(one, 10 * one)[0] == pytest.approx(1)
-    rho, low, high = agreement(one, np.array([[4.0, 1.0], [3.0, 2.0], [2.0, 3.0], [1.0, 4.0]]) + 0.01 * one)
-    assert low == pytest.approx(-1)
-    assert high == pytest.approx(1)
-    assert low <= rho <= high
+    one = np.arange(12.0)[:, None] + np.array([0.0, 0.1])
+    kin = [f"method {i}" for i in range(12)]
+    assert agreement(one, 10 * one, kin) == pytest.approx((1, 1, 1))
+    assert agreement(one, -one, kin) == pytest.approx((-1, -1, -1))
+    noisy = one + 6 * np.random.default_rng(0).normal(size=one.shape)
+    rho, low, high = agreement(one, noisy, kin)
+    assert rho == pytest.approx(stats.spearmanr(one.mean(1), noisy.mean(1)).statistic)
+    assert -1 <= low < rho < high <= 1
+
+
+def test_a_method_and_its_run_under_man_are_one_draw() -> None:
+    """Twins add no evidence: the interval of twelve pairs is that of twelve methods."""
+    rng = np.random.default_rng(3)
+    one, other = rng.normal(size=(2, 12, 3)) + np.arange(12.0)[:, None] / 6
+    kin = [f"method {i}" for i in range(12)]
+    alone = agreement(one, other, kin)
+    twins = agreement(np.repeat(one, 2, axis=0), np.repeat(other, 2, axis=0), [k for k in kin for _ in range(2)])
+    assert twins == pytest.approx(alone, abs=1e-9)
+
+
+def test_an_interval_covers_the_correlation_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(4)
+    kin = [str(i) for i in range(24)]
+    true = 6 / np.pi * np.arcsin(0.6 / 2)  # Spearman's for normal variables of correlation 0.6
+    covered = 0
+    for _ in range(60):
+        x, e = rng.normal(size=(2, 24, 1))
+        _, low, high = agreement(x, 0.6 * x + 0.8 * e, kin, draws=300)
+        covered += low <= true <= high
+    assert stats.binomtest(covered, 60, 0.93, alternative="less").pvalue > 1e-3
+
+
+def test_changes_are_held_by_all_intervals_at_once() -> None:
+    rng = np.random.default_rng(5)
+    true = np.linspace(-1, 1, 12)
+    held = 0
+    for _ in range(300):
+        means, half = changes(true[:, None] + rng.normal(size=(12, 3)))
+        held += bool((np.abs(means - true) <= half).all())
+    assert stats.binomtest(held, 300, 0.95, alternative="less").pvalue > 1e-3
+    one = rng.normal(size=(1, 6))
+    assert changes(one)[1] == pytest.approx(stats.t.ppf(0.975, 5) * one.std(ddof=1) / np.sqrt(6))

@@ -1,0 +1,71 @@
+"""The table of what MAN changes in every method."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from figures.errors import MissingResultsError
+from figures.labels import algorithm_label, partition_label
+from figures.method_tables import FEWEST, MEASURES, by_ratios, finished_methods, measured
+from figures.results import Results
+from figures.simultaneous import changes
+from figures.table import Table
+
+_NOTE = (
+    "Runs with MAN against those without at the same seed (×: geometric mean of the ratios; else mean of the "
+    "differences), with simultaneous 95 % intervals (spread pooled over methods, Bonferroni over the methods of a "
+    "column). Less is better throughout: - lower, + higher, where the interval leaves out no change."
+)
+
+
+def man_table(results: Results) -> Table:
+    """Every method's change under MAN, by every measure, corrected for the number of methods."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    numbers: list[dict[str, Any]] = []
+    for place in results.rows:
+        for number in _changes(results, place):
+            cells.setdefault((place, number["algorithm"]), {})[number["measure"]] = _shown(number)
+            numbers.append(number)
+    measures = [m for m in MEASURES if any(number["measure"] == m for number in numbers)]
+    if not measures:
+        raise MissingResultsError(f"no {FEWEST} methods are finished without and with MAN at two seeds in common")
+    return Table(
+        "man",
+        "What MAN changes in every method",
+        (_NOTE,),
+        ("partition", "method", *measures),
+        tuple(
+            (partition_label(place), algorithm_label(algorithm), *(row.get(measure, "") for measure in measures))
+            for (place, algorithm), row in cells.items()
+        ),
+        tuple(numbers),
+    )
+
+
+def _changes(results: Results, place: str) -> list[dict[str, Any]]:
+    """Of one row: the change of every measure in every method that is there without and with MAN."""
+    methods, seeds = finished_methods(results, place)
+    both = [algorithm for algorithm, man in methods if man and (algorithm, False) in methods]
+    found: list[dict[str, Any]] = []
+    for measure in MEASURES:
+        without, under = (measured({(a, man): methods[a, man] for a in both}, seeds, measure) for man in (False, True))
+        if without is None or under is None:
+            continue
+        ratio = by_ratios(measure, np.stack([without, under]))
+        means, half = changes(np.log(under / without) if ratio else under - without)
+        for algorithm, mean in zip(both, means.tolist(), strict=True):
+            ends = {"change": mean, "low": mean - half, "high": mean + half}
+            change = {name: math.exp(value) for name, value in ends.items()} if ratio else ends
+            found.append({"partition": place, "algorithm": algorithm, "measure": measure, "ratio": ratio, **change})
+    return found
+
+
+def _shown(number: Mapping[str, Any]) -> str:
+    change, low, high = (number[name] for name in ("change", "low", "high"))
+    none = 1 if number["ratio"] else 0
+    verdict = " -" if high < none else " +" if low > none else ""
+    if number["ratio"]:
+        return f"×{change:.2f} [{low:.2f}, {high:.2f}]{verdict}"
+    return f"{change:+.2f} [{low:+.2f}, {high:+.2f}]{verdict}"

@@ -1,0 +1,83 @@
+"""Tables over many methods: their ranks, what MAN changes in each, and which measures agree."""
+
+from pathlib import Path
+
+import pytest
+
+from figures.errors import MissingResultsError
+from figures.man_table import man_table
+from figures.method_tables import agreement_table, ranks_table
+from figures.results import Result, Results
+from flatlab.federated.config import make_config
+
+NAMES = ("fedavg", "fedprox", "scaffold", "fedsam", "fedasam", "feddyn", "feddc", "fedspeed", "fedavgm")
+
+
+def result(at: int, man: bool, seed: int, change: float) -> Result:
+    """Method number `at`: λ₁ is 2^at, times `change` under MAN, times what the seed makes of all; error likewise."""
+    noise = (1, 1.1, 0.95)[seed] * (1 + 0.01 * ((3 * at + seed) % 4))
+    top = 2.0**at * noise * (change if man else 1)
+    config = make_config({"algorithm": NAMES[at], "man": man, "seed": seed})
+    measured = {
+        "eigs": {"settings": {}, "global": {"eigenvalues": [{"value": top}]}},
+        "trace": {"settings": {}, "trace": {"value": 5 * top}},
+    }
+    records = ({"round": 1, "test_accuracy": 0.9 - 0.01 * at - 0.001 * seed - 0.02 * man * (at == 3)},)
+    return Result(Path(f"{at}{man}{seed}"), config, "iid", "iid", records, measured, (), True, "")
+
+
+def results(methods: int = 9, change: float = 0.5, seeds: int = 3) -> Results:
+    runs = (result(at, man, s, change) for at in range(methods) for man in (False, True) for s in range(seeds))
+    return Results(Path(), None, tuple(runs))
+
+
+def test_ranks_are_by_ratios_where_numbers_vary_by_factors() -> None:
+    table = ranks_table(results(change=0.25))
+    assert table.columns == ("partition", "method", "error", "λ₁", "trace")
+    by = {(n["algorithm"], n["man"], n["measure"]): n for n in table.numbers}
+    assert [by["fedavg", man, "λ₁"]["rank"] for man in (False, True)] == [3, 1]
+    assert (by["fedavg", True, "λ₁"]["best"], by["fedavg", True, "λ₁"]["worst"]) == (1, 1)  # 0.25 told from 0.5
+    assert by["fedavgm", False, "λ₁"]["rank"] == by["fedavgm", False, "trace"]["rank"] == 18
+    assert by["fedavg", False, "λ₁"]["mean"] == pytest.approx((1 + 1.1 * 1.01 + 0.95 * 1.02) / 3)
+    assert any("λ₁ a factor of 1.0" in note for note in table.notes)
+
+
+def test_what_man_changes_with_its_interval() -> None:
+    table = man_table(results())
+    change = {(n["algorithm"], n["measure"]): n for n in table.numbers}
+    for name in NAMES:
+        assert change[name, "λ₁"]["change"] == pytest.approx(0.5)
+        assert change[name, "λ₁"]["high"] < 1
+    assert change["fedsam", "error"]["change"] == pytest.approx(2)
+    assert change["fedavg", "error"]["change"] == pytest.approx(0, abs=1e-9)
+    rows = {row[1]: row for row in table.rows}
+    assert rows["FedAvg"][3] == "×0.50 [0.50, 0.50] -"
+    assert rows["FedSAM"][2].endswith(" +")
+
+
+def test_one_number_that_is_not_positive_makes_all_differences() -> None:
+    table = man_table(results(change=-1.0))
+    assert all(not n["ratio"] for n in table.numbers)
+
+
+def test_measures_that_are_one_another_s_multiples_agree() -> None:
+    table = agreement_table(results())
+    numbers = {(n["one"], n["other"]): n for n in table.numbers}
+    assert numbers["λ₁", "trace"]["spearman"] == pytest.approx(1)
+    assert -1 <= numbers["error", "λ₁"]["low"] <= numbers["error", "λ₁"]["spearman"] < 1
+
+
+@pytest.mark.parametrize(("few", "tables"), [(3, (ranks_table, man_table)), (7, (agreement_table,))])
+def test_too_few_methods_or_seeds_are_no_comparison(few: int, tables: tuple[object, ...]) -> None:
+    for made in (results(methods=few), results(seeds=1)):
+        for table in tables:
+            with pytest.raises(MissingResultsError, match="are finished"):
+                table(made)  # type: ignore[operator]
+
+
+def test_a_method_without_one_of_the_numbers_leaves_that_measure_out() -> None:
+    whole = results()
+    one = whole.runs[0]
+    less = Results(Path(), None, (*whole.runs[1:], Result(**{**vars(one), "measured": {"eigs": one.measured["eigs"]}})))
+    assert "trace" not in ranks_table(less).columns
+    assert ranks_table(less).numbers[0]["rank"] == ranks_table(whole).numbers[0]["rank"]
