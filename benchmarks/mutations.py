@@ -130,6 +130,18 @@ def _checkpoint(bench: Workbench, rng: random.Random) -> tuple[str, Outcome]:
     return what, command("eigs", "c.pt", "--samples", "12", "--layers", "none", "--tol", "0.5")
 
 
+def _kept_clients(bench: Workbench, rng: random.Random) -> tuple[str, Outcome]:
+    what = write_mutated(Path("clients-0003.pt"), bench.sound["kept clients"], rng)
+    return what, command("clients", "clients-0003.pt", "--samples", "12", "--tol", "0.5")
+
+
+def _split(bench: Workbench, rng: random.Random) -> tuple[str, Outcome]:
+    content, what = mutate(bench.sound["split"], odd_plain, rng)
+    Path("s.json").write_text(scarred(json_text(content), rng))
+    split = ("--partition", "file", "--partition-file", "s.json")
+    return what, command("train", "--config", "split.toml", *split, "--show-split")
+
+
 def _resume(bench: Workbench, rng: random.Random) -> tuple[str, Outcome]:
     _copy_unfinished()
     if rng.random() < 0.7:
@@ -201,6 +213,8 @@ KINDS: Mapping[str, Callable[[Workbench, random.Random], tuple[str, Outcome]]] =
     "configuration": _configuration,
     "grid": _grid,
     "checkpoint": _checkpoint,
+    "kept clients": _kept_clients,
+    "split": _split,
     "resume": _resume,
     "metrics": _metrics,
     "measurement": _measurement,
@@ -216,7 +230,11 @@ def opened(folder: Path) -> Iterator[Workbench]:
     try:
         Path("c.toml").write_text(toml_text(CONFIG))
         Path("g.toml").write_text(toml_text(GRID))
-        _sound("train", "--config", "c.toml", "--workers", "1", "--out", "run", "--save-every", "0")
+        _sound(
+            "train", "--config", "c.toml", "--workers", "1", "--out", "run", "--save-every", "0", "--keep-clients", "3"
+        )
+        _sound("train", "--config", "c.toml", "--save-split", "s.json")
+        Path("split.toml").write_text(toml_text({k: v for k, v in CONFIG.items() if k not in ("partition", "clients")}))
         for cell in ("fedsam-s0", "fedsam-man-s0"):
             _measured_cell(cell)
         Path("results/study.json").write_text(json_text({"verdicts": [VERDICT]}))
@@ -230,6 +248,8 @@ def opened(folder: Path) -> Iterator[Workbench]:
                 "configuration": CONFIG,
                 "grid": GRID,
                 "checkpoint": torch.load("run/final.pt", weights_only=True),
+                "kept clients": torch.load("run/clients-0003.pt", weights_only=True),
+                "split": json.loads(Path("s.json").read_text()),
                 "resume": torch.load("run/resume.pt", weights_only=True),
                 "metrics": [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()],
                 "measurements": measurements,

@@ -125,11 +125,9 @@ def _step(values: NDArray[np.float64]) -> float:
 
 def holm(p: Sequence[float]) -> list[float]:
     """The p-values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979)."""
-    corrected, largest = [0.0] * len(p), 0.0
-    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
-        corrected[i] = largest
-    return corrected
+    from statsmodels.stats.multitest import multipletests  # seconds, which only a study takes
+
+    return [float(value) for value in multipletests(p, method="holm")[1]] if p else []
 
 
 def verdict(comparisons: Iterable[Comparison]) -> Answer:
