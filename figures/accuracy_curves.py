@@ -2,6 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from math import ceil
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -9,10 +11,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style
+from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, label_bottom, legend_below, paper_style
 from figures.errors import MissingResultsError
 from figures.labels import algorithm_label, man_label, partition_label
 from figures.results import Result, Results
+
+MOST_ACROSS = 6
+"""Panels in a line; more methods go on in the next."""
 
 
 def draw_accuracy_curves(results: Results) -> Drawing:
@@ -23,35 +28,38 @@ def draw_accuracy_curves(results: Results) -> Drawing:
     runs = [run for run in results.usual if run.trained]
     if not runs:
         raise MissingResultsError("no run is trained to its end")
+    algorithms = [name for name in results.algorithms if any(run.config.algorithm == name for run in runs)]
     rows: list[dict[str, Any]] = []
-    shape = (len(results.rows), len(results.algorithms))
+    across = min(len(algorithms), MOST_ACROSS)
+    down = ceil(len(algorithms) / across)
     with paper_style():
-        width = 2 * COLUMN if shape[1] > 2 else COLUMN
         figure, grid = plt.subplots(
-            *shape,
-            figsize=(width, 0.5 + 1.5 * shape[0]),
+            len(results.rows) * down,
+            across,
+            figsize=(2 * COLUMN if across > 2 else COLUMN, 0.5 + 1.5 * len(results.rows) * down),
             squeeze=False,
             sharex=True,
             sharey=True,
             constrained_layout=True,
         )
-        for line, row in zip(grid, results.rows, strict=True):
-            for axes, algorithm in zip(line, results.algorithms, strict=True):
+        for line, row in zip(np.split(grid, len(results.rows)), results.rows, strict=True):
+            for axes, algorithm in zip_longest(line.flat, algorithms):
+                if algorithm is None:
+                    axes.remove()
+                    continue
                 for man, colour in ((False, WITHOUT_MAN), (True, WITH_MAN)):
                     found = [run for run in results.select(algorithm, row, man) if run.trained]
                     points = _mean_curve(found)
                     _draw_line(axes, points, colour, man_label(man, results.zetas))
                     key = {"partition": row, "algorithm": algorithm, "man": man}
                     rows += [{**key, "round": t, "mean": m, "deviation": s, "seeds": len(found)} for t, m, s in points]
-        for axes, algorithm in zip(grid[0], results.algorithms, strict=True):
-            axes.set_title(algorithm_label(algorithm))
-        grid[0, 0].set_ylim(_bottom(rows), min(100, grid[0, 0].get_ylim()[1]))
-        for line, row in zip(grid, results.rows, strict=True):
-            line[0].set_ylabel(f"test accuracy, %\n{partition_label(row)}")
-        for axes in grid[-1]:
-            axes.set_xlabel("round")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+                if row == results.rows[0] or down > 1:
+                    axes.set_title(algorithm_label(algorithm))
+            for axes in line[:, 0]:
+                axes.set_ylabel(f"test accuracy, %\n{partition_label(row)}")
+        _set_limits(grid[0, 0], rows)
+        label_bottom(figure, "round")
+        legend_below(figure)
         plt.close(figure)
     return Drawing(figure, rows, results.provenance(runs))
 
@@ -69,10 +77,13 @@ def _mean_curve(runs: Sequence[Result]) -> list[tuple[int, float, float]]:
     ]
 
 
-def _bottom(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Where the axis begins: at the lowest curve after a fifth of the rounds, so that ends can be told apart."""
+def _set_limits(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Begin below the lowest curve after a fifth of the rounds, so that ends can be told apart."""
     last = max(row["round"] for row in rows)
-    return min(float(row["mean"] - row["deviation"]) for row in rows if row["round"] >= last / 5)
+    lowest = min(float(row["mean"] - row["deviation"]) for row in rows if row["round"] >= last / 5)
+    top = axes.get_ylim()[1]
+    axes.set_ylim(lowest - 0.05 * (top - lowest), min(100, top))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
 
 
 def _draw_line(axes: Axes, points: Sequence[tuple[int, float, float]], colour: Any, label: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.mathtext import MathTextParser
@@ -102,6 +103,28 @@ def new_figure(
     """A figure in inches that no display knows of, and its axes (rows, columns)."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+
+
+def legend_below(figure: Figure, ncols: int = 2) -> None:
+    """Name below everything what any of the panels shows, once."""
+    named: dict[Any, Any] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    order = sorted(named, reverse=True)  # "without MAN" first
+    figure.legend([named[name] for name in order], order, loc="outside lower center", ncols=ncols, frameon=False)
+
+
+def label_bottom(figure: Figure, label: str) -> None:
+    """Label, with its ticks, the lowest panel of every column of a grid whose panels share the axis."""
+    lowest: dict[int, Axes] = {}
+    for axes in figure.axes:
+        place = axes.get_subplotspec()
+        assert place is not None
+        lowest[place.colspan.start] = axes  # row by row
+    for axes in lowest.values():
+        axes.set_xlabel(label)
+        axes.tick_params(labelbottom=True)
 
 
 def _keep_dollars(figure: Figure) -> None:

@@ -48,7 +48,7 @@ def make_report(
     verdicts, without = verdict_tables(results)
     skipped = {**skipped, **{f"table {name}": reason for name, reason in without.items()}}
     content: dict[str, Any] = {
-        "title": results.grid.title if results.grid else f"Runs in {results.folder.name}",
+        "title": results.grid.title if results.grid else f"Runs in {results.folder.resolve().name}",
         "done": sum(run.trained for run in results.runs),
         "total": len(results.runs) + len(results.absent),
         "made_by": _made_by(results),

@@ -1,9 +1,11 @@
-"""Tables over many methods: their ranks, what MAN changes in each, and which measures agree."""
+"""Tables and figures over many methods: their ranks, what MAN changes in each, and which measures agree."""
 
 from pathlib import Path
 
 import pytest
 
+from figures.accuracy_curves import draw_accuracy_curves
+from figures.curvature_bars import draw_curvature_bars
 from figures.errors import MissingResultsError
 from figures.man_table import man_table
 from figures.method_tables import agreement_table, ranks_table
@@ -81,3 +83,15 @@ def test_a_method_without_one_of_the_numbers_leaves_that_measure_out() -> None:
     less = Results(Path(), None, (*whole.runs[1:], Result(**{**vars(one), "measured": {"eigs": one.measured["eigs"]}})))
     assert "trace" not in ranks_table(less).columns
     assert ranks_table(less).numbers[0]["rank"] == ranks_table(whole).numbers[0]["rank"]
+
+
+def test_figures_of_many_methods_break_their_line_and_have_no_empty_panel() -> None:
+    whole = results()
+    curves = draw_accuracy_curves(whole).figure
+    assert [axes.get_title() for axes in curves.axes][6:] == ["FedDC", "FedSpeed", "FedAvgM"]
+    assert [axes.get_xlabel() for axes in curves.axes] == [""] * 3 + ["round"] * 6
+    assert [text.get_text() for text in curves.legends[0].get_texts()] == ["without MAN", "with MAN (ζ = 0.15)"]
+    assert len(draw_curvature_bars(whole).figure.axes) == 2
+    assert draw_curvature_bars(whole).figure.axes[0].get_yscale() == "log"
+    no_trace = tuple(Result(**{**vars(run), "measured": {"eigs": run.measured["eigs"]}}) for run in whole.runs)
+    assert len(draw_curvature_bars(Results(Path(), None, no_trace)).figure.axes) == 1
