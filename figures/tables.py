@@ -195,11 +195,24 @@ def _comparison(results: Results, quantity: _Quantity) -> Table:
     return Table(
         name=quantity.name,
         title=quantity.title,
-        notes=(_seeds_note(results), *quantity.notes, *(_paper_notes(results) if beside else [])),
+        notes=(
+            _seeds_note(results),
+            *quantity.notes,
+            *_precision_note(results),
+            *(_paper_notes(results) if beside else []),
+        ),
         columns=tuple(columns),
         rows=tuple(row[: len(columns)] for row in rows),
         numbers=tuple(numbers),
     )
+
+
+def _precision_note(results: Results) -> list[str]:
+    """What the runs were trained in, where that is not IEEE arithmetic throughout."""
+    precisions = {run.config.plain().get("precision", "ieee") for run in results.usual if run.trained}
+    if precisions <= {"ieee"}:
+        return []
+    return [f"Trained in {' or '.join(sorted(precisions))}; curvature is measured in IEEE arithmetic."]
 
 
 def _paper_notes(results: Results) -> list[str]:

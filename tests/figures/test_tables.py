@@ -264,3 +264,11 @@ def test_settings_are_compared_with_whichever_file_says_them(results: Path) -> N
         path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": settings}))
     _, skipped = make_tables(read_results(results))
     assert skipped["top_eigenvalue"].startswith("final.eigs.json of fedavg-iid-s0 was made with tol 0.001")
+
+
+def test_the_precision_of_training_is_said(results: Path, change: Change) -> None:
+    (results / "grid.toml").unlink()  # which describes no such run
+    for run in results.glob("fedavg*"):
+        change(run, precision="bf16")
+    tables = {table.name: table for table in make_tables(read_results(results))[0]}
+    assert any("Trained in bf16 or ieee;" in note for note in tables["accuracy"].notes)
