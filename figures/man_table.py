@@ -8,7 +8,7 @@ import numpy as np
 
 from figures.errors import MissingResultsError
 from figures.labels import algorithm_label, partition_label
-from figures.method_tables import FEWEST, MEASURES, by_ratios, finished_methods, measured
+from figures.method_tables import FEWEST, MEASURES, by_ratios, failed_note, finished_methods, measured
 from figures.results import Results
 from figures.simultaneous import changes
 from figures.table import Table
@@ -34,7 +34,7 @@ def man_table(results: Results) -> Table:
     return Table(
         "man",
         "What MAN changes in every method",
-        (_NOTE,),
+        (_NOTE, *failed_note(results)),
         ("partition", "method", *measures),
         tuple(
             (partition_label(place), algorithm_label(algorithm), *(row.get(measure, "") for measure in measures))

@@ -66,8 +66,9 @@ def ranks_table(results: Results) -> Table:
     ordered = sorted(numbers, key=lambda n: (n["partition"], n["measure"] != measures[0], n["rank"]))
     for place, algorithm, man in dict.fromkeys((n["partition"], n["algorithm"], n["man"]) for n in ordered):
         cells = [by.get((place, algorithm, man, measure)) for measure in measures]
-        label = f"{algorithm_label(algorithm)}{' + MAN' if man else ''}"
-        rows.append((partition_label(place), label, *(_shown(cell) if cell else "" for cell in cells)))
+        rows.append(
+            (partition_label(place), method_label(algorithm, man), *(_shown(cell) if cell else "" for cell in cells))
+        )
     note = "; ".join(f"{measure} {least}" for measure, least in apart.items())
     return Table(
         "ranks",
@@ -79,6 +80,7 @@ def ranks_table(results: Results) -> Table:
             "Less is better. Of all methods, with and without MAN, in the column: rank by the mean over seeds, and the "
             "best and worst rank that 95 % simultaneous comparisons (Tukey, seeds as blocks) leave it. Means, of what "
             f"varies by factors geometric ones, are told apart from these differences on: {note}.",
+            *failed_note(results),
         ),
         ("partition", "method", *measures),
         tuple(rows),
@@ -108,7 +110,7 @@ def agreement_table(results: Results) -> Table:
     return Table(
         "agreement",
         "Which measures agree",
-        (note,),
+        (note, *failed_note(results)),
         ("partition", "measures", "correlation"),
         tuple(rows),
         tuple(numbers),
@@ -128,18 +130,55 @@ def by_ratios(measure: str, values: NDArray[np.float64]) -> bool:
     return measure not in DIFFERENCES and bool((values > 0).all())
 
 
-def finished_methods(results: Results, place: str) -> tuple[dict[tuple[str, bool], dict[int, Result]], list[int]]:
-    """The runs of every method by seed, and the seeds at which all of them are finished."""
+Methods = dict[tuple[str, bool], dict[int, Result]]
+"""Runs by seed of algorithms, without and with MAN."""
+
+
+def finished_methods(results: Results, place: str) -> tuple[Methods, list[int]]:
+    """The runs of every method by seed, and the seeds at which all of them are finished.
+
+    Those of `failed_methods` are left out: one seed of theirs would decide what spread all others are taken to have.
+    """
     for kind in ("eigs", "trace", "flatness", "local"):
         require_alike(results.usual, kind)
-    methods = {}
+    methods = _trained(results, place)
+    for failed in failed_methods(results, place):
+        del methods[failed]
+    seeds = sorted(set.intersection(*(set(runs) for runs in methods.values()))) if methods else []
+    return methods, seeds
+
+
+def failed_methods(results: Results, place: str) -> list[tuple[str, bool]]:
+    """Methods with a run whose accuracy is below half the median of all runs: it did not learn, or collapsed."""
+    methods = _trained(results, place)
+    accuracies = {of: [run.accuracy or 0.0 for run in runs.values()] for of, runs in methods.items()}
+    if not accuracies:
+        return []
+    half = float(np.median(np.concatenate(list(accuracies.values())))) / 2
+    return [of for of, found in accuracies.items() if min(found) < half]
+
+
+def failed_note(results: Results) -> list[str]:
+    """Which methods are left out."""
+    failed = [method_label(*of) for place in results.rows for of in failed_methods(results, place)]
+    if not failed:
+        return []
+    return [f"Left out, since a run's accuracy is below half the median: {', '.join(dict.fromkeys(failed))}."]
+
+
+def method_label(algorithm: str, man: bool) -> str:
+    """The algorithm, with MAN where it is on."""
+    return f"{algorithm_label(algorithm)}{' + MAN' if man else ''}"
+
+
+def _trained(results: Results, place: str) -> Methods:
+    methods: Methods = {}
     for algorithm in results.algorithms:
         for man in (False, True):
             runs = {run.config.seed: run for run in results.select(algorithm, place, man) if run.trained}
             if runs:
                 methods[algorithm, man] = runs
-    seeds = sorted(set.intersection(*(set(runs) for runs in methods.values()))) if methods else []
-    return methods, seeds
+    return methods
 
 
 def measured(

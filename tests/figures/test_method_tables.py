@@ -85,6 +85,18 @@ def test_a_method_without_one_of_the_numbers_leaves_that_measure_out() -> None:
     assert ranks_table(less).numbers[0]["rank"] == ranks_table(whole).numbers[0]["rank"]
 
 
+def test_a_method_that_collapsed_is_left_out_and_named() -> None:
+    whole = results()
+    broken = whole.runs[-1]  # FedAvgM with MAN at the last seed
+    low = Result(**{**vars(broken), "records": ({"round": 1, "test_accuracy": 0.1},)})
+    some = Results(Path(), None, (*whole.runs[:-1], low))
+    table = ranks_table(some)
+    assert "FedAvgM + MAN" not in {row[1] for row in table.rows}
+    assert "FedAvgM" in {row[1] for row in table.rows}
+    assert table.notes[-1] == "Left out, since a run's accuracy is below half the median: FedAvgM + MAN."
+    assert "FedAvgM" not in {row[1] for row in man_table(some).rows}
+
+
 def test_figures_of_many_methods_break_their_line_and_have_no_empty_panel() -> None:
     whole = results()
     curves = draw_accuracy_curves(whole).figure
