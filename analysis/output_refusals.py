@@ -10,6 +10,7 @@ from analysis.errors import MeasurementError
 from analysis.parametric_loss import Chunk
 from analysis.problem import Problem
 
+
 def refuse_flat(problem: Problem) -> None:
     """Raise `MeasurementError` for a loss that is linear, or piecewise linear, in the outputs: its matrix is zero.
 
