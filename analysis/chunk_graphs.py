@@ -85,7 +85,7 @@ class OutputGraph:
             pulled_back = gradients([outputs], list(leaves.values()), [dummy], create_graph=True)
         leaf = outputs.detach().requires_grad_()
         with problem.at(leaves):
-            loss = chunk.weight * problem.loss(leaf, chunk.targets)
+            loss = chunk.weight * problem.loss(leaf.clone(), chunk.targets)  # a loss may change its argument in place
         if ancestors(loss) & {get_gradient_edge(own).node for own in leaves.values()}:
             raise MeasurementError(
                 "The loss depends on the parameters beside the model's outputs (weight decay, say), whose curvature "

@@ -1,37 +1,49 @@
-"""Models and losses of which Gauss-Newton and empirical Fisher matrices say nothing, found on a few samples."""
+"""Models and losses of which Gauss-Newton and empirical Fisher matrices say nothing, found before the first product."""
 
 import torch
 from torch import Tensor
 
 from analysis.batches import Batch, batch_length, moved, picked
 from analysis.derivatives import gradients
-from analysis.distributed import failing_together
+from analysis.distributed import failing_together, summed_number
 from analysis.errors import MeasurementError
+from analysis.parametric_loss import Chunk
 from analysis.problem import Problem
-
-_FEW = 4
 
 
 def refuse_flat(problem: Problem) -> None:
-    """Raise `MeasurementError` for a loss that is linear, or piecewise linear, in the outputs: its matrix is zero."""
+    """Raise `MeasurementError` for a loss that is linear, or piecewise linear, in the outputs: its matrix is zero.
+
+    The data are gone through until some of them show a curvature: the first targets may all be padding.
+    """
     with failing_together(problem.device, problem.distributed):
-        batch = _samples(problem, min(_FEW, batch_length(_first(problem))))
-        outputs = _outputs(problem, batch)
-        if not isinstance(outputs, Tensor) or outputs.is_complex():
-            return  # the product refuses it
-        generator = torch.Generator().manual_seed(0)
-        # between 0.1 and 0.9 losses of logits, of probabilities and of numbers are defined, and none saturates
-        place, direction = torch.rand(2, *outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
-        leaf = (0.1 + 0.8 * place).requires_grad_()
+        curved = any(_is_curved(problem, chunk) for chunk in problem.chunks())
+    if not summed_number(curved, problem.device, problem.distributed):
+        raise MeasurementError(
+            "The loss is linear in the model's outputs, so its Gauss-Newton matrix is zero: let the model return "
+            "logits and take cross_entropy of them, or take the Hessian."
+        )
+
+
+def _is_curved(problem: Problem, chunk: Chunk) -> bool:
+    """Whether the loss has a second derivative in the outputs, there or elsewhere: a saturated one shows it not there.
+
+    Outputs that the product refuses pass for curved.
+    """
+    outputs = _outputs(problem, (chunk.inputs, chunk.targets))
+    if not isinstance(outputs, Tensor) or outputs.is_complex():
+        return True
+    generator = torch.Generator().manual_seed(0)
+    # between 0.1 and 0.9 losses of logits, of probabilities and of numbers are defined, and none saturates
+    place, direction = torch.rand(2, *outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    for z in (0.1 + 0.8 * place, outputs):
+        leaf = z.detach().requires_grad_()
         with problem.at({}):
-            total = problem.loss(leaf, batch[1])
+            total = problem.loss(leaf.clone(), chunk.targets)
         (slope,) = gradients([total], [leaf], create_graph=True)
-        (curved,) = gradients([slope], [leaf], [direction])
-        if not curved.any():
-            raise MeasurementError(
-                "The loss is linear in the model's outputs, so its Gauss-Newton matrix is zero: let the model return "
-                "logits and take cross_entropy of them, or take the Hessian."
-            )
+        if gradients([slope], [leaf], [direction])[0].any():
+            return True
+    return False
 
 
 def require_rows(problem: Problem) -> None:

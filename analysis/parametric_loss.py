@@ -10,10 +10,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from analysis.batches import Batch, Inputs, batch_length, moved, sliced
+from analysis.calls import call
+from analysis.casts import widened
 from analysis.first_pass import FirstPass, fingerprint
 from analysis.ieee import NoAutocast, ieee
 from analysis.losses import Reduction, Share, SummedLoss
@@ -84,7 +85,7 @@ class ParametricLoss:
         """The model's outputs on `inputs` and `beside` them, with `parameters` in place of its own."""
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         with self.at(parameters) as replaced:
-            return functional_call(self.model, replaced, args, {**kwargs, **(beside or {})})
+            return call(self.model, replaced, args, {**kwargs, **(beside or {})})
 
     @contextmanager
     def at(self, parameters: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -97,7 +98,14 @@ class ParametricLoss:
         replaced = {n: torch.view_as_complex(p) if p.shape != own[n].shape else p for n, p in parameters.items()}
         table = {id(tensor): replaced.get(name, own[name]) for tensor, name in self.aliases}
         # Fused attention has no second derivative. The mode entered last is asked first.
-        with ieee(), sdpa_kernel(SDPBackend.MATH), NoAutocast(), LeanSecondDerivatives(), StandIns(table):
+        with (
+            ieee(),
+            sdpa_kernel(SDPBackend.MATH),
+            NoAutocast(),
+            LeanSecondDerivatives(),
+            widened(self.dtype),
+            StandIns(table),
+        ):
             yield replaced
 
     def share(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Share:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from analysis.batches import regrouped
+from analysis.batches import moved, regrouped
 from analysis.confirmation import in_float64
 from analysis.errors import MeasurementError
 from analysis.losses import SummedLoss, class_axis, cross_entropy
@@ -107,7 +107,8 @@ def _in_float64(problem: Problem) -> Problem | None:
         return problem
     double = in_float64(problem)
     try:
-        loss_at(double.on([next(regrouped(problem.data, 1))], checked=True), double.point())
+        with torch.no_grad():  # one sample, which may be one that is not counted
+            double.share(moved(next(regrouped(problem.data, 1)), double.device, double.dtype), {})
     except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
         return None
     return double

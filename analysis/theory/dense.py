@@ -6,9 +6,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, hessian, jacrev, vmap
+from torch.func import hessian, jacrev, vmap
 from torch.nn import functional as F
 
+from analysis.calls import call
 from analysis.theory.networks import is_piecewise_linear, modules_after, squared_lipschitz
 from analysis.theory.statements import LEAST_BLOCK, ROUNDING, Check, exactly
 
@@ -173,5 +174,5 @@ def _outputs(model: nn.Module, theta: Tensor, x: Tensor) -> Tensor:
     named = dict(model.named_parameters())
     pieces = theta.split([parameter.numel() for parameter in named.values()])
     replaced = {name: piece.view_as(p) for (name, p), piece in zip(named.items(), pieces, strict=True)}
-    logits: Tensor = functional_call(model, replaced, (x,))
+    logits: Tensor = call(model, replaced, (x,))
     return logits

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from analysis.batches import Batch, batch_length, moved, sliced
+from analysis.calls import call
+from analysis.casts import widened
 from analysis.ieee import NoAutocast
 from analysis.problem import Problem
 from analysis.stand_ins import StandIns
@@ -148,18 +149,20 @@ class Reference:
         inputs = batch[0]
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         with self._at(theta) as named:
-            outputs: Tensor = functional_call(self.problem.model, named, args, kwargs)
+            outputs: Tensor = call(self.problem.model, named, args, kwargs)
         return outputs
 
     @contextmanager
     def _at(self, theta: Tensor) -> Iterator[dict[str, Tensor]]:
         """Within the block, model and loss have the parameters theta, by whatever way they reach them."""
-        parameters, own = self.problem.parameters, dict(self.problem.model.named_parameters())
+        problem = self.problem
+        parameters, own = problem.parameters, dict(problem.model.named_parameters())
         pieces: Sequence[Tensor] = theta.split([parameter.numel() for parameter in parameters.values()])
         shaped = {name: x.view(parameters[name].shape) for name, x in zip(parameters, pieces, strict=True)}
         named = {n: torch.view_as_complex(x) if x.shape != own[n].shape else x for n, x in shaped.items()}
-        table = {id(tensor): named.get(name, own[name]) for tensor, name in self.problem.aliases}
-        with sdpa_kernel(SDPBackend.MATH), NoAutocast(), StandIns(table):  # fused attention has no second derivative
+        table = {id(tensor): named.get(name, own[name]) for tensor, name in problem.aliases}
+        # fused attention has no second derivative
+        with sdpa_kernel(SDPBackend.MATH), NoAutocast(), widened(problem.dtype), StandIns(table):
             yield named
 
     def _pieces(self) -> Iterator[tuple[float, Batch]]:

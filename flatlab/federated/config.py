@@ -204,6 +204,11 @@ class RunConfig(BaseModel):
     def _an_average_is_kept_before_it_is_reported(self) -> Self:
         if self.report == "swa" and self.swa_start is None:
             raise ValueError("report = swa speaks of an average that swa_start asks for, as 0.75")
+        if self.swa_from is not None and (first := self.swa_from + self.swa_every) > self.rounds:
+            raise ValueError(
+                f"swa_start = {self.swa_start:g} and swa_every = {self.swa_every} average no model: the first would be "
+                f"that of round {first} of {self.rounds}; lower one of them"
+            )
         return self
 
     @model_validator(mode="after")

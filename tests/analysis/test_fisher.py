@@ -305,6 +305,42 @@ def test_what_has_no_such_matrix_is_refused_in_one_sentence(name: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+PADDED_FIRST = torch.cat([torch.full((5,), -100), labels(SAMPLES)])
+FAR = torch.cat([torch.full((5, CLASSES), 1e3), inputs(SAMPLES)[:, :CLASSES]]).double()
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [("cross_entropy", PADDED_FIRST), (nn.HuberLoss(), FAR), (nn.HuberLoss(), FAR.flip(0))],
+    ids=["padded", "far", "far-last"],
+)
+def test_a_loss_is_not_called_linear_for_its_first_samples(loss: Any, targets: Tensor) -> None:
+    """Five samples that are not counted, or where Huber's loss is linear, come before those that are curved."""
+    model, x = net(), inputs(SAMPLES + 5)
+    problem = make_problem(model, loss, (x, targets), chunk_size=2)
+    z = model(x).detach()
+    f = loss if callable(loss) else F.cross_entropy
+    between = torch.autograd.functional.hessian(lambda z: f(z, targets), z).reshape(z.numel(), z.numel())
+    J = jacobian(problem, model, x).reshape(-1, problem.size)
+    torch.testing.assert_close(dense(curvature_matrix(problem, "gauss-newton")), J.T @ between @ J)
+
+
+def test_a_loss_may_change_the_outputs_in_place() -> None:
+    def tempered(outputs: Tensor, targets: Tensor) -> Tensor:
+        outputs /= 2
+        return F.cross_entropy(outputs, targets)
+
+    def plain(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs / 2, targets)
+
+    for matrix in ("gauss-newton", "empirical-fisher"):
+        found, expected = (
+            dense(curvature_matrix(make_problem(net(), loss, (inputs(SAMPLES), labels(SAMPLES))), matrix))
+            for loss in (tempered, plain)
+        )
+        torch.testing.assert_close(found, expected)
+
+
 def test_own_losses_that_are_no_log_likelihood_have_a_gauss_newton_matrix() -> None:
     problem = make_problem(net(), nn.HuberLoss(), (inputs(SAMPLES), inputs(SAMPLES)[:, :CLASSES].flip(0)))
     assert torch.linalg.eigvalsh(dense(curvature_matrix(problem, "gauss-newton")))[-1] > 0

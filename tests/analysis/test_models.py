@@ -239,3 +239,110 @@ def test_a_weight_that_a_model_keeps_from_a_run_hinders_no_search(backend: Any, 
 
 def _ordered(flat: dict[str, Tensor]) -> list[Tensor]:
     return [flat[name] for name in ("0.weight_g", "0.weight_v", "0.bias", "2.weight", "2.bias")]
+
+
+class Shared(nn.Module):
+    """Holds one module under two names, and runs it twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 4)
+        self.again = self.first
+        self.register_buffer("scale", torch.ones(1))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.again(torch.tanh(self.first(x))) * self.scale)
+        return outputs
+
+
+@pytest.mark.parametrize("selected", [None, ["head.weight", "head.bias"], ["first.weight"], ["again.bias"]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_module_under_two_names_keeps_its_weights(selected: list[str] | None, dtype: torch.dtype) -> None:
+    """torch's functional_call leaves the weights of its last call in such a module: a random point's, at first."""
+    model = Shared()
+    problem = make_problem(model, "cross_entropy", (X, Y), parameters=selected, dtype=dtype)
+    exact = model.to(dtype)
+    own = {name: parameter.detach().clone() for name, parameter in exact.named_parameters()}
+
+    def loss(*chosen: Tensor) -> Tensor:
+        given = {**own, **dict(zip(problem.parameters, chosen, strict=True))}
+        first = given["first.weight"], given["first.bias"]
+        h = F.linear(torch.tanh(F.linear(X.to(dtype), *first)), *first)
+        return F.cross_entropy(F.linear(h, given["head.weight"], given["head.bias"]), Y)
+
+    def unchanged() -> None:
+        for name, parameter in problem.model.named_parameters():
+            assert isinstance(parameter, nn.Parameter)
+            assert not parameter.requires_grad
+            torch.testing.assert_close(parameter.detach(), own[name], rtol=0, atol=0)
+
+    unchanged()
+    point = tuple(own[name] for name in problem.parameters)
+    assert loss_at(problem, problem.point()) == pytest.approx(loss(*point).item(), rel=1e-6)
+    report = eigs(problem)
+    unchanged()
+    rows: Any = torch.autograd.functional.hessian(loss, point)
+    columns = [torch.cat([b.reshape(a.numel(), -1) for b in row], 1) for a, row in zip(point, rows, strict=True)]
+    dense = torch.cat(columns)
+    assert report.loss == pytest.approx(loss(*point).item(), rel=1e-6)
+    assert report.eigenvalues[0].value == pytest.approx(torch.linalg.eigvalsh(dense.double())[-1].item(), rel=1e-4)
+    assert report.converged
+    loss_at(problem, problem.point() + 1)
+    unchanged()
+
+
+class Upcasting(nn.Module):
+    """Raises to float32 in the ways that models of language do, for the sake of half precision."""
+
+    def __init__(self, *, casts: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = network()
+        self.norm = nn.LayerNorm(2)
+        self.casts = casts
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.net(x)
+        low = torch.float32 if self.casts else x.dtype
+        h = h * torch.softmax(h, -1, dtype=low).to(h.dtype)
+        frequencies = torch.arange(2, dtype=low) @ torch.eye(2, dtype=torch.int64, device=x.device).to(low)
+        h = self.norm((h.float() if self.casts else h) + frequencies).type_as(h)
+        outputs: Tensor = h.to(low)
+        return outputs
+
+
+def test_casts_to_float32_take_nothing_from_float64() -> None:
+    plain, cast = (matrix(Upcasting(casts=casts)) for casts in (False, True))
+    torch.testing.assert_close(cast, plain, rtol=1e-12, atol=1e-14)
+
+    def own(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.float(), targets)
+
+    operator = hessian(make_problem(network(), own, (X, Y), dtype=torch.float64))
+    found = operator(torch.eye(operator.size, dtype=torch.float64))
+    torch.testing.assert_close(found, matrix(network()), rtol=1e-12, atol=1e-14)
+
+
+def test_what_is_confirmed_in_float64_is_exact_to_it_despite_casts() -> None:
+    problem = make_problem(Upcasting(casts=True), "cross_entropy", (X, Y), dtype=torch.float32)
+    exact = torch.linalg.eigvalsh(matrix(Upcasting(casts=False)))
+    (top,) = eigs(problem, layers=[], tol=1e-5).eigenvalues
+    assert top.confirmed
+    assert (exact - top.value).abs().min() <= top.residual
+
+
+def test_a_view_of_bits_stays_one() -> None:
+    class Bits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            pairs = x.contiguous().view(torch.float32)  # two numbers of each float64
+            assert pairs.shape[-1] == x.shape[-1] * (2 if x.dtype == torch.float64 else 1)
+            outputs: Tensor = self.net(x)
+            return outputs
+
+    torch.testing.assert_close(matrix(Bits()), matrix(network()))

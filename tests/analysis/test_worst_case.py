@@ -190,3 +190,15 @@ def test_what_cannot_be_asked_for() -> None:
         with pytest.raises(MeasurementError, match="at least one step"):
             worst_case_sharpness(problem, **wrong)
     assert worst_case_sharpness(problem, radius=0.0).value == 0
+
+
+def test_the_first_sample_may_be_one_that_is_not_counted() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    x, y = torch.randn(6, 4), torch.tensor([-100, 0, 1, 2, 0, 1])
+    found, expected = (
+        worst_case_sharpness(make_problem(model, "cross_entropy", data), radius=0.01)
+        for data in ((x, y), (x[1:], y[1:]))
+    )
+    assert found.confirmed
+    assert found.value == pytest.approx(expected.value, rel=1e-4)

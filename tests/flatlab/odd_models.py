@@ -46,6 +46,14 @@ def _tied_pair() -> dict[str, Any]:
 tied = net(lambda m, x: m.b(m.a(m.fc1(x)).relu()).relu(), _tied_pair)
 
 
+def _one_under_two_names() -> dict[str, Any]:
+    a = nn.Linear(6, 6)
+    return {"a": a, "b": a}
+
+
+shared = net(lambda m, x: m.b(m.a(m.fc1(x)).relu()).relu(), _one_under_two_names)
+
+
 def tied_embedding(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The output layer's weight is the embedding's, and pixels are tokens."""
 

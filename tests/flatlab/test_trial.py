@@ -44,8 +44,8 @@ def two_rounds(world: World, folder: Path, engine: SequentialEngine | BatchedEng
 
 
 FIT = (
-    "tied", "tied_embedding", "frozen", "relative_positions", "sinusoids", "mask", "gated", "time_first", "group_norm",
-    "instance_norm_without_statistics", "weight_norm", "in_place", "ignored_return",
+    "tied", "shared", "tied_embedding", "frozen", "relative_positions", "sinusoids", "mask", "gated", "time_first",
+    "group_norm", "instance_norm_without_statistics", "weight_norm", "in_place", "ignored_return",
 )  # fmt: skip
 NO_STACK = {"checkpointed", "recurrent"}
 RANDOM = {"dropout", "dropout_in_place"}

@@ -14,9 +14,10 @@ from itertools import zip_longest
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
 from torch.nn import functional as F
 
+from analysis.calls import call
 from flatlab.data import Split, normalise
 from flatlab.errors import UsageError, first_line
 from flatlab.federated.augment import Draws, augment
@@ -133,7 +134,7 @@ class BatchedEngine:
         parameters = self.world.layout.views(theta)
         tapped = tap_penalised(self.model, config.man_layers, taps.ignored, tap) if config.man else nullcontext()
         with tapped, autocast(config.precision, x.device):
-            outputs = functional_call(self.model, parameters, (x,))
+            outputs = call(self.model, parameters, (x,))
         logits = outputs.to(theta.dtype)
         loss = weight @ F.cross_entropy(logits, y, reduction="none")
         if not config.man:

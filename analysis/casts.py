@@ -1,0 +1,39 @@
+"""Casts to float32 in what is computed in float64.
+
+Models raise activations to float32 (norms, softmax, logits before a loss), because they may be given in half precision.
+Of a float64 activation the same cast takes half of the digits, and no residual shows it: what is said to be exact to
+float64 would be exact to float32.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+def widened(dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Within the block, float32 that is asked for is float64, where `dtype` is; what models cast still has one type."""
+    return _Widened() if dtype == torch.float64 else nullcontext()
+
+
+class _Widened(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is Tensor.float:
+            return Tensor.double(*args, **named)
+        if func is Tensor.view:  # there a type says how bits are read
+            return func(*args, **named)
+        return func(*map(_widened, args), **{name: _widened(value) for name, value in named.items()})
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
