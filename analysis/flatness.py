@@ -18,12 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from analysis.eigenvalue import Eigenvalue, listed
 from analysis.errors import MeasurementError
 from analysis.layers import find_layers
 from analysis.objective import loss_and_gradient, loss_at
 from analysis.operators import hessian
 from analysis.problem import Problem
-from analysis.spectrum import Eigenvalue, eigs, layer_eigenpairs, listed
+from analysis.spectrum import eigs, layer_eigenpairs
 from analysis.trace import Estimate, hutchinson
 from analysis.vectors import norm
 

@@ -218,6 +218,8 @@ def _next_token(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor | float]:
     return _plain_cross_entropy(outputs[:, :-1].movedim(-1, 1), targets[:, 1:])
 
 
+_LOGISTIC = (F.cross_entropy, F.binary_cross_entropy_with_logits)
+
 _plain_cross_entropy = TorchLoss(F.cross_entropy, {}, _weight_of_labels)
 
 LOSSES: Mapping[str, SummedLoss] = {
@@ -239,3 +241,9 @@ def shift_of(loss: SummedLoss) -> int | None:
     known = loss.function
     is_cross_entropy = known is cross_entropy or (isinstance(known, TorchLoss) and known.function is F.cross_entropy)
     return 0 if is_cross_entropy else None
+
+
+def saturates(loss: SummedLoss) -> bool:
+    """Whether its second derivative is that of a softmax or sigmoid, p (1 - p): for all that is known of it."""
+    known = loss.function.function if isinstance(loss.function, TorchLoss) else loss.function
+    return known in (cross_entropy, _next_token, *_LOGISTIC) or isinstance(known, OwnLoss)

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from analysis.activations import ActivationNorms, ForwardPass, forward_pass
 from analysis.confirmation import confirmed, in_float64
-from analysis.eigenpairs import PROBABILITY, Eigenpairs, Iteration, Progress, drive, drive_together
+from analysis.eigenpairs import Eigenpairs, Iteration, Progress, drive, drive_together
+from analysis.eigenvalue import Eigenvalue, listed
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos_steps
 from analysis.layer_blocks import LayerBlocks
 from analysis.layers import Group, find_groups
+from analysis.losses import saturates
 from analysis.memory import vectors_that_fit
 from analysis.operators import Matrix, SymmetricOperator, curvature_matrix
-from analysis.overlooked import BEYOND
 from analysis.power import power_steps
 from analysis.problem import Problem
 from analysis.pyhessian_backend import pyhessian_operator
@@ -27,31 +28,6 @@ from analysis.pyhessian_backend import pyhessian_operator
 Method = Literal["lanczos", "power"]
 Backend = Literal["flatlab", "pyhessian"]
 End = Literal["largest", "smallest", "both"]
-
-
-@dataclass(frozen=True)
-class Eigenvalue:
-    """One eigenvalue and how exact it is."""
-
-    value: float
-    residual: float  # |H v - value v|, no less than rounding: an eigenvalue lies within this distance of value
-    relative_residual: float  # residual / |value|
-    error: float  # the sharper bound, about residual^2 / gap, where a look bounds the rest (k > 1), else the residual
-    converged: bool  # relative_residual within the tolerance, or at the lower end zero to it; `missed` <= PROBABILITY
-    rounded: bool  # above the tolerance, but no product in this precision leaves less
-    missed: (
-        float  # the probability, at most, that a wanted one was missed by more than 2 tol, or tol |A| at the lower end
-    )
-    confirmed: bool  # value and residual come from a product in float64
-
-    def reach(self, tol: float) -> float:
-        """By how much the largest eigenvalue may lie above `value`, the first of a search by `lanczos` to `tol`.
-
-        What lies beyond by less than `BEYOND` tol was not excluded, and where the search was not finished nothing was.
-        """
-        if self.missed > PROBABILITY:
-            return math.inf
-        return max(self.residual, BEYOND * tol * abs(self.value)) if self.missed > 0 else self.residual
 
 
 @dataclass(frozen=True)
@@ -146,14 +122,15 @@ def eigs(
     found = _layer_eigenpairs(problem, search, layers, backend, matrix, group_by)
     forward = forward_pass(problem)
     norms = {group.name: _norms(forward, group) for group in groups}
+    lost = _lost_share(problem, forward.loss)
     return EigsReport(
-        eigenvalues=listed(whole),
+        eigenvalues=listed(whole, lost, tol),
         vectors=whole.vectors,
         layers=tuple(
             LayerSpectrum(
                 name=name,
                 parameters=len(pairs.vectors),
-                eigenvalues=listed(pairs),
+                eigenvalues=listed(pairs, lost, tol),
                 input_norm2=norms[name].input_norm2,
                 output_norm2=norms[name].output_norm2,
                 products=pairs.products,
@@ -274,12 +251,8 @@ def _layer_eigenpairs(
     return {name: confirmed(pairs, search.tol, product(name), search.room) for name, pairs in found.items()}
 
 
-def listed(pairs: Eigenpairs) -> tuple[Eigenvalue, ...]:
-    """The pairs one by one, without their vectors."""
-    columns = (pairs.values, pairs.residuals, pairs.relative_residuals, pairs.quadratic, pairs.converged, pairs.rounded)
-    return tuple(
-        Eigenvalue(value, residual, relative, error, converged, rounded, pairs.missed, pairs.confirmed)
-        for value, residual, relative, error, converged, rounded in zip(
-            *(column.tolist() for column in columns), strict=True
-        )
-    )
+def _lost_share(problem: Problem, loss: float) -> float:
+    """The share of an eigenvalue that rounding may have taken: p (1 - p) of a saturated softmax is 1 - p = O(loss)."""
+    mean = loss / problem.samples if problem.loss.reduction == "sum" else loss
+    eps = torch.finfo(torch.float64).eps
+    return eps / max(mean, eps) if saturates(problem.loss) else 0.0  # of 1 - p below eps the other classes' p is left

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from analysis.batches import regrouped
 from analysis.eigenpairs import PROBABILITY, Eigenpairs
+from analysis.eigenvalue import Eigenvalue, listed
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
 from analysis.operators import Matrix, Product, SymmetricOperator, curvature_matrix, hessian
 from analysis.problem import Problem
-from analysis.spectrum import Eigenvalue, listed
 
 
 @dataclass(frozen=True)

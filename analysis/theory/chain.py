@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from analysis.activations import forward_pass
+from analysis.eigenvalue import listed
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
 from analysis.layer_blocks import LayerBlocks
@@ -23,7 +24,7 @@ from analysis.losses import LOSSES
 from analysis.operators import SymmetricOperator, gauss_newton, hessian
 from analysis.problem import Problem
 from analysis.sample_axes import runs_of
-from analysis.spectrum import layer_eigenpairs, listed
+from analysis.spectrum import layer_eigenpairs
 from analysis.subsets import client_spectra
 from analysis.suffix import Suffix
 from analysis.theory.differences import derivative_checks

@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+from analysis.eigenvalue import Eigenvalue
 from analysis.lanczos import decompose
 from analysis.operators import SymmetricOperator
-from analysis.spectrum import Eigenvalue
 from analysis.theory.statements import Interval, exactly
 from analysis.vectors import random_rows
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp
 
+from analysis.eigenvalue import listed
 from analysis.lanczos import lanczos
 from analysis.operators import SymmetricOperator
-from analysis.spectrum import listed
 from analysis.theory.extent import above
 from analysis.theory.statements import Interval, exactly
 

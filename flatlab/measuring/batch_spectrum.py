@@ -7,7 +7,7 @@ but lies above it (`analysis.subsets` says why), so both are shown.
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from analysis.spectrum import Eigenvalue
+from analysis.eigenvalue import Eigenvalue
 from analysis.subsets import BatchSpectra, batch_spectra
 from flatlab.measuring.eigs import Search, plain_eigenvalue, top
 from flatlab.measuring.result import Result

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from analysis.eigenvalue import Eigenvalue
 from analysis.operators import Matrix
 from analysis.problem import Problem
-from analysis.spectrum import Backend, Eigenvalue, EigsReport, End, LayerSpectrum, Method, eigs
+from analysis.spectrum import Backend, EigsReport, End, LayerSpectrum, Method, eigs
 from analysis.subsets import Spread, sampling_spread
 from flatlab.errors import UsageError, require_count
 from flatlab.measuring.eigenvectors import write_vectors

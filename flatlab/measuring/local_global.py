@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from analysis.eigenvalue import Eigenvalue, listed
 from analysis.lanczos import lanczos
 from analysis.objective import loss_at
 from analysis.operators import hessian
 from analysis.problem import Problem
-from analysis.spectrum import Eigenvalue, listed
 from analysis.subspaces import dissimilarity
 from analysis.trace import Estimate, hutchinson
 from flatlab.errors import UsageError

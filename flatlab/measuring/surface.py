@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from analysis.eigenvalue import Eigenvalue
 from analysis.objective import loss_at
 from analysis.problem import Problem
-from analysis.spectrum import Eigenvalue, eigs
+from analysis.spectrum import eigs
 from analysis.surface import Surface, filter_normalised_directions, loss_surface
 from flatlab.errors import UsageError, require_count
 from flatlab.measuring.eigs import plain_eigenvalue

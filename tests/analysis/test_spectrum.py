@@ -1,5 +1,6 @@
 """The whole report: network and layers, both methods, both backends, against dense matrices."""
 
+import math
 from typing import Any
 
 import pytest
@@ -117,3 +118,18 @@ def test_every_copy_of_a_repeated_eigenvalue_is_found_though_the_gradient_is_the
     once = torch.linalg.eigvalsh(2 / (50 * outputs) * x.T @ x).flip(0)
     found = torch.tensor([e.value for e in report.eigenvalues], dtype=torch.float64)
     torch.testing.assert_close(found, once.repeat_interleave(outputs)[:k], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("margin", [5.0, 20.0, 30.0, 34.0, 38.0, 45.0])
+def test_an_eigenvalue_of_a_saturated_loss_claims_no_more_than_p_times_1_minus_p_carries(margin: float) -> None:
+    """torch takes p (1 - p) as p - p^2, of which rounding leaves nothing where 1 - p is below its precision."""
+    x = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    model = nn.Linear(2, 2, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[margin, 0.0], [0.0, 0.0]], dtype=torch.float64))
+    q = 1 / (1 + math.exp(margin))  # 1 - p, exactly
+    exact = 2 * q * (1 - q) * float(x.square().sum())
+    (value,) = eigs(make_problem(model, "cross_entropy", (x, torch.tensor([0])))).eigenvalues
+    assert abs(value.value - exact) <= max(value.residual, 1e-8 * exact)
+    assert value.converged == (margin < 25)
+    assert value.rounded == (margin > 25)

@@ -1,6 +1,7 @@
 """Tables and figures over many methods: their ranks, what MAN changes in each, and which measures agree."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def result(at: int, man: bool, seed: int, change: float) -> Result:
     noise = (1, 1.1, 0.95)[seed] * (1 + 0.01 * ((3 * at + seed) % 4))
     top = 2.0**at * noise * (change if man else 1)
     config = make_config({"algorithm": NAMES[at], "man": man, "seed": seed})
-    measured = {
+    measured: dict[str, dict[str, Any]] = {
         "eigs": {"settings": {}, "global": {"eigenvalues": [{"value": top}]}},
         "trace": {"settings": {}, "trace": {"value": 5 * top}},
     }
