@@ -4,8 +4,12 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
+
 from analysis.eigenpairs import PROBABILITY, Eigenpairs
+from analysis.losses import saturates
 from analysis.overlooked import BEYOND
+from analysis.parametric_loss import ParametricLoss
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,13 @@ class Eigenvalue:
         if self.missed > PROBABILITY:
             return math.inf
         return max(self.residual, BEYOND * tol * abs(self.value)) if self.missed > 0 else self.residual
+
+
+def lost_share(problem: ParametricLoss, loss: float) -> float:
+    """The share of an eigenvalue that rounding may have taken: p (1 - p) of a saturated softmax is 1 - p = O(loss)."""
+    mean = loss / problem.samples if problem.loss.reduction == "sum" else loss
+    eps = torch.finfo(torch.float64).eps
+    return eps / max(mean, eps) if saturates(problem.loss) else 0.0  # of 1 - p below eps the other classes' p is left
 
 
 def listed(pairs: Eigenpairs, lost: float = 0.0, tol: float = 0.0) -> tuple[Eigenvalue, ...]:

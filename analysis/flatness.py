@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from analysis.eigenvalue import Eigenvalue, listed
+from analysis.eigenvalue import Eigenvalue, listed, lost_share
 from analysis.errors import MeasurementError
 from analysis.layers import find_layers
 from analysis.objective import loss_and_gradient, loss_at
@@ -123,7 +123,7 @@ def flatness(
             RelativeFlatness(
                 name=name,
                 weight_norm2=sum(norm(problem.parameters[full].reshape(-1)) ** 2 for full in weights[name]),
-                top=listed(pairs)[0],
+                top=listed(pairs, lost_share(problem, whole.loss), tol)[0],
                 trace=moments.groups[name],
             )
             for name, pairs in tops.items()

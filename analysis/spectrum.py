@@ -13,12 +13,11 @@ from torch import Tensor
 from analysis.activations import ActivationNorms, ForwardPass, forward_pass
 from analysis.confirmation import confirmed, in_float64
 from analysis.eigenpairs import Eigenpairs, Iteration, Progress, drive, drive_together
-from analysis.eigenvalue import Eigenvalue, listed
+from analysis.eigenvalue import Eigenvalue, listed, lost_share
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos_steps
 from analysis.layer_blocks import LayerBlocks
 from analysis.layers import Group, find_groups
-from analysis.losses import saturates
 from analysis.memory import vectors_that_fit
 from analysis.operators import Matrix, SymmetricOperator, curvature_matrix
 from analysis.power import power_steps
@@ -122,7 +121,7 @@ def eigs(
     found = _layer_eigenpairs(problem, search, layers, backend, matrix, group_by)
     forward = forward_pass(problem)
     norms = {group.name: _norms(forward, group) for group in groups}
-    lost = _lost_share(problem, forward.loss)
+    lost = lost_share(problem, forward.loss)
     return EigsReport(
         eigenvalues=listed(whole, lost, tol),
         vectors=whole.vectors,
@@ -249,10 +248,3 @@ def _layer_eigenpairs(
         return lambda rows: in_double({name: rows})[name]
 
     return {name: confirmed(pairs, search.tol, product(name), search.room) for name, pairs in found.items()}
-
-
-def _lost_share(problem: Problem, loss: float) -> float:
-    """The share of an eigenvalue that rounding may have taken: p (1 - p) of a saturated softmax is 1 - p = O(loss)."""
-    mean = loss / problem.samples if problem.loss.reduction == "sum" else loss
-    eps = torch.finfo(torch.float64).eps
-    return eps / max(mean, eps) if saturates(problem.loss) else 0.0  # of 1 - p below eps the other classes' p is left

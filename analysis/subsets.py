@@ -13,9 +13,10 @@ from torch import Tensor
 
 from analysis.batches import regrouped
 from analysis.eigenpairs import PROBABILITY, Eigenpairs
-from analysis.eigenvalue import Eigenvalue, listed
+from analysis.eigenvalue import Eigenvalue, listed, lost_share
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
+from analysis.objective import loss_at
 from analysis.operators import Matrix, Product, SymmetricOperator, curvature_matrix, hessian
 from analysis.problem import Problem
 
@@ -212,11 +213,14 @@ def client_spectra(
 
     whole = top(_weighted_sum(problems, share), "", None)
     found = {name: top(hessian(problem), name, whole.vectors) for name, problem in problems.items()}
-    clients = {name: listed(pairs) for name, pairs in found.items()}
+    losses = {name: loss_at(problem, problem.point()) for name, problem in problems.items()}
+    lost = {name: lost_share(problem, losses[name]) for name, problem in problems.items()}
+    clients = {name: listed(pairs, lost[name], tol) for name, pairs in found.items()}
+    overall = sum(share[name] * loss for name, loss in losses.items())
     return ClientSpectra(
         clients=clients,
         weights=share,
-        whole=listed(whole),
+        whole=listed(whole, lost_share(next(iter(problems.values())), overall), tol),
         mean=sum(share[name] * values[0].value for name, values in clients.items()),
         mean_error=sum(share[name] * values[0].residual for name, values in clients.items()),
         mean_reach=sum(share[name] * values[0].reach(tol) for name, values in clients.items() if share[name]),

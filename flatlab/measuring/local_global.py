@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from analysis.eigenvalue import Eigenvalue, listed
+from analysis.eigenvalue import Eigenvalue, listed, lost_share
 from analysis.lanczos import lanczos
 from analysis.objective import loss_at
 from analysis.operators import hessian
@@ -173,7 +173,9 @@ def measure_local_global(subject: Subject, search: Search, probing: Probing, tel
             progress=lambda probes, error: tell(f"{what}: {probes} probes, standard error {error:.1%}"),
         )
         at = loss_at(problem, problem.point())
-        return Curvature(at, listed(pairs), moments.trace, moments.converged, pairs.vectors)
+        return Curvature(
+            at, listed(pairs, lost_share(problem, at), search.tol), moments.trace, moments.converged, pairs.vectors
+        )
 
     w = subject.problem.point()
     clients = {}
