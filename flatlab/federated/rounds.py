@@ -106,12 +106,11 @@ class Run:
         """Raise `UsageError` unless the saved clients' vectors, on the nodes or here, are where this run looks."""
         if at_nodes == self.at_nodes:
             return
-        where, engine = (
-            ("with the nodes of a", "--engine flower") if at_nodes else ("here, not in a", "another --engine")
-        )
+        where = "on the nodes of a Flower federation" if at_nodes else "in this folder, and not on a federation's nodes"
+        engine = "--engine flower" if at_nodes else "another --engine"
         raise UsageError(
-            f"The run in {self.folder} keeps its clients' vectors {where} Flower federation: go on with {engine}, or "
-            "start anew in another --out."
+            f"The run in {self.folder} keeps its clients' vectors {where}: go on with {engine}, or start anew in "
+            "another --out."
         )
 
     def save(self) -> None:

@@ -9,4 +9,4 @@ ENGINES = {
     "batched": "flatlab.federated.engine.batched",
     "flower": "flatlab.federated.engine.flower",
 }
-"""Modules by the names on the command line: worker processes on a CPU, or one stack on a device, for a GPU, or nodes."""
+"""Modules by the names on the command line: worker processes, one stack on a device, or a federation's nodes."""

@@ -1,8 +1,8 @@
 """Clients on the nodes of a Flower federation, each node with the samples and the vectors of its own clients.
 
-A round's share of a node that dies is repeated: the node is named, and what it owes is sent again as soon as a node with
-its clients is there. What a node computes does not depend on how often it is asked, so the round ends as it would have
-without the death. Where no node has a client for `Means.patience` seconds the run ends, and its state is saved.
+A round's share of a node that dies is repeated: the node is named, and what it owes is sent again as soon as a node
+with its clients is there. What a node computes does not depend on how often it is asked, so the round ends as it would
+have without the death. Where no node has a client for `Means.patience` seconds the run ends, and its state is saved.
 """
 
 from collections.abc import Sequence

@@ -71,12 +71,12 @@ class Dispatch:
         while todo or any(sent.ids for sent in self.waiting.values()):
             self._look(t, todo)
             self._send(t, todo, message)
+            if not todo:
+                alone = time.monotonic()
             for sent, reply in self._replies():
                 answer = self._take(t, sent, reply, todo)
                 answers += [] if answer is None else [answer]
-            if not todo:
-                alone = time.monotonic()
-            elif time.monotonic() - alone > self.patience:
+            if todo and time.monotonic() - alone > self.patience:
                 raise FlatlabError(self._missing(t, todo))
             time.sleep(POLL_SECONDS)
         return answers
@@ -155,17 +155,15 @@ class Dispatch:
                 del self.waiting[identity]
                 owed += sent.ids
         todo |= set(owed)
-        if home is not None and owed:
-            self.tell(
-                f"{home.name} did not answer in round {t + 1} ({_short(reason)}): its {_listed(owed)} will be trained "
-                "again when a node has them."
-            )
+        if home is not None:
+            repeated = f": its {_listed(owed)} will be trained again when a node has them" if owed else ""
+            self.tell(f"{home.name} is gone in round {t + 1} ({_short(reason)}){repeated}.")
 
     def _missing(self, t: int, todo: set[int]) -> str:
         there = ", ".join(sorted(home.name for home in self.homes.values())) or "none"
         return (
-            f"In round {t + 1} no node had {_listed(todo)} for {self.patience:g} s (nodes that are there: {there}); what "
-            "was saved is safe: start the node again, and go on with --resume."
+            f"In round {t + 1} no node had {_listed(todo)} for {self.patience:g} s (nodes that are there: {there}); "
+            "what was saved is safe: start the node again, and go on with --resume."
         )
 
 

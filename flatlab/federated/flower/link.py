@@ -1,4 +1,4 @@
-"""The server's end of Flower: starts the ServerApp of `carriers.py` on a SuperLink, and speaks through it to the nodes."""
+"""The server's end of Flower: starts the ServerApp of `carriers.py` on a SuperLink, and speaks through it to nodes."""
 
 import json
 import subprocess
@@ -136,9 +136,10 @@ class Link:
             text=True,
         )
         if done.returncode:
+            said = _complaint(done.stdout, done.stderr)
             raise UsageError(
-                f"Flower could not start a run on the SuperLink {self.superlink} ({_complaint(done.stdout, done.stderr)}); "
-                "see flwr config list, and whether the SuperLink is up."
+                f"Flower could not start a run on the SuperLink {self.superlink} ({said}): look at flwr config list, "
+                "and whether the SuperLink is up."
             )
 
 

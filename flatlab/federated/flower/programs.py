@@ -35,10 +35,13 @@ def program(name: str) -> str:
 
 
 def environment(home: Path | None = None) -> dict[str, str]:
-    """Of a Flower program: finds the others, sends no telemetry, asks for no update; `home` is Flower's own folder."""
+    """Of a Flower program: it finds the others, tells nobody of itself, and looks for work ten times a second.
+
+    `home` is Flower's own folder.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     own = {} if home is None else {"FLWR_HOME": str(home)}
-    return os.environ | {
+    return {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", **os.environ} | {
         "PATH": path,
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
