@@ -188,7 +188,7 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of a SuperLink in Flower's configuration; without it, --engine flower starts one here.",
+            help="Of a SuperLink in Flower's configuration, or simulation; without it, one is started here.",
             rich_help_panel=_RUN,
         ),
     ] = None,

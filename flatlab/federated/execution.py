@@ -13,7 +13,7 @@ from flatlab.cores import available_cores
 from flatlab.errors import UsageError, require_count, shown
 from flatlab.federated.config import RunConfig
 from flatlab.federated.engine import ENGINES
-from flatlab.federated.engine.base import PATIENCE, Engine, Means
+from flatlab.federated.engine.base import PATIENCE, SIMULATION, Engine, Means
 from flatlab.federated.footprint import MUCH, footprint
 from flatlab.federated.participants import most_participants
 from flatlab.federated.precision import missing_kernels
@@ -43,7 +43,7 @@ class Execution:
     save_every: float = SAVE_SECONDS
     track_eigs: int | None = None  # rounds between measurements of the server model's curvature
     keep_clients: tuple[int, ...] = ()  # rounds whose clients' own models are kept
-    superlink: str | None = None  # connection of Flower's configuration; None: a federation on this machine
+    superlink: str | None = None  # connection of Flower's configuration, or SIMULATION; None: nodes on this machine
     patience: float = PATIENCE  # seconds that a round waits for a node that is not there
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class Execution:
             raise UsageError("--workers is of worker processes, and the stack has none: leave one of the two out.")
         if self.superlink is not None and self.engine != "flower":
             raise UsageError("--superlink is a connection of Flower's; add --engine flower.")
-        if self.superlink is not None and self.workers is not None:
+        if self.superlink not in (None, SIMULATION) and self.workers is not None:
             raise UsageError(
                 "--workers is the number of nodes on this machine, and --superlink has its own: leave one out."
             )

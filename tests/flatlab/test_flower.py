@@ -21,15 +21,17 @@ pytest.importorskip("flwr")
 from flatlab.federated.flower.local import start_superlink, write_certificates
 from flatlab.federated.flower.programs import environment, free_port, program, stop
 from flatlab.files import write_text
-from tests.command_line import flatlab
 from tests.command_line import environment as of_this_tree
+from tests.command_line import flatlab
 
 ROUNDS = 10
-RUN = f"--clients 4 --rounds {ROUNDS} --seed 1 --set train_samples=120 --set test_samples=40".split()
-METHODS = {  # most rounds have one participant, since every message starts a process of Flower's
-    "fedavg": "--algorithm fedavg --participation 0.5".split(),
-    "scaffold": "--algorithm scaffold --participation 0.25".split(),
-    "feddyn": "--algorithm feddyn --man --zeta 0.05 --participation 0.25".split(),
+RUN = (
+    f"--clients 4 --rounds {ROUNDS} --participation 0.5 --seed 1 --set train_samples=120 --set test_samples=40".split()
+)
+METHODS = {
+    "fedavg": ["--algorithm", "fedavg"],
+    "scaffold": ["--algorithm", "scaffold"],
+    "feddyn": ["--algorithm", "feddyn", "--man", "--zeta", "0.05"],
 }
 SECONDS = 400  # beside other work
 

@@ -23,6 +23,7 @@ from flatlab.federated.flower.node import Node
 from flatlab.federated.flower.share import load_share, make_shares, save_share, save_shares, split_digest
 from flatlab.federated.rounds import Run
 from flatlab.federated.world import World
+from flatlab.tell import Tell, silent
 
 MakeWorld = Callable[..., World]
 GONE = "the node is gone"
@@ -70,7 +71,7 @@ def engine_on(
 ) -> FlowerEngine:
     engine = FlowerEngine(world, Means(1, torch.device("cpu"), 6))
     wire: Any = Wire([Node(share, folder / share.name) for share in make_shares(world, nodes)], deaths)
-    tell = [].append if told is None else told.append
+    tell: Tell = silent if told is None else told.append
     engine.dispatch = Dispatch(wire, split_digest(world), 0.5, tell, lambda: None)
     return engine
 

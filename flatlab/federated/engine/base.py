@@ -13,6 +13,9 @@ from flatlab.tell import Tell, silent
 PATIENCE = 300.0
 """Default seconds that a round waits for a node of a federation that is not there."""
 
+SIMULATION = "simulation"
+"""In place of the name of a SuperLink: Flower's simulation, on this machine."""
+
 
 @dataclass(frozen=True)
 class RoundInputs:
@@ -57,7 +60,7 @@ class Means:
     slots: int  # the largest number of participants of any round
     folder: Path = Path()  # the run's, for what an engine itself writes
     tell: Tell = silent  # takes what there is to say of the engine's processes
-    superlink: str | None = None  # connection of Flower's configuration; None: a federation on this machine
+    superlink: str | None = None  # connection of Flower's configuration, or SIMULATION; None: nodes on this machine
     patience: float = PATIENCE  # seconds that a round waits for a node of a federation that is not there
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flatlab.errors import FlatlabError
-from flatlab.federated.engine.base import Engine, Evaluation, Means, RoundInputs, RoundOutputs
+from flatlab.federated.engine.base import SIMULATION, Engine, Evaluation, Means, RoundInputs, RoundOutputs
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.flower.dispatch import Answer, Dispatch
 from flatlab.federated.flower.link import Link
@@ -28,7 +28,7 @@ from flatlab.functions import names_function
 
 def open_engine(world: World, means: Means) -> Engine:
     """A federation that is there, or one of `means.workers` nodes on this machine."""
-    require_flower()
+    require_flower(simulated=means.superlink == SIMULATION)
     return FlowerEngine(world, means)
 
 
@@ -69,8 +69,11 @@ class FlowerEngine:
         means = self.means
         try:
             self.stack.enter_context(self.local)
-            federation = self._federation() if means.superlink is None else None
-            link = Link(NAME, federation.home) if federation else Link(means.superlink or NAME)
+            federation = self._federation() if means.superlink in (None, SIMULATION) else None
+            if federation:
+                link = Link(NAME, federation.home, len(federation.shares) if federation.simulated else 0)
+            else:
+                link = Link(str(means.superlink))
             self.link = self.stack.enter_context(link)
         except BaseException:
             self.stack.close()
@@ -90,7 +93,8 @@ class FlowerEngine:
         folder, config = self.means.folder / "nodes", self.world.config
         shares = save_shares(folder / "shares", self.world, min(self.means.workers, config.clients))
         model = config.model if names_function(config.model) else None
-        return self.stack.enter_context(LocalFederation(shares, folder, model))
+        simulated = self.means.superlink == SIMULATION
+        return self.stack.enter_context(LocalFederation(shares, folder, model, simulated=simulated))
 
     def _date(self, t: int) -> None:
         """Bring `dates` to the beginning of round t."""

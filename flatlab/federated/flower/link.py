@@ -60,11 +60,12 @@ class Reply:
 class Link:
     """Messages to Flower's nodes by way of a SuperLink, whose connection Flower's configuration calls `superlink`.
 
-    The ServerApp runs where the SuperLink does, which is to be this machine: they meet on a Unix socket.
+    The ServerApp runs where the SuperLink does, which is to be this machine: they meet on a Unix socket. `home` is
+    Flower's own folder, the user's by default; of a simulation it holds the sockets of the nodes.
     """
 
-    def __init__(self, superlink: str, home: Path | None = None, nodes: Path | None = None) -> None:
-        self.superlink, self.home, self.nodes_folder = superlink, home, nodes
+    def __init__(self, superlink: str, home: Path | None = None, simulated: int = 0) -> None:
+        self.superlink, self.home, self.simulated = superlink, home, simulated
         self.sent = self.received = 0  # bytes of messages and of replies
         self.stack = ExitStack()
 
@@ -127,10 +128,16 @@ class Link:
         app = folder / "flatlab-rounds"
         write_text(app / "pyproject.toml", PYPROJECT)
         write_text(app / "rounds.py", APP)
-        settings = {"socket": str(folder / "server"), "nodes": str(self.nodes_folder or "")}
+        settings = {"socket": str(folder / "server"), "nodes": str(self.home or "")}
         words = " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
+        command = [program("flwr"), "run", str(app), self.superlink, "--run-config", words, "--format", "json"]
+        if self.simulated:
+            resources = (
+                f"num-supernodes={self.simulated} init-args-num-cpus={self.simulated} client-resources-num-cpus=1"
+            )
+            command += ["--federation-config", resources]
         done = subprocess.run(
-            [program("flwr"), "run", str(app), self.superlink, "--run-config", words, "--format", "json"],
+            command,
             env=environment(self.home),
             capture_output=True,
             text=True,

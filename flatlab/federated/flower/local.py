@@ -1,4 +1,7 @@
-"""A federation on this machine: a SuperLink and its nodes as processes of their own, over the loopback with TLS."""
+"""A federation on this machine: a SuperLink and its nodes as processes of their own, over the loopback with TLS.
+
+In Flower's simulation the SuperNodes are actors of Ray, and the nodes' processes are reached by their number.
+"""
 
 import datetime
 import ipaddress
@@ -30,8 +33,10 @@ DAYS = 3650
 class LocalFederation:
     """One node for each file of `shares`, whose clients' vectors and logs lie in `folder`; use as a context manager."""
 
-    def __init__(self, shares: Sequence[Path], folder: Path, model: str | None = None) -> None:
-        self.shares, self.folder, self.model = shares, folder, model
+    def __init__(
+        self, shares: Sequence[Path], folder: Path, model: str | None = None, *, simulated: bool = False
+    ) -> None:
+        self.shares, self.folder, self.model, self.simulated = shares, folder, model, simulated
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         self.stack = ExitStack()
 
@@ -40,7 +45,8 @@ class LocalFederation:
             self.home = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="flatlab-flower-")))
             self.certificates = write_certificates(self.home / "tls")
             self.address = f"127.0.0.1:{free_port()}"
-            self.superlink = start_superlink(self.address, self.certificates, self.folder / "superlink.log", self.home)
+            log, options = self.folder / "superlink.log", ("--simulation",) if self.simulated else ()
+            self.superlink = start_superlink(self.address, self.certificates, log, self.home, options)
             self.stack.callback(stop, self.superlink)
             configuration = f'[superlink.{NAME}]\naddress = "{self.address}"\nroot-certificates = "{self.authority}"\n'
             write_text(self.home / "config.toml", configuration)
@@ -75,8 +81,11 @@ class LocalFederation:
 
     def _start_node(self, share: Path) -> None:
         folder = self.folder / share.stem
-        words = [sys.executable, "-m", "flatlab", "node", str(share), "--superlink", self.address]
-        words += ["--root-certificates", str(self.authority), "--out", str(folder)]
+        words = [sys.executable, "-m", "flatlab", "node", str(share), "--out", str(folder)]
+        if self.simulated:
+            words += ["--socket", str(self.home / share.stem)]
+        else:
+            words += ["--superlink", self.address, "--root-certificates", str(self.authority)]
         words += [] if self.model is None else ["--model", self.model]
         self.nodes[share.stem] = start(words, folder / "node.log", self.home)
 
@@ -87,10 +96,13 @@ class LocalFederation:
             stop(node)
 
 
-def start_superlink(address: str, certificates: Path, log: Path, home: Path | None = None) -> "subprocess.Popen[bytes]":
+def start_superlink(
+    address: str, certificates: Path, log: Path, home: Path | None = None, options: Sequence[str] = ()
+) -> "subprocess.Popen[bytes]":
     """Start a SuperLink at `address` (host:port) with what `write_certificates` wrote, and wait until it answers."""
     host, port = address.rsplit(":", 1)
     words = [program("flower-superlink"), "--host", host, "--port", port, "--disable-runtime-dependency-installation"]
+    words += options
     for option, name in {"ca-certfile": "ca.crt", "certfile": "server.crt", "keyfile": "server.key"}.items():
         words += [f"--ssl-{option}", str(certificates / name)]
     process = start(words, log, home)

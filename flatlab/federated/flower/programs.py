@@ -19,10 +19,12 @@ STOP_SECONDS = 5.0
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG, linux/prctl.h
 
 
-def require_flower() -> None:
-    """Raise `UsageError` where Flower is not installed."""
+def require_flower(*, simulated: bool = False) -> None:
+    """Raise `UsageError` where Flower, or Ray for its simulation, is not installed."""
     if find_spec("flwr") is None:
-        raise UsageError("--engine flower needs Flower: pip install 'flatlab[flower]'.")
+        raise UsageError("Rounds over Flower need it: pip install 'flatlab[flower]'.")
+    if simulated and find_spec("ray") is None:
+        raise UsageError("Flower's simulation needs Ray: pip install 'flatlab[flower-simulation]'.")
 
 
 def program(name: str) -> str:
