@@ -1,10 +1,10 @@
 """`python -m benchmarks flower[.ROUNDS]`: rounds over Flower beside the process engine's, and the bytes that cross.
 
-CIFAR CNN, 20 clients of 500 CIFAR-100 images, 4 of them in a round, one local epoch. The same rounds are trained by the
-process engine with two workers, by two nodes on the loopback with TLS, and by two nodes of Flower's simulation where Ray
-is installed; all end with the same bits. Engines take turns, round by round, and a row's ratio is the median over the
-rounds of the ratio within a turn. The first round is left out: there Flower starts its processes. Bytes are those of
-flatlab's messages; what Flower and TLS put around them is not counted.
+CIFAR CNN, 20 clients of 500 CIFAR-100 images, 4 of them in a round, one local epoch. The same rounds are trained by
+the process engine with two workers, by two nodes on the loopback with TLS, and by two nodes of Flower's simulation
+where Ray is installed; all end with the same bits. Engines take turns, round by round, and a row's ratio is the median
+over the rounds of the ratio within a turn. The first round is left out: there Flower starts its processes. Bytes are
+those of flatlab's messages; what Flower and TLS put around them is not counted.
 """
 
 import time

@@ -150,6 +150,20 @@ def test_clients_vectors_are_with_their_nodes_alone(trained: Federation) -> None
         assert found <= clients
 
 
+def test_flowers_simulation_gives_the_bits_of_the_process_engine(federation: Federation, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    words = ["train", *RUN, "--algorithm", "scaffold", "--rounds", 4]
+    here = flatlab(*words, "--workers", 2, "--out", "here", cwd=tmp_path)
+    assert here.returncode == 0, here.stderr
+    engine = ["--workers", 2, "--engine", "flower", "--superlink", "simulation", "--out", tmp_path / "there"]
+    run = start(*words, *engine, home=tmp_path, log=tmp_path / "it.log")
+    assert run.wait(SECONDS) == 0, (tmp_path / "it.log").read_text()
+    mine, theirs = (
+        torch.load(tmp_path / name / "final.pt", weights_only=True)["state_dict"] for name in ("here", "there")
+    )
+    assert {key: torch.equal(tensor, theirs[key]) for key, tensor in mine.items()} == dict.fromkeys(mine, True)
+
+
 def test_what_is_not_encrypted_is_refused(federation: Federation) -> None:
     log = federation.home / "plain.log"
     words = [program("flower-supernode"), "--insecure", "--superlink", federation.address, "--max-retries", "1"]

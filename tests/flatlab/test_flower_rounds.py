@@ -24,6 +24,7 @@ from flatlab.federated.flower.share import load_share, make_shares, save_share, 
 from flatlab.federated.rounds import Run
 from flatlab.federated.world import World
 from flatlab.tell import Tell, silent
+from tests.command_line import flatlab
 
 MakeWorld = Callable[..., World]
 GONE = "the node is gone"
@@ -264,3 +265,21 @@ def test_only_what_the_server_reads_leaves_a_node(
 ) -> None:
     needs = needs_of(toy_world(algorithm=name))
     assert (needs.before, needs.after) == (before, after)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("node", "it.pt"), "needs the SuperLink's address"),
+        (("node", "it.pt", "--superlink", "a:1", "--root-certificates", "no.crt"), "There is no file no.crt"),
+        (("train", "--superlink", "lab"), "add --engine flower"),
+        (("train", "--engine", "flower", "--superlink", "lab", "--workers", "2"), "leave one out"),
+        (("train", "--engine", "flower", "--device", "cuda"), "leave --device out"),
+        (("train", "--clients", "3", "--save-shares", "shares", "--workers", "4"), "4 nodes are more than"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    done = flatlab(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1

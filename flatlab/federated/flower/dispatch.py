@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from torch import Tensor
@@ -144,7 +145,8 @@ class Dispatch:
                 "flatlab train --save-shares, and start the nodes with them."
             )
         for other in [other for other, known in self.homes.items() if known.clients & home.clients]:
-            self._lose(t, other, "it was started again", todo)
+            self._lose(t, other, "its clients are with another one now", todo)
+            self.asked[other] = inf
         self.homes[node] = home
 
     def _lose(self, t: int, node: int, reason: str, todo: set[int], owed: tuple[int, ...] = ()) -> None:

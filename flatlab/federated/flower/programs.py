@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,18 +62,21 @@ def start(words: Sequence[str], log: Path, home: Path | None = None) -> "subproc
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for this process, which ends them when it has saved
             preexec_fn=_tied(os.getpid()),
         )
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a program."""
+    """End a program, and what it leaves behind of its own."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def free_port() -> int:
