@@ -164,6 +164,15 @@ def test_flowers_simulation_gives_the_bits_of_the_process_engine(federation: Fed
     assert {key: torch.equal(tensor, theirs[key]) for key, tensor in mine.items()} == dict.fromkeys(mine, True)
 
 
+def test_a_superlink_that_flower_does_not_know_is_one_sentence(federation: Federation) -> None:
+    log = federation.home / "unknown.log"
+    words = ["train", *RUN, "--engine", "flower", "--superlink", "nowhere", "--out", federation.home / "unknown"]
+    assert start(*words, home=federation.home, log=log).wait(SECONDS) == 2
+    (sentence,) = log.read_text().splitlines()
+    assert "could not start a run on the SuperLink nowhere (" in sentence
+    assert not (federation.home / "unknown").exists()
+
+
 def test_what_is_not_encrypted_is_refused(federation: Federation) -> None:
     log = federation.home / "plain.log"
     words = [program("flower-supernode"), "--insecure", "--superlink", federation.address, "--max-retries", "1"]

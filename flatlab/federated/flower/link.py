@@ -142,12 +142,19 @@ class Link:
             capture_output=True,
             text=True,
         )
-        if done.returncode:
+        if done.returncode or not _succeeded(done.stdout):
             said = _complaint(done.stdout, done.stderr)
             raise UsageError(
                 f"Flower could not start a run on the SuperLink {self.superlink} ({said}): look at flwr config list, "
                 "and whether the SuperLink is up."
             )
+
+
+def _succeeded(text: str) -> bool:
+    """Whether a Flower program's JSON says so; its exit code does not."""
+    with suppress(ValueError, KeyError, TypeError):
+        return bool(json.loads(text)["success"])
+    return False
 
 
 def _complaint(*texts: str) -> str:
