@@ -18,6 +18,7 @@ from flatlab.cli.density import density
 from flatlab.cli.doctor import doctor
 from flatlab.cli.eigs import eigs
 from flatlab.cli.figures import figures
+from flatlab.cli.node import node
 from flatlab.cli.presets import presets
 from flatlab.cli.report import report
 from flatlab.cli.reproduce import reproduce
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+app.command()(node)
 app.command()(eigs)
 app.command()(clients)
 app.command()(trace)

@@ -49,6 +49,14 @@ def present_split(
         console.print(f"Split: [bold]{escape(str(file))}[/bold]", soft_wrap=True, highlight=False)
 
 
+def write_shares(config: RunConfig, data_root: Path | None, folder: Path, nodes: int) -> None:
+    """Write into `folder` what each of `nodes` nodes holds; raises `UsageError` for data and splits that are not."""
+    from flatlab.federated.flower.share import save_shares
+
+    for path in save_shares(folder, make_world(config, data_root), nodes):
+        console.print(f"Share: [bold]{escape(str(path))}[/bold]", soft_wrap=True, highlight=False)
+
+
 def _print_table(title: str, counts: NDArray[np.int64], measured: Heterogeneity) -> None:
     table = Table(title=escape(title), padding=(0, 0))
     for heading in ("client", "samples", "classes", "TV", "JS"):

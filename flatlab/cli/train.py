@@ -95,6 +95,14 @@ def train(
     save_split: Annotated[
         Path | None, typer.Option(help="Write client: indices to this JSON file, and leave.", rich_help_panel=_DATA)
     ] = None,
+    save_shares: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write there what each of --workers nodes holds, for flatlab node, and leave.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -160,14 +168,15 @@ def train(
         ),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes (default: one per core).", rich_help_panel=_RUN)
+        int | None,
+        typer.Option(min=1, help="Worker processes, or nodes (default: one per core).", rich_help_panel=_RUN),
     ] = None,
     engine: Annotated[
         str,
         choice(
             "auto",
             *ENGINES,
-            help="Worker processes, or all clients of a round as one stack, for a GPU.",
+            help="Worker processes, all clients of a round as one stack, for a GPU, or nodes over Flower.",
             rich_help_panel=_RUN,
         ),
     ] = "auto",
@@ -175,6 +184,17 @@ def train(
         str,
         choice("auto", "cpu", "cuda", help="For the batched engine.", rich_help_panel=_RUN),
     ] = "auto",
+    superlink: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of a SuperLink in Flower's configuration, or simulation; without it, one is started here.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds that a round waits for a node that died.", rich_help_panel=_RUN)
+    ] = 300.0,
     track_eigs: Annotated[
         int | None,
         typer.Option(min=1, help="Record top eigenvalues of the server model every N rounds.", rich_help_panel=_RUN),
@@ -214,10 +234,15 @@ def train(
         from flatlab.cli.split import present_split
 
         present_split(run_config, data_root, show_split, draw_split, save_split)
+    elif save_shares:
+        from flatlab.cli.split import write_shares
+
+        write_shares(run_config, data_root, save_shares, workers or 2)
     elif dry_run:
         print_plan(run_config, out, data_root)
     else:
-        execution = Execution(workers, engine, device, state, save_every, track_eigs, read_rounds(keep_clients))
+        kept = read_rounds(keep_clients)
+        execution = Execution(workers, engine, device, state, save_every, track_eigs, kept, superlink, patience)
         train_run(run_config, out, execution, data_root=data_root, tensorboard=tensorboard, json=json)
 
 

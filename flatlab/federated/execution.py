@@ -13,7 +13,7 @@ from flatlab.cores import available_cores
 from flatlab.errors import UsageError, require_count, shown
 from flatlab.federated.config import RunConfig
 from flatlab.federated.engine import ENGINES
-from flatlab.federated.engine.base import Engine, Means
+from flatlab.federated.engine.base import PATIENCE, SIMULATION, Engine, Means
 from flatlab.federated.footprint import MUCH, footprint
 from flatlab.federated.participants import most_participants
 from flatlab.federated.precision import missing_kernels
@@ -43,6 +43,8 @@ class Execution:
     save_every: float = SAVE_SECONDS
     track_eigs: int | None = None  # rounds between measurements of the server model's curvature
     keep_clients: tuple[int, ...] = ()  # rounds whose clients' own models are kept
+    superlink: str | None = None  # connection of Flower's configuration, or SIMULATION; None: nodes on this machine
+    patience: float = PATIENCE  # seconds that a round waits for a node that is not there
 
     def __post_init__(self) -> None:
         for option, allowed in CHOICES.items():
@@ -60,6 +62,16 @@ class Execution:
             raise UsageError("--engine process trains on the CPU; leave --device out, or use --engine batched.")
         if self.workers is not None and self.engine == "batched":
             raise UsageError("--workers is of worker processes, and the stack has none: leave one of the two out.")
+        if self.superlink is not None and self.engine != "flower":
+            raise UsageError("--superlink is a connection of Flower's; add --engine flower.")
+        if self.superlink not in (None, SIMULATION) and self.workers is not None:
+            raise UsageError(
+                "--workers is the number of nodes on this machine, and --superlink has its own: leave one out."
+            )
+        if self.device == "cuda" and self.engine == "flower":
+            raise UsageError("--engine flower trains on the nodes' CPUs; leave --device out.")
+        if not self.patience >= 0:
+            raise UsageError(f"--patience is a number of seconds, 0 or more, not {shown(self.patience)}.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("There is no CUDA device here; leave --device out to use the CPU.")
 
@@ -115,7 +127,7 @@ def carry_out(
             return done
         world = tried(make_world(config, data_root))
         held = footprint(config, world.layout.size)
-        if held.bytes >= MUCH:
+        if held.bytes >= MUCH and execution.engine != "flower":  # there the nodes hold them
             tell(held.sentence(_place(execution)))
         with files.locked():
             return go_on(world, folder, execution, tell=tell, watch=watch, make_probe=make_probe)
@@ -131,24 +143,32 @@ def go_on(
     make_probe: Callable[[World], Probe] | None = None,
 ) -> Record:
     """Train from the newest saved round to the last, in a folder that the caller holds; the model has been tried."""
-    run = Run(world, folder, _place(execution))
+    run = Run(world, folder, _place(execution), at_nodes=execution.engine == "flower")
     run.resume()
     if run.server.round:
         done = f"after round {run.server.round} of {world.config.rounds}"
         tell(f"The run in {folder} is this very one, cut off {done}: going on.")
     probe = make_probe(world) if make_probe and execution.track_eigs else None
-    with open_engine(world, execution, tell) as engine, watch(run) as on_round:
+    with open_engine(world, execution, tell, folder) as engine, watch(run) as on_round:
         train(run, engine, on_round, execution.save_every, probe, execution.track_eigs or 1, execution.keep_clients)
     _require_kept(run.files, execution)
     return run.server.evaluated
 
 
-def open_engine(world: World, execution: Execution, tell: Tell = silent) -> Engine:
-    """The engine that trains the clients of a round."""
+def open_engine(world: World, execution: Execution, tell: Tell = silent, folder: Path = Path()) -> Engine:
+    """The engine that trains the clients of a round of the run in `folder`."""
     device = "cuda" if execution.device != "cpu" and torch.cuda.is_available() else "cpu"
     if note := missing_kernels(world.config.precision, torch.device(device)):
         tell(note)
-    means = Means(execution.workers or available_cores(), torch.device(device), most_participants(world.config))
+    means = Means(
+        workers=execution.workers or available_cores(),
+        device=torch.device(device),
+        slots=most_participants(world.config),
+        folder=folder,
+        tell=tell,
+        superlink=execution.superlink,
+        patience=execution.patience,
+    )
     usual = "batched" if device == "cuda" else "process"
     name = ENGINES[usual if execution.engine == "auto" else execution.engine]
     engine: Engine = import_module(name).open_engine(world, means)

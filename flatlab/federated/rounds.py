@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flatlab.errors import SAID, FlatlabError
+from flatlab.errors import SAID, FlatlabError, UsageError
 from flatlab.federated.algorithms.base import Round
 from flatlab.federated.engine.base import Engine, Evaluation, RoundInputs, RoundOutputs
 from flatlab.federated.parameters import flatten, state_of
@@ -60,15 +60,20 @@ class Step:
 
 
 class Run:
-    """A run in its folder: server and clients' state, and what is written as it goes."""
+    """A run in its folder: server and clients' state, and what is written as it goes.
 
-    def __init__(self, world: World, folder: Path, place: Place = "memory") -> None:
+    Where the clients' own vectors stay with their nodes (`at_nodes`), the folder holds none of them.
+    """
+
+    def __init__(self, world: World, folder: Path, place: Place = "memory", *, at_nodes: bool = False) -> None:
         self.world, self.folder, self.files = world, folder, RunFolder(folder)
         w = flatten(dict(world.new_model().named_parameters()), world.layout)
         own, server = world.initial(w)
         every = world.config.reports_all
         self.server = ServerState(0, w, server, all=w if every else None, selected=w)
-        self.clients = ClientState(folder / "clients", own | ({LAST: w} if every else {}), place)
+        self.at_nodes = at_nodes and bool(own)
+        held = {} if self.at_nodes else own
+        self.clients = ClientState(folder / "clients", held | ({LAST: w} if every else {}), place)
         self.saved_round, self.saved_at = 0, time.monotonic()
 
     @cached_property
@@ -83,21 +88,35 @@ class Run:
     def resume(self) -> None:
         """Go back to the newest saved round, and drop the metrics of later ones.
 
-        Raises `UsageError` if the folder holds another run (see `RunFolder.resume`).
+        Raises `UsageError` if the folder holds another run (see `RunFolder.resume`), or if the clients' vectors are
+        elsewhere.
         """
         saved = self.files.resume(self.world.config, self.data)
         if saved is None:
             return
         path = self.files.resume_file
         server = read_server(saved["server"], path, self.server, self.world.config.rounds)
+        self._require_vectors(bool(saved.get("at_nodes", False)))
         self.clients.restore(require_keys(saved["clients"], (), path, "clients"))
         self.files.cut_metrics(server.round, saved)
         self.server = server
         self.saved_round = server.round
 
+    def _require_vectors(self, at_nodes: bool) -> None:
+        """Raise `UsageError` unless the saved clients' vectors, on the nodes or here, are where this run looks."""
+        if at_nodes == self.at_nodes:
+            return
+        where = "on the nodes of a Flower federation" if at_nodes else "in this folder, and not on a federation's nodes"
+        engine = "--engine flower" if at_nodes else "another --engine"
+        raise UsageError(
+            f"The run in {self.folder} keeps its clients' vectors {where}: go on with {engine}, or start anew in "
+            "another --out."
+        )
+
     def save(self) -> None:
         """Bring the whole state to the disk; `resume` then starts after the newest completed round."""
-        state = {"server": vars(self.server), "clients": self.clients.save(self.server.round)}
+        clients = self.clients.save(self.server.round)
+        state = {"server": vars(self.server), "clients": clients, "at_nodes": self.at_nodes}
         self.files.save(self.world.config, self.data, state)
         self.clients.forget_others()
         self.saved_round, self.saved_at = self.server.round, time.monotonic()
@@ -117,16 +136,16 @@ class Run:
         rules, hyper = world.config.rules, world.config.hyperparameters
         ids = sample_clients(world.config, t)
         before = self.clients.read(ids)
-        own = {name: before[name] for name in rules.own}
+        own = {name: before[name] for name in rules.own if name in before}
         start = rules.start(server.w, server.vectors, hyper, t)
-        outputs = engine.run(RoundInputs(t, ids, start, own, server.vectors))
+        outputs = engine.run(RoundInputs(t, ids, start, own, server.vectors, self.saved_round))
         _check_finite(t, ids, outputs)
         round_ = Round(
             w=server.w,
             theta=outputs.theta,
             samples=world.samples[ids],
             wt=world.wt[ids],
-            before=own,
+            before=own or outputs.before,
             after=outputs.after,
             server=server.vectors,
             hyper=hyper,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flatlab.cli.console import say
 from flatlab.cli.progress import bar
 from flatlab.federated.config import RunConfig
+from flatlab.federated.engine.base import PATIENCE
 from flatlab.federated.execution import Execution, carry_out, unwatched
 from flatlab.federated.request import read_fields
 from flatlab.federated.rounds import SAVE_SECONDS
@@ -94,6 +95,8 @@ def train(
     save_every: float = SAVE_SECONDS,
     track_eigs: int | None = None,
     keep_clients: Sequence[int] = (),
+    superlink: str | None = None,
+    patience: float = PATIENCE,
     tensorboard: bool = False,
     progress: bool = True,
     **fields: Any,
@@ -133,7 +136,9 @@ def train(
     path = None if config is None else Path(config)
     asked = read_fields(path, preset, options | fields, [], resume=False, out=folder)
     folder = folder or default_folder(asked)
-    execution = Execution(workers, engine, device, state, save_every, track_eigs, tuple(keep_clients))
+    execution = Execution(
+        workers, engine, device, state, save_every, track_eigs, tuple(keep_clients), superlink, patience
+    )
     carry_out(
         asked,
         folder,

@@ -7,5 +7,6 @@ the names at once.
 ENGINES = {
     "process": "flatlab.federated.engine.process",
     "batched": "flatlab.federated.engine.batched",
+    "flower": "flatlab.federated.engine.flower",
 }
-"""Modules by the names on the command line: worker processes on a CPU, or one stack on a device, for a GPU."""
+"""Modules by the names on the command line: worker processes, one stack on a device, or a federation's nodes."""

@@ -1,11 +1,20 @@
 """What an engine takes and gives; which engine runs a round never changes the round's meaning."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from flatlab.tell import Tell, silent
+
+PATIENCE = 300.0
+"""Default seconds that a round waits for a node of a federation that is not there."""
+
+SIMULATION = "simulation"
+"""In place of the name of a SuperLink: Flower's simulation, on this machine."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +26,7 @@ class RoundInputs:
     w: Tensor  # (P,)
     own: Mapping[str, Tensor]  # name: (C, P)
     server: Mapping[str, Tensor]  # name: (P,)
+    saved: int = 0  # the newest round that the run's folder holds whole, from which a run that is cut off goes on
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,9 @@ class RoundOutputs:
     after: Mapping[str, Tensor]  # name: (C, P), the participants' own vectors as the round ended
     losses: list[float]  # (C,), mean data loss f_i over the client's local steps, each weighed by its samples
     images: int  # samples that passed forward and backward, both passes of a SAM-type step counted once
+    before: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # name: (C, P), as it began, where clients keep their own
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,10 @@ class Means:
     workers: int  # processes on the CPU
     device: torch.device
     slots: int  # the largest number of participants of any round
+    folder: Path = Path()  # the run's, for what an engine itself writes
+    tell: Tell = silent  # takes what there is to say of the engine's processes
+    superlink: str | None = None  # connection of Flower's configuration, or SIMULATION; None: nodes on this machine
+    patience: float = PATIENCE  # seconds that a round waits for a node of a federation that is not there
 
 
 class Engine(Protocol):
