@@ -29,7 +29,7 @@ from flatlab.measuring.eigs import Search, measure_eigs
 from flatlab.measuring.flatness import measure_flatness
 from flatlab.measuring.local_global import measure_local_global
 from flatlab.measuring.result import Result, measured
-from flatlab.measuring.subjects import Measurement, Subject, open_subject
+from flatlab.measuring.subjects import Measurement, Subject, open_subject, usual_device
 from flatlab.measuring.surface import measure_surface
 from flatlab.measuring.trace import measure_trace
 from flatlab.runs.checkpoint import Checkpoint, provenance
@@ -44,17 +44,18 @@ class CellWork:
     """The work on a cell: a function that can be sent to other processes with what it needs."""
 
     data_root: Path | None
-    device: str
+    device: str  # auto: a GPU where the process sees one
     trusted_model: str | None = None  # package.module:function that may run, named on the command line
     trusted_dataset: str | None = None  # the same of the data set
 
     def __call__(self, cell: Cell, folder: Path) -> None:
         """Train and measure what `folder` lacks; each measurement is written as soon as it is made."""
         let_run(self.trusted_dataset)
+        device = usual_device(self.device)
         files = RunFolder(folder)
         final = files.finished(cell.config)
         if final is None:
-            train_cell(cell, folder, self.data_root, self.device)
+            train_cell(cell, folder, self.data_root, device)
             final = files.finished(cell.config)
         assert final is not None  # or training would have raised
         for kind in cell.kinds:
@@ -73,7 +74,7 @@ class CellWork:
             files.log(f"measured: {kind}")
 
     def _measure(self, kind: str, path: Path, measure: Measure) -> None:
-        asked = Measurement(measure.samples, DTYPE, self.device, self.data_root, self.trusted_model)
+        asked = Measurement(measure.samples, DTYPE, usual_device(self.device), self.data_root, self.trusted_model)
         measurement = replace(asked, kept=kind == "local")
         result = measured(
             lambda: open_subject(path, measurement),
