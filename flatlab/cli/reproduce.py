@@ -13,6 +13,7 @@ from flatlab.cli.figures import print_skipped
 from flatlab.cli.grid_table import rows_of, run_with_table
 from flatlab.cli.options import choice
 from flatlab.grid.shipped import shipped_grids
+from flatlab.tracking import TRACKERS
 
 if TYPE_CHECKING:
     from flatlab.grid.cell_progress import Progress
@@ -64,6 +65,10 @@ def reproduce(
     dataset: Annotated[
         str | None, typer.Option(help="Let this package.module:function, which the grid names as its data set, run.")
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"Send every run to {', '.join(TRACKERS)}; may be repeated."),
+    ] = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Run the I-th of N shares of the cells: a job of an array.")
     ] = None,
@@ -84,8 +89,12 @@ def reproduce(
     """
     from flatlab.grid.reproduction import Where, read_reproduction
     from flatlab.grid.shards import read_shard
+    from flatlab.tracking.following import read_trackers
 
-    where = Where(out, jobs, backend, scheduler, device, data_root, model, dataset, jobs_per_gpu, read_shard(shard))
+    trackers = read_trackers(track or ())
+    where = Where(
+        out, jobs, backend, scheduler, device, data_root, model, dataset, jobs_per_gpu, trackers, read_shard(shard)
+    )
     reproduction = read_reproduction(grid, where, only or (), settings or ())
     if list_cells:
         _print_cells(reproduction, json)

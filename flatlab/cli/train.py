@@ -1,7 +1,7 @@
 """`flatlab train`: one federated run, with its progress and its summary."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ from flatlab.cli.options import choice
 from flatlab.cli.run_plan import print_plan
 from flatlab.cli.run_summary import cut_off, own_functions, print_summary, print_tracking
 from flatlab.federated.engine import ENGINES
+from flatlab.tracking import TRACKERS
 
 if TYPE_CHECKING:
     from flatlab.federated.config import RunConfig
@@ -187,8 +188,16 @@ def train(
             rich_help_panel=_RUN,
         ),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Send the numbers to {', '.join(TRACKERS)}; may be repeated.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write TensorBoard event files into the run.", rich_help_panel=_RUN)
+        bool, typer.Option("--tensorboard", help="The same as --track tensorboard.", rich_help_panel=_RUN)
     ] = False,
     state: Annotated[
         str,
@@ -218,7 +227,8 @@ def train(
         print_plan(run_config, out, data_root)
     else:
         execution = Execution(workers, engine, device, state, save_every, track_eigs, read_rounds(keep_clients))
-        train_run(run_config, out, execution, data_root=data_root, tensorboard=tensorboard, json=json)
+        names = [*(track or ()), *(["tensorboard"] if tensorboard else [])]
+        train_run(run_config, out, execution, data_root=data_root, track=names, json=json)
 
 
 def train_run(
@@ -227,7 +237,7 @@ def train_run(
     execution: "Execution | None" = None,
     *,
     data_root: Path | None = None,
-    tensorboard: bool = False,
+    track: Sequence[str] = (),
     json: Path | None = None,
 ) -> Path:
     """Carry out one run, or go on with it, with its progress display; returns the path of its final checkpoint.
@@ -241,8 +251,10 @@ def train_run(
     from flatlab.measuring.probe import curvature_probe
     from flatlab.runs.folder import RunFolder, default_folder
     from flatlab.runs.interruption import exit_status
+    from flatlab.tracking.following import read_trackers
 
     execution = execution or Execution()
+    trackers = read_trackers(track)
     files = RunFolder(out or default_folder(config))
     began = time.monotonic()
 
@@ -250,7 +262,7 @@ def train_run(
     def watch(run: "Run") -> Iterator[Callable[["Record"], None]]:
         if said := statement(run.world):
             console.print(said, markup=False, highlight=False, soft_wrap=True)
-        with bar(run, tensorboard) as on_round:
+        with bar(run, trackers) as on_round:
             yield on_round
 
     try:

@@ -46,6 +46,7 @@ class Where:
     trusted_model: str | None = None
     trusted_dataset: str | None = None
     jobs_per_gpu: int | None = None
+    track: tuple[str, ...] = ()  # trackers that follow every cell
     shard: Shard = WHOLE  # of the cells; others are left to other calls
 
 
@@ -122,7 +123,9 @@ class Reproduction:
 
         Raises `KeyboardInterrupt` after Ctrl-C or SIGTERM, once every cell at work has saved its state.
         """
-        work = CellWork(self.where.data_root, self.device, self.where.trusted_model, self.where.trusted_dataset)
+        work = CellWork(
+            self.where.data_root, self.device, self.where.trusted_model, self.where.trusted_dataset, self.where.track
+        )
         yield from run_cells(
             todo,
             self.results,
