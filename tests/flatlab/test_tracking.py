@@ -200,6 +200,10 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WANDB_MODE", "offline")
     tracked_twice("wandb", tmp_path / "run")
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    deadline = time.monotonic() + 20  # a process of its own writes the files
+    while not all(any(r.HasField("exit") for r in _wandb_records(file)) for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     runs = [list(_wandb_records(file)) for file in files]
     begun = [record.run for records in runs for record in records if record.HasField("run")]
     assert len({run.run_id for run in begun}) == 1
@@ -220,6 +224,8 @@ def _wandb_records(path: Path) -> Iterator[Any]:
             place += 32768 - place % 32768
             continue
         length, kind = struct.unpack("<HB", content[place + 4 : place + 7])
+        if place + 7 + length > len(content):
+            return
         whole += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # the whole of a record, or its last piece
