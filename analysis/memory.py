@@ -8,7 +8,7 @@ from torch import Tensor
 
 from analysis.batches import Batch, batch_length, moved, sliced, tensors
 from analysis.derivatives import gradients
-from analysis.distributed import least
+from analysis.distributed import Distributed, least
 from analysis.parametric_loss import ParametricLoss
 
 DEFAULT_MEMORY = 1 << 30
@@ -26,7 +26,7 @@ class ChunkPlan:
     chunk_size: int
     cached_samples: int
 
-    def agreed(self, device: torch.device, distributed: bool) -> "ChunkPlan":
+    def agreed(self, device: torch.device, distributed: Distributed) -> "ChunkPlan":
         """The smallest sizes over all ranks."""
         return ChunkPlan(*least((self.chunk_size, self.cached_samples), device, distributed))
 

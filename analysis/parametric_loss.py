@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from analysis.batches import Batch, Inputs, batch_length, moved, sliced
 from analysis.calls import call
 from analysis.casts import widened
+from analysis.distributed import Distributed
 from analysis.first_pass import FirstPass, fingerprint
 from analysis.ieee import NoAutocast, ieee
 from analysis.losses import Reduction, Share, SummedLoss
@@ -53,7 +54,7 @@ class ParametricLoss:
     chunk_size: int  # samples whose first-order graph is held at once
     cached_samples: int  # samples whose first-order graphs fit the memory budget and are kept between products
     memory: int  # bytes that graphs may take, and whatever else is held between products
-    distributed: bool  # `data` are this rank's share; `samples` counts those of all ranks
+    distributed: Distributed  # whether `data` are this rank's share; `samples` counts those of all ranks
     first_pass: FirstPass  # what it met, for later ones to be compared with
 
     @property

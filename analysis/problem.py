@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from analysis.batches import Part, inspect_data
-from analysis.distributed import failing_together, require_ranks, summed_number
+from analysis.distributed import Distributed, failing_together, require_ranks, summed_number
 from analysis.errors import MeasurementError
 from analysis.first_pass import FirstPass
 from analysis.losses import Loss, Reduction, summed_loss
@@ -28,11 +28,15 @@ from analysis.symmetry import refuse_wrong_products
 class Problem(ParametricLoss):
     """A loss that was found to be a sum over samples, as a function of parameters; `make_problem` makes it."""
 
-    def on(self, data: Any, *, checked: bool = False) -> "Problem":
-        """The same model and loss on other data, given as to `make_problem`, and checked as there if not `checked`."""
+    def on(self, data: Any, *, checked: bool = False, distributed: Distributed | None = None) -> "Problem":
+        """The same model and loss on other data, given as to `make_problem`, and checked as there if not `checked`.
+
+        They are `distributed` as this problem's are, or as is said.
+        """
         inspected = inspect_data(data)
-        samples = round(summed_number(inspected.samples, self.device, self.distributed))
-        other = replace(self, data=inspected.batches, samples=samples, first_pass=FirstPass())
+        spread = self.distributed if distributed is None else distributed
+        samples = round(summed_number(inspected.samples, self.device, spread))
+        other = replace(self, data=inspected.batches, samples=samples, distributed=spread, first_pass=FirstPass())
         return replace(other, normaliser=weighed(other) if checked else survey(other))
 
     def part(self, index: int, parts: int) -> "Problem":
@@ -52,7 +56,7 @@ def make_problem(
     device: torch.device | str | None = None,
     memory: int = DEFAULT_MEMORY,
     chunk_size: int | None = None,
-    distributed: bool = False,
+    distributed: Distributed = False,
 ) -> Problem:
     """Describe L for any model, loss and data.
 
@@ -67,7 +71,8 @@ def make_problem(
     `memory` is the number of bytes that first-order graphs may take, and the vectors of an iteration as many again;
     `chunk_size` overrides the size chosen from it.
     With `distributed`, `data` are the share of this rank of the initialised process group, and every number is that of
-    all shares together. Wrappers of torch.compile and data parallelism are taken off.
+    all shares together; with "copies" they are all samples, which are too few for a share each, on every rank.
+    Wrappers of torch.compile and data parallelism are taken off.
 
     Costs 2.5 forward passes over the data, in which every batch is compared with its parts. Raises `MeasurementError`
     where second derivatives of a sum over samples would be meaningless: dropout or batch norm in training mode, a

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from analysis.activations import forward_pass
+from analysis.distributed import least
 from analysis.eigenvalue import listed
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
@@ -156,15 +157,16 @@ def _suffixes(blocks: LayerBlocks, name: str) -> Iterator[Suffix] | None:
         return None
 
 
-def _layer_chain(problem: Problem, name: str, top: Interval, least: float) -> tuple[LayerChain, list[Check]]:
-    """Rounding is judged as in a block of norm `least` at least."""
+def _layer_chain(problem: Problem, name: str, top: Interval, floor: float) -> tuple[LayerChain, list[Check]]:
+    """Rounding is judged as in a block of norm `floor` at least."""
     blocks = LayerBlocks(problem, [name])
     layer, size, suffixes = blocks.layers[name], blocks.size(name), _suffixes(blocks, name)
     by_sample = [run.by_sample for run in runs_of(problem, [layer])[name]] == [True]
-    if suffixes is None or not has_patches(layer) or not by_sample:
+    (everywhere,) = least([by_sample], problem.device, problem.distributed)
+    if suffixes is None or not has_patches(layer) or not everywhere:
         return LayerChain(name, size, top, None, None, None, None, None), []
     own = problem.select(layer.parameters.values())
-    scale = max(top.high, least, LEAST_CURVATURE * _stretch2(own))
+    scale = max(top.high, floor, LEAST_CURVATURE * _stretch2(own))
     v = _random(size, problem)
     factors = layer_factors(suffixes, layer, problem, v, TOL)
     H_v = hessian(own)(v)

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from analysis.distributed import failing_together, greatest, summed
 from analysis.layers import Layer
 from analysis.problem import Problem
 from analysis.suffix import Suffix
@@ -32,26 +33,30 @@ class Factors:
 
 
 def layer_factors(suffixes: Iterable[Suffix], layer: Layer, problem: Problem, v: Tensor, tol: float) -> Factors:
-    """Go through the samples once, `suffixes` being the layer's; lambda_max(B_n) is found to `tol`.
+    """Go through the samples of all ranks once, `suffixes` being the layer's; lambda_max(B_n) is found to `tol`.
 
     The suffix's curvature carries the 1/N of the mean. `v` (p_l,) is multiplied.
     """
     module, N = layer.module, problem.samples
     norm2, a1, curvature, product = 0.0, exactly(0.0), Interval(0.0, 0.0), torch.zeros_like(v)
     direction = _as_matrix(v, layer)
-    for suffix in suffixes:
-        rows = patches(layer, suffix.inputs)
-        spectral, frobenius = squared_norms(rows)
-        curved = suffix.curve(as_outputs(module, rows @ direction.T, suffix.outputs))
-        product += _as_vector((at_positions(module, curved).mT @ rows).sum(0), layer)
-        found = top_curvatures(partial(_curve, suffix, N), suffix.outputs.detach(), spectral, tol, CHANCE / N)
-        norm2 += frobenius.sum().item() / N
-        a1 += Interval((spectral @ found.values).item() / N, (spectral @ found.uppers).item() / N)
-        curvature = Interval(
-            max(curvature.low, found.values.max().item()), max(curvature.high, found.uppers.max().item())
-        )
-        outputs = suffix.outputs.detach()[:1]
-    return Factors(norm2, curvature, a1, product, outputs)
+    with failing_together(problem.device, problem.distributed):
+        for suffix in suffixes:
+            rows = patches(layer, suffix.inputs)
+            spectral, frobenius = squared_norms(rows)
+            curved = suffix.curve(as_outputs(module, rows @ direction.T, suffix.outputs))
+            product += _as_vector((at_positions(module, curved).mT @ rows).sum(0), layer)
+            found = top_curvatures(partial(_curve, suffix, N), suffix.outputs.detach(), spectral, tol, CHANCE / N)
+            norm2 += frobenius.sum().item() / N
+            a1 += Interval((spectral @ found.values).item() / N, (spectral @ found.uppers).item() / N)
+            curvature = Interval(
+                max(curvature.low, found.values.max().item()), max(curvature.high, found.uppers.max().item())
+            )
+            outputs = suffix.outputs.detach()[:1]
+    sums = torch.tensor([norm2, a1.low, a1.high], dtype=torch.float64, device=problem.device)
+    norm2, low, high = summed(sums, problem.distributed).tolist()
+    largest = greatest([curvature.low, curvature.high], problem.device, problem.distributed)
+    return Factors(norm2, Interval(*largest), Interval(low, high), summed(product, problem.distributed), outputs)
 
 
 def _curve(suffix: Suffix, samples: int, u: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 The model is called as it is, on the data as they come, cut into pieces by this module; derivatives are those of torch's
 own kernels, or differences of first derivatives. From `Problem` only what was given to `make_problem` is taken.
+Ranks that have shares of the data add up what each finds.
 """
 
 import math
@@ -16,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from analysis.batches import Batch, batch_length, moved, sliced
 from analysis.calls import call
 from analysis.casts import widened
+from analysis.distributed import summed, summed_number
 from analysis.ieee import NoAutocast
 from analysis.problem import Problem
 from analysis.stand_ins import StandIns
@@ -82,7 +84,8 @@ class Reference:
     def loss(self, theta: Tensor) -> float:
         """L."""
         with torch.no_grad():
-            return sum(loss.item() for loss in self._losses(theta))
+            share = sum(loss.item() for loss in self._losses(theta))
+        return summed_number(share, self.problem.device, self.problem.distributed)
 
     def gradient(self, theta: Tensor) -> Tensor:
         """dL/dtheta (p,)."""
@@ -90,7 +93,7 @@ class Reference:
         total = torch.zeros_like(theta)
         for loss in self._losses(leaf):
             total += torch.autograd.grad(loss, leaf, materialize_grads=True)[0]
-        return total
+        return self._summed(total)
 
     def curved(self, v: Tensor, stretch2: float) -> Difference:
         """H v (p,) by differences of gradients, between points as far apart as theta is long where v moves it.
@@ -110,7 +113,7 @@ class Reference:
             (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True, materialize_grads=True)
             if gradient.requires_grad:
                 total += torch.autograd.grad(gradient, leaf, v, materialize_grads=True)[0]
-        return total
+        return self._summed(total)
 
     def gauss_newton_product(self, v: Tensor) -> Tensor:
         """sum_n J_n^T (d^2 loss_n / dz^2) J_n v (p,); J v by torch's second derivatives."""
@@ -127,7 +130,7 @@ class Reference:
             if slope.requires_grad:
                 (curved,) = torch.autograd.grad(slope, z_leaf, moved_z, materialize_grads=True)
                 total += torch.autograd.grad(z, leaf, curved, materialize_grads=True)[0]
-        return total
+        return self._summed(total)
 
     def stretch2(self, v: Tensor) -> float:
         """mean_n |J_n v|^2, by differences: its mean over random v, |v|^2 = p, is mean_n |J_n|_F^2."""
@@ -136,7 +139,10 @@ class Reference:
             for weight, batch in self._pieces():
                 ends = [self._outputs(batch, self.theta + side * step * v) for side in (1, -1)]
                 total += weight * ((ends[0] - ends[1]) / (2 * step)).square().sum().item()
-        return total
+        return summed_number(total, self.problem.device, self.problem.distributed)
+
+    def _summed(self, share: Tensor) -> Tensor:
+        return summed(share, self.problem.distributed)
 
     def _losses(self, theta: Tensor) -> Iterator[Tensor]:
         for weight, batch in self._pieces():
@@ -168,8 +174,7 @@ class Reference:
     def _pieces(self) -> Iterator[tuple[float, Batch]]:
         """All samples, a few at a time, and the factor of their summed loss in the mean."""
         problem = self.problem
-        samples = sum(batch_length(batch) for batch in problem.data)
         for batch in problem.data:
             for start in range(0, batch_length(batch), problem.chunk_size):
                 piece = moved(sliced(batch, start, start + problem.chunk_size), problem.device, problem.dtype)
-                yield 1 / samples, piece
+                yield 1 / problem.samples, piece

@@ -9,7 +9,7 @@ from figures.captions import matrix_name
 from flatlab.cli.console import console
 from flatlab.cli.options import MATRIX, Given, measuring
 from flatlab.cli.pictures import save_picture
-from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, print_side_by_side
+from flatlab.cli.side_by_side import Cell, Row, estimate_cell, give_or_take, loss_name, print_side_by_side
 
 
 @measuring
@@ -69,7 +69,7 @@ def _rows(found: Sequence[Mapping[str, Any] | None]) -> list[Row]:
 
 
 def _share(estimate: dict[str, float]) -> Cell:
-    return Cell(f"{estimate['value']:.2%} ± {estimate['standard_error']:.1%}", estimate["value"])
+    return Cell(f"{estimate['value']:.2%}{give_or_take(estimate['standard_error'], '.1%')}", estimate["value"])
 
 
 _LINES: Mapping[str, Callable[[Mapping[str, Any]], Cell | None]] = {

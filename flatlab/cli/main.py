@@ -26,6 +26,7 @@ from flatlab.cli.surface import surface
 from flatlab.cli.trace import trace
 from flatlab.cli.train import train
 from flatlab.cli.verify import verify
+from flatlab.cores import is_one_of_many
 from flatlab.errors import SAID, UsageError, exit_code
 
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -54,7 +55,7 @@ app.command()(report)
 app.command()(doctor)
 
 
-SHARED_BY_PROCESSES = ("eigs", "clients", "trace", "density", "surface")
+SHARED_BY_PROCESSES = ("eigs", "clients", "trace", "density", "surface", "verify")
 """Commands whose work the processes of torchrun share."""
 
 SECONDS_TO_SPEAK = 1.0
@@ -72,7 +73,7 @@ def flatlab(
         typer.echo(__version__)
         raise typer.Exit
     command = context.invoked_subcommand
-    if _is_one_of_many() and command not in SHARED_BY_PROCESSES:
+    if is_one_of_many() and command not in SHARED_BY_PROCESSES:
         raise UsageError(f"flatlab {command} does not share its work among processes: start it without torchrun.")
 
 
@@ -99,13 +100,8 @@ def _unexpected(error: Exception, debug: bool) -> NoReturn:
     _fail(f"Unexpected {type(error).__name__}: {error}. Run again with --debug for the details.", 1, debug)
 
 
-def _is_one_of_many() -> bool:
-    """Whether torchrun started this process beside others."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def _fail(sentence: str, code: int, debug: bool) -> NoReturn:
-    if _is_one_of_many():
+    if is_one_of_many():
         from flatlab.measuring.ranks import is_first_to_fail
 
         if not is_first_to_fail(" ".join(sys.argv)):

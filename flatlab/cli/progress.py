@@ -1,6 +1,6 @@
 """How what takes long shows its progress: a run by a bar or a line now and then, a measurement by its stage."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from rich.progress import (
@@ -17,10 +17,10 @@ from rich.text import Text
 
 from flatlab.cli.console import say, status
 from flatlab.federated.rounds import Run
-from flatlab.runs.events import event_writer
 from flatlab.runs.lines import Lines
 from flatlab.runs.metrics import Record
 from flatlab.tell import Tell
+from flatlab.tracking.following import tracked
 
 
 class _Latest(ProgressColumn):
@@ -37,10 +37,10 @@ class _Latest(ProgressColumn):
 
 
 @contextmanager
-def bar(run: Run, tensorboard: bool = False) -> Iterator[Callable[[Record], None]]:
+def bar(run: Run, trackers: Sequence[str] = ()) -> Iterator[Callable[[Record], None]]:
     """Yield what shows the rounds of `run`: a bar on a terminal, and elsewhere a line now and then.
 
-    run.log gets these lines in any case, and event files what `tensorboard` asks for.
+    run.log gets these lines in any case, and so do the `trackers` (`read_trackers`) the numbers.
     """
     config = run.world.config
     columns = (
@@ -55,8 +55,6 @@ def bar(run: Run, tensorboard: bool = False) -> Iterator[Callable[[Record], None
     latest: Record = dict(run.server.evaluated)
     with ExitStack() as stack:
         observers: list[Callable[[Record], None]] = [latest.update]
-        if tensorboard:
-            observers.append(stack.enter_context(event_writer(run.folder, run.server.round)))
         tell: Tell = run.files.log
         if status.is_terminal:
             progress = stack.enter_context(Progress(*columns, console=status))
@@ -64,6 +62,7 @@ def bar(run: Run, tensorboard: bool = False) -> Iterator[Callable[[Record], None
             observers.append(lambda record: progress.update(task, advance=1, **latest))
         else:
             tell = _both(tell, say)
+        observers.append(stack.enter_context(tracked(run, trackers, say)))
         observers.append(Lines(run.server.round, config.rounds, tell))
 
         def on_round(record: Record) -> None:

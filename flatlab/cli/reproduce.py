@@ -1,26 +1,22 @@
 """`flatlab reproduce`: a grid of runs, while a table fills, and what comes of it."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from flatlab.cli.console import console, say, status, write_json
+from flatlab.cli.console import console, status, write_json
 from flatlab.cli.figures import print_skipped
+from flatlab.cli.grid_table import rows_of, run_with_table
 from flatlab.cli.options import choice
 from flatlab.grid.shipped import shipped_grids
+from flatlab.tracking import TRACKERS
 
 if TYPE_CHECKING:
     from flatlab.grid.cell_progress import Progress
-    from flatlab.grid.plan import Cell
     from flatlab.grid.reproduction import Reproduction
 
 
@@ -32,7 +28,12 @@ def reproduce(
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the results (default: checkpoints/<grid>).")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once (default: one per core; one on a GPU).")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once (default: one per core, or one per GPU).")
+    ] = None,
+    jobs_per_gpu: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once on each GPU (default: 1), if its memory holds them.")
+    ] = None,
     backend: Annotated[
         str,
         choice(
@@ -64,6 +65,16 @@ def reproduce(
     dataset: Annotated[
         str | None, typer.Option(help="Let this package.module:function, which the grid names as its data set, run.")
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help=f"Send every run to {', '.join(TRACKERS)}; may be repeated."),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Run the I-th of N shares of the cells: a job of an array.")
+    ] = None,
+    list_cells: Annotated[
+        bool, typer.Option("--list-cells", help="Print each cell, its state and how far it is, and leave.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, with an estimate of its time from a short calibration.")
     ] = False,
@@ -74,14 +85,20 @@ def reproduce(
     Only what is missing is done: after an interruption, or with more seeds in the grid, the same command goes on. A
     cell that fails does not stop the others; it is listed with its reason and tried again by the next call. A folder
     that holds another run than the grid describes is named and left alone; cells that another call has in work are
-    waited for.
+    waited for. Of calls that run shares of a grid, the last makes tables, figures and report.
     """
     from flatlab.grid.reproduction import Where, read_reproduction
+    from flatlab.grid.shards import read_shard
+    from flatlab.tracking.following import read_trackers
 
-    reproduction = read_reproduction(
-        grid, Where(out, jobs, backend, scheduler, device, data_root, model, dataset), only or (), settings or ()
+    trackers = read_trackers(track or ())
+    where = Where(
+        out, jobs, backend, scheduler, device, data_root, model, dataset, jobs_per_gpu, trackers, read_shard(shard)
     )
-    if dry_run:
+    reproduction = read_reproduction(grid, where, only or (), settings or ())
+    if list_cells:
+        _print_cells(reproduction, json)
+    elif dry_run:
         _print_plan(reproduction, json)
     else:
         _run(reproduction, json)
@@ -95,8 +112,8 @@ def _run(reproduction: "Reproduction", json: Path | None) -> None:
     reproduction.begin()
     progress = reproduction.progress()
     todo = reproduction.todo(progress)
-    failures = {name: p.another for name, p in progress.items() if p.another}
-    ended = _run_with_table(reproduction, todo) if todo else {}
+    failures = {cell.name: progress[cell.name].another for cell in reproduction.chosen if progress[cell.name].another}
+    ended = run_with_table(reproduction, todo) if todo else {}
     failures |= {name: reason for name, reason in ended.items() if reason}
     progress = reproduction.progress()
     write_json(json, {"results": str(reproduction.results), "cells": {n: _plain(p) for n, p in progress.items()}})
@@ -106,7 +123,10 @@ def _run(reproduction: "Reproduction", json: Path | None) -> None:
     for cell, reason in failures.items():
         console.print(f"[bold]{cell}[/bold] failed: {escape(reason)}", soft_wrap=True)
     if any(p.trained for p in progress.values()):
-        _present(reproduction.results)
+        if reproduction.where.shard.of == 1 or reproduction.is_over(progress):
+            _present(reproduction.results)
+        else:
+            console.print(f"The last share makes the tables and the report; or flatlab report {reproduction.results}.")
     if failures:
         raise SystemExit(1)
 
@@ -131,6 +151,17 @@ def _present(folder: Path) -> None:
     )
 
 
+def _print_cells(reproduction: "Reproduction", json: Path | None) -> None:
+    """Print the cells of this call, one a line for other programs: name, state, rounds done of all."""
+    progress = reproduction.progress()
+    states = reproduction.states(progress)
+    for cell in reproduction.chosen:
+        line = f"{cell.name}  {states[cell.name]}  {progress[cell.name].rounds}/{cell.config.rounds}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    cells = {cell.name: {"state": states[cell.name], **_plain(progress[cell.name])} for cell in reproduction.chosen}
+    write_json(json, {"results": str(reproduction.results), "cells": cells})
+
+
 def _print_plan(reproduction: "Reproduction", json: Path | None) -> None:
     """Print what a call would do, and about how long it would take."""
     from flatlab.runs.lines import duration
@@ -142,7 +173,7 @@ def _print_plan(reproduction: "Reproduction", json: Path | None) -> None:
     table.add_column("cells", overflow="fold")
     for heading in ("seeds", "done", "to train", "to measure", "time of one"):
         table.add_column(heading, justify="right")
-    for row, cells in _rows(reproduction.cells).items():
+    for row, cells in rows_of(reproduction.chosen).items():
         states = [progress[cell.name] for cell in cells]
         longest = max((cost.cells.get(cell.name, 0.0) for cell in cells), default=0.0)
         counts = (
@@ -166,97 +197,6 @@ def _print_plan(reproduction: "Reproduction", json: Path | None) -> None:
         held = cost.largest.sentence()
         console.print(f"The cell that holds most: {held}", markup=False, highlight=False, soft_wrap=True)
     write_json(json, {"results": results, "jobs": jobs, "seconds": cost.seconds, "cells": dict(cost.cells)})
-
-
-def _run_with_table(reproduction: "Reproduction", todo: "Sequence[Cell]") -> dict[str, str]:
-    """Run `todo`; returns why each cell failed, or "" for one that did not."""
-    from flatlab.runs.interruption import exit_status
-
-    ended: dict[str, str] = {}
-    progress = reproduction.progress()
-    began = time.monotonic()
-
-    def table() -> Table:
-        unfinished = [cell for cell in todo if not progress[cell.name].done]  # only they can change
-        progress.update({cell.name: reproduction.progress_of(cell) for cell in unfinished})
-        return _table(reproduction, progress, ended, len(todo), time.monotonic() - began)
-
-    try:
-        with _shown_now_and_then(table):
-            for cell, failure in reproduction.run(todo, say):
-                ended[cell.name] = failure
-                if not status.is_terminal:
-                    say(f"{cell.name}: {failure or 'done'}")
-    except KeyboardInterrupt as interruption:
-        say("\nInterrupted; what was done is saved, and the same command goes on from here.")
-        raise SystemExit(exit_status(interruption)) from interruption
-    return ended
-
-
-@contextmanager
-def _shown_now_and_then(table: Callable[[], Table]) -> Iterator[None]:
-    """Within the block the table is on the terminal as it fills; elsewhere it is printed every minute."""
-    from flatlab.runs.lines import LINE_SECONDS
-
-    if status.is_terminal:
-        with Live(get_renderable=table, console=status, refresh_per_second=1):
-            yield
-        return
-    over = threading.Event()
-
-    def show() -> None:
-        while not over.wait(LINE_SECONDS):
-            status.print(table())
-
-    thread = threading.Thread(target=show, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _table(
-    reproduction: "Reproduction",
-    progress: "Mapping[str, Progress]",
-    ended: Mapping[str, str],
-    todo: int,
-    seconds: float,
-) -> Table:
-    """The grid as it fills: a row per method and partition, a column per seed."""
-    from flatlab.runs.lines import duration
-
-    left = f", about {duration(seconds / len(ended) * (todo - len(ended)))} left" if ended else ""
-    done = sum(p.done for p in progress.values())
-    title = f"{escape(reproduction.grid.title)}: {done} of {len(reproduction.cells)} cells, {duration(seconds)}{left}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("test accuracy, or how far", overflow="fold")
-    for seed in reproduction.grid.axes.seeds:
-        table.add_column(f"seed {seed}", justify="right")
-    for row, cells in _rows(reproduction.cells).items():
-        by_seed = {cell.config.seed: cell for cell in cells}
-        shown = (by_seed.get(seed) for seed in reproduction.grid.axes.seeds)
-        table.add_row(row, *(_shown(cell, progress[cell.name], ended) if cell else "" for cell in shown))
-    return table
-
-
-def _shown(cell: "Cell", progress: "Progress", ended: Mapping[str, str]) -> str:
-    if ended.get(cell.name) or progress.another:
-        return "[red]failed[/red]"
-    if progress.done:
-        return f"[green]{progress.accuracy:.1%}[/green]"
-    if progress.trained:
-        return f"{progress.missing[0]} ..."
-    return f"{progress.rounds}/{cell.config.rounds}" if progress.rounds else "[dim]·[/dim]"
-
-
-def _rows(cells: "Sequence[Cell]") -> "dict[str, list[Cell]]":
-    """The cells by what they have in common but for the seed."""
-    rows: dict[str, list[Cell]] = {}
-    for cell in cells:
-        rows.setdefault(cell.name.removesuffix(f"-s{cell.config.seed}"), []).append(cell)
-    return rows
 
 
 def _plain(progress: "Progress") -> dict[str, Any]:

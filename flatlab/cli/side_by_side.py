@@ -31,7 +31,12 @@ def estimate_cell(estimate: dict[str, float] | None) -> Cell | None:
     """A mean and its standard error."""
     if estimate is None:
         return None
-    return Cell(f"{estimate['value']:.4g} ± {estimate['standard_error']:.2g}", estimate["value"])
+    return Cell(f"{estimate['value']:.4g}{give_or_take(estimate['standard_error'], '.2g')}", estimate["value"])
+
+
+def give_or_take(error: float | None, form: str) -> str:
+    """The standard error behind a number; of a single probe, which has none, a question mark."""
+    return " ± ?" if error is None else f" ± {error:{form}}"
 
 
 def print_side_by_side(title: str, heading: str, column: str, rows: Sequence[Row], results: Sequence[Result]) -> None:

@@ -53,7 +53,7 @@ def measure(
     check(measurement, paths)
     results: list[dict[str, Any]] = []
     unsaved: list[str] = []
-    with joined(measurement.device) as first, _heard(first):
+    with together(measurement.device) as first:
         warn_of_unwritable([*(measurement_path(path, kind) for path in paths), *filter(None, (json, figure, kept))])
         for path in paths or (None,):
             with progress_line("own model" if path is None else str(path)) as tell:
@@ -100,7 +100,8 @@ def _opened(path: Path | None, measurement: Measurement, products: float) -> Sub
 
 
 @contextmanager
-def _heard(first: bool) -> Iterator[None]:
-    """Of the processes that torchrun starts, let only the first speak within the block."""
-    console.quiet = status.quiet = not first
-    yield
+def together(device: str) -> Iterator[bool]:
+    """Within the block the processes that torchrun starts share the work (`joined`), and only the first speaks."""
+    with joined(device) as first:
+        console.quiet = status.quiet = not first
+        yield first

@@ -1,7 +1,7 @@
 """`flatlab train`: one federated run, with its progress and its summary."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ from flatlab.cli.options import choice
 from flatlab.cli.run_plan import print_plan
 from flatlab.cli.run_summary import cut_off, own_functions, print_summary, print_tracking
 from flatlab.federated.engine import ENGINES
+from flatlab.tracking import TRACKERS
 
 if TYPE_CHECKING:
     from flatlab.federated.config import RunConfig
@@ -207,8 +208,16 @@ def train(
             rich_help_panel=_RUN,
         ),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Send the numbers to {', '.join(TRACKERS)}; may be repeated.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write TensorBoard event files into the run.", rich_help_panel=_RUN)
+        bool, typer.Option("--tensorboard", help="The same as --track tensorboard.", rich_help_panel=_RUN)
     ] = False,
     state: Annotated[
         str,
@@ -243,7 +252,8 @@ def train(
     else:
         kept = read_rounds(keep_clients)
         execution = Execution(workers, engine, device, state, save_every, track_eigs, kept, superlink, patience)
-        train_run(run_config, out, execution, data_root=data_root, tensorboard=tensorboard, json=json)
+        names = [*(track or ()), *(["tensorboard"] if tensorboard else [])]
+        train_run(run_config, out, execution, data_root=data_root, track=names, json=json)
 
 
 def train_run(
@@ -252,7 +262,7 @@ def train_run(
     execution: "Execution | None" = None,
     *,
     data_root: Path | None = None,
-    tensorboard: bool = False,
+    track: Sequence[str] = (),
     json: Path | None = None,
 ) -> Path:
     """Carry out one run, or go on with it, with its progress display; returns the path of its final checkpoint.
@@ -266,8 +276,10 @@ def train_run(
     from flatlab.measuring.probe import curvature_probe
     from flatlab.runs.folder import RunFolder, default_folder
     from flatlab.runs.interruption import exit_status
+    from flatlab.tracking.following import read_trackers
 
     execution = execution or Execution()
+    trackers = read_trackers(track)
     files = RunFolder(out or default_folder(config))
     began = time.monotonic()
 
@@ -275,7 +287,7 @@ def train_run(
     def watch(run: "Run") -> Iterator[Callable[["Record"], None]]:
         if said := statement(run.world):
             console.print(said, markup=False, highlight=False, soft_wrap=True)
-        with bar(run, tensorboard) as on_round:
+        with bar(run, trackers) as on_round:
             yield on_round
 
     try:

@@ -9,6 +9,7 @@ import typer
 from flatlab.cli.console import console, fail_if, noted, say, status, warn_of_unwritable, write_json
 from flatlab.cli.options import final_checkpoints
 from flatlab.cli.pictures import save_drawing
+from flatlab.cores import is_one_of_many
 from flatlab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ def verify(
 
 
 def _refuse_idle(context: typer.Context, study: bool, checkpoints: bool) -> None:
-    """Raise `UsageError` for an option that would do nothing in this combination."""
+    """Raise `UsageError` for an option that would do nothing in this combination, and for processes that would."""
+    if is_one_of_many() and (study or not checkpoints):
+        raise UsageError("flatlab verify shares no work but that on checkpoints: start it without torchrun.")
     trains, opens = ("zetas", "zeta_logits", "seeds", "rounds"), ("samples", "data_root", "model")
     idle = {
         "is of the runs that --study trains": trains if not study or checkpoints else (),
@@ -123,6 +126,8 @@ def _verify_checkpoints(
     paths: Sequence[Path], measurement: "Measurement", figures: Path | None, json: Path | None
 ) -> None:
     """Check the statements on every checkpoint and write `<checkpoint>.verify.json` beside it."""
+    from flatlab.cli.progress import progress_line
+    from flatlab.cli.sweep import together
     from flatlab.cli.theory_tables import print_chain
     from flatlab.malloc import keep_freed_memory
     from flatlab.measuring.verify import open_with_clients, require_unbroken, verify_subject
@@ -135,16 +140,18 @@ def _verify_checkpoints(
     results: list[dict[str, Any]] = []
     checks: list[Check] = []
     unsaved: list[str] = []
-    warn_of_unwritable([*(measurement_path(path, "verify") for path in paths), *filter(None, (json,))])
-    for path in paths:
-        subject, clients = open_with_clients(path, measurement)
-        with status.status(str(path)) as spinner:
-            found = verify_subject(subject, clients, lambda stage, path=path: spinner.update(f"{path}: {stage}"))  # type: ignore[misc]
-        results.append(found.to_dict())
-        with noted(unsaved):
-            say(save_measurement(path, "verify", results[-1]).note)
-        print_chain(path, subject.available, found)
-        checks += found.checks
+    with together(measurement.device) as first:
+        warn_of_unwritable([*(measurement_path(path, "verify") for path in paths), *filter(None, (json,))])
+        for path in paths:
+            subject, clients = open_with_clients(path, measurement)
+            with progress_line(str(path)) as tell:
+                found = verify_subject(subject, clients, tell)
+            results.append(found.to_dict())
+            if first:
+                with noted(unsaved):
+                    say(save_measurement(path, "verify", results[-1]).note)
+            print_chain(path, subject.available, found)
+            checks += found.checks
     with noted(unsaved):
         write_json(json, results[0] if len(results) == 1 else {"checkpoints": results})
     if figures:

@@ -4,26 +4,22 @@ Everything is kept in the folder of results, one run per cell, and read from the
 one machine or several that share the folder, goes on where it was. What another process has in work is waited for.
 """
 
-import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
 
 import joblib
 import torch
 
-from flatlab.errors import SAID, FlatlabError, UsageError
+from flatlab.errors import SAID, FlatlabError
 from flatlab.files import write_text
 from flatlab.grid.cell_progress import FAILURE, another_run, read_failure
 from flatlab.grid.plan import Cell
 from flatlab.grid.stop import Stop
+from flatlab.grid.workers import Backend, workers
 from flatlab.malloc import keep_freed_memory
 from flatlab.runs.folder import BusyError, RunFolder
-
-Backend = Literal["loky", "dask"]
 
 Work = Callable[[Cell, Path], None]
 """Trains and measures one cell in its folder; must be importable by name, since worker processes call it."""
@@ -46,6 +42,7 @@ def run_cells(
     jobs: int,
     backend: Backend = "loky",
     scheduler: str | None = None,
+    gpus: Sequence[str] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[Cell, str]]:
     """Do `work` for every cell, `jobs` at once, and yield each as it ends with the reason why it failed, or "".
@@ -53,8 +50,9 @@ def run_cells(
     Where a worker process dies, every cell that was running is tried again alone, and the one that dies alone has
     failed. A cell that another process has in work is tried again once that is over; `tell` gets a line about it. With
     "dask", the cells go to the cluster whose scheduler has the address `scheduler`, every machine of which must see
-    `results` under the same path; without one, to a cluster of `jobs` processes on this machine. Raises
-    `KeyboardInterrupt` after Ctrl-C or SIGTERM, once every cell at work has saved its state.
+    `results` under the same path; without one, to a cluster of `jobs` processes on this machine. Where `gpus` are
+    named there is one process for each instead, which sees this GPU alone. Raises `KeyboardInterrupt` after Ctrl-C or
+    SIGTERM, once every cell at work has saved its state.
     """
     waiting = {cell.name: cell for cell in cells}
     _forget_failures([results / name for name in waiting])
@@ -65,7 +63,7 @@ def run_cells(
             batch = suspects[:1] or list(waiting.values())
             busy = []
             try:
-                with _workers(backend, jobs, scheduler) as parallel:
+                with workers(backend, jobs, scheduler, gpus) as parallel:
                     for name, failure in parallel(
                         [joblib.delayed(_attempt)(work, cell, results, stop) for cell in batch]
                     ):
@@ -152,26 +150,3 @@ def _await_any(folders: Sequence[RunFolder], stop: Stop) -> None:
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-@contextmanager
-def _workers(backend: Backend, jobs: int, scheduler: str | None) -> Iterator[joblib.Parallel]:
-    options: dict[str, Any] = {"batch_size": 1, "return_as": "generator_unordered"}
-    if backend == "loky":  # with n_jobs = 1 it would work in this process; so `pre_dispatch` limits what runs at once
-        with joblib.parallel_config("loky", inner_max_num_threads=1):
-            yield joblib.Parallel(n_jobs=max(jobs, 2), pre_dispatch=jobs, **options)
-        return
-    try:
-        import distributed
-    except ImportError as error:
-        raise UsageError("--backend dask needs Dask's cluster: pip install 'flatlab[dask]'.") from error
-    local = {
-        "n_workers": jobs,
-        "threads_per_worker": 1,
-        "processes": True,
-        "dashboard_address": None,
-        "silence_logs": logging.ERROR,
-    }
-    client: Any = distributed.Client  # without types
-    with client(**({"address": scheduler} if scheduler else local)), joblib.parallel_config("dask"):
-        yield joblib.Parallel(n_jobs=-1, **options)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flatlab.grid.plan import Cell, Kind, Measure
 from flatlab.measuring.density import Quadrature
@@ -27,6 +27,9 @@ DTYPE = "float32"
 ASCENT = read_ascent("linf")
 """How the worst case is sought."""
 
+State = Literal["done", "running", "failed", "another-run", "to-measure", "begun", "not-begun"]
+"""What `flatlab reproduce --list-cells` calls a cell."""
+
 _ADVICE = "move it away, or give the grid another folder with --out"
 
 
@@ -45,6 +48,14 @@ class Progress:
     def done(self) -> bool:
         """Whether nothing is left to do."""
         return self.trained and not self.missing
+
+    def state(self, busy: bool) -> State:
+        """The cell in a word, where a process holds its folder (`busy`) or none does."""
+        if busy or self.done or self.another:
+            return "running" if busy else "done" if self.done else "another-run"
+        if self.failure:
+            return "failed"
+        return "to-measure" if self.trained else "begun" if self.rounds else "not-begun"
 
 
 def cell_progress(cell: Cell, folder: Path, data: str = "") -> Progress:

@@ -1,8 +1,9 @@
 """What is done for one cell of a grid: train it, then measure its checkpoints. Runs in worker processes."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from flatlab.grid.cell_progress import (
     section,
     settings_of_kind,
 )
-from flatlab.grid.plan import Cell, Measure
+from flatlab.grid.plan import Cell, Kind, Measure
 from flatlab.measuring.density import measure_density
 from flatlab.measuring.eigs import Search, measure_eigs
 from flatlab.measuring.flatness import measure_flatness
 from flatlab.measuring.local_global import measure_local_global
 from flatlab.measuring.result import Result, measured
-from flatlab.measuring.subjects import Measurement, Subject, open_subject
+from flatlab.measuring.subjects import Measurement, Subject, open_subject, usual_device
 from flatlab.measuring.surface import measure_surface
 from flatlab.measuring.trace import measure_trace
 from flatlab.runs.checkpoint import Checkpoint, provenance
@@ -37,6 +38,8 @@ from flatlab.runs.folder import RunFolder
 from flatlab.runs.lines import Lines
 from flatlab.runs.measurements import save_measurement
 from flatlab.runs.metrics import Record
+from flatlab.tracking.following import Log, followed, tracked
+from flatlab.tracking.numbers import of_measurement
 
 
 @dataclass(frozen=True)
@@ -44,43 +47,52 @@ class CellWork:
     """The work on a cell: a function that can be sent to other processes with what it needs."""
 
     data_root: Path | None
-    device: str
+    device: str  # auto: a GPU where the process sees one
     trusted_model: str | None = None  # package.module:function that may run, named on the command line
     trusted_dataset: str | None = None  # the same of the data set
+    track: tuple[str, ...] = ()  # trackers of the cells
 
     def __call__(self, cell: Cell, folder: Path) -> None:
         """Train and measure what `folder` lacks; each measurement is written as soon as it is made."""
         let_run(self.trusted_dataset)
+        device = usual_device(self.device)
         files = RunFolder(folder)
         final = files.finished(cell.config)
         if final is None:
-            train_cell(cell, folder, self.data_root, self.device)
+            train_cell(cell, folder, self.data_root, device, self.track)
             final = files.finished(cell.config)
         assert final is not None  # or training would have raised
-        for kind in cell.kinds:
-            if is_measured(kind, cell, final, folder):
-                continue
-            if kind == "training":
-                for path in earlier_checkpoints(folder):
-                    self._measure("eigs", path, cell.measure)
-            elif kind == "local":
-                for path in kept_clients(cell.measure, folder):
-                    self._measure("local", path, cell.measure)
-            elif kind == "split":
-                self._save("split", files.final, split_counts(make_world(cell.config, self.data_root), final))
-            else:
-                self._measure(kind, files.final, cell.measure)
-            files.log(f"measured: {kind}")
+        missing = [kind for kind in cell.kinds if not is_measured(kind, cell, final, folder)]
+        trackers = self.track if missing else ()
+        with followed(trackers, folder, cell.config.plain(), final.round, files.log) as log:
+            for kind in missing:
+                self._measure_cell(kind, cell, files, final, log)
+                files.log(f"measured: {kind}")
 
-    def _measure(self, kind: str, path: Path, measure: Measure) -> None:
-        asked = Measurement(measure.samples, DTYPE, self.device, self.data_root, self.trusted_model)
+    def _measure_cell(self, kind: Kind, cell: Cell, files: RunFolder, final: Checkpoint, log: Log) -> None:
+        if kind == "training":
+            for path in earlier_checkpoints(files.path):
+                self._measure("eigs", path, cell.measure)
+        elif kind == "local":
+            for path in kept_clients(cell.measure, files.path):
+                self._measure("local", path, cell.measure)
+        elif kind == "split":
+            self._save("split", files.final, split_counts(make_world(cell.config, self.data_root), final))
+        else:
+            content = self._measure(kind, files.final, cell.measure)
+            log(of_measurement(kind, content), final.round)
+
+    def _measure(self, kind: str, path: Path, measure: Measure) -> dict[str, Any]:
+        asked = Measurement(measure.samples, DTYPE, usual_device(self.device), self.data_root, self.trusted_model)
         measurement = replace(asked, kept=kind == "local")
         result = measured(
             lambda: open_subject(path, measurement),
             lambda subject, tell: MEASURES[kind](subject, measure),
             settings_of_kind(kind, measure),
         )
-        self._save(kind, path, result.to_dict())
+        content = result.to_dict()
+        self._save(kind, path, content)
+        return content
 
     def _save(self, kind: str, path: Path, content: Mapping[str, Any]) -> None:
         saved = save_measurement(path, kind, content, for_tables=True)
@@ -99,14 +111,14 @@ MEASURES: Mapping[str, Callable[[Subject, Measure], Result]] = {
 """What is measured of a checkpoint, as the commands of these names do; the file is called after the kind."""
 
 
-def train_cell(cell: Cell, folder: Path, data_root: Path | None, device: str) -> None:
+def train_cell(cell: Cell, folder: Path, data_root: Path | None, device: str, track: Sequence[str] = ()) -> None:
     """Train `cell` in `folder`, or go on with it.
 
     Raises `UsageError` if the folder holds another run, which is left as it is.
     """
     world = tried(make_world(cell.config, data_root))
     execution = replace(execution_of_cells(device), keep_clients=cell.measure.keep_clients)
-    go_on(world, folder, execution, watch=_logged)
+    go_on(world, folder, execution, watch=partial(_logged, track))
 
 
 def execution_of_cells(device: str) -> Execution:
@@ -115,10 +127,17 @@ def execution_of_cells(device: str) -> Execution:
 
 
 @contextmanager
-def _logged(run: Run) -> Iterator[Callable[[Record], None]]:
+def _logged(track: Sequence[str], run: Run) -> Iterator[Callable[[Record], None]]:
     if not run.files.begun:
         run.begin()  # at once, so that the report lists the cell even if its first round fails
-    yield Lines(run.server.round, run.world.config.rounds, run.files.log)
+    lines = Lines(run.server.round, run.world.config.rounds, run.files.log)
+    with tracked(run, track) as send:
+
+        def on_round(record: Record) -> None:
+            lines(record)
+            send(record)
+
+        yield on_round
 
 
 def split_counts(world: World, final: Checkpoint) -> dict[str, Any]:

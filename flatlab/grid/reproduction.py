@@ -1,5 +1,6 @@
 """A grid reproduced: what it describes, what of it is done, how long the rest takes, and doing it."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -19,11 +20,14 @@ from flatlab.federated.request import merged_fields, read_settings
 from flatlab.federated.world import resolve
 from flatlab.files import write_text
 from flatlab.functions import let_run
-from flatlab.grid.carry import run_cells
-from flatlab.grid.cell_progress import Progress, cell_progress
+from flatlab.grid.carry import DIED, run_cells
+from flatlab.grid.cell_progress import Progress, State, cell_progress
 from flatlab.grid.cells import CellWork
 from flatlab.grid.estimate import calibrate, measuring_seconds, training_seconds
 from flatlab.grid.plan import Cell, Grid, grid_cells, parse_grid, read_grid_text, require_named_model
+from flatlab.grid.shards import WHOLE, Shard
+from flatlab.grid.workers import dealt, visible_gpus
+from flatlab.measuring.subjects import usual_device
 from flatlab.runs.fingerprint import data_digest, data_source, settled
 from flatlab.runs.folder import RunFolder
 from flatlab.tell import Tell, silent
@@ -41,6 +45,9 @@ class Where:
     data_root: Path | None = None
     trusted_model: str | None = None
     trusted_dataset: str | None = None
+    jobs_per_gpu: int | None = None
+    track: tuple[str, ...] = ()  # trackers that follow every cell
+    shard: Shard = WHOLE  # of the cells; others are left to other calls
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,10 @@ class Reproduction:
     cells: tuple[Cell, ...]
     results: Path
     jobs: int
-    device: str
+    gpus: tuple[str, ...]  # of each of the jobs, where they are pinned to GPUs of this machine
+    device: str  # "auto" on a cluster: what each of its machines has
     where: Where
-    only: tuple[str, ...] = ()  # patterns of the cells that are run; none: all
+    chosen: tuple[Cell, ...]  # the cells of this call: those of `--only` and `--shard`
 
     def progress(self) -> dict[str, Progress]:
         """How far every cell is, by name."""
@@ -76,15 +84,28 @@ class Reproduction:
 
     def todo(self, progress: Mapping[str, Progress]) -> list[Cell]:
         """The cells that are not done, but for those whose folder holds another run, which nobody touches."""
-        open_ = [cell for cell in self.cells if not (progress[cell.name].done or progress[cell.name].another)]
-        return [cell for cell in open_ if not self.only or any(fnmatchcase(cell.name, name) for name in self.only)]
+        return [cell for cell in self.chosen if not (progress[cell.name].done or progress[cell.name].another)]
+
+    def states(self, progress: Mapping[str, Progress]) -> dict[str, State]:
+        """Every cell in a word, by name."""
+        return {name: each.state(self._is_busy(name)) for name, each in progress.items()}
+
+    def is_over(self, progress: Mapping[str, Progress]) -> bool:
+        """Whether the whole grid is at its end, in this call and in all others."""
+        return all(
+            each.done or each.failure not in ("", DIED) or (each.failure == DIED and not self._is_busy(name))
+            for name, each in progress.items()
+        )
+
+    def _is_busy(self, name: str) -> bool:
+        return RunFolder(self.results / name).is_busy()
 
     def cost(self, progress: Mapping[str, Progress]) -> Cost:
         """Estimate what is left, from a short calibration on this machine."""
         todo = self.todo(progress)
         if not todo:
             return Cost({}, 0.0, None)
-        speeds = calibrate([cell.config for cell in todo], self.device, self.where.data_root)
+        speeds = calibrate([cell.config for cell in todo], usual_device(self.device), self.where.data_root)
         seconds = {}
         for cell in todo:
             rounds = cell.config.rounds - progress[cell.name].rounds
@@ -102,7 +123,9 @@ class Reproduction:
 
         Raises `KeyboardInterrupt` after Ctrl-C or SIGTERM, once every cell at work has saved its state.
         """
-        work = CellWork(self.where.data_root, self.device, self.where.trusted_model, self.where.trusted_dataset)
+        work = CellWork(
+            self.where.data_root, self.device, self.where.trusted_model, self.where.trusted_dataset, self.where.track
+        )
         yield from run_cells(
             todo,
             self.results,
@@ -110,6 +133,7 @@ class Reproduction:
             jobs=self.jobs,
             backend="dask" if self.where.backend == "dask" else "loky",
             scheduler=self.where.scheduler,
+            gpus=self.gpus,
             tell=tell,
         )
 
@@ -142,21 +166,38 @@ def read_reproduction(name: str, where: Where, only: Sequence[str] = (), setting
         raise UsageError("--scheduler is the address of a Dask scheduler; add --backend dask.")
     if where.device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device is auto, cpu or cuda, not {where.device!r}.")
-    if where.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("There is no CUDA device here; leave --device out to use the CPU.")
-    device = "cuda" if where.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device, gpus = _devices(where)
     text = _with_settings(read_grid_text(name), name, settings)
     grid = parse_grid(text, name)
     let_run(where.trusted_dataset)
     require_named_model(grid, where.trusted_model, name)
-    jobs = where.jobs or (available_cores() if device == "cpu" else 1)
+    jobs = len(gpus) or where.jobs or available_cores()
     results = where.out or Path("checkpoints") / Path(name).stem
     cells = tuple(replace(cell, config=settled(cell.config, where.data_root)) for cell in grid_cells(grid))
     for pattern in only:
         if not any(fnmatchcase(cell.name, pattern) for cell in cells):
             some = ", ".join(cell.name for cell in cells[:3])
             raise UsageError(f"--only {pattern} is no cell of the grid; they are {some}, ...")
-    return Reproduction(grid, text, cells, results, jobs, device, where, tuple(only))
+    chosen = [cell for cell in cells if not only or any(fnmatchcase(cell.name, pattern) for pattern in only)]
+    return Reproduction(grid, text, cells, results, jobs, gpus, device, where, where.shard.cells(chosen))
+
+
+def _devices(where: Where) -> tuple[str, tuple[str, ...]]:
+    """The device of the cells, and the GPU of each job where they are on GPUs of this machine; raises `UsageError`."""
+    if where.jobs and where.jobs_per_gpu:
+        raise UsageError("--jobs is of all jobs and --jobs-per-gpu of those on one GPU: give one of them.")
+    if where.scheduler:
+        if where.jobs_per_gpu:
+            raise UsageError("--jobs-per-gpu is for GPUs of this machine; a cluster has as many jobs as Dask workers.")
+        return where.device, ()
+    count = torch.cuda.device_count() if where.device != "cpu" and torch.cuda.is_available() else 0
+    if where.device == "cuda" and not count:
+        raise UsageError("There is no CUDA device here; leave --device out to use the CPU.")
+    if where.jobs_per_gpu and not count:
+        raise UsageError("--jobs-per-gpu needs a GPU, and none is used here: leave it out, or say --jobs.")
+    gpus = visible_gpus(os.environ, count)
+    jobs = where.jobs or count * (where.jobs_per_gpu or 1)
+    return ("cuda", dealt(gpus, jobs)) if gpus else ("cpu", ())
 
 
 def _with_settings(text: str, name: str, settings: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from flatlab.cli.console import say
 from flatlab.cli.progress import bar
 from flatlab.federated.config import RunConfig
 from flatlab.federated.engine.base import PATIENCE
-from flatlab.federated.execution import Execution, carry_out, unwatched
+from flatlab.federated.execution import Execution, carry_out
 from flatlab.federated.request import read_fields
 from flatlab.federated.rounds import SAVE_SECONDS
 from flatlab.interface.loaded import LoadedCheckpoint, load
@@ -18,6 +18,7 @@ from flatlab.measuring.probe import curvature_probe
 from flatlab.runs.folder import RunFolder, default_folder
 from flatlab.runs.metrics import Record
 from flatlab.tell import silent
+from flatlab.tracking.following import read_trackers, tracked
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -97,6 +98,7 @@ def train(
     keep_clients: Sequence[int] = (),
     superlink: str | None = None,
     patience: float = PATIENCE,
+    track: Sequence[str] = (),
     tensorboard: bool = False,
     progress: bool = True,
     **fields: Any,
@@ -139,13 +141,14 @@ def train(
     execution = Execution(
         workers, engine, device, state, save_every, track_eigs, tuple(keep_clients), superlink, patience
     )
+    trackers = read_trackers([*track, *(["tensorboard"] if tensorboard else [])])
     carry_out(
         asked,
         folder,
         execution,
         data_root=root,
         tell=say if progress else silent,
-        watch=partial(bar, tensorboard=tensorboard) if progress else unwatched,
+        watch=partial(bar, trackers=trackers) if progress else partial(tracked, names=trackers),
         make_probe=curvature_probe,
     )
     final = load(folder, data_root=root, model=asked.model)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from analysis.batches import Batch, Inspected, Part, batch_length, picked
 from flatlab.data import ImageData, normalise
-from flatlab.measuring.ranks import rank, ranks, require_shares
+from flatlab.measuring.ranks import rank, ranks, spread
 
 BATCH_BYTES = 64 << 20
 """Normalised pixels that exist at once."""
@@ -32,16 +32,15 @@ class ImageBatches:
             yield normalise(images, mean, std, dtype=self.dtype), train.labels[places]
 
 
-def own_share(data: ImageData, chosen: NDArray[np.int64], dtype: torch.dtype, device: str, of: str) -> ImageBatches:
-    """The images `chosen`, of which each process takes every `ranks()`-th; `of` names them in errors."""
-    require_shares(len(chosen), of)
-    return ImageBatches(data, chosen[rank() :: ranks()], dtype, device)
+def own_share(data: ImageData, chosen: NDArray[np.int64], dtype: torch.dtype, device: str) -> ImageBatches:
+    """The images `chosen`, of which each process takes every `ranks()`-th, or all where they are fewer (`spread`)."""
+    mine = chosen[rank() :: ranks()] if spread(len(chosen)) is True else chosen
+    return ImageBatches(data, mine, dtype, device)
 
 
-def shared_out(batches: Iterable[Batch], samples: int, of: str) -> Iterable[Batch]:
+def shared_out(batches: Iterable[Batch], samples: int) -> Iterable[Batch]:
     """This process's share of any data."""
-    require_shares(samples, of)
-    return Part(batches, rank(), ranks()) if ranks() > 1 else batches
+    return Part(batches, rank(), ranks()) if spread(samples) is True else batches
 
 
 def some_of(inspected: Inspected, count: int, seed: int = 0) -> Sequence[Batch]:

@@ -14,7 +14,7 @@ from flatlab.errors import SAID, UsageError
 from flatlab.functions import import_function
 from flatlab.measuring.hub_models import names_hub_model, open_hub_model
 from flatlab.measuring.loss_samples import shared_out, some_of
-from flatlab.measuring.ranks import ranks
+from flatlab.measuring.ranks import spread
 from flatlab.measuring.weights import load_weights
 
 _USUAL_LOSS = "cross_entropy"
@@ -52,9 +52,10 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
     if samples is not None and samples > data.samples:
         raise UsageError(f"{own.data} returns {data.samples} samples: ask for 1 to {data.samples}, not {samples}.")
     batches = data.batches if samples is None else some_of(data, samples)
-    share = shared_out(batches, samples or data.samples, own.data)
+    count = samples or data.samples
+    share = shared_out(batches, count)
     try:
-        problem = make_problem(model, loss, share, dtype=dtype, device=device, distributed=ranks() > 1)
+        problem = make_problem(model, loss, share, dtype=dtype, device=device, distributed=spread(count))
     except SAID:
         raise
     except Exception as error:  # raised in the user's code, or by PyTorch about shapes and types there

@@ -5,14 +5,26 @@
 analysis/ adds up every product over the processes. Here they meet.
 """
 
+import math
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
 
 import torch
 from torch import distributed as dist
 
-from flatlab.errors import UsageError
+from analysis.distributed import Distributed, LostRankError, collective
+from flatlab.errors import FlatlabError, UsageError, shown
+from flatlab.runs.interruption import Terminated
+
+TIMEOUT = "FLATLAB_TIMEOUT"
+"""The environment variable that says how many seconds a process waits for another before it takes it for lost."""
+
+TIMEOUT_SECONDS = 600.0
 
 
 @contextmanager
@@ -20,21 +32,66 @@ def joined(device: str) -> Iterator[bool]:
     """Within the block, the processes that torchrun started, if it did, form a group (gloo on CPUs, nccl on GPUs).
 
     Yields whether this process is the first, which speaks for all. After the block it goes on alone; the others leave.
+    Raises `FlatlabError` where another process ended or does not answer, and where torchrun ends them all.
     """
     if not dist.is_torchelastic_launched():
         yield True
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    first = dist.get_rank() == 0
-    try:
-        yield first
-        dist.barrier()  # nobody leaves while another still needs its share
-    finally:
-        dist.destroy_process_group()
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    with _ended_together(seconds := _timeout()):
+        with collective():
+            dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        first = dist.get_rank() == 0
+        try:
+            yield first
+            with collective():
+                dist.barrier()  # nobody leaves while another still needs its share
+        finally:
+            dist.destroy_process_group()
     if not first:
         raise SystemExit(0)
+
+
+def _timeout() -> float:
+    words = os.environ.get(TIMEOUT, str(TIMEOUT_SECONDS))
+    try:
+        seconds = float(words)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < 1e6:
+        raise UsageError(f"{TIMEOUT} is a number of seconds above 0, not {shown(words)}.")
+    return seconds
+
+
+@contextmanager
+def _ended_together(seconds: float) -> Iterator[None]:
+    """Within the block, what happens because of another process is one `FlatlabError`.
+
+    torchrun sends SIGTERM to all others as soon as one ends in an error. The first signal raises; from then on they
+    are ignored, as they are once another was lost, so that what there is to say gets out.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end) if in_main else None
+    try:
+        yield
+    except Terminated as error:
+        raise FlatlabError("Another process of this measurement failed, or torchrun was told to end.") from error
+    except LostRankError as error:
+        if in_main:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise FlatlabError(
+            f"Another process of this measurement ended, or did not answer for {seconds:g} s ({TIMEOUT}): start it "
+            "again; what was saved before stays."
+        ) from error
+    if in_main:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def is_first_to_fail(command: str) -> bool:
@@ -59,7 +116,6 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def require_shares(samples: int, of: str) -> None:
-    """Raise `UsageError` unless every process gets a sample."""
-    if samples < ranks():
-        raise UsageError(f"{of} has {samples} samples, too few for {ranks()} processes: start at most {samples}.")
+def spread(samples: int) -> Distributed:
+    """How so many samples are held: by one process, in shares, or, where there are too few, in copies by all."""
+    return ranks() > 1 and (True if samples >= ranks() else "copies")

@@ -20,7 +20,7 @@ from flatlab.federated.world import DTYPES, make_world
 from flatlab.malloc import keep_freed_memory
 from flatlab.measuring.loss_samples import own_share, some_of
 from flatlab.measuring.own_model import OwnModel, open_own
-from flatlab.measuring.ranks import ranks
+from flatlab.measuring.ranks import spread
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, provenance, rebuild
 from flatlab.runs.contents import damaged
 
@@ -122,16 +122,17 @@ def open_checkpoint(path: Path, measurement: Measurement) -> Subject:
     parts = _parts(checkpoint, measurement)
     chosen, available = _choice(data, parts, measurement, config.seed)
     dtype = DTYPES[measurement.dtype]
-    batches = own_share(data, chosen, dtype, measurement.device, str(path))
+    batches = own_share(data, chosen, dtype, measurement.device)
     problem = make_problem(
-        model, "cross_entropy", batches, dtype=dtype, device=measurement.device, distributed=ranks() > 1
+        model, "cross_entropy", batches, dtype=dtype, device=measurement.device, distributed=spread(len(chosen))
     )
     clients = {}
     for name, part in parts.items():
         held = chosen[np.isin(chosen, part)]
         if len(held) == 0:
             raise UsageError(f"Client {name} holds none of the {len(chosen)} samples: ask for more, or use --full.")
-        clients[name] = problem.on(own_share(data, held, dtype, measurement.device, f"Client {name}"))
+        share = own_share(data, held, dtype, measurement.device)
+        clients[name] = problem.on(share, distributed=spread(len(held)))
     about = _about_checkpoint(path, checkpoint, problem)
     return Subject(problem, about, available, clients, chosen, _settings(problem, measurement))
 
@@ -161,7 +162,8 @@ def open_kept_clients(path: Path, measurement: Measurement) -> Subject:
     dtype = DTYPES[measurement.dtype]
     clients = {
         name: subject.problem.on(
-            own_share(world.data, world.parts[int(name)], dtype, measurement.device, f"Client {name}")
+            own_share(world.data, world.parts[int(name)], dtype, measurement.device),
+            distributed=spread(len(world.parts[int(name)])),
         )
         for name in names
     }

@@ -19,6 +19,7 @@ from flatlab.errors import FlatlabError
 from flatlab.federated.world import make_world
 from flatlab.malloc import keep_freed_memory
 from flatlab.measuring.loss_samples import own_share
+from flatlab.measuring.ranks import spread
 from flatlab.measuring.result import Result
 from flatlab.measuring.subjects import Measurement, Subject, open_checkpoint
 from flatlab.runs.checkpoint import load_checkpoint, provenance
@@ -122,7 +123,9 @@ def open_with_clients(path: Path, measurement: Measurement) -> tuple[Subject, di
     world = make_world(load_checkpoint(path).config, measurement.data_root)
     held = {str(k): subject.places[np.isin(subject.places, part)] for k, part in enumerate(world.parts)}
     clients = {
-        name: subject.problem.on(own_share(world.data, places, torch.float64, measurement.device, f"Client {name}"))
+        name: subject.problem.on(
+            own_share(world.data, places, torch.float64, measurement.device), distributed=spread(len(places))
+        )
         for name, places in held.items()
         if len(places)
     }
