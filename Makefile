@@ -7,10 +7,10 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/flatlab demo
 
-test: .venv/installed
+test: .venv/tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: .venv/installed
+lint: .venv/tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -30,14 +30,19 @@ clean:
 .venv/installed: constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flatlab needs Python 3.11 or newer; name one with make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+# With every extra that a test uses.
+.venv/tests: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,tensorboard,dask,hf,flower-simulation,wandb]"
 	touch $@
 
-.venv/docs: .venv/installed
+.venv/docs: .venv/tests
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 # The extra "bench", pinned, without what its packages ask for beyond .venv: backpack names torchvision, which nothing uses.
-.venv/peers: .venv/installed benchmarks/peers.txt
+.venv/peers: .venv/tests benchmarks/peers.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/peers.txt
 	touch $@
