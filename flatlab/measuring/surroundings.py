@@ -20,7 +20,7 @@ from flatlab.runs.checkpoint import provenance
 NEEDED = ("torch", "numpy", "scipy", "pyhessian")
 """Packages that decide a number."""
 
-EXTRAS = ("tensorboard", "distributed")
+EXTRAS = ("tensorboard", "wandb", "mlflow-skinny", "trackio", "distributed", "flwr", "ray", "transformers", "timm")
 """Packages that flatlab uses where they are installed."""
 
 ENVIRONMENT = (
