@@ -96,7 +96,7 @@ def test_the_packages_beside_it_are_names_of_its_own(tmp_path: Path) -> None:
     "module",
     [
         "interface.run",
-        "interface.checkpoint",
+        "interface.loaded",
         "interface.measures",
         "interface.flatness",
         "interface.local_global",
