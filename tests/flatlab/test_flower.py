@@ -24,6 +24,8 @@ from flatlab.files import write_text
 from tests.command_line import environment as of_this_tree
 from tests.command_line import flatlab
 
+pytestmark = pytest.mark.long
+
 ROUNDS = 10
 RUN = (
     f"--clients 4 --rounds {ROUNDS} --participation 0.5 --seed 1 --set train_samples=120 --set test_samples=40".split()

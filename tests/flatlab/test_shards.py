@@ -65,6 +65,7 @@ def test_a_shard_is_of_the_cells_that_are_asked_for(tmp_path: Path) -> None:
     assert [cell.name for cell in chosen] == ["fedavg-s1"]
 
 
+@pytest.mark.long
 def test_an_array_that_is_cut_off_and_queued_again_makes_the_grid_of_one_process(tmp_path: Path) -> None:
     """One task is told that its time is up, the node of the other is lost."""
     (tmp_path / "small.toml").write_text(GRID.format(rounds=60))

@@ -124,6 +124,7 @@ def assert_same_verdicts(folder: Path) -> None:
             assert one[name][0] <= other[name][1] * (1 + 1e-9)
 
 
+@pytest.mark.long
 def test_the_first_process_alone_speaks(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("eigs", checkpoint, "--full", "--top-k", 2, *EXACT)
@@ -138,6 +139,7 @@ def test_the_first_process_alone_speaks(checkpoint: Path, tmp_path: Path, monkey
     assert saved == json.loads((tmp_path / "together.json").read_text())
 
 
+@pytest.mark.long
 def test_every_command_gives_the_numbers_of_one_process(
     checkpoint: Path, kept_clients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +214,7 @@ def data():
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["SIGKILL", "SIGSTOP"])
 def test_a_process_that_is_lost_ends_all_with_one_sentence(fault: str, tmp_path: Path) -> None:
     """Killed, it is seen at once; stopped, after the time that the others wait."""
