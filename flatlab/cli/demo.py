@@ -18,7 +18,7 @@ def demo(
     from flatlab.cli.console import console
     from flatlab.cli.eigs_table import print_eigs
     from flatlab.cli.sweep import measure
-    from flatlab.cli.train import train_run
+    from flatlab.cli.watched_run import train_run
     from flatlab.federated.config import make_config
     from flatlab.files import write_files
     from flatlab.measuring.eigs import Search, measure_eigs

@@ -19,7 +19,7 @@ from analysis.problem import Problem, make_problem
 from analysis.theory.differences import derivative_checks
 from analysis.theory.statements import broken
 from flatlab.cli.main import main
-from flatlab.cli.train import train_run
+from flatlab.cli.watched_run import train_run
 from flatlab.federated.config import make_config
 from flatlab.federated.execution import Execution
 

@@ -14,7 +14,7 @@ from analysis.theory import battery
 from analysis.theory.dense import DenseLayer
 from analysis.theory.statements import STATEMENTS
 from flatlab.cli.main import main
-from flatlab.cli.train import train_run
+from flatlab.cli.watched_run import train_run
 from flatlab.federated.config import make_config
 from flatlab.federated.execution import Execution
 from flatlab.runs.checkpoint import load_checkpoint, save_checkpoint

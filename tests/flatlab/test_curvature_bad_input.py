@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flatlab.cli.main import main
-from flatlab.cli.train import train_run
+from flatlab.cli.watched_run import train_run
 from flatlab.federated.config import make_config
 from flatlab.federated.execution import Execution
 

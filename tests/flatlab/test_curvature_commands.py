@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from flatlab.cli.main import main
-from flatlab.cli.train import train_run
+from flatlab.cli.watched_run import train_run
 from flatlab.data import normalise
 from flatlab.federated.config import make_config
 from flatlab.federated.execution import Execution

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flatlab.cli.main import main
-from flatlab.cli.train import train_run
+from flatlab.cli.watched_run import train_run
 from flatlab.errors import FlatlabError
 from flatlab.federated.execution import Execution
 from flatlab.grid.carry import DIED, run_cells

@@ -15,7 +15,7 @@ from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
 import flatlab
-from flatlab.cli.train import train_run
+from flatlab.cli.watched_run import train_run
 from flatlab.data import normalise
 from flatlab.errors import UsageError
 from flatlab.federated.config import make_config

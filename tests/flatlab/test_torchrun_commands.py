@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flatlab.cli.main import main
-from flatlab.cli.train import train_run
+from flatlab.cli.watched_run import train_run
 from flatlab.federated.config import make_config
 from flatlab.federated.execution import Execution
 from tests.command_line import environment

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flatlab.cli.train import train_run
+from flatlab.cli.watched_run import train_run
 from flatlab.errors import UsageError
 from flatlab.federated.config import make_config
 from flatlab.federated.execution import Execution
