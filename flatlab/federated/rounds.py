@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flatlab.errors import SAID, FlatlabError, UsageError
+from flatlab.errors import SAID, FlatlabError, UsageError, shown
 from flatlab.federated.algorithms.base import Round
 from flatlab.federated.engine.base import Engine, Evaluation, RoundInputs, RoundOutputs
 from flatlab.federated.parameters import flatten, state_of
@@ -19,7 +19,7 @@ from flatlab.federated.state import LAST, ClientState, Place, ServerState, read_
 from flatlab.federated.world import World
 from flatlab.files import WriteError
 from flatlab.runs.checkpoint import Checkpoint, provenance
-from flatlab.runs.contents import require_keys
+from flatlab.runs.contents import damaged, require_keys
 from flatlab.runs.fingerprint import data_digest
 from flatlab.runs.folder import RunFolder
 from flatlab.runs.interruption import stop_if_asked, undisturbed
@@ -96,7 +96,10 @@ class Run:
             return
         path = self.files.resume_file
         server = read_server(saved["server"], path, self.server, self.world.config.rounds)
-        self._require_vectors(bool(saved.get("at_nodes", False)))
+        at_nodes = saved.get("at_nodes", False)
+        if type(at_nodes) is not bool:
+            raise damaged(path, "at_nodes", f"is {shown(at_nodes)} and neither true nor false")
+        self._require_vectors(at_nodes)
         self.clients.restore(require_keys(saved["clients"], (), path, "clients"))
         self.files.cut_metrics(server.round, saved)
         self.server = server

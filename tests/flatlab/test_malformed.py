@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.mutations import KINDS, Workbench, command, opened
+from benchmarks.mutations import KINDS, Workbench, _copy_unfinished, command, opened
 from benchmarks.oddities import CANARY, toml_text
 from flatlab.errors import UsageError, shown
 from flatlab.federated.algorithms import ALGORITHMS
@@ -188,6 +188,16 @@ def test_tensors_of_other_kinds_are_refused_by_name(said: str, bench: Workbench)
     with pytest.raises(UsageError, match=said) as caught:
         rebuild(load_checkpoint(Path("odd.pt")))
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(2), None, 1, "yes", [True]])
+def test_where_vectors_are_is_true_or_false(odd: Any, bench: Workbench) -> None:
+    _copy_unfinished()
+    torch.save({**bench.sound["resume"], "at_nodes": odd}, "again/resume.pt")
+    outcome = command("train", "--resume", "--workers", "1", "--out", "again")
+    assert outcome.code == 2
+    assert "at_nodes is" in outcome.said
+    assert not outcome.fault
 
 
 @pytest.mark.parametrize(
