@@ -6,13 +6,14 @@ its place is the same, for attention of a sequence to itself; anything else goes
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+from analysis.function_mode import FunctionMode
 
 Project = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(inputs, weight, bias) -> inputs W^T + bias."""
@@ -20,26 +21,20 @@ Project = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
-class OpenAttention(TorchFunctionMode):
+class OpenAttention(FunctionMode):
     """Within the block, self-attention projects by `project`."""
 
     def __init__(self, project: Project) -> None:
         super().__init__()
         self.project = project
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def _instead(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func is F.multi_head_attention_forward:
-            call = _SIGNATURE.bind(*args, **(kwargs or {}))
+            call = _SIGNATURE.bind(*args, **kwargs)
             call.apply_defaults()
             if _is_plain(call.arguments):
                 return _self_attention(self.project, **call.arguments)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _is_plain(given: Mapping[str, Any]) -> bool:

@@ -5,13 +5,14 @@ Of a float64 activation the same cast takes half of the digits, and no residual 
 float64 would be exact to float32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from analysis.function_mode import FunctionMode
 
 
 def widened(dtype: torch.dtype) -> AbstractContextManager[object]:
@@ -19,15 +20,9 @@ def widened(dtype: torch.dtype) -> AbstractContextManager[object]:
     return _Widened() if dtype == torch.float64 else nullcontext()
 
 
-class _Widened(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = dict(kwargs or {})
+class _Widened(FunctionMode):
+    def _instead(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        named = dict(kwargs)
         if func is Tensor.float:
             return Tensor.double(*args, **named)
         if func is Tensor.view:  # there a type says how bits are read

@@ -5,12 +5,13 @@ otherwise, matrix products in TF32 or bfloat16 where `set_float32_matmul_precisi
 precision under autocast.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+
+from analysis.function_mode import FunctionMode
 
 _GENERAL = ("generic", "all")
 _BACKENDS = (("cuda", "all"), ("mkldnn", "all"))
@@ -91,17 +92,11 @@ def _without_autocast() -> Iterator[None]:
         yield
 
 
-class NoAutocast(TorchFunctionMode):
+class NoAutocast(FunctionMode):
     """Within the block, also autocast that the model itself switches on is off."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def _instead(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if not torch._C._is_any_autocast_enabled():
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         with _without_autocast():
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)

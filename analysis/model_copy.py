@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from analysis.errors import MeasurementError
+from analysis.function_mode import FunctionMode
 
 FULL = (torch.float32, torch.float64)
 """Precisions in which a residual can certify something."""
@@ -54,18 +54,12 @@ def _wrapped(model: nn.Module) -> nn.Module | None:
     return model.module if isinstance(model, _PARALLEL) else None
 
 
-class _GraphsLeftBehind(TorchFunctionMode):
+class _GraphsLeftBehind(FunctionMode):
     """Within the block, `copy.deepcopy` copies the value of a tensor that belongs to a graph, where torch refuses."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def _instead(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func is not Tensor.__deepcopy__ or args[0].is_leaf:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         tensor, memo = args
         memo[id(tensor)] = tensor.detach().clone()
         return memo[id(tensor)]

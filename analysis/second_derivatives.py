@@ -8,7 +8,7 @@ channel. Done without that waste, a Hessian-vector product of the CIFAR network 
 takes 1.81 (benchmarks/README.md).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
+from analysis.function_mode import FunctionMode
 from analysis.mended import MENDED
 
 Sizes = tuple[int, ...]
@@ -68,26 +68,20 @@ def graph_only(wanted: bool = True) -> Iterator[Sparing]:
         _spared.reset(token)
 
 
-class LeanSecondDerivatives(TorchFunctionMode):
+class LeanSecondDerivatives(FunctionMode):
     """Within the block, convolutions, ReLU and 2-D max-pooling are computed by the functions of this module.
 
     What has no right derivative in torch is computed by those of `mended`.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def _instead(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func in _DIMENSIONS:
-            return convolution(_DIMENSIONS[func], *args, **(kwargs or {}))
-        if func in _RELUS and len(args) == 1 and not (kwargs or {}).get("inplace", False):
+            return convolution(_DIMENSIONS[func], *args, **kwargs)
+        if func in _RELUS and len(args) == 1 and not kwargs.get("inplace", False):
             return _ReLU.apply(args[0])  # type: ignore[no-untyped-call]
         if func in _MAX_POOLS:
-            return max_pool2d(*args, **(kwargs or {}))
-        return MENDED.get(func, func)(*args, **(kwargs or {}))
+            return max_pool2d(*args, **kwargs)
+        return MENDED.get(func, func)(*args, **kwargs)
 
 
 def convolution(

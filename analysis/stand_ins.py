@@ -4,28 +4,23 @@ A function that was made before the model was copied, a list of parameters, a lo
 parameters themselves, and `functional_call` replaces attributes of modules only.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from analysis.function_mode import FunctionMode
 
 
-class StandIns(TorchFunctionMode):
+class StandIns(FunctionMode):
     """Within the block, every tensor of `table` (by id) that enters a torch function is replaced by its stand-in."""
 
     def __init__(self, table: Mapping[int, Tensor]) -> None:
         super().__init__()
         self.table = table
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = {name: self._replaced(value) for name, value in (kwargs or {}).items()}
+    def _instead(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        named = {name: self._replaced(value) for name, value in kwargs.items()}
         return func(*map(self._replaced, args), **named)
 
     def _replaced(self, value: Any) -> Any:

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from analysis.function_mode import FunctionMode
 
 Tap = Callable[[Tensor], Tensor]
 """Takes an activation, shape (batch, ...) unless the model puts its samples elsewhere; returns it or a substitute."""
@@ -59,7 +60,7 @@ _NONLINEARITIES: Mapping[str, Callable[..., bool]] = {
 """Names of torch's functions whose results are activations, each with the condition on its arguments."""
 
 
-class _Taps(TorchFunctionMode):
+class _Taps(FunctionMode):
     """Hands the result of every nonlinearity to `tap` and lets the model go on with what `tap` returns."""
 
     def __init__(self, tap: Tap, ignored: frozenset[int]) -> None:
@@ -69,16 +70,10 @@ class _Taps(TorchFunctionMode):
         self.count = 0
         self.function = ""  # the newest nonlinearity
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))  # what it calls itself is not seen, so that relu6 is no hardtanh too
+    def _instead(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        result = func(*args, **kwargs)  # what it calls itself is not seen, so that relu6 is no hardtanh too
         name = getattr(func, "__name__", "")
-        if name not in _NONLINEARITIES or not _NONLINEARITIES[name](*args, **(kwargs or {})):
+        if name not in _NONLINEARITIES or not _NONLINEARITIES[name](*args, **kwargs):
             return result
         self.function = name.strip("_")
         return _tapped(result, self._counted)

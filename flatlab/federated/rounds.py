@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, isfinite
 from pathlib import Path
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from flatlab.errors import SAID, FlatlabError, UsageError, shown
 from flatlab.federated.algorithms.base import Round
-from flatlab.federated.engine.base import Engine, Evaluation, RoundInputs, RoundOutputs
+from flatlab.federated.engine.base import Engine, RoundInputs, RoundOutputs
 from flatlab.federated.parameters import flatten, state_of
 from flatlab.federated.participants import sample_clients
+from flatlab.federated.round_record import evaluation_record, training_record
 from flatlab.federated.state import LAST, ClientState, Place, ServerState, read_server
 from flatlab.federated.world import World
 from flatlab.files import WriteError
@@ -244,10 +245,10 @@ def train(
             step = run.step(engine)
             done = step.server.round
             last = done == config.rounds
-            record = _record(run.world, step, time.monotonic() - began)
+            record = training_record(run.world, done, step.ids, step.outputs, time.monotonic() - began)
             if last or done % interval == 0:
                 began = time.monotonic()
-                record |= _evaluate(run, step.server, engine)
+                record |= evaluation_record(run.models(step.server), run.reported, engine)
                 record["evaluation_seconds"] = time.monotonic() - began
                 step.server.evaluated = record
             if probe and (last or done % probe_every == 0):
@@ -280,33 +281,6 @@ def _write(run: Run, step: Step, record: Record, save_every: float) -> None:
         run.checkpoint(run.files.final if last else run.folder / f"round-{step.server.round:04d}.pt")
     if last or due or time.monotonic() - run.saved_at >= save_every:
         run.save()
-
-
-def _record(world: World, step: Step, seconds: float) -> Record:
-    config, outputs, done = world.config, step.outputs, step.server.round
-    samples = [len(world.parts[k]) for k in step.ids]
-    loss = sum(n * loss for n, loss in zip(samples, outputs.losses, strict=True)) / sum(samples)
-    return {
-        "round": done,
-        "participants": step.ids,
-        "lr": config.learning_rate(done - 1),
-        "train_loss": loss,
-        "images": outputs.images,
-        "seconds": seconds,
-        "images_per_second": outputs.images / seconds,
-    }
-
-
-def _evaluate(run: Run, server: ServerState, engine: Engine) -> Record:
-    models = run.models(server)
-    results: dict[str, Evaluation] = dict(zip(models, engine.evaluate(list(models.values())), strict=True))
-    headline = results[run.reported]
-    return {
-        "test_accuracy": headline.accuracy,
-        "test_loss": headline.loss,
-        "activation_norm": sum(headline.activation_norms),
-        "models": {name: asdict(result) for name, result in results.items()},
-    }
 
 
 def _check_finite(t: int, ids: list[int], outputs: RoundOutputs) -> None:
