@@ -20,7 +20,7 @@ from flatlab.federated.rounds import Run
 from flatlab.runs.lines import Lines
 from flatlab.runs.metrics import Record
 from flatlab.tell import Tell
-from flatlab.tracking.following import tracked
+from flatlab.trackers.follower import tracked
 
 
 class _Latest(ProgressColumn):

@@ -13,7 +13,7 @@ from flatlab.cli.figures import print_skipped
 from flatlab.cli.grid_table import rows_of, run_with_table
 from flatlab.cli.options import choice
 from flatlab.grid.shipped import shipped_grids
-from flatlab.tracking import TRACKERS
+from flatlab.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from flatlab.grid.cell_progress import Progress
@@ -89,7 +89,7 @@ def reproduce(
     """
     from flatlab.grid.reproduction import Where, read_reproduction
     from flatlab.grid.shards import read_shard
-    from flatlab.tracking.following import read_trackers
+    from flatlab.trackers.follower import read_trackers
 
     trackers = read_trackers(track or ())
     where = Where(

@@ -9,7 +9,7 @@ from flatlab.cli.options import choice
 from flatlab.cli.run_plan import print_plan
 from flatlab.cli.watched_run import train_run
 from flatlab.federated.engine import ENGINES
-from flatlab.tracking import TRACKERS
+from flatlab.trackers import TRACKERS
 
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
 

@@ -36,7 +36,7 @@ def train_run(
     from flatlab.measuring.probe import curvature_probe
     from flatlab.runs.folder import RunFolder, default_folder
     from flatlab.runs.interruption import exit_status
-    from flatlab.tracking.following import read_trackers
+    from flatlab.trackers.follower import read_trackers
 
     execution = execution or Execution()
     trackers = read_trackers(track)

@@ -38,8 +38,8 @@ from flatlab.runs.folder import RunFolder
 from flatlab.runs.lines import Lines
 from flatlab.runs.measurements import save_measurement
 from flatlab.runs.metrics import Record
-from flatlab.tracking.following import Log, followed, tracked
-from flatlab.tracking.numbers import of_measurement
+from flatlab.trackers.follower import Log, followed, tracked
+from flatlab.trackers.numbers import of_measurement
 
 
 @dataclass(frozen=True)

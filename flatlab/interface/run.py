@@ -18,7 +18,7 @@ from flatlab.measuring.probe import curvature_probe
 from flatlab.runs.folder import RunFolder, default_folder
 from flatlab.runs.metrics import Record
 from flatlab.tell import silent
-from flatlab.tracking.following import read_trackers, tracked
+from flatlab.trackers.follower import read_trackers, tracked
 
 if TYPE_CHECKING:
     from pandas import DataFrame

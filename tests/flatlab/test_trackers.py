@@ -19,10 +19,10 @@ from flatlab.federated.execution import Execution
 from flatlab.grid.cells import CellWork
 from flatlab.interface.run import train
 from flatlab.runs.folder import RunFolder
-from flatlab.tracking import TRACKERS
-from flatlab.tracking.base import Tracked
-from flatlab.tracking.following import followed, read_trackers
-from flatlab.tracking.numbers import of_round
+from flatlab.trackers import TRACKERS
+from flatlab.trackers.base import Tracked
+from flatlab.trackers.follower import followed, read_trackers
+from flatlab.trackers.numbers import of_round
 from tests.flatlab.test_grid_running import cells_of
 
 SMALL: dict[str, Any] = {
@@ -136,7 +136,7 @@ def test_a_tracker_that_hangs_holds_a_run_up_for_a_while_at_most(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, "faulty", failing(stage))
-    monkeypatch.setattr("flatlab.tracking.following.FINISH_SECONDS", 0.2)
+    monkeypatch.setattr("flatlab.trackers.follower.FINISH_SECONDS", 0.2)
     told: list[str] = []
     began = time.monotonic()
     with followed(("faulty",), tmp_path, {}, 0, told.append) as log:

@@ -14,9 +14,9 @@ from flatlab.federated.rounds import Run
 from flatlab.files import write_text
 from flatlab.runs.metrics import Record
 from flatlab.tell import Tell, silent
-from flatlab.tracking import TRACKERS
-from flatlab.tracking.base import FINISH_SECONDS, Tracked, Tracker
-from flatlab.tracking.numbers import of_round
+from flatlab.trackers import TRACKERS
+from flatlab.trackers.base import FINISH_SECONDS, Tracked, Tracker
+from flatlab.trackers.numbers import of_round
 
 NAMES = "trackers.json"
 """In the run's folder: what each tracker knows the run as, so that it goes on there when the run goes on."""

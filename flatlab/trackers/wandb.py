@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import wandb
 
-from flatlab.tracking.base import FINISH_SECONDS, PROJECT, Tracked
+from flatlab.trackers.base import FINISH_SECONDS, PROJECT, Tracked
 
 
 class Tracker:

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 
 import trackio
 
-from flatlab.tracking.base import PROJECT, Tracked
+from flatlab.trackers.base import PROJECT, Tracked
 
 
 class Tracker:

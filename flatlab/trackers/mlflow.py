@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 
-from flatlab.tracking.base import PROJECT, Tracked
+from flatlab.trackers.base import PROJECT, Tracked
 
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is the command's
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch.utils.tensorboard import SummaryWriter
 
-from flatlab.tracking.base import Tracked
+from flatlab.trackers.base import Tracked
 
 
 class Tracker:
