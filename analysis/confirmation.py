@@ -52,8 +52,7 @@ def confirmed(
         except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
             return pairs
     values, residuals = (torch.cat(parts) for parts in zip(*found, strict=True))
-    scale = max(values.abs().max().item(), pairs.values.abs().max().item())
-    residuals = residuals.clamp(min=rounding(scale, torch.float64))
+    residuals = residuals.clamp(min=rounding(max(values.abs().max().item(), pairs.scale), torch.float64))
     gaps = pairs.residuals**2 / pairs.quadratic  # the residual itself where none was found
     sharper = torch.where(pairs.quadratic < pairs.residuals, residuals**2 / gaps, residuals)
     within = (residuals <= tol * values.abs()) | vanish(residuals, values, pairs.vanishing)

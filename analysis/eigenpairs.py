@@ -39,6 +39,7 @@ class Eigenpairs:
     missed: float  # bounds the probability that one beyond these by more than 2 tol was missed; 1: unknown
     confirmed: bool  # values and residuals are those of float64 products
     products: int  # products of A with a vector
+    scale: float  # |A|, as far as the search saw it
     vanishing: float = 0.0  # values that are no larger, residual included, count as converged too
 
     @property
@@ -100,7 +101,25 @@ def certified(
         missed=1.0,
         confirmed=vectors.dtype == torch.float64,
         products=products,
+        scale=scale,
         vanishing=vanishing,
+    )
+
+
+def carried(pairs: Eigenpairs, lost: float, tol: float) -> Eigenpairs:
+    """The pairs where rounding may have taken the share `lost` of A itself, which no residual shows.
+
+    Where that is more than a tenth of the tolerance, it counts as what an eigenvalue is exact to: `rounded`.
+    """
+    least = lost * pairs.scale
+    residuals = pairs.residuals.clamp(min=least)
+    spoiled = (least > 0.1 * tol * pairs.values.abs()) & ~vanish(residuals, pairs.values, pairs.vanishing)
+    return replace(
+        pairs,
+        residuals=residuals,
+        quadratic=pairs.quadratic.clamp(min=least),
+        converged=pairs.converged & ~spoiled,
+        rounded=pairs.rounded | (pairs.converged & spoiled),
     )
 
 

@@ -1,15 +1,10 @@
 """One eigenvalue as it is reported: its value, and how exact it is."""
 
 import math
-from dataclasses import dataclass, replace
-from functools import partial
-
-import torch
+from dataclasses import dataclass
 
 from analysis.eigenpairs import PROBABILITY, Eigenpairs
-from analysis.losses import saturates
 from analysis.overlooked import BEYOND
-from analysis.parametric_loss import ParametricLoss
 
 
 @dataclass(frozen=True)
@@ -37,36 +32,12 @@ class Eigenvalue:
         return max(self.residual, BEYOND * tol * abs(self.value)) if self.missed > 0 else self.residual
 
 
-def lost_share(problem: ParametricLoss, loss: float) -> float:
-    """The share of an eigenvalue that rounding may have taken: p (1 - p) of a saturated softmax is 1 - p = O(loss)."""
-    mean = loss / problem.samples if problem.loss.reduction == "sum" else loss
-    eps = torch.finfo(torch.float64).eps
-    return eps / max(mean, eps) if saturates(problem.loss) else 0.0  # of 1 - p below eps the other classes' p is left
-
-
-def listed(pairs: Eigenpairs, lost: float = 0.0, tol: float = 0.0) -> tuple[Eigenvalue, ...]:
-    """The pairs one by one, without their vectors.
-
-    Of each a share `lost` may be rounding in the matrix itself, which no residual shows; above a tenth of `tol` it
-    counts as what the eigenvalue is exact to.
-    """
+def listed(pairs: Eigenpairs) -> tuple[Eigenvalue, ...]:
+    """The pairs one by one, without their vectors."""
     columns = (pairs.values, pairs.residuals, pairs.relative_residuals, pairs.quadratic, pairs.converged, pairs.rounded)
-    found = tuple(
+    return tuple(
         Eigenvalue(value, residual, relative, error, converged, rounded, pairs.missed, pairs.confirmed)
         for value, residual, relative, error, converged, rounded in zip(
             *(column.tolist() for column in columns), strict=True
         )
-    )
-    return tuple(map(partial(_saturated, lost=lost), found)) if lost > 0.1 * tol else found
-
-
-def _saturated(value: Eigenvalue, lost: float) -> Eigenvalue:
-    least = lost * abs(value.value)
-    return replace(
-        value,
-        residual=max(value.residual, least),
-        relative_residual=max(value.relative_residual, lost),
-        error=max(value.error, least),
-        converged=False,
-        rounded=value.converged or value.rounded,
     )

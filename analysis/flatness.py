@@ -18,12 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from analysis.eigenvalue import Eigenvalue, listed, lost_share
+from analysis.eigenpairs import carried
+from analysis.eigenvalue import Eigenvalue, listed
 from analysis.errors import MeasurementError
 from analysis.layers import find_layers
 from analysis.objective import loss_and_gradient, loss_at
 from analysis.operators import hessian
 from analysis.problem import Problem
+from analysis.saturation import lost_share
 from analysis.spectrum import eigs, layer_eigenpairs
 from analysis.trace import Estimate, hutchinson
 from analysis.vectors import norm
@@ -123,7 +125,7 @@ def flatness(
             RelativeFlatness(
                 name=name,
                 weight_norm2=sum(norm(problem.parameters[full].reshape(-1)) ** 2 for full in weights[name]),
-                top=listed(pairs, lost_share(problem, whole.loss), tol)[0],
+                top=listed(carried(pairs, lost_share(problem, whole.loss), tol))[0],
                 trace=moments.groups[name],
             )
             for name, pairs in tops.items()

@@ -103,5 +103,14 @@ def as_real(parameter: Tensor) -> Tensor:
     return torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter
 
 
+def as_own(real: Tensor, parameter: Tensor) -> Tensor:
+    """Values in the parameter's own shape, from those that `as_real` gives them; such as have it already are kept.
+
+    `torch.view_as_complex` would ask of every vector that a product is taken with that its pieces lie at even places.
+    """
+    pairs = parameter.is_complex() and not real.is_complex()
+    return torch.complex(real[..., 0], real[..., 1]) if pairs else real
+
+
 def _said(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

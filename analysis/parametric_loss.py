@@ -19,7 +19,7 @@ from analysis.distributed import Distributed
 from analysis.first_pass import FirstPass, fingerprint
 from analysis.ieee import NoAutocast, ieee
 from analysis.losses import Reduction, Share, SummedLoss
-from analysis.model_copy import as_real, private_copy
+from analysis.model_copy import as_own, as_real, private_copy
 from analysis.second_derivatives import LeanSecondDerivatives
 from analysis.stand_ins import StandIns
 
@@ -96,7 +96,7 @@ class ParametricLoss:
         them.
         """
         own = dict(self.model.named_parameters())
-        replaced = {n: torch.view_as_complex(p) if p.shape != own[n].shape else p for n, p in parameters.items()}
+        replaced = {n: as_own(p, own[n]) for n, p in parameters.items()}
         table = {id(tensor): replaced.get(name, own[name]) for tensor, name in self.aliases}
         # Fused attention has no second derivative. The mode entered last is asked first.
         with (

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from analysis.activations import ActivationNorms, ForwardPass, forward_pass
 from analysis.confirmation import confirmed, in_float64
-from analysis.eigenpairs import Eigenpairs, Iteration, Progress, drive, drive_together
-from analysis.eigenvalue import Eigenvalue, listed, lost_share
+from analysis.eigenpairs import Eigenpairs, Iteration, Progress, carried, drive, drive_together
+from analysis.eigenvalue import Eigenvalue, listed
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos_steps
 from analysis.layer_blocks import LayerBlocks
@@ -23,6 +23,7 @@ from analysis.operators import Matrix, SymmetricOperator, curvature_matrix
 from analysis.power import power_steps
 from analysis.problem import Problem
 from analysis.pyhessian_backend import pyhessian_operator
+from analysis.saturation import lost_share
 
 Method = Literal["lanczos", "power"]
 Backend = Literal["flatlab", "pyhessian"]
@@ -123,13 +124,13 @@ def eigs(
     norms = {group.name: _norms(forward, group) for group in groups}
     lost = lost_share(problem, forward.loss)
     return EigsReport(
-        eigenvalues=listed(whole, lost, tol),
+        eigenvalues=listed(carried(whole, lost, tol)),
         vectors=whole.vectors,
         layers=tuple(
             LayerSpectrum(
                 name=name,
                 parameters=len(pairs.vectors),
-                eigenvalues=listed(pairs, lost, tol),
+                eigenvalues=listed(carried(pairs, lost, tol)),
                 input_norm2=norms[name].input_norm2,
                 output_norm2=norms[name].output_norm2,
                 products=pairs.products,

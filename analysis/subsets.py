@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from analysis.batches import regrouped
-from analysis.eigenpairs import PROBABILITY, Eigenpairs
-from analysis.eigenvalue import Eigenvalue, listed, lost_share
+from analysis.eigenpairs import PROBABILITY, Eigenpairs, carried
+from analysis.eigenvalue import Eigenvalue, listed
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
 from analysis.objective import loss_at
 from analysis.operators import Matrix, Product, SymmetricOperator, curvature_matrix, hessian
 from analysis.problem import Problem
+from analysis.saturation import lost_share
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def sampling_spread(
     shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
     values: list[Eigenvalue] = []
     for piece, share in zip(pieces, shares.tolist(), strict=True):
-        (value,) = listed(lanczos(curvature_matrix(piece, matrix), tol=tol, start=start, seed=seed))
+        pairs = lanczos(curvature_matrix(piece, matrix), tol=tol, start=start, seed=seed)
+        (value,) = listed(_carried(pairs, piece, tol))
         values.append(_scaled(value, 1 / share) if piece.reduction == "sum" else value)
     numbers = torch.tensor([value.value for value in values], dtype=torch.float64)
     mean = (shares @ numbers).item()
@@ -78,6 +80,11 @@ def sampling_spread(
         deviation=(shares @ squares).sqrt().item(),
         standard_error=(shares.square() @ squares).sqrt().item(),
     )
+
+
+def _carried(pairs: Eigenpairs, problem: Problem, tol: float, loss: float | None = None) -> Eigenpairs:
+    """The pairs, claiming no more than the problem's loss carries, which is computed where it is not given."""
+    return carried(pairs, lost_share(problem, loss_at(problem, problem.point()) if loss is None else loss), tol)
 
 
 def _scaled(value: Eigenvalue, factor: float) -> Eigenvalue:
@@ -124,7 +131,9 @@ def batch_spectra(
     found: list[Eigenpairs] = []
     count = problem.samples // batch_size
     for index, batch in enumerate(regrouped(problem.data, batch_size)):
-        found.append(lanczos(hessian(problem.on([batch])), k, tol=tol, max_iter=max_iter, start=start, seed=seed))
+        own = problem.on([batch])
+        pairs = lanczos(hessian(own), k, tol=tol, max_iter=max_iter, start=start, seed=seed)
+        found.append(_carried(pairs, own, tol))
         if progress:
             progress(index + 1, count)
     return BatchSpectra(
@@ -214,13 +223,12 @@ def client_spectra(
     whole = top(_weighted_sum(problems, share), "", None)
     found = {name: top(hessian(problem), name, whole.vectors) for name, problem in problems.items()}
     losses = {name: loss_at(problem, problem.point()) for name, problem in problems.items()}
-    lost = {name: lost_share(problem, losses[name]) for name, problem in problems.items()}
-    clients = {name: listed(pairs, lost[name], tol) for name, pairs in found.items()}
+    clients = {name: listed(_carried(pairs, problems[name], tol, losses[name])) for name, pairs in found.items()}
     overall = sum(share[name] * loss for name, loss in losses.items())
     return ClientSpectra(
         clients=clients,
         weights=share,
-        whole=listed(whole, lost_share(next(iter(problems.values())), overall), tol),
+        whole=listed(_carried(whole, next(iter(problems.values())), tol, overall)),
         mean=sum(share[name] * values[0].value for name, values in clients.items()),
         mean_error=sum(share[name] * values[0].residual for name, values in clients.items()),
         mean_reach=sum(share[name] * values[0].reach(tol) for name, values in clients.items() if share[name]),

@@ -6,11 +6,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks
-from figures.labels import man_label
+from figures.labels import NETWORK, block_label, man_label
 from figures.results import Result, Results, require_one_way
 from figures.unconverged import MEANING, is_unconverged, ring
 
-NETWORK = "network"
 MOST_BESIDE = 4
 """Panels in a row."""
 
@@ -49,13 +48,13 @@ def draw_along_training(results: Results) -> Drawing:
                     {
                         "run": run.name,
                         "round": t,
-                        "block": name,
+                        "block": block_label(name),
                         "eigenvalue": e["value"],
                         "converged": not is_unconverged(e),
                     }
                     for t, e in points.items()
                 ]
-            axes.set(title=name, yscale="log")
+            axes.set(title=block_label(name), yscale="log")
         for place, axes in enumerate(grid.flat):
             if place >= len(names):
                 axes.set_visible(False)
@@ -72,7 +71,7 @@ def draw_along_training(results: Results) -> Drawing:
 
 
 def _points(run: Result) -> dict[int, dict[str, Mapping[str, Any]]]:
-    """round: {"network" or a layer: its top eigenvalue as it was saved}; empty with fewer than two rounds."""
+    """round: {the network or a layer: its top eigenvalue as it was saved}; empty with fewer than two rounds."""
     points = {
         t: {NETWORK: curvature["global"], **curvature.get("layers", {})} for t, curvature in _tracked(run).items()
     } or {

@@ -40,6 +40,15 @@ REPORTED = {
 """The model that a run reports, `RunConfig.report`, in words."""
 
 
+NETWORK = "whole network"
+"""The key of the network beside its layers: no module's attribute can have this name."""
+
+
+def block_label(name: str) -> str:
+    """The network's or a layer's name in tables and pictures; the model itself, as a layer, has none of its own."""
+    return {NETWORK: "network", "": "(own)"}.get(name, name)
+
+
 def algorithm_label(name: str) -> str:
     """The algorithm's usual spelling."""
     return ALGORITHM_NAMES.get(name, name)

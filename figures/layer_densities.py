@@ -8,6 +8,7 @@ import numpy as np
 
 from figures.captions import Saved, matrix_name, origin, setting, subject_labels, subject_name
 from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
+from figures.labels import NETWORK, block_label
 
 _ACROSS = 3  # panels
 
@@ -31,10 +32,16 @@ def draw_layer_densities(saved: Sequence[Saved]) -> Drawing:
                 axes.plot(block["grid"], density, color=colour, lw=1.0, label=label)
                 floor, highest = min(floor, _single(block) / 10), max(highest, density.max())
                 rows += [
-                    {"subject": subject_name(one), "layer": name, "eigenvalue": x, "density": y, "standard_error": e}
+                    {
+                        "subject": subject_name(one),
+                        "layer": block_label(name),
+                        "eigenvalue": x,
+                        "density": y,
+                        "standard_error": e,
+                    }
                     for x, y, e in zip(block["grid"], block["density"], block["standard_error"], strict=True)
                 ]
-            axes.set(yscale="log", title=name)
+            axes.set(yscale="log", title=block_label(name))
             axes.set_ylim(floor, 3 * highest)
             axes.locator_params(axis="x", nbins=4)
         for axes in panels.flat[len(names) :]:
@@ -49,7 +56,7 @@ def draw_layer_densities(saved: Sequence[Saved]) -> Drawing:
 
 
 def _blocks(saved: Saved) -> dict[str, Mapping[str, Any]]:
-    return {"network": saved, **{layer["name"]: layer for layer in saved["layers"]}}
+    return {NETWORK: saved, **{layer["name"]: layer for layer in saved["layers"]}}
 
 
 def _single(block: Mapping[str, Any]) -> float:

@@ -7,6 +7,7 @@ import numpy as np
 from figures.captions import Saved, matrix_name, origin, setting, subject_labels, subject_name
 from figures.drawing import COLUMN, Drawing, new_figure, print_style
 from figures.grouped_bars import draw_groups
+from figures.labels import NETWORK, block_label
 
 
 def draw_layers(saved: Sequence[Saved]) -> Drawing:
@@ -18,13 +19,13 @@ def draw_layers(saved: Sequence[Saved]) -> Drawing:
         width = 2 * COLUMN if names else COLUMN
         figure, panels = new_figure(width, 2.6, columns=2 if names else 1)
         left = panels[0][0]
-        blocks = ["network", *names]
+        blocks = [block_label(name) for name in (NETWORK, *names)]
         values, residuals, norms = ([[entry[key] for entry in top] for top in tops] for key in (0, 1, 2))
         draw_groups(left, blocks, values, labels, residuals)
         end = "smallest" if saved[0].get("settings", {}).get("which") == "smallest" else "top"
         left.set(ylabel=f"{end} eigenvalue of the {matrix_name(saved[0])}")
         if names:
-            draw_groups(panels[0][1], names, [row[1:] for row in norms], labels)
+            draw_groups(panels[0][1], blocks[1:], [row[1:] for row in norms], labels)
             panels[0][1].set(ylabel=r"mean $|a|^2$ leaving it")
         if len(saved) > 1:
             figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)

@@ -7,6 +7,7 @@ import numpy as np
 from figures.captions import Saved, matrix_name, origin, setting, subject_labels, subject_name
 from figures.drawing import COLUMN, Drawing, new_figure, print_style
 from figures.grouped_bars import draw_groups
+from figures.labels import NETWORK, block_label
 
 
 def draw_layer_traces(saved: Sequence[Saved]) -> Drawing:
@@ -15,16 +16,17 @@ def draw_layer_traces(saved: Sequence[Saved]) -> Drawing:
     absent = {"value": np.nan, "standard_error": np.nan}
     rows = []
     for one in saved:
-        traces = {"network": one["trace"], **{layer["name"]: layer["trace"] for layer in one["layers"]}}
+        traces = {NETWORK: one["trace"], **{layer["name"]: layer["trace"] for layer in one["layers"]}}
         rows += [
-            {"subject": subject_name(one), "layer": name, **traces.get(name, absent)} for name in ["network", *names]
+            {"subject": subject_name(one), "layer": block_label(name), **traces.get(name, absent)}
+            for name in [NETWORK, *names]
         ]
     of_subject = [rows[i : i + 1 + len(names)] for i in range(0, len(rows), 1 + len(names))]
     with print_style():
         figure, ((axes,),) = new_figure(1.4 * COLUMN, 2.3)
         draw_groups(
             axes,
-            ["network", *names],
+            [block_label(name) for name in [NETWORK, *names]],
             [[row["value"] for row in own] for own in of_subject],
             subject_labels(saved),
             [[row["standard_error"] for row in own] for own in of_subject],

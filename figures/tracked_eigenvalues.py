@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
 
 from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
+from figures.labels import NETWORK, block_label
 from figures.unconverged import MEANING, is_unconverged, ring
 
 STYLES = ("-", "--", ":", "-.")
@@ -28,16 +29,18 @@ def draw_tracking(runs: Mapping[str, Sequence[Mapping[str, Any]]], provenance: M
             tracked = [record for record in records if "curvature" in record]
             names = list(tracked[0]["curvature"]["layers"]) if tracked else []
             note = f" ({label})" if len(runs) > 1 else ""
-            for name, colour in zip(["network", *names], ["black", *PALETTE], strict=False):
+            for name, colour in zip([NETWORK, *names], ["black", *PALETTE], strict=False):
                 points = [(record["round"], _entry(record["curvature"], name)) for record in tracked]
                 rounds, entries = [t for t, _ in points], [entry for _, entry in points]
-                above.plot(rounds, [e["value"] for e in entries], style, color=colour, label=name + note, lw=1)
+                above.plot(
+                    rounds, [e["value"] for e in entries], style, color=colour, label=block_label(name) + note, lw=1
+                )
                 doubtful |= ring(above, rounds, entries, colour)
                 rows += [
                     {
                         "run": label,
                         "round": t,
-                        "quantity": name,
+                        "quantity": block_label(name),
                         "value": e["value"],
                         "residual": e.get("residual", ""),
                         "converged": not is_unconverged(e),
@@ -70,5 +73,5 @@ def draw_tracking(runs: Mapping[str, Sequence[Mapping[str, Any]]], provenance: M
 
 
 def _entry(curvature: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    entry: Mapping[str, Any] = curvature["global"] if name == "network" else curvature["layers"][name]
+    entry: Mapping[str, Any] = curvature["global"] if name == NETWORK else curvature["layers"][name]
     return entry

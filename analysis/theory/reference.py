@@ -19,6 +19,7 @@ from analysis.calls import call
 from analysis.casts import widened
 from analysis.distributed import summed, summed_number
 from analysis.ieee import NoAutocast
+from analysis.model_copy import as_own
 from analysis.problem import Problem
 from analysis.stand_ins import StandIns
 from analysis.vectors import norm
@@ -165,7 +166,7 @@ class Reference:
         parameters, own = problem.parameters, dict(problem.model.named_parameters())
         pieces: Sequence[Tensor] = theta.split([parameter.numel() for parameter in parameters.values()])
         shaped = {name: x.view(parameters[name].shape) for name, x in zip(parameters, pieces, strict=True)}
-        named = {n: torch.view_as_complex(x) if x.shape != own[n].shape else x for n, x in shaped.items()}
+        named = {n: as_own(x, own[n]) for n, x in shaped.items()}
         table = {id(tensor): named.get(name, own[name]) for tensor, name in problem.aliases}
         # fused attention has no second derivative
         with sdpa_kernel(SDPBackend.MATH), NoAutocast(), widened(problem.dtype), StandIns(table):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from figures.captions import matrix_name
+from figures.labels import block_label
 from flatlab.cli.console import console
 from flatlab.cli.options import MATRIX, Given, measuring
 from flatlab.cli.pictures import save_picture
@@ -57,7 +58,7 @@ def print_density(results: Sequence[dict[str, Any]]) -> None:
     rows = _rows(results)
     for name in dict.fromkeys(layer["name"] for result in results for layer in result.get("layers", [])):
         found = [next((own for own in result["layers"] if own["name"] == name), None) for result in results]
-        rows += [(f"{name}: {label}", cells) for label, cells in _rows(found) if label in _OF_LAYERS]
+        rows += [(f"{block_label(name)}: {label}", cells) for label, cells in _rows(found) if label in _OF_LAYERS]
     title = f"Eigenvalues of the {matrix_name(results[0])} of {loss_name(results[0])}"
     print_side_by_side(title, "", "value", rows, results)
     console.print("± is the standard error over the probes; lowest and highest lie inside the spectrum.")

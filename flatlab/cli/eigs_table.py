@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from figures.captions import matrix_name
+from figures.labels import block_label
 from flatlab.cli.console import console
 from flatlab.cli.side_by_side import Cell, loss_name, mark, new_table, print_subjects, print_table, ratio
 
@@ -27,7 +28,7 @@ def print_eigs(results: Sequence[dict[str, Any]]) -> None:
         table.add_row(*row)
     table.add_section()
     for name in dict.fromkeys(name for layers in by_name for name in layers):
-        for row in _rows(name, [layers.get(name) for layers in by_name]):
+        for row in _rows(block_label(name), [layers.get(name) for layers in by_name]):
             table.add_row(*row)
     print_table(f"{matrix_name(results[0])} of {loss_name(results[0])}", table)
     print_subjects(results)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from figures.captions import matrix_name
+from figures.labels import block_label
 from flatlab.cli.console import console
 from flatlab.cli.options import MATRIX, Given, choice, measuring
 from flatlab.cli.pictures import save_picture
@@ -120,7 +121,7 @@ def print_traces(results: Sequence[dict[str, Any]]) -> None:
     names = dict.fromkeys(layer["name"] for result in results for layer in result["layers"])
     by_name = [{layer["name"]: layer["trace"] for layer in result["layers"]} for result in results]
     rows: list[Row] = [("network", [estimate_cell(result["trace"]) for result in results])]
-    rows += [(name, [estimate_cell(layers.get(name)) for layers in by_name]) for name in names]
+    rows += [(block_label(name), [estimate_cell(layers.get(name)) for layers in by_name]) for name in names]
     if any(result["frobenius"] for result in results):
         letter = {"Hessian": "H", "Gauss-Newton matrix": "G"}.get(matrix_name(results[0]), "F")
         rows.append((f"|{letter}|_F, network", [estimate_cell(result["frobenius"]) for result in results]))
@@ -172,7 +173,7 @@ def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     for label, cell in _RELATIVE.items():
         for name in names:
             found = [next((own for own in result["layers"] if own["name"] == name), None) for result in results]
-            rows.append((f"{name}: {label}", [None if own is None else cell(own) for own in found]))
+            rows.append((f"{block_label(name)}: {label}", [None if own is None else cell(own) for own in found]))
     return rows
 
 

@@ -187,31 +187,32 @@ class DensityResult(Result):
 
 def measure_density(problem: Problem, quadrature: Quadrature, tell: Tell = silent) -> DensityResult:
     """Estimate the density, and those of the layers' blocks where they are asked for, with errors over the probes."""
-    found: dict[str, Density] = {}
-    for name, operator in _operators(problem, quadrature):
-        depth = min(quadrature.depth, operator.size)
-
-        def show(products: int, name: str = name, total: int = depth * quadrature.probes) -> None:
-            tell(f"{f'{name}: ' if name else ''}{products} of {total} products")
-
-        curve = spectral_density(operator, depth=depth, probes=quadrature.probes, progress=show)
-        found[name] = Density(curve)
+    whole = _density(curvature_matrix(problem, quadrature.matrix), quadrature, "", tell)
+    layers: dict[str, Density] = {}
+    for name, operator in _blocks(problem, quadrature.matrix) if quadrature.layers else ():
+        layers[name] = _density(operator, quadrature, f"{name}: " if name else "(own): ", tell)
         del operator  # and its graphs, before those of the next
-    whole, products = found.pop(""), sum(one.curve.products for one in found.values())
-    return DensityResult(whole=whole, layers=found, products=whole.curve.products + products)
+    products = whole.curve.products + sum(one.curve.products for one in layers.values())
+    return DensityResult(whole=whole, layers=layers, products=products)
 
 
-def _operators(problem: Problem, quadrature: Quadrature) -> Iterator[tuple[str, SymmetricOperator]]:
-    """The network's matrix under "", then the layers' blocks; each made when it is asked for, and kept no longer."""
-    yield "", curvature_matrix(problem, quadrature.matrix)
-    if not quadrature.layers:
-        return
-    if quadrature.matrix == "hessian":
+def _density(operator: SymmetricOperator, quadrature: Quadrature, prefix: str, tell: Tell) -> Density:
+    depth = min(quadrature.depth, operator.size)
+
+    def show(products: int) -> None:
+        tell(f"{prefix}{products} of {depth * quadrature.probes} products")
+
+    return Density(spectral_density(operator, depth=depth, probes=quadrature.probes, progress=show))
+
+
+def _blocks(problem: Problem, matrix: Matrix) -> Iterator[tuple[str, SymmetricOperator]]:
+    """The layers' blocks, "" that of what the model owns itself; each made when it is asked for, and kept no longer."""
+    if matrix == "hessian":
         blocks = LayerBlocks(problem)
         yield from ((name, blocks.operator(name)) for name in blocks.layers)
         return
     for layer in find_layers(problem):
-        yield layer.name, curvature_matrix(problem.select(layer.parameters.values()), quadrature.matrix)
+        yield layer.name, curvature_matrix(problem.select(layer.parameters.values()), matrix)
 
 
 def _mean(density: SpectralDensity, f: Callable[[Tensor], Tensor]) -> Estimate:

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from analysis.eigenvalue import Eigenvalue, listed, lost_share
+from analysis.eigenpairs import carried
+from analysis.eigenvalue import Eigenvalue, listed
 from analysis.lanczos import lanczos
 from analysis.objective import loss_at
 from analysis.operators import hessian
 from analysis.problem import Problem
+from analysis.saturation import lost_share
 from analysis.subspaces import dissimilarity
 from analysis.trace import Estimate, hutchinson
 from flatlab.errors import UsageError
@@ -174,7 +176,11 @@ def measure_local_global(subject: Subject, search: Search, probing: Probing, tel
         )
         at = loss_at(problem, problem.point())
         return Curvature(
-            at, listed(pairs, lost_share(problem, at), search.tol), moments.trace, moments.converged, pairs.vectors
+            at,
+            listed(carried(pairs, lost_share(problem, at), search.tol)),
+            moments.trace,
+            moments.converged,
+            pairs.vectors,
         )
 
     w = subject.problem.point()

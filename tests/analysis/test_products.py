@@ -323,14 +323,16 @@ def test_an_embedding_that_rescales_its_weights_is_refused() -> None:
         make_problem(model, "cross_entropy", (torch.randint(5, (6, 2)), torch.randint(2, (6,))))
 
 
-def test_a_complex_layer_counts_as_pairs_of_real_numbers() -> None:
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_complex_layer_counts_as_pairs_of_real_numbers(before: int) -> None:
     class M(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            self.shift = nn.Parameter(torch.randn(before, dtype=torch.float64))  # so that pairs begin at odd places too
             self.first, self.head = nn.Linear(4, 3, dtype=torch.complex128), nn.Linear(3, 2, dtype=torch.float64)
 
         def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.head(self.first(x.to(torch.complex128)).abs().tanh())
+            logits: Tensor = self.head(self.first(x.to(torch.complex128)).abs().tanh() + self.shift.sum())
             return logits
 
     torch.manual_seed(0)
@@ -338,14 +340,13 @@ def test_a_complex_layer_counts_as_pairs_of_real_numbers() -> None:
     x, y = torch.randn(6, 4).double(), torch.randint(2, (6,))
 
     def plain(theta: Tensor) -> Tensor:
-        w, b, v, c = theta.split([24, 6, 6, 2])
-        z = F.linear(
-            x.to(torch.complex128), torch.view_as_complex(w.view(3, 4, 2)), torch.view_as_complex(b.view(3, 2))
-        )
-        return F.cross_entropy(F.linear(z.abs().tanh(), v.view(2, 3), c), y)
+        shift, w, b, v, c = theta.split([before, 24, 6, 6, 2])
+        w, b = torch.complex(*w.view(12, 2).T).view(3, 4), torch.complex(*b.view(3, 2).T)
+        z = F.linear(x.to(torch.complex128), w, b)
+        return F.cross_entropy(F.linear(z.abs().tanh() + shift.sum(), v.view(2, 3), c), y)
 
     theta = torch.cat([torch.view_as_real(p.detach()).flatten() for p in model.first.parameters()])
-    theta = torch.cat([theta, *[p.detach().flatten() for p in model.head.parameters()]])
+    theta = torch.cat([model.shift.detach(), theta, *[p.detach().flatten() for p in model.head.parameters()]])
     expected: Any = torch.autograd.functional.hessian(plain, theta)
     assert_right(model, F.cross_entropy, x, y, expected)
     with pytest.raises(MeasurementError, match="complex"):

@@ -121,7 +121,10 @@ def test_every_copy_of_a_repeated_eigenvalue_is_found_though_the_gradient_is_the
 
 
 @pytest.mark.parametrize("margin", [5.0, 20.0, 30.0, 34.0, 38.0, 45.0])
-def test_an_eigenvalue_of_a_saturated_loss_claims_no_more_than_p_times_1_minus_p_carries(margin: float) -> None:
+@pytest.mark.parametrize("label", [0, 1])
+def test_an_eigenvalue_of_a_saturated_loss_claims_no_more_than_p_times_1_minus_p_carries(
+    margin: float, label: int
+) -> None:
     """torch takes p (1 - p) as p - p^2, of which rounding leaves nothing where 1 - p is below its precision."""
     x = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
     model = nn.Linear(2, 2, bias=False).double()
@@ -129,7 +132,26 @@ def test_an_eigenvalue_of_a_saturated_loss_claims_no_more_than_p_times_1_minus_p
         model.weight.copy_(torch.tensor([[margin, 0.0], [0.0, 0.0]], dtype=torch.float64))
     q = 1 / (1 + math.exp(margin))  # 1 - p, exactly
     exact = 2 * q * (1 - q) * float(x.square().sum())
-    (value,) = eigs(make_problem(model, "cross_entropy", (x, torch.tensor([0])))).eigenvalues
+    (value,) = eigs(make_problem(model, "cross_entropy", (x, torch.tensor([label])))).eigenvalues
     assert abs(value.value - exact) <= max(value.residual, 1e-8 * exact)
     assert value.converged == (margin < 25)
     assert value.rounded == (margin > 25)
+
+
+@pytest.mark.parametrize("which", ["smallest", "both"])
+@pytest.mark.parametrize("margin", [5.0, 12.0, 18.0, 24.0, 30.0])
+@pytest.mark.parametrize("right", [True, False])
+def test_what_is_zero_beside_a_saturated_eigenvalue_is_not_claimed_to_be_something_else(
+    margin: float, right: bool, which: Any
+) -> None:
+    """(diag(p) - p p^T) x x^T has a null vector whatever p is; what rounding leaves there is as large as it may be."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, dtype=torch.float64)
+    model = nn.Linear(2, 3, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(x, margin * torch.eye(3, dtype=torch.float64)).solution.T)
+    targets = model(x).argmax(1) if right else model(x).argmin(1)
+    report = eigs(make_problem(model, "cross_entropy", (x, targets)), 2, which=which, tol=1e-3)
+    for value in report.eigenvalues[-2:]:
+        assert abs(value.value) <= value.residual
+        assert abs(value.value) <= value.error
