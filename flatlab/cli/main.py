@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from itertools import pairwise
 from typing import Annotated, NoReturn
 
@@ -82,6 +83,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait starve a busy machine
     debug = "--debug" in sys.argv
     sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+    warnings.formatwarning = lambda message, *_: f"flatlab: {message}\n"
     console.stderr = "--json=-" in sys.argv or ("--json", "-") in pairwise(sys.argv)
     try:
         app()

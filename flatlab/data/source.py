@@ -1,5 +1,6 @@
 """Reading a data set from where it lies: its two splits, decoded, with labels that are class numbers."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,8 @@ from flatlab.errors import UsageError, shown
 Labels = NDArray[np.int64]
 
 _Part = TypeVar("_Part")
+
+_NOTABLE = 0.01  # share of test images that are copies of training images; CIFAR's own few are below it
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ def read(source: Source) -> tuple[Decoded, Decoded, int]:
     _require_apart(train_samples, test_samples)
     _require_one_size(source, train_samples + test_samples, train_images + test_images)
     images = eight_bits(train_images + test_images, str(source))
+    _warn_of_copies(source, images[: len(train_images)], images[len(train_images) :])
     train_labels, test_labels, classes = _class_numbers(source, train.classes, train_samples, test_samples)
     split = len(train_images)
     owners = None if reading.column is None else _owner_numbers(source, train_samples)
@@ -82,6 +86,11 @@ def _open_folder(source: Source, folder: Path) -> tuple[Samples, ...]:
     if all(part.images and part.folder and not part.metadata for part in parts):
         source.reading.require_only(("holdout", "size"), str(source))
         return class_folders(*parts)
+    described = [part.metadata for part in parts if part.metadata]
+    if described and len(described) < len(parts):
+        raise UsageError(
+            f"{source} has {described[0][0]}, and no such file for its other split: describe both, or neither."
+        )
     return load_files(source, folder, [part.files for part in parts])
 
 
@@ -164,6 +173,18 @@ def _identity(file: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def _warn_of_copies(source: Source, train: Sequence[Pixels], test: Sequence[Pixels]) -> None:
+    """Say how many test images are training images pixel by pixel, where they are more than a few."""
+    known = {hash(image.tobytes()) for image in train}
+    copies = sum(hash(image.tobytes()) in known for image in test)
+    if copies >= _NOTABLE * len(test):
+        warnings.warn(
+            f"{source} has {len(test)} test images, of which {copies} are training images too: its test accuracy says "
+            "less than it seems to.",
+            stacklevel=2,
+        )
+
+
 def _require_one_size(source: Source, samples: Sequence[Sample], images: Sequence[DeepPixels]) -> None:
     first: dict[tuple[int, ...], Sample] = {}
     for sample, image in zip(samples, images, strict=True):
@@ -192,6 +213,10 @@ def _class_numbers(
             raise UsageError(
                 f"{source} has the label {unknown} in its {what} split, which is none of its {len(number)} classes."
             )
+    if len(number) < 2:
+        raise UsageError(
+            f"{source} has the one class {(classes or values)[0]}, and nothing to tell it from: give it two at least."
+        )
     numbers = [np.array([number[label] for label in labels], dtype=np.int64) for labels in splits]
     return numbers[0], numbers[1], len(number)
 

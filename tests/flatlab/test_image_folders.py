@@ -1,5 +1,6 @@
 """Folders of images: which split and class an image belongs to, what becomes of its pixels, and what is refused."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,9 +183,21 @@ def _tables_beside_images(fruit: Path) -> None:
         write_parquet(fruit / split / "more.parquet", [SHADES], [0])
 
 
+def _one_class(fruit: Path) -> None:
+    for split in ("train", "test"):
+        for other in [path for path in (fruit / split).iterdir() if path.name != "pear"]:
+            shutil.rmtree(other)
+
+
+def _described_by_half(fruit: Path) -> None:
+    (fruit / "train" / "metadata.csv").write_text("file_name,label\npear/0.png,0\n")
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
+        (_one_class, "has the one class pear, and nothing to tell it from"),
+        (_described_by_half, "fruit/train/metadata.csv, and no such file for its other split"),
         (_unlabelled, "fruit/train/1.png lies in no class's folder"),
         (_empty_class, "fruit/train/pear holds no image"),
         (_empty_test_class, "fruit/test/pear holds no image"),
@@ -209,6 +222,17 @@ def test_folders_that_are_refused(fruit: Path, damage: Callable[[Path], None], s
         load_images(str(fruit))
     assert sentence in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_copies_of_training_images_in_the_test_split_are_counted(fruit: Path) -> None:
+    shutil.rmtree(fruit / "test")
+    shutil.copytree(fruit / "train", fruit / "test")
+    write(fruit / "test" / "apple" / "new.png", 255 - SHADES)
+    count = sum(1 for _ in (fruit / "test").rglob("*.png"))
+    done = flatlab("train", "--dataset", fruit, "--show-split", "--clients", "1", "--out", "run", cwd=fruit.parent)
+    said = f"has {count} test images, of which {count - 1} are training images too"
+    assert f"flatlab: The data set in {fruit} {said}: its test accuracy says less than it seems to.\n" in done.stderr
+    assert "Warning" not in done.stderr
 
 
 def test_files_whose_names_name_no_one_split(tmp_path: Path) -> None:
