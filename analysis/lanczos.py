@@ -165,7 +165,7 @@ def lanczos_steps(
         scale = seen.values.abs().max().item()
         limits = limits_of(borders(pairs.values, which), tol, scale, like.dtype, pairs.vanishing)
         beside = None if room is None else room - k  # of the pairs
-        for part in (seen, seen.first(k)):
+        for part in (seen.settled(limits, k), seen.first(k)):
             left_over = max(0, search.max_products - spent)
             spare /= 2  # however many looks there are, what each may miss adds up to no more than promised
             verdict = yield from overlooked(part, limits, spare, left_over, beside, generator)
@@ -173,7 +173,7 @@ def lanczos_steps(
             if verdict.crossed is not None:
                 break
         if verdict.crossed is False:
-            missed = 0.0 if len(seen.rows) == size else _rarely(size)
+            missed = 0.0 if len(seen.values) == size else _rarely(size)
             return judged(pairs, missed, spent, part.reach(limits, verdict.beyond, k))
         if spent >= search.max_products:  # eigenpairs, but perhaps not the wanted ones
             return judged(pairs, 1.0, spent)
@@ -268,11 +268,18 @@ def _thick_restart(
             T.zero_()
             T.diagonal()[:m] = values[kept]
 
-    vectors = combine(s[:, want].T, basis[:m])
+    order = _by_nearness(values, want, search.which)
+    rotate(s[:, order].T, basis[:m])
+    seen = Seen(basis, values[order], coupling[order][:, order])
+    vectors = basis[: len(want)].clone()
     images = values[want, None].to(w) * vectors + combine(last[:, want].T, w)
-    order = [*want.tolist(), *(i for i in range(m) if i not in set(want.tolist()))]
-    seen = Seen(basis[:m], s[:, order], values[order], coupling[order][:, order])
     return certified(vectors, images, scale, search.tol, products, search.vanishing(scale)), seen, missed
+
+
+def _by_nearness(values: Tensor, want: Tensor, which: Which) -> Tensor:
+    """Positions of all `values`, the wanted ones first, then those nearest to a border."""
+    far = torch.stack([(x - values).abs() for _, x in borders(values[want], which)]).amin(dim=0)
+    return torch.cat([want, far.index_fill(0, want, -1.0).argsort()[len(want) :]])
 
 
 def _rarely(size: int) -> float:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from analysis.eigenpairs import rounding
-from analysis.vectors import combine, norm, orthogonalised, random_rows, require_finite, rotate
+from analysis.vectors import norm, orthogonalised, random_rows, require_finite, rotate
 
 BEYOND = 2.0
 """Tolerances by which an eigenvalue lies beyond the wanted ones where it is excluded."""
@@ -35,6 +35,8 @@ BASIS, FEWEST = 40, 8
 """Vectors that a search holds where memory does not matter, and those without which it does not get on."""
 
 _HALVINGS = 20  # of an interval as long as the residuals, in which an eigenvalue's bound is sought
+_PLENTY = 20  # vectors with which a look gets on well
+_SHARES = 8  # in which Ritz vectors beside the wanted ones are tried
 _GRID = 50  # places where the border of C's spectrum may be
 
 Limit = tuple[int, float]
@@ -54,10 +56,14 @@ class Verdict:
 class Seen:
     """Ritz vectors that a search has found, the wanted ones first."""
 
-    rows: Tensor  # (n, p), orthonormal
-    rotation: Tensor  # (n, m) float64: the Ritz vectors are rotation^T rows
+    store: Tensor  # (a, p), of which the first m rows are the Ritz vectors, orthonormal, and a look may use the others
     values: Tensor  # (m,) float64, theta
     coupling: Tensor  # (m, m) float64, R^T R: on its diagonal the squared residuals
+
+    @property
+    def rows(self) -> Tensor:
+        """The Ritz vectors, (m, p)."""
+        return self.store[: len(self.values)]
 
     def accounts_for(self, sign: int, at: float, beyond: float) -> bool:
         """Whether A has no more eigenvalues above `at` than were seen, if C has none above `beyond`.
@@ -92,9 +98,23 @@ class Seen:
                 found[i] = min(found[i].item(), high - values[i].item())
         return found
 
-    def first(self, k: int) -> "Seen":
-        """The first k alone, the others left to C: its top is then nearer to a limit, and the residuals are smaller."""
-        return Seen(self.rows, self.rotation[:, :k], self.values[:k], self.coupling[:k, :k])
+    def first(self, m: int) -> "Seen":
+        """The first m alone, the others left to C."""
+        return Seen(self.store, self.values[:m], self.coupling[:m, :m])
+
+    def settled(self, limits: Sequence[Limit], k: int) -> "Seen":
+        """The first k and as many of those that follow as have small enough residuals, for `limits`.
+
+        The more of them, the farther C lies from the limits, and the sooner that is seen; but what is far from any
+        eigenvector leaves no room for C at all. Room is asked for as far as half the way to the next Ritz value.
+        """
+        others = len(self.values) - k
+        for share in range(_SHARES, 0, -1) if others > 0 else ():
+            part = self.first(k + math.ceil(others * share / _SHARES))
+            nexts = [(sign * self.values[k:]).max().item() for sign, _ in limits]
+            if all(part.accounts_for(*limit, (limit[1] + x) / 2) for limit, x in zip(limits, nexts, strict=True)):
+                return part
+        return self.first(k)
 
 
 def limits_of(
@@ -123,17 +143,15 @@ def overlooked(
 
     That there are none is wrong with `probability` at most; nothing is said where `max_products` were not enough, or C
     comes too close to a limit for the residuals that there are. Like an `Iteration` it yields rows (1, p) and is sent
-    their products with A. `room` is the number of vectors held at once (None: any), `seen` among them; what no longer
-    fits is let go, as in a restart that keeps the Ritz vectors nearest to the limits.
+    their products with A. `room` is the number of vectors held at once (None: any), those of `seen` among them; what
+    no longer fits is let go, as in a restart that keeps the Ritz vectors nearest to the limits.
     """
-    whole = seen.rotation.shape[0] == seen.rotation.shape[1]
-    basis = seen.rows if whole else combine(seen.rotation.T, seen.rows)
+    basis, free = seen.rows, seen.store[len(seen.rows) :]
     size = basis.shape[1]
-    allocated = seen.rows.untyped_storage().nbytes() // (size * seen.rows.itemsize)  # more than its rows, it may be
-    held = allocated + (0 if whole else len(basis))
-    capacity = size if room is None else max(FEWEST, room - held)
     target = math.log(probability / len(limits) * math.sqrt(math.pi / 2))
-    own = basis.new_empty(min(capacity, size - len(basis), max_products), size)  # rows grown from z, orthogonal to Q
+    most = min(size - len(basis), max_products)
+    beside = most if room is None else max(FEWEST, room - len(seen.store))
+    own = free if len(free) >= min(_PLENTY, most) else basis.new_empty(min(beside, most), size)  # grown from z
     T, let_go = torch.zeros(0, 0, dtype=torch.float64, device=basis.device), seen.values[:0]
     w, log_length = orthogonalised(random_rows(1, size, basis, generator), basis)[0], 0.0
     steps = max(0, min(size - len(basis), max_products))

@@ -124,7 +124,7 @@ def _deflated(
     order = values.abs().argsort(descending=True)
     values, vectors, images = values[order], vectors[order], images[order]
     rest = images - values[:, None].to(vectors) * vectors
-    seen = Seen(vectors, torch.eye(len(values)).to(values), values, dots(rest, rest))
+    seen = Seen(vectors, values, dots(rest, rest))
     return certified(vectors, images, scale, tol, products), seen
 
 

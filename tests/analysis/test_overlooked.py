@@ -27,7 +27,7 @@ TOL = 1e-3
 def run(spectrum: Tensor, found: int, borders: Sequence[tuple[int, float]], seed: int = 0) -> tuple[bool | None, int]:
     """Look beside the first `found` eigenvectors of diag(spectrum)."""
     Q = torch.eye(len(spectrum), dtype=torch.float64)[:found]
-    seen = Seen(Q, torch.eye(found, dtype=torch.float64), spectrum[:found], torch.zeros(found, found).double())
+    seen = Seen(Q, spectrum[:found], torch.zeros(found, found).double())
     limits = limits_of(borders, TOL, 0.0, torch.float64)
     search = overlooked(seen, limits, PROBABILITY, 200, None, torch.Generator().manual_seed(seed))
     try:
@@ -129,7 +129,7 @@ def test_no_more_eigenvalues_lie_beyond_than_are_accounted_for(seed: int, size: 
     Q = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64, generator=generator))[0].T
     values, rotation = torch.linalg.eigh(Q[:found] @ A @ Q[:found].T)
     E = Q[found:] @ A @ Q[:found].T @ rotation
-    seen = Seen(Q[:found], rotation, values, E.T @ E)
+    seen = Seen(rotation.T @ Q[:found], values, E.T @ E)
     beyond = (sign * torch.linalg.eigvalsh(Q[found:] @ A @ Q[found:].T)).max().item()
     for at in torch.linspace(beyond - 1, beyond + 12, 40).tolist():
         if seen.accounts_for(sign, at, beyond):
