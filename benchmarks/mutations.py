@@ -30,6 +30,9 @@ from flatlab.cli.main import main as flatlab
 
 COUNT = 10_000
 
+SPLIT = ("train", "--config", "split.toml", "--partition", "file", "--partition-file", "s.json", "--show-split")
+"""The command that reads a split file."""
+
 SECONDS, WALL_SECONDS = 30, 300
 """Within which a command answers: of this process's own time, and by the clock, since machines are shared."""
 
@@ -138,8 +141,7 @@ def _kept_clients(bench: Workbench, rng: random.Random) -> tuple[str, Outcome]:
 def _split(bench: Workbench, rng: random.Random) -> tuple[str, Outcome]:
     content, what = mutate(bench.sound["split"], odd_plain, rng)
     Path("s.json").write_text(scarred(json_text(content), rng))
-    split = ("--partition", "file", "--partition-file", "s.json")
-    return what, command("train", "--config", "split.toml", *split, "--show-split")
+    return what, command(*SPLIT)
 
 
 def _resume(bench: Workbench, rng: random.Random) -> tuple[str, Outcome]:
@@ -234,7 +236,8 @@ def opened(folder: Path) -> Iterator[Workbench]:
             "train", "--config", "c.toml", "--workers", "1", "--out", "run", "--save-every", "0", "--keep-clients", "3"
         )
         _sound("train", "--config", "c.toml", "--save-split", "s.json")
-        Path("split.toml").write_text(toml_text({k: v for k, v in CONFIG.items() if k not in ("partition", "clients")}))
+        Path("split.toml").write_text(toml_text({k: v for k, v in CONFIG.items() if k != "partition"}))
+        _sound(*SPLIT)
         for cell in ("fedsam-s0", "fedsam-man-s0"):
             _measured_cell(cell)
         Path("results/study.json").write_text(json_text({"verdicts": [VERDICT]}))
