@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -40,15 +40,18 @@ BATCH = 50
 STEPS = 10  # one local epoch of one of 100 CIFAR-100 clients
 
 
-def main() -> None:
-    """Print the tables."""
-    print(f"--help answers in {help_seconds():.2f} s (median of {TURNS})\n")
+def main(part: str | None = None) -> None:
+    """Print the tables, or the one of a part: help, man, bfloat16, clients or workers."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    cost_of_man()
-    bfloat16()
-    local_training()
-    workers_against_one()
+    for name, table in PARTS.items():
+        if part in (None, name):
+            table()
+
+
+def time_of_help() -> None:
+    """How long `flatlab --help` takes."""
+    print(f"--help answers in {help_seconds():.2f} s (median of {TURNS})\n")
 
 
 def cifar_world(**fields: Any) -> World:
@@ -169,8 +172,8 @@ def client_fraction(world: World) -> float:
     model = world.new_model()
     model.register_forward_pre_hook(lambda *_: bare.append(seconds(bare_step)))
     w = torch.zeros(world.layout.size).normal_(std=0.02)
-    own = {name: torch.zeros_like(w) for name in world.config.rules.own}
-    server = {name: torch.zeros_like(w) for name in world.config.rules.server}
+    own = {name: torch.zeros_like(w).normal_(std=1e-3) for name in world.config.rules.own}
+    server = {name: torch.zeros_like(w).normal_(std=1e-3) for name in world.config.rules.server}
     began = time.perf_counter()
     result = train_client(world, model, 0, 0, w, own, server)
     client = time.perf_counter() - began - sum(bare)
@@ -245,3 +248,12 @@ def help_seconds() -> float:
     """Median wall time of `flatlab --help`."""
     command = [sys.executable, "-m", "flatlab", "--help"]
     return median(seconds(lambda: subprocess.run(command, capture_output=True, check=True)) for _ in range(TURNS))
+
+
+PARTS: Mapping[str, Callable[[], None]] = {
+    "help": time_of_help,
+    "man": cost_of_man,
+    "bfloat16": bfloat16,
+    "clients": local_training,
+    "workers": workers_against_one,
+}

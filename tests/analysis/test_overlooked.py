@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
@@ -29,14 +29,19 @@ def run(spectrum: Tensor, found: int, borders: Sequence[tuple[int, float]], seed
     Q = torch.eye(len(spectrum), dtype=torch.float64)[:found]
     seen = Seen(Q, spectrum[:found], torch.zeros(found, found).double())
     limits = limits_of(borders, TOL, 0.0, torch.float64)
-    search = overlooked(seen, limits, PROBABILITY, 200, None, torch.Generator().manual_seed(seed))
+    verdict = finished(overlooked(seen, limits, PROBABILITY, 200, None, torch.Generator().manual_seed(seed)), spectrum)
+    return verdict.crossed, verdict.products
+
+
+def finished(look: Generator[Tensor, Tensor, Verdict], spectrum: Tensor) -> Verdict:
+    """What a look comes to on diag(spectrum)."""
     try:
-        rows = next(search)
+        rows = next(look)
         while True:
-            rows = search.send(rows * spectrum)
+            rows = look.send(rows * spectrum)
     except StopIteration as stop:
         verdict: Verdict = stop.value
-        return verdict.crossed, verdict.products
+        return verdict
 
 
 def steps_by_the_inequality(spectrum: Tensor, found: int, x: float, seed: int) -> int:
@@ -135,6 +140,29 @@ def test_no_more_eigenvalues_lie_beyond_than_are_accounted_for(seed: int, size: 
         if seen.accounts_for(sign, at, beyond):
             assert (sign * torch.linalg.eigvalsh(A) > at).sum() == (sign * values > at).sum()
     assert seen.accounts_for(sign, beyond + 1e3, beyond)
+
+
+def test_what_is_settled_beside_the_wanted_is_left_out_of_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a look that has more to see to says the same with more products."""
+    A = matrix_operator(torch.diag(60 * torch.arange(1, 3001, dtype=torch.float64) ** -0.25))
+    settled = lanczos(A, 5, tol=TOL)
+    monkeypatch.setattr(Seen, "settled", lambda seen, limits, k: seen.first(k))
+    wanted_alone = lanczos(A, 5, tol=TOL)
+    assert settled.products < wanted_alone.products
+    assert bool(settled.converged.all())
+    torch.testing.assert_close(settled.values, wanted_alone.values)
+
+
+def test_a_look_writes_over_no_vector_that_it_leaves_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.cat([torch.tensor([9.0, 8.0, 7.0]), torch.linspace(3, -3, 197)]).double()
+    store = torch.randn(60, 200, dtype=torch.float64, generator=generator)
+    store[:3] = torch.eye(200, dtype=torch.float64)[:3]
+    before = store.clone()
+    seen = Seen(store, spectrum[:3], torch.zeros(3, 3).double())
+    assert finished(overlooked(seen, ((1, 7.01),), PROBABILITY, 200, None, generator), spectrum).crossed is False
+    assert torch.equal(store[:3], before[:3])
+    assert not torch.equal(store[3:], before[3:])  # it works in the memory of the others
 
 
 @pytest.mark.parametrize("which", ["largest", "smallest", "both", "magnitude"])
