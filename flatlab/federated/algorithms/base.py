@@ -127,7 +127,7 @@ LEAST_NORM = 1e-12
 
 def of_length(length: float, vectors: Tensor) -> Tensor:
     """The vectors (..., P) scaled to that Euclidean norm; shorter, and at last zero, below `LEAST_NORM`."""
-    return length * vectors / norm(vectors).clamp_min(LEAST_NORM)
+    return (length / norm(vectors).clamp_min(LEAST_NORM)) * vectors
 
 
 def norm(vectors: Tensor) -> Tensor:

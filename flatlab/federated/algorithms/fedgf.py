@@ -40,8 +40,8 @@ def initial(w_0: Tensor, hyper: FedGFHyper) -> dict[str, Tensor]:
 def ascent(client: Client[Any], theta: Tensor, g: Tensor) -> Tensor:
     """(1 - c) rho g / |g| + c (w~ - theta)."""
     c = client.server["c"]
-    ahead = client.w + of_length(client.hyper.rho_g, client.server["w_before"] - client.w)
-    return (1 - c) * fedsam.ascent(client, theta, g) + c * (ahead - theta)
+    ahead = of_length(client.hyper.rho_g, client.server["w_before"] - client.w).add_(client.w)
+    return fedsam.ascent(client, theta, g).mul_(1 - c).add_((ahead - theta).mul_(c))
 
 
 def combine(round_: Round[FedGFHyper]) -> tuple[Tensor, dict[str, Tensor]]:

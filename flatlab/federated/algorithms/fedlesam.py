@@ -37,8 +37,7 @@ def lookahead(client: Client[Any], theta: Tensor, k: int) -> Tensor:
     """rho (w_old - w) / (|w_old - w| + 1e-7)."""
     old = client.server if client.hyper.reference == "last_round" else client.own
     back = old["w_old"] - client.w
-    perturbation: Tensor = client.hyper.rho * back / (norm(back) + 1e-7)
-    return perturbation
+    return back.mul_(client.hyper.rho / (norm(back) + 1e-7))  # one vector of its own is all that a step takes
 
 
 SOURCE = "Fan et al., ICML 2024"
