@@ -35,7 +35,8 @@ BASIS, FEWEST = 40, 8
 """Vectors that a search holds where memory does not matter, and those without which it does not get on."""
 
 _HALVINGS = 20  # of an interval as long as the residuals, in which an eigenvalue's bound is sought
-_PLENTY = 20  # vectors with which a look gets on well
+_CHEAP = 1 << 28  # bytes that a look may take for vectors of its own, so that it lets none go
+_PLENTY = 20  # vectors with which it gets on well otherwise
 _SHARES = 8  # in which Ritz vectors beside the wanted ones are tried
 _GRID = 50  # places where the border of C's spectrum may be
 
@@ -150,8 +151,9 @@ def overlooked(
     size = basis.shape[1]
     target = math.log(probability / len(limits) * math.sqrt(math.pi / 2))
     most = min(size - len(basis), max_products)
-    beside = most if room is None else max(FEWEST, room - len(seen.store))
-    own = free if len(free) >= min(_PLENTY, most) else basis.new_empty(min(beside, most), size)  # grown from z
+    rows = min(most, most if room is None else max(FEWEST, room - len(seen.store)))
+    cheap = rows * size * basis.itemsize <= _CHEAP
+    own = basis.new_empty(rows, size) if cheap or len(free) < min(_PLENTY, most) else free  # grown from z
     T, let_go = torch.zeros(0, 0, dtype=torch.float64, device=basis.device), seen.values[:0]
     w, log_length = orthogonalised(random_rows(1, size, basis, generator), basis)[0], 0.0
     steps = max(0, min(size - len(basis), max_products))
