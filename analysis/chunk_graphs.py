@@ -75,7 +75,7 @@ class OutputGraph:
         """Run the model on the chunk. Raises `MeasurementError` where J^T C J is not the whole of what is asked."""
         leaves = problem.leaves()
         with graph_only() as sparing:
-            outputs = problem.outputs(chunk.inputs, leaves)
+            outputs = problem.outputs((chunk.inputs, chunk.targets), leaves)
         if not isinstance(outputs, Tensor) or outputs.is_complex():
             raise MeasurementError(
                 "Gauss-Newton and Fisher matrices need a model whose output is one tensor of real numbers."

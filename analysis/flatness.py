@@ -106,6 +106,7 @@ def flatness(
     on_weights = problem.select(name for own in weights.values() for name in own)
     whole = eigs(problem, 5, tol=tol, layers=[], seed=seed, progress=progress)
     tops = layer_eigenpairs(on_weights, tol=tol, seed=seed, progress=progress)
+    lost = lost_share(problem)
     told = None if progress is None else lambda probes, error: progress("trace", probes, error)
     places = positions(problem)
     groups = {name: torch.cat([places[full] for full in own]) for name, own in weights.items()}
@@ -125,7 +126,7 @@ def flatness(
             RelativeFlatness(
                 name=name,
                 weight_norm2=sum(norm(problem.parameters[full].reshape(-1)) ** 2 for full in weights[name]),
-                top=listed(carried(pairs, lost_share(problem, whole.loss), tol))[0],
+                top=listed(carried(pairs, lost, tol))[0],
                 trace=moments.groups[name],
             )
             for name, pairs in tops.items()

@@ -46,7 +46,7 @@ from analysis.eigenpairs import (
 )
 from analysis.ends import Which, borders, wanted
 from analysis.operators import SymmetricOperator
-from analysis.overlooked import BASIS, BEYOND, FEWEST, Chain, Seen, limits_of, overlooked, slack_at
+from analysis.overlooked import BASIS, BEYOND, FEWEST, Chain, Seen, Verdict, limits_of, overlooked, slack_at
 from analysis.vectors import (
     combine,
     dots,
@@ -162,10 +162,13 @@ def lanczos_steps(
         spent += pairs.products
         if missed <= PROBABILITY or not pairs.finished:
             return judged(pairs, missed, spent)
-        scale = seen.values.abs().max().item()
-        limits = limits_of(borders(pairs.values, which), tol, scale, like.dtype, pairs.vanishing)
+        limits = limits_of(borders(pairs.values, which), tol, pairs.scale, like.dtype, pairs.vanishing)
         beside = None if room is None else room - k  # of the pairs
-        for part in (seen.settled(limits, k), seen.first(k)):
+        settled = seen.settled(limits, k)
+        verdict = Verdict(None, 0, in_place=False)
+        for part in (settled, seen.first(k) if len(settled.values) > k else seen):
+            if part is seen and verdict.in_place:  # of which only the wanted vectors are left
+                break
             left_over = max(0, search.max_products - spent)
             spare /= 2  # however many looks there are, what each may miss adds up to no more than promised
             verdict = yield from overlooked(part, limits, spare, left_over, beside, generator)

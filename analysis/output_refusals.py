@@ -59,6 +59,18 @@ def require_rows(problem: Problem) -> None:
                 )
 
 
+def require_tensor(problem: Problem) -> None:
+    """Raise `MeasurementError` where the outputs are not one tensor of real numbers."""
+    with failing_together(problem.device, problem.distributed):
+        outputs = _outputs(problem, _samples(problem, 1))
+        if not isinstance(outputs, Tensor) or outputs.is_complex():
+            found = "complex numbers" if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise MeasurementError(
+                f"The statements speak of a model whose output is one tensor of real numbers; this one's is {found}: "
+                "wrap it in a module that returns its logits."
+            )
+
+
 def _first(problem: Problem) -> Batch:
     return next(batch for batch in problem.data if batch_length(batch))
 
@@ -71,4 +83,4 @@ def _samples(problem: Problem, count: int) -> Batch:
 
 def _outputs(problem: Problem, batch: Batch) -> object:
     with torch.no_grad():
-        return problem.outputs(batch[0], {})
+        return problem.outputs(batch, {})

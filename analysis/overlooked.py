@@ -21,6 +21,7 @@ reads the same inequality off the search itself, with A in place of C.
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class Verdict:
 
     crossed: bool | None  # whether there are more eigenvalues beyond a limit than were seen; None: not known
     products: int
+    in_place: bool  # whether it wrote over Ritz vectors that it did not leave out
     beyond: tuple[float, ...] = ()  # where nothing crossed: what C (or -C) has no eigenvalue above, for every limit
 
 
@@ -110,9 +112,9 @@ class Seen:
         eigenvector leaves no room for C at all. Room is asked for as far as half the way to the next Ritz value.
         """
         others = len(self.values) - k
+        nexts = [(sign * self.values[k:]).max().item() for sign, _ in limits] if others else []
         for share in range(_SHARES, 0, -1) if others > 0 else ():
             part = self.first(k + math.ceil(others * share / _SHARES))
-            nexts = [(sign * self.values[k:]).max().item() for sign, _ in limits]
             if all(part.accounts_for(*limit, (limit[1] + x) / 2) for limit, x in zip(limits, nexts, strict=True)):
                 return part
         return self.first(k)
@@ -154,6 +156,7 @@ def overlooked(
     rows = min(most, most if room is None else max(FEWEST, room - len(seen.store)))
     cheap = rows * size * basis.itemsize <= _CHEAP
     own = basis.new_empty(rows, size) if cheap or len(free) < min(_PLENTY, most) else free  # grown from z
+    verdict = partial(Verdict, in_place=own is free)
     T, let_go = torch.zeros(0, 0, dtype=torch.float64, device=basis.device), seen.values[:0]
     w, log_length = orthogonalised(random_rows(1, size, basis, generator), basis)[0], 0.0
     steps = max(0, min(size - len(basis), max_products))
@@ -171,19 +174,19 @@ def overlooked(
         left = -math.inf if ended else log_length + math.log(length)
         values, s = torch.linalg.eigh(T)
         if any((sign * values).max() > at for sign, at in limits):
-            return Verdict(True, step)
+            return verdict(True, step)
         if not all(seen.accounts_for(sign, at, (sign * values).max().item()) for sign, at in limits):
-            return Verdict(None, step)
+            return verdict(None, step)
         roots = torch.cat([let_go, values])
         borders = [_border_of(sign * roots, left, at, target) for sign, at in limits]
         if all(seen.accounts_for(sign, at, c) for (sign, at), c in zip(limits, borders, strict=True)):
-            return Verdict(False, step, tuple(borders))
+            return verdict(False, step, beyond=tuple(borders))
         if n == len(own) and n < size - len(basis):
             nearest = torch.stack([at - sign * values for sign, at in limits]).min(dim=0).values.argsort()
             kept = nearest[: n // 2]
             rotate(s[:, kept].T, own[:n])
             T, let_go = torch.diag(values[kept]), torch.cat([let_go, values[nearest[n // 2 :]]])
-    return Verdict(False, steps, (-math.inf,) * len(limits)) if len(basis) == size else Verdict(None, steps)
+    return verdict(False, steps, beyond=(-math.inf,) * len(limits)) if len(basis) == size else verdict(None, steps)
 
 
 def _border_of(ritz: Tensor, log_length: float, at: float, target: float) -> float:

@@ -80,13 +80,13 @@ class ParametricLoss:
         """The selected parameters as fresh leaves of a graph (sharing memory with the model)."""
         return {name: parameter.detach().requires_grad_() for name, parameter in self.parameters.items()}
 
-    def outputs(
-        self, inputs: Inputs, parameters: Mapping[str, Tensor], beside: Mapping[str, Tensor] | None = None
-    ) -> Any:
-        """The model's outputs on `inputs` and `beside` them, with `parameters` in place of its own."""
+    def outputs(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Any:
+        """The model's outputs with `parameters` in place of its own; one that returns its loss is given the targets."""
+        inputs, targets = batch
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+        beside = self.loss.arguments(self.model, targets)
         with self.at(parameters) as replaced:
-            return call(self.model, replaced, args, {**kwargs, **(beside or {})})
+            return call(self.model, replaced, args, {**kwargs, **beside})
 
     @contextmanager
     def at(self, parameters: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -111,7 +111,7 @@ class ParametricLoss:
 
     def share(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Share:
         """The loss of a batch, summed over its samples, and its normaliser."""
-        outputs = self.outputs(batch[0], parameters, self.loss.arguments(self.model, batch[1]))
+        outputs = self.outputs(batch, parameters)
         with self.at(parameters):
             return self.loss.share(outputs, batch[1])
 

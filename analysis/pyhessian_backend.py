@@ -18,14 +18,15 @@ from analysis.errors import MeasurementError
 from analysis.ieee import ieee
 from analysis.model_copy import private_copy
 from analysis.operators import SymmetricOperator
+from analysis.own_losses import OwnLoss
 from analysis.problem import Problem
 
 
 def pyhessian_operator(problem: Problem) -> SymmetricOperator:
     """The Hessian of `problem` as an operator whose products PyHessian makes, in the problem's chunks.
 
-    Raises `MeasurementError` for what PyHessian cannot do: a loss summed over samples, several inputs, ranks,
-    or complex parameters.
+    Raises `MeasurementError` for what PyHessian cannot do: a loss summed over samples or of the model's own, several
+    inputs, ranks, or complex parameters.
     """
     from pyhessian import hessian as pyhessian_hessian
 
@@ -35,6 +36,8 @@ def pyhessian_operator(problem: Problem) -> SymmetricOperator:
         raise MeasurementError("The pyhessian backend averages over samples; use a loss with reduction 'mean'.")
     if any(parameter.is_complex() for parameter in problem.model.parameters()):
         raise MeasurementError("The pyhessian backend takes real parameters; use the flatlab backend for complex ones.")
+    if isinstance(problem.loss.function, OwnLoss):
+        raise MeasurementError("The pyhessian backend gives a model no targets; use flatlab's for a loss of its own.")
     model = _AsPyHessianCallsIt(problem)
 
     def criterion(outputs: Any, targets: Tensor) -> Tensor:
@@ -68,7 +71,7 @@ class _AsPyHessianCallsIt(nn.Module):
         self.problem = problem.of(self.model)
 
     def forward(self, inputs: Tensor) -> Any:
-        return self.problem.outputs((inputs,), {})
+        return self.problem.outputs(((inputs,), inputs.new_empty(0)), {})  # no loss of the model's own, so no targets
 
 
 class _Batches:

@@ -57,7 +57,7 @@ def _shapes(problem: Problem, layers: Sequence[Layer], batch: Any) -> dict[str, 
     handles = [layer.module.register_forward_hook(hook(layer.name)) for layer in layers]
     try:
         with torch.no_grad(), without_fast_path():
-            problem.outputs(moved(batch, problem.device, problem.dtype)[0], {})
+            problem.outputs(moved(batch, problem.device, problem.dtype), {})
     finally:
         for handle in handles:
             handle.remove()

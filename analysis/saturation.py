@@ -12,34 +12,32 @@ from torch.nn import functional as F
 
 from analysis.distributed import failing_together, summed_number
 from analysis.losses import SummedLoss, TorchLoss, class_axis, cross_entropy, saturates
-from analysis.own_losses import logits_of
+from analysis.own_losses import OwnLoss, logits_of
 from analysis.parametric_loss import ParametricLoss
 
 
-def lost_share(problem: ParametricLoss, loss: float) -> float:
-    """The share of the Hessian that rounding may have taken, by L and by a pass over the predictions.
+def lost_share(problem: ParametricLoss) -> float:
+    """The share of the Hessian that rounding may have taken: eps over the mean of 1 - p, seen in one forward pass.
 
-    Zero for losses that are not known to saturate.
+    Zero for losses that are not known to saturate. The mean is that over the predictions or, where it is less, L, which
+    is of its order where all are right; of a loss that the model returns itself it is L, since nothing says what that
+    loss makes of the outputs.
     """
     if not saturates(problem.loss):
         return 0.0
-    mean = loss / problem.samples if problem.loss.reduction == "sum" else loss  # 1 - p is O(mean) where all are right
-    eps = torch.finfo(torch.float64).eps
-    return eps / max(min(mean, _unsureness(problem)), eps)  # of 1 - p below eps the other classes' p is left
-
-
-def _unsureness(problem: ParametricLoss) -> float:
-    """The mean over all predictions of 1 - max p; infinite where the model does not show its logits."""
-    total, count = 0.0, 0
+    loss = total = count = 0.0
     with failing_together(problem.device, problem.distributed), torch.no_grad():
         for chunk in problem.chunks():
-            given = problem.loss.arguments(problem.model, chunk.targets)
-            logits = logits_of(problem.outputs(chunk.inputs, {}, given))
-            if isinstance(logits, Tensor) and logits.is_floating_point() and logits.dim() > 0:
-                own = _complements(problem.loss, logits.double(), chunk.targets)
-                total, count = total + own.sum().item(), count + own.numel()
-    count = round(summed_number(count, problem.device, problem.distributed))
-    return summed_number(total, problem.device, problem.distributed) / count if count else float("inf")
+            outputs = problem.outputs((chunk.inputs, chunk.targets), {})
+            if not isinstance(problem.loss.function, OwnLoss):
+                unsure = _complements(problem.loss, logits_of(outputs).double(), chunk.targets)
+                total, count = total + unsure.sum().item(), count + unsure.numel()
+            with problem.at({}):
+                loss += chunk.weight * problem.loss(outputs, chunk.targets).item()
+    loss, total, count = (summed_number(x, problem.device, problem.distributed) for x in (loss, total, count))
+    mean = loss / problem.samples if problem.loss.reduction == "sum" else loss
+    eps = torch.finfo(torch.float64).eps
+    return eps / max(min(mean, total / count if count else mean), eps)  # below eps the other classes' p is left
 
 
 def _complements(loss: SummedLoss, logits: Tensor, targets: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def eigs(
     found = _layer_eigenpairs(problem, search, layers, backend, matrix, group_by)
     forward = forward_pass(problem)
     norms = {group.name: _norms(forward, group) for group in groups}
-    lost = lost_share(problem, forward.loss)
+    lost = lost_share(problem)
     return EigsReport(
         eigenvalues=listed(carried(whole, lost, tol)),
         vectors=whole.vectors,

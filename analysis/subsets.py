@@ -16,7 +16,6 @@ from analysis.eigenpairs import PROBABILITY, Eigenpairs, carried
 from analysis.eigenvalue import Eigenvalue, listed
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
-from analysis.objective import loss_at
 from analysis.operators import Matrix, Product, SymmetricOperator, curvature_matrix, hessian
 from analysis.problem import Problem
 from analysis.saturation import lost_share
@@ -68,7 +67,7 @@ def sampling_spread(
     values: list[Eigenvalue] = []
     for piece, share in zip(pieces, shares.tolist(), strict=True):
         pairs = lanczos(curvature_matrix(piece, matrix), tol=tol, start=start, seed=seed)
-        (value,) = listed(_carried(pairs, piece, tol))
+        (value,) = listed(carried(pairs, lost_share(piece), tol))
         values.append(_scaled(value, 1 / share) if piece.reduction == "sum" else value)
     numbers = torch.tensor([value.value for value in values], dtype=torch.float64)
     mean = (shares @ numbers).item()
@@ -80,11 +79,6 @@ def sampling_spread(
         deviation=(shares @ squares).sqrt().item(),
         standard_error=(shares.square() @ squares).sqrt().item(),
     )
-
-
-def _carried(pairs: Eigenpairs, problem: Problem, tol: float, loss: float | None = None) -> Eigenpairs:
-    """The pairs, claiming no more than the problem's loss carries, which is computed where it is not given."""
-    return carried(pairs, lost_share(problem, loss_at(problem, problem.point()) if loss is None else loss), tol)
 
 
 def _scaled(value: Eigenvalue, factor: float) -> Eigenvalue:
@@ -133,7 +127,7 @@ def batch_spectra(
     for index, batch in enumerate(regrouped(problem.data, batch_size)):
         own = problem.on([batch])
         pairs = lanczos(hessian(own), k, tol=tol, max_iter=max_iter, start=start, seed=seed)
-        found.append(_carried(pairs, own, tol))
+        found.append(carried(pairs, lost_share(own), tol))
         if progress:
             progress(index + 1, count)
     return BatchSpectra(
@@ -222,13 +216,14 @@ def client_spectra(
 
     whole = top(_weighted_sum(problems, share), "", None)
     found = {name: top(hessian(problem), name, whole.vectors) for name, problem in problems.items()}
-    losses = {name: loss_at(problem, problem.point()) for name, problem in problems.items()}
-    clients = {name: listed(_carried(pairs, problems[name], tol, losses[name])) for name, pairs in found.items()}
-    overall = sum(share[name] * loss for name, loss in losses.items())
+    lost = {name: lost_share(problem) for name, problem in problems.items()}
+    clients = {name: listed(carried(pairs, lost[name], tol)) for name, pairs in found.items()}
+    some = min(lost.values()) > 0
+    overall = 1 / sum(share[name] / own for name, own in lost.items()) if some else 0.0  # eps over the mean of 1 - p
     return ClientSpectra(
         clients=clients,
         weights=share,
-        whole=listed(_carried(whole, next(iter(problems.values())), tol, overall)),
+        whole=listed(carried(whole, overall, tol)),
         mean=sum(share[name] * values[0].value for name, values in clients.items()),
         mean_error=sum(share[name] * values[0].residual for name, values in clients.items()),
         mean_reach=sum(share[name] * values[0].reach(tol) for name, values in clients.items() if share[name]),

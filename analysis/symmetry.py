@@ -59,7 +59,7 @@ def _products(problem: ParametricLoss, batch: Batch, vectors: Sequence[Tensor]) 
 def _pushed_forward(problem: ParametricLoss, few: Batch, u: Tensor) -> Tensor:
     """J u for all numbers in the outputs, as one vector."""
     leaves = problem.leaves()
-    parts = [x for x in tree_leaves(problem.outputs(few[0], leaves)) if isinstance(x, Tensor) and x.requires_grad]
+    parts = [x for x in tree_leaves(problem.outputs(few, leaves)) if isinstance(x, Tensor) and x.requires_grad]
     dummies = [torch.zeros_like(part, requires_grad=True) for part in parts]
     pulled_back = gradients(parts, list(leaves.values()), dummies, create_graph=True)
     return torch.cat([part.abs().flatten() for part in gradients(pulled_back, dummies, problem.split(u))])

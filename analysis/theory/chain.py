@@ -23,6 +23,7 @@ from analysis.lanczos import lanczos
 from analysis.layer_blocks import LayerBlocks
 from analysis.losses import LOSSES
 from analysis.operators import SymmetricOperator, gauss_newton, hessian
+from analysis.output_refusals import require_tensor
 from analysis.problem import Problem
 from analysis.sample_axes import runs_of
 from analysis.spectrum import layer_eigenpairs
@@ -86,11 +87,13 @@ def chain(
 ) -> Chain:
     """Check every statement on `problem`, and F on `clients`, the same network on parts of the same samples.
 
-    Raises `MeasurementError` unless the problem is a mean in float64, where rounding is far below what is to be seen.
+    Raises `MeasurementError` unless the problem is a mean in float64, where rounding is far below what is to be seen,
+    of a model whose output is one tensor.
     """
     counts_each = problem.reduction == "mean" and problem.normaliser == problem.samples
     if problem.dtype != torch.float64 or not counts_each:
         raise MeasurementError("The statements are checked on a mean over samples in float64.")
+    require_tensor(problem)
     began = time.perf_counter()
     checks = list(derivative_checks(problem, hessian, gauss_newton, progress))
     progress("whole network")

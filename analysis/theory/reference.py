@@ -153,10 +153,11 @@ class Reference:
             yield loss
 
     def _outputs(self, batch: Batch, theta: Tensor) -> Tensor:
-        inputs = batch[0]
+        inputs, targets = batch
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+        beside = self.problem.loss.arguments(self.problem.model, targets)
         with self._at(theta) as named:
-            outputs: Tensor = call(self.problem.model, named, args, kwargs)
+            outputs: Tensor = call(self.problem.model, named, args, {**kwargs, **beside})
         return outputs
 
     @contextmanager

@@ -189,7 +189,7 @@ def measure_density(problem: Problem, quadrature: Quadrature, tell: Tell = silen
     """Estimate the density, and those of the layers' blocks where they are asked for, with errors over the probes."""
     whole = _density(curvature_matrix(problem, quadrature.matrix), quadrature, "", tell)
     layers: dict[str, Density] = {}
-    for name, operator in _blocks(problem, quadrature.matrix) if quadrature.layers else ():
+    for name, operator in _layer_operators(problem, quadrature.matrix) if quadrature.layers else ():
         layers[name] = _density(operator, quadrature, f"{name}: " if name else "(own): ", tell)
         del operator  # and its graphs, before those of the next
     products = whole.curve.products + sum(one.curve.products for one in layers.values())
@@ -205,7 +205,7 @@ def _density(operator: SymmetricOperator, quadrature: Quadrature, prefix: str, t
     return Density(spectral_density(operator, depth=depth, probes=quadrature.probes, progress=show))
 
 
-def _blocks(problem: Problem, matrix: Matrix) -> Iterator[tuple[str, SymmetricOperator]]:
+def _layer_operators(problem: Problem, matrix: Matrix) -> Iterator[tuple[str, SymmetricOperator]]:
     """The layers' blocks, "" that of what the model owns itself; each made when it is asked for, and kept no longer."""
     if matrix == "hessian":
         blocks = LayerBlocks(problem)

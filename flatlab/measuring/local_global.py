@@ -177,7 +177,7 @@ def measure_local_global(subject: Subject, search: Search, probing: Probing, tel
         at = loss_at(problem, problem.point())
         return Curvature(
             at,
-            listed(carried(pairs, lost_share(problem, at), search.tol)),
+            listed(carried(pairs, lost_share(problem), search.tol)),
             moments.trace,
             moments.converged,
             pairs.vectors,

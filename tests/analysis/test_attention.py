@@ -22,7 +22,7 @@ def dense(problem: Problem, inputs: Tensor, y: Tensor) -> Mapping[tuple[str, str
     names = list(problem.parameters)
 
     def loss(*pieces: Tensor) -> Tensor:
-        return F.cross_entropy(problem.outputs((inputs,), dict(zip(names, pieces, strict=True))), y)
+        return F.cross_entropy(problem.outputs(((inputs,), y), dict(zip(names, pieces, strict=True))), y)
 
     parts: Any = torch.autograd.functional.hessian(loss, tuple(problem.parameters.values()))
     return {(a, b): parts[i][j].flatten(0, problem.parameters[a].dim() - 1).flatten(1)

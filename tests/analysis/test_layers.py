@@ -106,7 +106,7 @@ def test_what_cannot_be_cut_falls_back_to_the_same_block() -> None:
     names = list(problem.parameters)
 
     def loss(*pieces: Tensor) -> Tensor:
-        return F.cross_entropy(problem.outputs((x.double(),), dict(zip(names, pieces, strict=True))), y)
+        return F.cross_entropy(problem.outputs(((x.double(),), y), dict(zip(names, pieces, strict=True))), y)
 
     parts: Any = torch.autograd.functional.hessian(loss, tuple(problem.parameters.values()))
     for name, layer in blocks.layers.items():

@@ -13,8 +13,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from analysis.errors import MeasurementError
-from analysis.operators import hessian
+from analysis.flatness import flatness
+from analysis.operators import gauss_newton, hessian
 from analysis.problem import Problem, make_problem
+from analysis.pyhessian_backend import pyhessian_operator
+from analysis.spectrum import eigs
+from analysis.subsets import batch_spectra
+from analysis.theory.chain import chain
 
 SYMBOLS = 5
 
@@ -189,3 +194,44 @@ def test_a_loader_that_shuffles_too_much_to_keep_is_refused(monkeypatch: pytest.
     loader = DataLoader(TensorDataset(torch.randn(30, 4), torch.arange(30) % 3), batch_size=7, shuffle=True)
     with pytest.raises(MeasurementError, match="make it with shuffle=False"):
         make_problem(Classifier(), "cross_entropy", loader)
+
+
+class Regression(nn.Module):
+    """It cannot run without its targets; its outputs lie far apart, and are no sure predictions for that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(2, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = 100 * self.head(self.layer(x).tanh())
+        return {"loss": (logits - labels).square().mean(), "logits": logits}
+
+
+def test_every_measure_of_a_model_that_cannot_run_without_its_targets() -> None:
+    torch.manual_seed(0)
+    model, x, y = Regression().double(), torch.randn(9, 2).double(), torch.randn(9, 3).double()
+    problem = make_problem(model, "own_per_sample", (x, y), chunk_size=4)
+    parameters = dict(model.named_parameters())
+    sizes = [p.numel() for p in parameters.values()]
+
+    def loss(theta: Tensor) -> Tensor:
+        pieces = zip(parameters.items(), theta.split(sizes), strict=True)
+        out = functional_call(model, {name: piece.view_as(p) for (name, p), piece in pieces}, (x, y))
+        return F.mse_loss(out["logits"], y)
+
+    exact: Any = torch.autograd.functional.hessian(loss, torch.cat([p.detach().flatten() for p in parameters.values()]))
+    report = eigs(problem, which="both")
+    ends = torch.linalg.eigvalsh(exact)[[-1, 0]].tolist()
+    assert [value.value for value in report.eigenvalues] == pytest.approx(ends, rel=1e-4)
+    assert all(value.converged for value in report.eigenvalues)
+    tops = [float(torch.linalg.eigvalsh(block)[-1]) for block in (exact[:9, :9], exact[9:, 9:])]
+    assert [layer.eigenvalues[0].value for layer in report.layers] == pytest.approx(tops, rel=1e-4)
+    assert flatness(problem).trace.value == pytest.approx(float(exact.trace()), rel=0.2)
+    assert batch_spectra(problem, 3).converged.all()
+    with pytest.raises(MeasurementError, match="gives a model no targets"):
+        pyhessian_operator(problem)
+    with pytest.raises(MeasurementError):
+        gauss_newton(problem)(torch.ones(21, dtype=torch.float64))
+    with pytest.raises(MeasurementError, match="one tensor of real numbers; this one's is dict"):
+        chain(problem)
