@@ -12,7 +12,7 @@ import torch
 from flatlab.cores import available_cores
 from flatlab.errors import UsageError, require_count, shown
 from flatlab.federated.config import RunConfig
-from flatlab.federated.engine import ENGINES
+from flatlab.federated.engine import ENGINES, ON_DEVICES
 from flatlab.federated.engine.base import PATIENCE, SIMULATION, Engine, Means
 from flatlab.federated.footprint import MUCH, footprint
 from flatlab.federated.participants import most_participants
@@ -59,9 +59,9 @@ class Execution:
         if not self.save_every >= 0:
             raise UsageError(f"--save-every is a number of seconds, 0 or more, not {shown(self.save_every)}.")
         if self.device == "cuda" and self.engine == "process":
-            raise UsageError("--engine process trains on the CPU; leave --device out, or use --engine batched.")
-        if self.workers is not None and self.engine == "batched":
-            raise UsageError("--workers is of worker processes, and the stack has none: leave one of the two out.")
+            raise UsageError("--engine process trains on the CPU; leave --device out, or use --engine streams.")
+        if self.workers is not None and self.engine in ON_DEVICES:
+            raise UsageError(f"--workers is of worker processes, and --engine {self.engine} has none: leave one out.")
         if self.superlink is not None and self.engine != "flower":
             raise UsageError("--superlink is a connection of Flower's; add --engine flower.")
         if self.superlink not in (None, SIMULATION) and self.workers is not None:
@@ -105,7 +105,7 @@ def carry_out(
     data_root: Path | None = None,
     tell: Tell = silent,
     watch: Watch = unwatched,
-    make_probe: Callable[[World], Probe] | None = None,
+    make_probe: Callable[[World, torch.device], Probe] | None = None,
 ) -> Record:
     """Carry out the run `config` in `folder`, or go on with it, and return its last evaluation.
 
@@ -140,15 +140,15 @@ def go_on(
     *,
     tell: Tell = silent,
     watch: Watch = unwatched,
-    make_probe: Callable[[World], Probe] | None = None,
+    make_probe: Callable[[World, torch.device], Probe] | None = None,
 ) -> Record:
     """Train from the newest saved round to the last, in a folder that the caller holds; the model has been tried."""
-    run = Run(world, folder, _place(execution), at_nodes=execution.engine == "flower")
+    run = Run(world, folder, _place(execution), at_nodes=execution.engine == "flower", device=_home(world, execution))
     run.resume()
     if run.server.round:
         done = f"after round {run.server.round} of {world.config.rounds}"
         tell(f"The run in {folder} is this very one, cut off {done}: going on.")
-    probe = make_probe(world) if make_probe and execution.track_eigs else None
+    probe = make_probe(world, _engine(execution)[1]) if make_probe and execution.track_eigs else None
     with open_engine(world, execution, tell, folder) as engine, watch(run) as on_round:
         train(run, engine, on_round, execution.save_every, probe, execution.track_eigs or 1, execution.keep_clients)
     _require_kept(run.files, execution)
@@ -157,22 +157,36 @@ def go_on(
 
 def open_engine(world: World, execution: Execution, tell: Tell = silent, folder: Path = Path()) -> Engine:
     """The engine that trains the clients of a round of the run in `folder`."""
-    device = "cuda" if execution.device != "cpu" and torch.cuda.is_available() else "cpu"
-    if note := missing_kernels(world.config.precision, torch.device(device)):
+    name, device = _engine(execution)
+    if note := missing_kernels(world.config.precision, device):
         tell(note)
     means = Means(
         workers=execution.workers or available_cores(),
-        device=torch.device(device),
+        device=device,
         slots=most_participants(world.config),
         folder=folder,
         tell=tell,
         superlink=execution.superlink,
         patience=execution.patience,
     )
-    usual = "batched" if device == "cuda" else "process"
-    name = ENGINES[usual if execution.engine == "auto" else execution.engine]
-    engine: Engine = import_module(name).open_engine(world, means)
+    engine: Engine = import_module(ENGINES[name]).open_engine(world, means)
     return engine
+
+
+def _engine(execution: Execution) -> tuple[str, torch.device]:
+    """The engine by name, and the device that the run may use."""
+    device = "cuda" if execution.device != "cpu" and torch.cuda.is_available() else "cpu"
+    usual = "streams" if device == "cuda" else "process"
+    return usual if execution.engine == "auto" else execution.engine, torch.device(device)
+
+
+def _home(world: World, execution: Execution) -> torch.device:
+    """Where server and clients' vectors are between rounds: with an engine that trains on a GPU, if there is room."""
+    name, device = _engine(execution)
+    if device.type != "cuda" or name not in ON_DEVICES or _place(execution) == "disk":
+        return torch.device("cpu")
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if footprint(world.config, world.layout.size).bytes <= free / 4 else torch.device("cpu")
 
 
 def _finished(files: RunFolder, config: RunConfig, data_root: Path | None, tell: Tell) -> Record | None:

@@ -22,7 +22,7 @@ def local_step_(
     algorithm: Algorithm,
     eta: Tensor | float,
     config: RunConfig,
-    k: int,
+    k: int | Tensor,
 ) -> tuple[Tensor, Client[Any]]:
     """Take step k in place; return the data loss f_i(theta) before it, and the client after it.
 
@@ -39,7 +39,7 @@ def local_step_(
         _, g = gradient(theta + ascent)
         if algorithm.during is not None:
             client = _changed(client, algorithm.during(client, ascent), eta)
-    if algorithm.rate is not None:
+    if algorithm.rate is not None and isinstance(k, int):  # else it is part of eta
         eta = eta * algorithm.rate(client, k)
     if isinstance(terms.gradient, Tensor) or terms.gradient != 1.0:
         g.mul_(terms.gradient)

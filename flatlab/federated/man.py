@@ -32,22 +32,23 @@ class _MeanSquare(Function):
 
     A training step needs the gradient alone, 2 a / numel(a), which joins the gradient of `a` in one pass over memory.
     The value would cost one more pass; written as `a.pow(2).mean()`, a squared copy forward, a product and a sum back.
+    r lies on the CPU, whatever the device of a: a factor of its gradient is then a number that no device is asked for.
     """
 
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(a)
-        return a.view_as(a), a.new_zeros((), dtype=torch.promote_types(a.dtype, torch.float32))
+        return a.view_as(a), _nothing(a)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         from_above, from_mean = gradients
         (a,) = ctx.saved_tensors
         scale = from_mean * (2.0 / a.numel())
-        if a.is_cuda or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             total: Tensor = from_above.to(scale.dtype).addcmul(a.to(scale.dtype), scale)
             return total.to(a.dtype)
-        if a.dtype != scale.dtype:  # `alpha` would be rounded to bfloat16 as well; a factor is not
+        if a.dtype != scale.dtype and not a.is_cuda:  # `alpha` would be rounded to bfloat16 as well; a factor is not
             rounded: Tensor = a.mul(scale.item())
             return rounded.add_(from_above)
         return from_above.add(a, alpha=scale.item())
@@ -62,14 +63,19 @@ class _MeanSquareOfCopy(Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:
         ctx.copy = a.detach().clone()
-        return a.new_zeros((), dtype=torch.promote_types(a.dtype, torch.float32))
+        return _nothing(a)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, from_mean: Tensor) -> Tensor:
         a: Tensor = ctx.copy
-        gradient: Tensor = a.mul((from_mean * (2.0 / a.numel())).to(from_mean.dtype)).to(a.dtype)
+        gradient: Tensor = a.mul(from_mean.item() * (2.0 / a.numel()))
         return gradient
+
+
+def _nothing(a: Tensor) -> Tensor:
+    """The value 0 (), in single precision at least, on the CPU."""
+    return torch.zeros((), dtype=torch.promote_types(a.dtype, torch.float32))
 
 
 def square_sum(a: Tensor) -> Tensor:

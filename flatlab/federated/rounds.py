@@ -63,12 +63,21 @@ class Step:
 class Run:
     """A run in its folder: server and clients' state, and what is written as it goes.
 
-    Where the clients' own vectors stay with their nodes (`at_nodes`), the folder holds none of them.
+    Where the clients' own vectors stay with their nodes (`at_nodes`), the folder holds none of them. All else is kept,
+    and combined, on `device`.
     """
 
-    def __init__(self, world: World, folder: Path, place: Place = "memory", *, at_nodes: bool = False) -> None:
+    def __init__(
+        self,
+        world: World,
+        folder: Path,
+        place: Place = "memory",
+        *,
+        at_nodes: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.world, self.folder, self.files = world, folder, RunFolder(folder)
-        w = flatten(dict(world.new_model().named_parameters()), world.layout)
+        w = flatten(dict(world.new_model().named_parameters()), world.layout).to(device)
         own, server = world.initial(w)
         every = world.config.reports_all
         self.server = ServerState(0, w, server, all=w if every else None, selected=w)
@@ -103,7 +112,7 @@ class Run:
         self._require_vectors(at_nodes)
         self.clients.restore(require_keys(saved["clients"], (), path, "clients"))
         self.files.cut_metrics(server.round, saved)
-        self.server = server
+        self.server = server.to(self.server.w.device)
         self.saved_round = server.round
 
     def _require_vectors(self, at_nodes: bool) -> None:
@@ -120,7 +129,7 @@ class Run:
     def save(self) -> None:
         """Bring the whole state to the disk; `resume` then starts after the newest completed round."""
         clients = self.clients.save(self.server.round)
-        state = {"server": vars(self.server), "clients": clients, "at_nodes": self.at_nodes}
+        state = {"server": vars(self.server.to("cpu")), "clients": clients, "at_nodes": self.at_nodes}
         self.files.save(self.world.config, self.data, state)
         self.clients.forget_others()
         self.saved_round, self.saved_at = self.server.round, time.monotonic()
@@ -142,13 +151,14 @@ class Run:
         before = self.clients.read(ids)
         own = {name: before[name] for name in rules.own if name in before}
         start = rules.start(server.w, server.vectors, hyper, t)
-        outputs = engine.run(RoundInputs(t, ids, start, own, server.vectors, self.saved_round))
+        outputs = engine.run(RoundInputs(t, ids, start, own, server.vectors, self.saved_round)).to(server.w.device)
         _check_finite(t, ids, outputs)
+        samples, wt = world.samples.to(server.w.device), world.wt.to(server.w.device)
         round_ = Round(
             w=server.w,
             theta=outputs.theta,
-            samples=world.samples[ids],
-            wt=world.wt[ids],
+            samples=samples[ids],
+            wt=wt[ids],
             before=own or outputs.before,
             after=outputs.after,
             server=server.vectors,
@@ -159,7 +169,7 @@ class Run:
             K=world.steps,
         )
         w, vectors = rules.combine(round_)
-        weights = world.samples if rules.weighted else torch.ones_like(world.samples)
+        weights = samples if rules.weighted else torch.ones_like(samples)
         every = server.all
         if every is not None:
             every = every + (weights[ids] * (outputs.theta - before[LAST])).sum(0) / weights.sum()
@@ -204,13 +214,13 @@ class Run:
     def keep_models(self, step: Step) -> None:
         """Write a checkpoint of the round `step` that holds its participants' own models too."""
         model, layout = self.world.new_model(), self.world.layout
-        own = {str(k): state_of(model, row, layout) for k, row in zip(step.ids, step.outputs.theta, strict=True)}
+        own = {str(k): state_of(model, row, layout) for k, row in zip(step.ids, step.outputs.theta.cpu(), strict=True)}
         checkpoint = replace(self._checkpoint(step.server), clients=own)
         self.files.checkpoint(self.files.kept_clients(step.server.round), checkpoint)
 
     def _checkpoint(self, server: ServerState) -> Checkpoint:
         model, layout = self.world.new_model(), self.world.layout
-        states = {name: state_of(model, vector, layout) for name, vector in self.models(server).items()}
+        states = {name: state_of(model, vector.cpu(), layout) for name, vector in self.models(server).items()}
         reported, config = states.pop(self.reported), self.world.config
         return Checkpoint(config, server.round, reported, states, server.evaluated, provenance(), self.data)
 
@@ -284,8 +294,9 @@ def _write(run: Run, step: Step, record: Record, save_every: float) -> None:
 
 
 def _check_finite(t: int, ids: list[int], outputs: RoundOutputs) -> None:
-    for k, loss, theta in zip(ids, outputs.losses, outputs.theta, strict=True):
-        if not isfinite(loss) or not theta.isfinite().all():
+    finite = outputs.theta.isfinite().all(dim=1).tolist()
+    for k, loss, whole in zip(ids, outputs.losses, finite, strict=True):
+        if not isfinite(loss) or not whole:
             raise FlatlabError(
                 f"Training diverged in round {t + 1} at client {k} (its loss is {loss:.4g}); the last good state is "
                 "kept. Lower the learning rate (--lr), or the coefficient of MAN or of the algorithm."

@@ -7,7 +7,7 @@ part has no file and no memory: its vectors have their initial values.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,11 @@ class ServerState:
     selected: Tensor  # (P,), mean over the newest round's participants
     evaluated: Record = field(default_factory=dict)  # newest record with an evaluation
     probed: Tensor | None = None  # what the probe starts from
+
+    def to(self, device: torch.device | str) -> "ServerState":
+        """The same with its tensors on `device`."""
+        moved: dict[str, Any] = {name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, vectors={name: x.to(device) for name, x in self.vectors.items()}, **moved)
 
 
 def read_server(saved: object, path: Path, like: ServerState, rounds: int) -> ServerState:
@@ -138,11 +143,11 @@ class ClientState:
         rows = require_tensor(saved, path, "")
         if LAST not in self.initial and tuple(rows.shape) == (len(self.initial) + 1, *like.shape):
             rows = rows[:-1].clone()  # earlier versions kept the last model in every run
-        return require_vector(rows, (len(self.initial), *like.shape), like.dtype, path, "")
+        return require_vector(rows, (len(self.initial), *like.shape), like.dtype, path, "").to(like.device)
 
     def _save(self, changed: Mapping[int, Tensor], t: int) -> dict[int, str]:
         files = {k: f"{k}-{t}.pt" for k in changed}
         for k, rows in changed.items():
             with atomic_write(self.folder / files[k]) as file:
-                torch.save(rows, file)
+                torch.save(rows.cpu(), file)
         return files

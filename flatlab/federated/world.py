@@ -64,7 +64,9 @@ class World:
         """The vectors of a client and of the server before the first round, which begins at `w` (P,)."""
         rules = self.config.rules
         given, zeros = rules.initial(w, self.config.hyperparameters), torch.zeros_like(w)
-        own, server = ({name: given.get(name, zeros) for name in names} for names in (rules.own, rules.server))
+        own, server = (
+            {name: given.get(name, zeros).to(w.device) for name in names} for names in (rules.own, rules.server)
+        )
         return own, server
 
     def client(

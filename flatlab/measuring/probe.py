@@ -1,5 +1,6 @@
 """Curvature during training (`--track-eigs`)."""
 
+import torch
 from torch import Tensor
 
 from analysis.problem import make_problem
@@ -18,8 +19,8 @@ TOLERANCE = 1e-2
 """Relative residual at which tracking stops; each record states what was reached, as `flatlab eigs --json` does."""
 
 
-def curvature_probe(world: World) -> Probe:
-    """Return the probe that measures the server model's top eigenvalue, and each layer's, after a round.
+def curvature_probe(world: World, device: torch.device) -> Probe:
+    """Return the probe that measures, on `device`, the server model's top eigenvalue, and each layer's, after a round.
 
     It starts from the eigenvector of the last measurement, which training moves little between rounds.
     """
@@ -30,7 +31,7 @@ def curvature_probe(world: World) -> Probe:
 
     def probe(w: Tensor, start: Tensor | None) -> tuple[Record, Tensor]:
         load_vector(model, w)
-        report = eigs(make_problem(model, "cross_entropy", data), tol=TOLERANCE, start=start)
+        report = eigs(make_problem(model, "cross_entropy", data, device=device), tol=TOLERANCE, start=start)
         record: Record = {
             "samples": report.samples,
             "global": plain_eigenvalue(report.eigenvalues[0]),

@@ -18,6 +18,7 @@ from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.engine.streams import StreamsEngine
 from flatlab.federated.local_batches import local_batches
 from flatlab.federated.parameters import flatten
 from flatlab.federated.participants import sample_clients
@@ -29,6 +30,7 @@ from flatlab.federated.world import World
 ENGINES: dict[str, Callable[[World], Engine]] = {
     "sequential": SequentialEngine,
     "batched": lambda world: BatchedEngine(world, torch.device("cpu")),
+    "streams": lambda world: StreamsEngine(world, torch.device("cpu"), slots=2),
 }
 
 # Coefficients large enough to be seen at 1e-6 in a few rounds; a clip that bites in some steps and not in others.

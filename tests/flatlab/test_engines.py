@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.engine.streams import StreamsEngine
 from flatlab.federated.participants import most_participants
 from flatlab.federated.rounds import Run, train
 from flatlab.federated.world import World
@@ -58,13 +60,22 @@ def test_the_number_of_workers_changes_no_bit(
         assert others == records
 
 
+def few_ready(world: World) -> Engine:
+    """Streams of two slots, for which the samples of three steps lie ready at a time."""
+    with patch("flatlab.federated.engine.slots.WAITING", 3 * 2 * 5 * 3 * 20 * 20 * world.dtype.itemsize):
+        engine = StreamsEngine(world, torch.device("cpu"), slots=2)
+    assert engine.slots.ahead == 3
+    return engine
+
+
+@pytest.mark.parametrize("open_other", [lambda world: BatchedEngine(world, torch.device("cpu")), few_ready])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_stack_agrees_with_the_sequential_engine(
-    dtype: str, toy_world: Callable[..., World], tmp_path: Path
+def test_an_engine_of_devices_agrees_with_the_sequential_engine(
+    dtype: str, open_other: Callable[[World], Engine], toy_world: Callable[..., World], tmp_path: Path
 ) -> None:
     world = toy_world(**{**FLOAT32_CNN, "dtype": dtype})
     run, records = history(world, tmp_path / "1", SequentialEngine(world))
-    other, others = history(world, tmp_path / "2", BatchedEngine(world, torch.device("cpu")))
+    other, others = history(world, tmp_path / "2", open_other(world))
     close = {"float32": 1e-5, "float64": 1e-12}[dtype]
     torch.testing.assert_close(other.server.w, run.server.w, rtol=close, atol=close)
     for record, theirs in zip(records, others, strict=True):

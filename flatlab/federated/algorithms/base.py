@@ -55,8 +55,8 @@ class Client(Generic[H]):
     K: int  # E * ceil(mean_i n_i / B), the nominal number of local steps
     eta_0: float  # learning rate of round 0
     is_weight: Tensor  # (P,) bool, false on biases and norm parameters
-    t: int = 0
-    eta: float = 0.0  # eta_t
+    t: int | Tensor = 0  # a tensor () within a step that is captured, as are eta and k of `lookahead`
+    eta: float | Tensor = 0.0  # eta_t
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Algorithm:
     ascent: Callable[[Client[Any], Tensor, Tensor], Tensor] | None = None
     keep: Callable[[Client[Any], Tensor], dict[str, Tensor]] = field(default=lambda client, delta: {})
     during: Callable[[Client[Any], Tensor], dict[str, Tensor]] | None = None  # after each ascent: (client, ascent)
-    lookahead: Callable[[Client[Any], Tensor, int], Tensor] | None = None  # instead of an ascent: (client, theta, k)
+    lookahead: Callable[[Client[Any], Tensor, Any], Tensor] | None = None  # instead of an ascent: (client, theta, k)
     rate: Callable[[Client[Any], int], float] | None = None  # (client, k), a factor of eta_t
     start: Callable[[Tensor, Mapping[str, Tensor], Any, int], Tensor] = field(default=lambda w, server, hyper, t: w)
     initial: Callable[[Tensor, Any], dict[str, Tensor]] = field(default=lambda w_0, hyper: {})  # not zero at first
@@ -125,7 +125,7 @@ LEAST_NORM = 1e-12
 """Below it a vector has no direction: the squares of a gradient that vanishes are lost in float32 before it is."""
 
 
-def of_length(length: float, vectors: Tensor) -> Tensor:
+def of_length(length: float | Tensor, vectors: Tensor) -> Tensor:
     """The vectors (..., P) scaled to that Euclidean norm; shorter, and at last zero, below `LEAST_NORM`."""
     return (length / norm(vectors).clamp_min(LEAST_NORM)) * vectors
 

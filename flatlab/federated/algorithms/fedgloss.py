@@ -17,6 +17,7 @@ reads the server's radius off the clients' list: the algorithm as printed is fol
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -33,9 +34,10 @@ class FedGloSSHyper(Hyper):
     warmup: int = Field(375, ge=1)
 
 
-def radius(full: float, hyper: FedGloSSHyper, t: int) -> float:
-    """rho_0 + (full - rho_0) min(t / warmup, 1)."""
-    return hyper.rho_0 + (full - hyper.rho_0) * min(t / hyper.warmup, 1.0)
+def radius(full: float, hyper: FedGloSSHyper, t: int | Tensor) -> Tensor:
+    """rho_0 + (full - rho_0) min(t / warmup, 1), shape ()."""
+    share = torch.as_tensor(t / hyper.warmup, dtype=torch.float64).clamp(max=1.0)
+    return hyper.rho_0 + (full - hyper.rho_0) * share
 
 
 def start(w: Tensor, server: Mapping[str, Tensor], hyper: Any, t: int) -> Tensor:

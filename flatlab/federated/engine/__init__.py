@@ -6,7 +6,11 @@ the names at once.
 
 ENGINES = {
     "process": "flatlab.federated.engine.process",
+    "streams": "flatlab.federated.engine.streams",
     "batched": "flatlab.federated.engine.batched",
     "flower": "flatlab.federated.engine.flower",
 }
-"""Modules by the names on the command line: worker processes, one stack on a device, or a federation's nodes."""
+"""Modules by the names on the command line: worker processes, streams of a GPU, one stack, or a federation's nodes."""
+
+ON_DEVICES = ("streams", "batched")
+"""Those that train in one process, on whatever device there is."""

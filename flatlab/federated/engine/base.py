@@ -1,7 +1,7 @@
 """What an engine takes and gives; which engine runs a round never changes the round's meaning."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +40,11 @@ class RoundOutputs:
     before: Mapping[str, Tensor] = field(
         default_factory=dict
     )  # name: (C, P), as it began, where clients keep their own
+
+    def to(self, device: torch.device) -> "RoundOutputs":
+        """The same with its tensors on `device`."""
+        after, before = ({k: x.to(device) for k, x in vectors.items()} for vectors in (self.after, self.before))
+        return replace(self, theta=self.theta.to(device), after=after, before=before)
 
 
 @dataclass(frozen=True)

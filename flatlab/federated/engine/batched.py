@@ -85,8 +85,8 @@ class BatchedEngine:
                 samples += taken
         after = rules.keep(client, theta - w)
         return RoundOutputs(
-            theta=theta.cpu(),
-            after={name: rows.cpu() for name, rows in after.items()},
+            theta=theta,
+            after=after,
             losses=(total / samples).tolist(),
             images=int(samples.sum()),
         )
@@ -96,7 +96,7 @@ class BatchedEngine:
         test, n = self.test, len(self.test)
         world = replace(self.world, data=replace(self.world.data, test=test))
         return [
-            add_up([score_chunk(world, self.model, vector, start) for start in chunk_starts(test)], n)
+            add_up([score_chunk(world, self.model, vector, start).tolist() for start in chunk_starts(test)], n)
             for vector in (model.to(self.device) for model in models)
         ]
 

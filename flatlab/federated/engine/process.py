@@ -24,7 +24,6 @@ from flatlab.data import Split
 from flatlab.errors import FlatlabError
 from flatlab.federated.engine.base import Engine, Evaluation, Means, RoundInputs, RoundOutputs
 from flatlab.federated.engine.sequential import (
-    ChunkScore,
     SequentialEngine,
     add_up,
     chunk_starts,
@@ -110,7 +109,8 @@ class ProcessEngine:
         for row, vector in enumerate(models):
             self.shared.models[row].copy_(vector)
         jobs = [[self._submit(_score, row, start) for start in chunk_starts(test)] for row in range(len(models))]
-        return [add_up([_result(job) for job in chunks], len(test.labels)) for chunks in jobs]
+        scores = [[_result(job) for job in chunks] for chunks in jobs]
+        return [add_up(chunks, len(test.labels)) for chunks in scores]
 
     def _submit(self, work: Callable[..., T], *arguments: int) -> Future[T]:
         try:
@@ -203,5 +203,6 @@ def _train(t: int, k: int, slot: int) -> tuple[float, int]:
     return result.loss, result.samples
 
 
-def _score(row: int, start: int) -> ChunkScore:
-    return score_chunk(_worker.world, _worker.model, _worker.shared.models[row], start)
+def _score(row: int, start: int) -> list[float]:
+    sums: list[float] = score_chunk(_worker.world, _worker.model, _worker.shared.models[row], start).tolist()
+    return sums

@@ -91,11 +91,12 @@ def loss_gradient(world: World, model: nn.Module, x: Tensor, y: Tensor, at: Tens
             outputs = model(x)
     logits = outputs.to(at.dtype)
     objective = loss = F.cross_entropy(logits, y)
-    if config.man:
-        objective = objective + config.zeta / 2 * sum(terms)
     if config.zeta_logits:
         objective = objective + config.zeta_logits / 2 * logits.square().mean()
-    gradients = torch.autograd.grad(objective, parameters, materialize_grads=True)
+    objectives = [objective]
+    if any(term.requires_grad for term in terms):
+        objectives.append(torch.as_tensor(config.zeta / 2 * sum(terms)))  # by itself, since it lies on the CPU
+    gradients = torch.autograd.grad(objectives, parameters, materialize_grads=True)
     return loss.detach(), torch.cat([g.reshape(-1) for g in gradients])
 
 
@@ -107,18 +108,12 @@ def bind(model: nn.Module, world: World, vector: Tensor) -> list[nn.Parameter]:
     return [named[name] for name in world.layout.names]
 
 
-@dataclass(frozen=True)
-class ChunkScore:
-    """Sums over one chunk of the test set."""
-
-    correct: int
-    loss: float
-    activations: list[float]  # sum_n |a_l|^2 for each hidden layer
-
-
 @torch.no_grad()
-def score_chunk(world: World, model: nn.Module, vector: Tensor, start: int) -> ChunkScore:
-    """Score the model with parameters `vector` (P,) on TEST_CHUNK test images from position `start`."""
+def score_chunk(world: World, model: nn.Module, vector: Tensor, start: int) -> Tensor:
+    """Score the model with parameters `vector` (P,) on TEST_CHUNK test images from position `start`.
+
+    Returns sums over them (2 + L,), float64: right answers, loss, and |a_l|^2 for each of L hidden layers.
+    """
     bind(model, world, vector)
     model.eval()
     split = world.data.test
@@ -132,11 +127,9 @@ def score_chunk(world: World, model: nn.Module, vector: Tensor, start: int) -> C
 
     with tap_activations(tap, world.taps.ignored), arithmetic("ieee"), autocast("ieee", x.device):
         logits = model(x)
-    return ChunkScore(
-        correct=int((logits.argmax(1) == y).sum()),
-        loss=F.cross_entropy(logits, y, reduction="sum").item(),
-        activations=[total.item() for a, total in taken if a is not logits],
-    )
+    right, loss = (logits.argmax(1) == y).sum(), F.cross_entropy(logits, y, reduction="sum")
+    sums = [right, loss, *(total for a, total in taken if a is not logits)]
+    return torch.stack([total.double() for total in sums])
 
 
 def chunk_starts(split: Split) -> range:
@@ -144,13 +137,10 @@ def chunk_starts(split: Split) -> range:
     return range(0, len(split.labels), TEST_CHUNK)
 
 
-def add_up(chunks: Sequence[ChunkScore], n: int) -> Evaluation:
-    """Combine the chunks of one model, in their order, into its evaluation on `n` samples."""
-    return Evaluation(
-        accuracy=sum(chunk.correct for chunk in chunks) / n,
-        loss=sum(chunk.loss for chunk in chunks) / n,
-        activation_norms=[sum(layer) / n for layer in zip(*(c.activations for c in chunks), strict=True)],
-    )
+def add_up(chunks: Sequence[Sequence[float]], n: int) -> Evaluation:
+    """Combine the scores of one model's chunks, in their order, into its evaluation on `n` samples."""
+    right, loss, *activations = (sum(part) / n for part in zip(*chunks, strict=True))
+    return Evaluation(right, loss, activations)
 
 
 class SequentialEngine:
@@ -186,7 +176,8 @@ class SequentialEngine:
         test = self.world.data.test
         return [
             add_up(
-                [score_chunk(self.world, self.model, vector, start) for start in chunk_starts(test)], len(test.labels)
+                [score_chunk(self.world, self.model, vector, start).tolist() for start in chunk_starts(test)],
+                len(test.labels),
             )
             for vector in models
         ]

@@ -1,0 +1,180 @@
+"""Participants side by side on a device, each on a stream of its own, its local step one CUDA graph: for GPUs.
+
+A step of a small network is some hundred kernels that take less time to run than to launch. Captured once, all are
+launched by one call, and the streams fill the device. What is computed is what the sequential engine computes, for any
+model, in another order of rounding; only models that draw random numbers (dropout) see other draws. A model that cannot
+be captured, since it asks the device for a value, runs launch by launch, and so does every model on a CPU.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from flatlab.errors import UsageError, first_line
+from flatlab.federated.engine.base import Engine, Evaluation, Means, RoundInputs, RoundOutputs
+from flatlab.federated.engine.round_plan import RoundPlan, plan_round
+from flatlab.federated.engine.sequential import add_up, chunk_starts, score_chunk
+from flatlab.federated.engine.slots import Slots
+from flatlab.federated.participants import sample_clients
+from flatlab.federated.precision import arithmetic
+from flatlab.federated.streams import stream_seed
+from flatlab.federated.world import World
+from flatlab.tell import Tell, silent
+
+MOST_SLOTS = 32
+"""Participants that train at once at most; a GPU is full before."""
+
+WARM_UP = 2
+"""Steps before a capture, in which libraries choose their kernels."""
+
+
+def open_engine(world: World, means: Means) -> Engine:
+    """All participants at once, as far as the device holds them."""
+    return StreamsEngine(world, means.device, min(means.slots, MOST_SLOTS), means.tell)
+
+
+class StreamsEngine:
+    """Trains at most `slots` participants at once on `device`."""
+
+    def __init__(self, world: World, device: torch.device, slots: int, tell: Tell = silent) -> None:
+        self.world, self.device, self.tell = world, device, tell
+        self.slots = Slots(world, device, slots)
+        self.usable = slots
+        test = replace(
+            world.data.test, images=world.data.test.images.to(device), labels=world.data.test.labels.to(device)
+        )
+        self.test_world = replace(world, data=replace(world.data, test=test))
+        self.captures = device.type == "cuda"
+        self.streams = [torch.cuda.Stream(device) for _ in range(slots)] if self.captures else []
+        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # by slot and samples of the step
+        self.planned: tuple[int, RoundPlan] | None = None  # the next round, drawn while the device was busy
+
+    def run(self, inputs: RoundInputs) -> RoundOutputs:
+        """Train the participants of one round."""
+        torch.manual_seed(stream_seed(self.world.config.seed, "model", inputs.t))
+        plan = self._plan(inputs.t, inputs.ids).to(self.device)
+        done, waves = 0, []
+        with arithmetic(self.world.config.precision):
+            while done < len(inputs.ids):
+                wave = slice(done, min(done + self.usable, len(inputs.ids)))
+                if self._prepare(inputs, plan, wave):
+                    waves.append(self._train(inputs, plan, wave))
+                    done = wave.stop
+        self._plan_ahead(inputs.t + 1)
+        thetas, afters, losses = zip(*waves, strict=True)
+        samples = [sum(own) for own in plan.lengths]
+        return RoundOutputs(
+            theta=torch.cat(thetas),
+            after={name: torch.cat([after[name] for after in afters]) for name in afters[0]},
+            losses=[total / n for total, n in zip(torch.cat(losses).tolist(), samples, strict=True)],
+            images=sum(samples),
+        )
+
+    def evaluate(self, models: Sequence[Tensor]) -> list[Evaluation]:
+        """Evaluate each flat vector (P,) on the test set."""
+        world, model = self.test_world, self.slots.models[0]
+        starts = chunk_starts(world.data.test)
+        sums = torch.stack(
+            [torch.stack([score_chunk(world, model, m.to(self.device), s) for s in starts]) for m in models]
+        )
+        model.train()
+        return [add_up(chunks, len(world.data.test)) for chunks in sums.tolist()]
+
+    def __enter__(self) -> "StreamsEngine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.graphs.clear()
+
+    def _prepare(self, inputs: RoundInputs, plan: RoundPlan, wave: slice) -> bool:
+        """Load the wave, its steps captured; False where the device holds fewer slots than that."""
+        if self.slots.load(inputs, wave):
+            self.graphs.clear()
+        if not self.captures:
+            return True
+        lengths = plan.lengths[wave]
+        missing = sorted({(i, b) for i, own in enumerate(lengths) for b in own} - self.graphs.keys())
+        if not missing:
+            return True
+        self.slots.fill(plan, wave, slice(0, min(self.slots.ahead, plan.steps)))
+        for slot, length in missing:
+            if not self._capture(slot, length):
+                return False
+        self.slots.load(inputs, wave)  # the steps before a capture were real ones
+        return True
+
+    def _capture(self, slot: int, length: int) -> bool:
+        """Make the graph of a step; False where the device holds fewer slots, or none of its steps can be captured."""
+        slots, side = self.slots, self.streams[slot]
+        graph = torch.cuda.CUDAGraph()
+        pool = next((g.pool() for (s, _), g in self.graphs.items() if s == slot), None)  # they never run at once
+        try:
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    slots.row[slot].zero_()
+                    slots.step[slot].zero_()
+                    slots.take_step(slot, length)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph, pool=pool, stream=side):
+                slots.take_step(slot, length)
+        except torch.OutOfMemoryError as error:
+            if slot == 0:
+                raise UsageError(
+                    f"The device has no memory for a local step of {self.world.config.model} ({first_line(error)}); "
+                    "use --device cpu, or smaller batches."
+                ) from error
+            self.usable = slot
+            self.graphs = {key: g for key, g in self.graphs.items() if key[0] < slot}
+            return False
+        except RuntimeError as error:
+            self.tell(
+                f"A local step of {self.world.config.model} cannot be captured as a CUDA graph ({first_line(error)}): "
+                "its kernels are launched one by one, which is slower."
+            )
+            self.captures = False
+            self.graphs.clear()
+            return False
+        self.graphs[slot, length] = graph
+        return True
+
+    def _train(self, inputs: RoundInputs, plan: RoundPlan, wave: slice) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """(theta, own vectors, sums of losses) of the wave after its steps."""
+        slots, lengths, n = self.slots, plan.lengths[wave], wave.stop - wave.start
+        for start in range(0, max(map(len, lengths)), slots.ahead):
+            steps = slice(start, min(start + slots.ahead, plan.steps))
+            slots.fill(plan, wave, steps)
+            taken = [own[steps] for own in lengths]
+            self._take_steps([(i, b) for row in zip_longest(*taken) for i, b in enumerate(row) if b is not None], n)
+        client = slots.participants(inputs, wave)
+        theta = slots.theta[:n].clone()
+        after = self.world.config.rules.keep(client, theta - slots.w)
+        return theta, {name: rows.clone() for name, rows in after.items()}, slots.loss[:n].clone()
+
+    def _take_steps(self, steps: list[tuple[int, int]], n: int) -> None:
+        """Take steps, each (slot, samples), those of different slots at once."""
+        if not self.captures:
+            for slot, length in steps:
+                self.slots.take_step(slot, length)
+            return
+        main, streams = torch.cuda.current_stream(), self.streams[:n]
+        for side in streams:
+            side.wait_stream(main)
+        for slot, length in steps:
+            with torch.cuda.stream(streams[slot]):
+                self.graphs[slot, length].replay()
+        for side in streams:
+            main.wait_stream(side)
+
+    def _plan(self, t: int, ids: Sequence[int]) -> RoundPlan:
+        if self.planned and self.planned[0] == t:
+            return self.planned[1]
+        return plan_round(self.world, t, ids)
+
+    def _plan_ahead(self, t: int) -> None:
+        """Draw round t, where there is one."""
+        config = self.world.config
+        self.planned = (t, plan_round(self.world, t, sample_clients(config, t))) if t < config.rounds else None
