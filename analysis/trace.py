@@ -167,7 +167,7 @@ def _sketch(operator: SymmetricOperator, count: int, generator: torch.Generator)
 def random_signs(count: int, operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
     """Rows (count, p) of +1 and -1, the same on every device for a given CPU generator."""
     signs = torch.randint(0, 2, (count, operator.size), generator=generator, dtype=torch.int8)
-    return (2 * signs - 1).to(dtype=operator.torch_dtype, device=operator.device)
+    return (2 * signs.to(operator.device) - 1).to(operator.torch_dtype)  # a quarter of the bytes travels
 
 
 def mean_of(values: list[float]) -> Estimate:

@@ -1,30 +1,52 @@
 """Inner products that accumulate in float64, whatever the vectors' type.
 
 torch's float32 sum over 800,000 numbers is off by some 1e-5, which moves an eigenvalue by as much; vectors are
-therefore taken to float64 piece by piece, in pieces that stay in the cache.
+therefore taken to float64 piece by piece: on a CPU in pieces that stay in the cache, on a GPU in large ones, because
+each costs some launches.
 """
 
 import hashlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from analysis.errors import MeasurementError
 from analysis.ieee import ieee
+from analysis.noise import normal_numbers
 
-_PIECE = 1 << 15
+_PIECE = 1 << 15  # numbers of a row, on a CPU
+_LARGE_PIECE = 1 << 25  # numbers of all rows together, elsewhere: 256 MiB in float64
 _STANDS_OUT = 5.0  # standard deviations of the noise that a single known start vector is long
+
+
+def pieces(rows: Tensor) -> Iterator[slice]:
+    """Where to cut (m, p) so that a piece in float64 is as large as suits the device."""
+    step = _PIECE if rows.device.type == "cpu" else max(_PIECE, _LARGE_PIECE // max(1, len(rows)))
+    for start in range(0, rows.shape[1], step):
+        yield slice(start, start + step)
 
 
 @ieee()
 def dots(left: Tensor, right: Tensor) -> Tensor:
     """left right^T in float64 for rows of equal length: (m, p), (b, p) -> (m, b)."""
+    if left.device.type != "cpu":
+        return _summed_products(left, right)
     if left.dtype == torch.float64:
         return left @ right.T
+    total = torch.zeros(len(left), len(right), dtype=torch.float64)
+    for piece in pieces(left):
+        total += left[:, piece].double() @ right[:, piece].double().T
+    return total
+
+
+def _summed_products(left: Tensor, right: Tensor) -> Tensor:
+    """The same by sums, which a GPU spreads over all of it; of a product of so few rows it may use a corner only."""
     total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
-    for start in range(0, left.shape[1], _PIECE):
-        total += left[:, start : start + _PIECE].double() @ right[:, start : start + _PIECE].double().T
+    for piece in pieces(left):
+        for column, row in enumerate(right):
+            total[:, column] += (left[:, piece] * row[piece].double()).sum(1)
     return total
 
 
@@ -42,8 +64,8 @@ def quotients(vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """v . Av and |Av - (v . Av) v| of unit rows v (k, p) and their products Av (k, p): (k,) float64 each."""
     values = torch.stack([dots(v[None], image[None])[0, 0] for v, image in zip(vectors, images, strict=True)])
     squares = torch.zeros_like(values)
-    for start in range(0, vectors.shape[1], _PIECE):
-        v, image = (rows[:, start : start + _PIECE].double() for rows in (vectors, images))
+    for piece in pieces(vectors):
+        v, image = (rows[:, piece].double() for rows in (vectors, images))
         squares += (image - values[:, None] * v).square().sum(1)
     return values, squares.sqrt()
 
@@ -57,9 +79,9 @@ def combine(weights: Tensor, rows: Tensor) -> Tensor:
 @ieee()
 def rotate(weights: Tensor, rows: Tensor) -> None:
     """Replace the first b of the rows by linear combinations of all, in no other's memory: (b, m) weights, (m, p)."""
-    for start in range(0, rows.shape[1], _PIECE):
-        piece = rows[:, start : start + _PIECE]
-        piece[: len(weights)] = weights.to(rows.dtype) @ piece
+    for piece in pieces(rows):
+        part = rows[:, piece]
+        part[: len(weights)] = weights.to(rows.dtype) @ part
 
 
 @ieee()
@@ -68,15 +90,20 @@ def orthogonalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
     The second time removes what rounding left of the first, whose inner products therefore need not be in float64.
     """
-    first = basis @ w.T
+    first = basis @ w.T if basis.device.type == "cpu" else dots(basis, w)
     w = w - combine(first.T, basis)
     second = dots(basis, w)
     return w - combine(second.T, basis), first.double() + second
 
 
 def random_rows(count: int, size: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal rows (count, size), the same on every device for a given CPU generator."""
-    return torch.randn(count, size, dtype=torch.float64, generator=generator).to(like)
+    """Standard normal rows (count, size), for a given CPU generator the same on every CPU, and on every GPU.
+
+    A GPU makes them itself: on a CPU the 124 million numbers of GPT-2 take 3 s, as long as a hundred products there.
+    """
+    if like.device.type == "cpu":
+        return torch.randn(count, size, dtype=torch.float64, generator=generator).to(like)
+    return torch.stack([normal_numbers(size, like, generator) for _ in range(count)])
 
 
 def seed_beside(start: Tensor, seed: int) -> int:

@@ -75,7 +75,7 @@ def gradient(subject: Subject, size: int = SAMPLES, layout: torch.memory_format 
 def _operator(subject: Subject, product: Callable[[Tensor], Tensor]) -> SymmetricOperator:
     size = sum(p.numel() for p in subject.parameters)
     return SymmetricOperator(
-        size, torch.float32, torch.device("cpu"), lambda rows: torch.stack([product(row) for row in rows])
+        size, torch.float32, subject.x.device, lambda rows: torch.stack([product(row) for row in rows])
     )
 
 
@@ -94,7 +94,7 @@ def pyhessian_computer(subject: Subject, data: Any = None, loader: Any = None) -
     from pyhessian import hessian as pyhessian
 
     model = copy.deepcopy(subject.model)
-    return pyhessian(model, nn.CrossEntropyLoss(), data=data, dataloader=loader, cuda=False)
+    return pyhessian(model, nn.CrossEntropyLoss(), data=data, dataloader=loader, cuda=subject.x.is_cuda)
 
 
 def pyhessian_operator(subject: Subject) -> SymmetricOperator:

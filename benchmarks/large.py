@@ -1,16 +1,26 @@
 """`python -m benchmarks large[.NETWORK]`: top 1 and top 5 of large networks, beside the libraries there are.
 
-Every search runs in a process of its own, which is ended where it holds more than `LIMIT` bytes or takes longer than
-`SECONDS`. Time is counted in gradients of the same loss, measured before and after; memory is the process's resident
-peak during the search; the residual is ours, computed afterwards, so that what stops early shows it.
+On a GPU where there is one, else on one thread of the CPU. Every search runs in a process of its own, which is ended
+where it holds more than `LIMIT` bytes or takes longer than a minute on a GPU, an hour on a CPU, or the seconds that the
+environment variable LARGE_SECONDS names, from the process's start. Time is counted in gradients of the same loss,
+measured before and after; memory is the process's resident peak during the search, on a GPU the most that torch's
+allocator had given out there, the model included and SciPy's vectors, which lie in the host's memory, left out. The
+residual is ours, computed afterwards, so that what stops early shows it. Everyone computes in IEEE float32, and on a
+GPU a gradient and a product come before any clock starts: the first of each loads kernels.
 """
 
+import gc
 import json
+import os
+import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,17 +28,17 @@ from typing import Any
 import torch
 
 from analysis.lanczos import lanczos
-from analysis.operators import hessian
+from analysis.operators import SymmetricOperator, hessian, matrix_operator
 from analysis.problem import make_problem
 from benchmarks import curvature_peers as peers
-from benchmarks.curvature import TOL, Solution, eigsh_pairs, power_pairs, seconds_of, true_residual
+from benchmarks.curvature import TOL, Solution, eigsh_pairs, power_pairs, seconds_of, synchronise, true_residual
 from benchmarks.curvature_peers import Subject
 from benchmarks.large_networks import NETWORKS, make_network
 from flatlab.malloc import keep_freed_memory
 
 LIMIT = 20 << 30
 GRAPHS = 6 << 30  # bytes that ours may keep between products
-SECONDS = 3600
+TOO_MUCH = f"more than {LIMIT >> 30} GiB"
 
 Search = Callable[[], Solution]
 
@@ -37,13 +47,37 @@ def main(network: str | None = None) -> None:
     """Print a table for each network, or for the one named."""
     if network and network.startswith("{"):
         return _search(**json.loads(network))
+    print(f"{_machine()}; {_versions()}", flush=True)
     for name in [network] if network else NETWORKS:
         for k in (1, 5):
             print(f"\n### {name}, top {k}\n")
-            print("| | gradients | products | peak, GiB | worst residual | top eigenvalue |\n|---|---|---|---|---|---|")
-            for solver, (module, _) in SOLVERS.items():
-                if peers.installed(module):
+            print("| | gradients | products | peak, GiB | worst residual | top eigenvalue | a gradient, ms |")
+            print("|---|---|---|---|---|---|---|", flush=True)
+            for solver, what in SOLVERS.items():
+                if peers.installed(what.module):
                     print(f"| {solver} | {_row(name, solver, k)} |", flush=True)
+
+
+def _machine() -> str:
+    if not torch.cuda.is_available():
+        return f"{platform.machine()} CPU, one thread"
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
+def _versions() -> str:
+    """Of Python and of what is measured, as far as it is installed."""
+    found = [f"Python {platform.python_version()}"]
+    for name in ("torch", "scipy", "curvlinops-for-pytorch", "hessian-eigenthings", "pyhessian"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def _seconds() -> float:
+    """How long a search's process may take."""
+    return float(os.environ.get("LARGE_SECONDS", 60 if torch.cuda.is_available() else 3600))
 
 
 def _row(network: str, solver: str, k: int) -> str:
@@ -51,53 +85,118 @@ def _row(network: str, solver: str, k: int) -> str:
     job = json.dumps({"network": network, "solver": solver, "k": k})
     command = [sys.executable, "-m", "benchmarks", f"large.{job}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    began = time.monotonic()
+    began, on_host = time.monotonic(), not torch.cuda.is_available()
     while process.poll() is None:
         time.sleep(0.2)
-        if _resident(process.pid, "VmRSS") > LIMIT:
-            reason = f"more than {LIMIT >> 30} GiB"
-        elif time.monotonic() - began > SECONDS:
-            reason = f"not within {SECONDS // 60} minutes"
+        if on_host and _resident(process.pid, "VmRSS") > LIMIT:
+            reason = TOO_MUCH
+        elif time.monotonic() - began > _seconds():
+            reason = f"not within {_seconds():g} s"
         else:
             continue
         process.kill()
         process.communicate()
-        return f"{reason} | | | |"
+        return f"{reason} | | | | |"
     said = process.communicate()[0].strip().splitlines()
     if process.returncode != 0:
-        return f"exit code {process.returncode} | | | |"
+        return f"exit code {process.returncode} | | | | |"
     found: dict[str, Any] = json.loads(said[-1])
+    if "failed" in found:
+        return f"{found['failed']} | | | | |"
     return (
         f"{found['gradients']:.1f} | {found['products'] or ''} | {found['peak']:.1f} | {found['residual']:.1e} | "
-        f"{found['top']:.4f}"
+        f"{found['top']:.4f} | {1000 * found['gradient']:.1f}"
     )
 
 
 def _search(network: str, solver: str, k: int) -> None:
     """Search, and print what was found as one line of JSON."""
-    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
     keep_freed_memory()
-    subject = make_network(network)
+    subject = make_network(network, device)
+    try:
+        found, vectors = _timed(subject, SOLVERS[solver], k)
+    except torch.OutOfMemoryError:
+        found = {"failed": TOO_MUCH}
+    else:
+        _tidy()
+        found["residual"] = true_residual(peers.flatlab_operator(subject), vectors)
+    print(json.dumps(found))
+
+
+def _timed(subject: Subject, solver: "Solver", k: int) -> tuple[dict[str, Any], torch.Tensor]:
+    """What a search took and found, but for its residual; and the vectors."""
+    if subject.x.is_cuda:
+        _warm_up(subject, solver.operator)
     before = _gradient_seconds(subject)
-    search = SOLVERS[solver][1](subject, k)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-    began = time.perf_counter()
-    values, vectors, products = search()
-    elapsed = time.perf_counter() - began
-    peak = _resident("self", "VmHWM")
+    search = solver.prepare(subject, k)
+    with _limited():
+        _forget_peak()
+        synchronise()
+        began = time.perf_counter()
+        values, vectors, products = search()
+        synchronise()
+        elapsed = time.perf_counter() - began
+        peak = torch.cuda.max_memory_allocated() if subject.x.is_cuda else _resident("self", "VmHWM")
+    del search
+    _tidy()
     gradient = (before + _gradient_seconds(subject)) / 2
     found = {
         "gradients": elapsed / gradient,
         "products": products,
         "peak": peak / (1 << 30),
-        "residual": true_residual(peers.flatlab_operator(subject), vectors),
         "top": float(values.max()),
+        "gradient": gradient,
     }
-    print(json.dumps(found))
+    return found, vectors
+
+
+def _warm_up(subject: Subject, operator: Callable[[Subject], SymmetricOperator]) -> None:
+    """A gradient, a product of this library's and a small search: what runs first loads kernels, and cuSOLVER."""
+    peers.gradient(subject)
+    theirs = operator(subject)
+    theirs(torch.randn(theirs.size, device=theirs.device))
+    lanczos(matrix_operator(torch.diag(torch.arange(1.0, 101.0, device=theirs.device))), 2)
+    del theirs
+    _tidy()
+
+
+def _forget_peak() -> None:
+    """Count the peak of memory from here."""
+    _tidy()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _tidy() -> None:
+    """Free what is no longer needed: on a GPU the limit is on all that the allocator holds, and graphs hold on."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Within the block no more than `LIMIT` bytes can be had of a GPU."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, LIMIT / total))
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def _gradient_seconds(subject: Subject) -> float:
-    return median(seconds_of(lambda: peers.gradient(subject)) for _ in range(3))
+    times = 10 if subject.x.is_cuda else 3
+    return median(seconds_of(lambda: peers.gradient(subject)) for _ in range(times))
 
 
 def _resident(process: int | str, what: str) -> int:
@@ -128,15 +227,31 @@ def _eigenthings(subject: Subject, k: int) -> Search:
         return result.eigenvalues, result.eigenvectors.T, steps
 
     check, steps = peers.eigenthings_operator(subject), 10 * k
-    while true_residual(check, search(steps)[1]) > TOL:
+    while True:  # the process ends where that takes too long
+        with _limited():
+            vectors = search(steps)[1]
+        if true_residual(check, vectors) <= TOL:
+            return partial(search, steps)
+        del vectors
         steps *= 2
-    return partial(search, steps)
 
 
-SOLVERS: Mapping[str, tuple[str, Callable[[Subject, int], Search]]] = {
-    "flatlab": ("torch", _ours),
-    "curvlinops + eigsh": ("curvlinops", lambda s, k: partial(eigsh_pairs, peers.curvlinops_operator(s), k)),
-    "hessian-eigenthings": ("hessian_eigenthings", _eigenthings),
-    "PyHessian's iteration, stopped on the residual": ("pyhessian", lambda s, k: partial(power_pairs, s, k)),
+@dataclass(frozen=True)
+class Solver:
+    """A library's search, and the product it multiplies with."""
+
+    module: str  # that it needs
+    operator: Callable[[Subject], SymmetricOperator]
+    prepare: Callable[[Subject, int], Search]
+
+
+SOLVERS: Mapping[str, Solver] = {
+    "flatlab": Solver("torch", peers.flatlab_operator, _ours),
+    "curvlinops + eigsh": Solver(
+        "curvlinops", peers.curvlinops_operator, lambda s, k: partial(eigsh_pairs, peers.curvlinops_operator(s), k)
+    ),
+    "hessian-eigenthings": Solver("hessian_eigenthings", peers.eigenthings_operator, _eigenthings),
+    "PyHessian's iteration, stopped on the residual": Solver(
+        "pyhessian", peers.pyhessian_operator, lambda s, k: partial(power_pairs, s, k)
+    ),
 }
-"""By name, the module it needs, and what prepares a search."""

@@ -35,7 +35,7 @@ class Block(nn.Module):
         q, k, v = (part.view(n, t, self.heads, -1).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, dim=-1))
         scores = q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5
         if self.causal:
-            scores = scores.masked_fill(torch.ones(t, t, dtype=torch.bool).triu(1), -torch.inf)
+            scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), -torch.inf)
         x = x + self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(n, t, width))
         hidden: Tensor = x + self.mlp(self.norm2(x))
         return hidden
@@ -53,7 +53,7 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, T) -> logits (N, vocabulary, T)."""
-        x = self.token(tokens) + self.place(torch.arange(tokens.shape[1]))
+        x = self.token(tokens) + self.place(torch.arange(tokens.shape[1], device=tokens.device))
         return F.linear(self.norm(self.blocks(x)), self.token.weight).transpose(1, 2)
 
 
@@ -103,7 +103,8 @@ NETWORKS: Mapping[str, Callable[[], Subject]] = {
 }
 
 
-def make_network(name: str) -> Subject:
-    """The network with seed 0, and its data."""
+def make_network(name: str, device: torch.device) -> Subject:
+    """The network with seed 0, and its data, moved to `device`: the same numbers on each."""
     torch.manual_seed(0)
-    return NETWORKS[name]()
+    subject = NETWORKS[name]()
+    return Subject(subject.model.to(device), subject.x.to(device), subject.y.to(device))
