@@ -25,13 +25,13 @@ from analysis.problem import make_problem
 from flatlab.data import ImageData, Split
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config
-from flatlab.federated.engine.base import Engine, RoundInputs
+from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.engine.streams import StreamsEngine
 from flatlab.federated.man import penalty_terms
 from flatlab.federated.models import cifar_cnn
-from flatlab.federated.parameters import flatten, layout_of
+from flatlab.federated.parameters import layout_of
 from flatlab.federated.participants import most_participants
 from flatlab.federated.rounds import Run
 from flatlab.federated.world import World, initial_model
@@ -52,20 +52,20 @@ PARTICIPANTS = 10
 def main(part: str | None = None) -> None:
     """Run the parts named, or checks and speed."""
     print(f"{torch.cuda.get_device_name() if GPU else 'a CPU (a rehearsal)'}, torch {torch.__version__}\n", flush=True)
-    if part in PARTS:
+    if part is None:
+        for work in PARTS.values():
+            work()
+    elif part in PARTS:
         PARTS[part]()
     elif part in CELLS:
         run_cell(part)
-    elif part is not None and part.isdecimal():
+    elif part.isdecimal():
         for cell in [c for c in CELLS if not _packed(c).exists()][: int(part)]:
             run_cell(cell)
-    elif part is not None:
+    else:
         raise UsageError(
             f"gpu.{part}: the parts are {', '.join(PARTS)}, a number of cells, or one of {', '.join(CELLS)}."
         )
-    else:
-        for work in PARTS.values():
-            work()
 
 
 def checks() -> None:
@@ -188,7 +188,7 @@ def _trained(engine: Engine, world: World) -> Tensor:
 
 
 def _difference(ours: Tensor, exact: Tensor) -> float:
-    return ((ours - exact).norm() / exact.norm()).item()
+    return float((ours - exact).norm() / exact.norm())
 
 
 def _products() -> dict[str, float]:
