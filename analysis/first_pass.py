@@ -8,6 +8,7 @@ from torch import Tensor
 
 from analysis.batches import Batch, batch_length, tensors
 from analysis.errors import MeasurementError
+from analysis.noise import mixed
 
 _MULTIPLIER = -7046029254386353131  # 2^64 / golden ratio as a signed integer: splitmix64's increment
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
@@ -17,7 +18,7 @@ def fingerprint(batch: Batch) -> int:
     """A 64-bit number that samples in another order have too, and other samples have not but by chance (2^-64)."""
     hashed = torch.zeros(batch_length(batch), dtype=torch.int64, device=batch[1].device)
     for tensor in tensors(batch):
-        hashed = _mixed(hashed * _MULTIPLIER + _sums(tensor.detach()).to(hashed.device))
+        hashed = mixed(hashed * _MULTIPLIER + _sums(tensor.detach()).to(hashed.device))
     return int(hashed.sum())
 
 
@@ -26,14 +27,7 @@ def _sums(x: Tensor) -> Tensor:
     x = torch.view_as_real(x) if x.is_complex() else x
     words = (x.flatten(1) if x.dim() > 1 else x.reshape(-1, 1)).contiguous().view(_WORDS[x.element_size()]).long()
     places = torch.arange(1, words.shape[1] + 1, device=x.device)
-    return (words * (_mixed(places * _MULTIPLIER) | 1)).sum(1)
-
-
-def _mixed(h: Tensor) -> Tensor:
-    """Every bit of the result depends on all bits (the finaliser of splitmix64)."""
-    h = (h ^ (h >> 30)) * -4658895280553007687
-    h = (h ^ (h >> 27)) * -7723592293110705685
-    return h ^ (h >> 31)
+    return (words * (mixed(places * _MULTIPLIER) | 1)).sum(1)
 
 
 @dataclass

@@ -28,11 +28,11 @@ def normal_numbers(count: int, like: Tensor, generator: torch.Generator) -> Tens
 
 def uniform(seed: int, places: Tensor) -> Tensor:
     """Numbers in (0, 1], float64, of which 53 bits are random: (n,) places -> (n,)."""
-    words = _mixed(seed + places * _INCREMENT)
+    words = mixed(seed + places * _INCREMENT)
     return (_shifted(words, 11).double() + 0.5) * 2.0**-53
 
 
-def _mixed(h: Tensor) -> Tensor:
+def mixed(h: Tensor) -> Tensor:
     """Every bit of the result depends on all bits, and no two words become one (the finaliser of splitmix64)."""
     h = (h ^ _shifted(h, 30)) * _FIRST
     h = (h ^ _shifted(h, 27)) * _SECOND
