@@ -173,7 +173,9 @@ def train(
     ] = "auto",
     device: Annotated[
         str,
-        choice("auto", "cpu", "cuda", help="For the batched engine.", rich_help_panel=_RUN),
+        choice(
+            "auto", "cpu", "cuda", help="For the engines streams and batched, and --track-eigs.", rich_help_panel=_RUN
+        ),
     ] = "auto",
     superlink: Annotated[
         str | None,
