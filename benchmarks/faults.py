@@ -52,6 +52,7 @@ ENGINES = {
     "sequential": ("--workers", "1"),
     "process": ("--workers", "2", "--engine", "process"),
     "stacked": ("--engine", "batched", "--device", "cpu"),
+    "streams": ("--engine", "streams", "--device", "cpu"),
 }
 
 STATEFUL = tuple(name for name, rules in ALGORITHMS.items() if rules.own)

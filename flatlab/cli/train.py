@@ -167,7 +167,7 @@ def train(
         choice(
             "auto",
             *ENGINES,
-            help="Worker processes, all clients of a round as one stack, for a GPU, or nodes over Flower.",
+            help="Worker processes; on a GPU each client on a stream, or all as one stack; nodes over Flower.",
             rich_help_panel=_RUN,
         ),
     ] = "auto",

@@ -192,7 +192,7 @@ def test_a_worker_that_dies_between_rounds(toy_world: Callable[..., World], tmp_
 
 @pytest.mark.parametrize(
     ("engine", "algorithm", "kills"),
-    [("sequential", "fedspeed", 2), ("stacked", "scaffold", 2), ("process", "feddc", 1)],
+    [("sequential", "fedspeed", 2), ("stacked", "scaffold", 2), ("streams", "fedsmoo", 1), ("process", "feddc", 1)],
 )
 def test_runs_killed_at_random_moments_end_alike(engine: str, algorithm: str, kills: int) -> None:
     tally = kill_often(training(algorithm, engine, ENGINES[engine]), kills, random.Random())

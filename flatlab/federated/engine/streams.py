@@ -131,8 +131,10 @@ class StreamsEngine:
             self.graphs = {key: g for key, g in self.graphs.items() if key[0] < slot}
             return False
         except RuntimeError as error:
+            broke = error.__context__  # rather than that the capture is broken
+            cause = broke if isinstance(broke, Exception) else error
             self.tell(
-                f"A local step of {self.world.config.model} cannot be captured as a CUDA graph ({first_line(error)}): "
+                f"A local step of {self.world.config.model} cannot be captured as a CUDA graph ({first_line(cause)}): "
                 "its kernels are launched one by one, which is slower."
             )
             self.captures = False
