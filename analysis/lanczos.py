@@ -63,6 +63,7 @@ _SEARCH = 0.8  # of the probability that something is missed is for the search i
 _NOISE = 0.1  # of the start's length for k > 1, so that nothing is out of reach
 _SMALL, _RARELY = 1000, 1e-3  # up to so many dimensions products cost nothing, and less may be missed
 _LONG = 100  # vectors that are kept there, since memory costs nothing either
+_LITTLE = 1000  # roundings that are as good as nothing
 _MARGIN = 0.99  # of the tolerance, so that rounding does not lift the residual above it
 
 
@@ -245,12 +246,13 @@ def _thick_restart(
         values, s = torch.linalg.eigh(T[:m, :m])
         scale = values.abs().max().item()
         last = s[m - b :]
-        coupling = last.T @ dots(w, w) @ last
+        gram = dots(w, w)
+        coupling, beta = last.T @ gram @ last, math.sqrt(gram[0, 0])
         residuals = coupling.diagonal().clamp(min=0).sqrt()  # |beta e_m^T s|
         want = wanted(values, search.k, search.which)
-        ended = norm(w[0]) <= rounding(scale, w.dtype)
+        ended = beta <= rounding(scale, w.dtype)
         if chain:
-            chain.extended(norm(w[0]))
+            chain.extended(beta)
             slack = max(slack_at(values[want[-1]].item(), BEYOND * search.tol, scale, w.dtype), search.vanishing(scale))
             missed = chain.missed(values, residuals, borders(values[want], search.which), slack) / _SEARCH
         enough = search.finished(values[want], residuals[want], scale, products, w.dtype)
@@ -293,12 +295,21 @@ def _rarely(size: int) -> float:
 def _append(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Generator) -> int:
     """Add the directions of `w` to the first n orthonormal rows of Q, random ones where w has none left.
 
+    The rows of w have been made orthogonal to those n, which rounding undoes where next to nothing is left of a row.
     Returns the number of rows of Q, which stays within the space.
     """
+    first, eps = n, torch.finfo(w.dtype).eps * scale
     for row in w[: basis.shape[1] - n]:
-        candidate, _ = orthogonalised(row[None], basis[:n])
-        while norm(candidate[0]) <= 8 * torch.finfo(w.dtype).eps * scale:
+        candidate, before = row[None], norm(row)
+        if n > first:
+            candidate, _ = orthogonalised(candidate, basis[first:n])
+        length = norm(candidate[0]) if n > first else before
+        if length <= max(before / 2 if n > first else 0.0, _LITTLE * eps):
+            candidate, _ = orthogonalised(candidate, basis[:n])
+            length = norm(candidate[0])
+        while length <= 8 * eps:
             candidate, _ = orthogonalised(random_rows(1, basis.shape[1], w, generator), basis[:n])
-        basis[n] = candidate[0] / norm(candidate[0])
+            length = norm(candidate[0])
+        basis[n] = candidate[0] / length
         n += 1
     return n

@@ -146,14 +146,16 @@ def overlooked(
 
     That there are none is wrong with `probability` at most; nothing is said where `max_products` were not enough, or C
     comes too close to a limit for the residuals that there are. Like an `Iteration` it yields rows (1, p) and is sent
-    their products with A. `room` is the number of vectors held at once (None: any), those of `seen` among them; what
-    no longer fits is let go, as in a restart that keeps the Ritz vectors nearest to the limits.
+    their products with A. `room` is the number of vectors held at once, those of `seen` among them (None: as many
+    beside them as a search holds, or as are cheap); what no longer fits is let go, as in a restart that keeps the Ritz
+    vectors nearest to the limits.
     """
     basis, free = seen.rows, seen.store[len(seen.rows) :]
     size = basis.shape[1]
     target = math.log(probability / len(limits) * math.sqrt(math.pi / 2))
     most = min(size - len(basis), max_products)
-    rows = min(most, most if room is None else max(FEWEST, room - len(seen.store)))
+    many = max(BASIS, _CHEAP // (size * basis.itemsize)) if room is None else room - len(seen.store)
+    rows = min(most, max(FEWEST, many))
     cheap = rows * size * basis.itemsize <= _CHEAP
     own = basis.new_empty(rows, size) if cheap or len(free) < min(_PLENTY, most) else free  # grown from z
     verdict = partial(Verdict, in_place=own is free)

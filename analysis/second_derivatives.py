@@ -19,12 +19,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from analysis import patches
 from analysis.function_mode import FunctionMode
 from analysis.mended import MENDED
+from analysis.patches import Geometry, Sizes
 
-Sizes = tuple[int, ...]
-Geometry = tuple[Sizes, Sizes, Sizes, int]
-"""Stride, padding and dilation per dimension, and the number of groups."""
 Window = tuple[int | Sizes, int | Sizes, int | Sizes, int | Sizes, bool]
 """Kernel size, stride (empty: the kernel's), padding, dilation, and whether the number of windows is rounded up."""
 
@@ -194,12 +193,18 @@ class _Gradients(Function):
 def _map(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
     """C(x, w) + b."""
     stride, padding, dilation, groups = geometry
+    if patches.pay(x, patches.pixels(x, w, geometry), groups):
+        return patches.map(x, w, b, geometry)
     return torch.convolution(x, w, b, stride, padding, dilation, False, [0] * len(stride), groups)
 
 
 def _partial_maps(g: Tensor, x: Tensor, w: Tensor, needed: Any, geometry: Geometry) -> Any:
     """X(g, w), W(g, x), sum g; None for what is not `needed`."""
     stride, padding, dilation, groups = geometry
+    if patches.pay(x, g.shape[2:], groups):
+        by_x = patches.by_input(g, x, w, geometry) if needed[0] else None
+        by_w = patches.by_weight(g, x, w, geometry) if needed[1] else None
+        return by_x, by_w, g.sum((0, 2, 3)) if needed[2] else None
     return torch.ops.aten.convolution_backward(
         g, x, w, [w.shape[0]], stride, padding, dilation, False, [0] * len(stride), groups, list(needed)
     )

@@ -256,9 +256,21 @@ def eigsh_pairs(operator: SymmetricOperator, k: int) -> Solution:
 
 
 def power_pairs(subject: Subject, k: int) -> Solution:
-    """The top k by PyHessian's iteration, stopped on the residual."""
-    pairs = power_iteration(peers.pyhessian_operator(subject), k, tol=TOL, max_iter=1000)
-    return pairs.values, pairs.vectors, pairs.products
+    """The top k by PyHessian's power iteration with deflation, but stopped on the residual; nothing looks further."""
+    product = peers.pyhessian_operator(subject)
+    values, found = torch.zeros(k), subject.x.new_zeros(0, product.size)
+    products = 0
+    for i in range(k):
+        v, residual = torch.randn(product.size, device=product.device), torch.inf
+        while residual > TOL * abs(values[i]) and products < 1000 * k:
+            v = v - found.T @ (found @ v)
+            v /= v.norm()
+            image = product(v)
+            values[i], products = v @ image, products + 1
+            residual = (image - values[i] * v).norm().item()
+            kept, v = v, image
+        found = torch.cat([found, kept[None]])
+    return values, found.T, products
 
 
 def _pyhessian(subject: Subject, k: int) -> Solution:

@@ -121,6 +121,8 @@ def _search(network: str, solver: str, k: int) -> None:
         found, vectors = _timed(subject, SOLVERS[solver], k)
     except torch.OutOfMemoryError:
         found = {"failed": TOO_MUCH}
+    except NotImplementedError as error:  # curvlinops on GroupNorm
+        found = {"failed": f"cannot: {str(error).splitlines()[0]}"}
     else:
         _tidy()
         found["residual"] = true_residual(peers.flatlab_operator(subject), vectors)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from analysis import patches
 from analysis.second_derivatives import LeanSecondDerivatives, convolution, graph_only
 
 PLAIN = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -133,3 +134,30 @@ def test_modules(module: nn.Module) -> None:
     with LeanSecondDerivatives():
         inside = module(x)
     torch.testing.assert_close(inside, module(x))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_convolutions_by_patches_are_those_of_torch(data: st.DataObject) -> None:
+    n, c, o = (data.draw(st.integers(1, 3), label=name) for name in ("images", "channels", "kernels"))
+    size, kernel, stride, padding, dilation = (
+        (data.draw(st.integers(low, high)), data.draw(st.integers(low, high)))
+        for low, high in ((4, 9), (1, 3), (1, 3), (0, 2), (1, 2))
+    )
+    geometry = (stride, padding, dilation, 1)
+    generator = torch.Generator().manual_seed(0)
+    x, w, b = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((n, c, *size), (o, c, *kernel), (o,))
+    )
+    if any((s + 2 * p - d * (k - 1)) < 1 for s, p, d, k in zip(size, padding, dilation, kernel, strict=True)):
+        return  # nothing fits
+    y = torch.convolution(x, w, b, stride, padding, dilation, False, [0, 0], 1)
+    assert tuple(y.shape[2:]) == patches.pixels(x, w, geometry)
+    torch.testing.assert_close(patches.map(x, w, b, geometry), y, rtol=1e-12, atol=1e-12)
+    g = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    by_x, by_w, _ = torch.ops.aten.convolution_backward(
+        g, x, w, None, stride, padding, dilation, False, [0, 0], 1, [True, True, False]
+    )
+    torch.testing.assert_close(patches.by_input(g, x, w, geometry), by_x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(patches.by_weight(g, x, w, geometry), by_w, rtol=1e-12, atol=1e-12)
