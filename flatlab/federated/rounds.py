@@ -26,7 +26,7 @@ from flatlab.runs.folder import RunFolder
 from flatlab.runs.interruption import stop_if_asked, undisturbed
 from flatlab.runs.metrics import Record
 
-SAVE_SECONDS = 20.0
+SAVE_SECONDS = 60.0
 """Default time between two saves of the whole state: what a crash costs, in work; it never costs a right number."""
 
 EVALUATION_SHARE = 0.05
