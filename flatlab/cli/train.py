@@ -217,7 +217,7 @@ def train(
     ] = "memory",
     save_every: Annotated[
         float, typer.Option(min=0, help="Seconds between saves of what a crash must not cost.", rich_help_panel=_RUN)
-    ] = 20.0,
+    ] = 60.0,
     json: Annotated[Path | None, typer.Option(help="Write the result to this file too.", rich_help_panel=_RUN)] = None,
 ) -> None:
     """Train one federated run; without options: FedAvg on the bundled digits, in seconds.
