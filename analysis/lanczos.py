@@ -168,7 +168,7 @@ def lanczos_steps(
         settled = seen.settled(limits, k)
         verdict = Verdict(None, 0, in_place=False)
         for part in (settled, seen.first(k) if len(settled.values) > k else seen):
-            if part is seen and verdict.in_place:  # of which only the wanted vectors are left
+            if part is seen and (verdict.in_place or len(seen.values) == k):  # nothing is left beside the wanted ones
                 break
             left_over = max(0, search.max_products - spent)
             spare /= 2  # however many looks there are, what each may miss adds up to no more than promised

@@ -1,4 +1,4 @@
-"""Random numbers that a GPU makes itself, from their places: the same on every GPU, however many processors it has.
+"""Random numbers that a GPU makes itself, from their places: with one CUDA version the same on every GPU.
 
 The ranks of a data-parallel run must multiply the same vectors, and torch's own generators give other numbers on
 another kind of GPU. Number n is made of the words 2 n and 2 n + 1 of splitmix64 (Steele, Lea and Flood 2014) by Box and

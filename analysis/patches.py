@@ -20,11 +20,18 @@ Geometry = tuple[Sizes, Sizes, Sizes, int]
 FEW = 16
 """Pixels of the result up to which patches are faster; of more, there are too many to copy out."""
 
+MOST = 1 << 28
+"""Bytes of patches at once at most."""
 
-def pay(x: Tensor, pixels: Sequence[int], groups: int) -> bool:
-    """Whether a convolution of images `x`, with a result of that height and width, is faster by patches."""
-    here = x.dtype == torch.float64 and x.device.type == "cpu" and x.dim() == 4
-    return here and groups == 1 and prod(pixels) <= FEW and len(x) > 0
+
+def pay(x: Tensor, w: Tensor, pixels: Sequence[int], groups: int) -> bool:
+    """Whether the convolution of `x` with `w`, with a result of that height and width, is faster by patches.
+
+    One that torch refuses is left to torch, which says why.
+    """
+    here = x.dtype == w.dtype == torch.float64 and x.device.type == "cpu" and x.dim() == 4
+    fits = here and groups == 1 and x.shape[1] == w.shape[1] and len(x) > 0 and min(pixels) > 0
+    return fits and prod(pixels) <= FEW and len(x) * prod(pixels) * prod(w.shape[1:]) * x.itemsize <= MOST
 
 
 def pixels(x: Tensor, w: Tensor, geometry: Geometry) -> Sizes:
@@ -33,7 +40,7 @@ def pixels(x: Tensor, w: Tensor, geometry: Geometry) -> Sizes:
     return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in across)
 
 
-def map(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
+def apply(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
     """C(x, w) + b: images (n, c, h, w) and kernels (o, c, kh, kw) -> (n, o, h', w')."""
     y = w.flatten(1) @ _patches(x, w, geometry)
     y = y if b is None else y + b[:, None]

@@ -29,8 +29,10 @@ def lost_share(problem: ParametricLoss) -> float:
     with failing_together(problem.device, problem.distributed), torch.no_grad():
         for chunk in problem.chunks():
             outputs = problem.outputs((chunk.inputs, chunk.targets), {})
-            if not isinstance(problem.loss.function, OwnLoss):
-                unsure = _complements(problem.loss, logits_of(outputs).double(), chunk.targets)
+            logits = logits_of(outputs)
+            shown = isinstance(logits, Tensor) and logits.is_floating_point() and logits.dim() > 0
+            if shown and not isinstance(problem.loss.function, OwnLoss):
+                unsure = _complements(problem.loss, logits.double(), chunk.targets)
                 total, count = total + unsure.sum().item(), count + unsure.numel()
             with problem.at({}):
                 loss += chunk.weight * problem.loss(outputs, chunk.targets).item()

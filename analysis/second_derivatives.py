@@ -193,15 +193,15 @@ class _Gradients(Function):
 def _map(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
     """C(x, w) + b."""
     stride, padding, dilation, groups = geometry
-    if patches.pay(x, patches.pixels(x, w, geometry), groups):
-        return patches.map(x, w, b, geometry)
+    if patches.pay(x, w, patches.pixels(x, w, geometry), groups):
+        return patches.apply(x, w, b, geometry)
     return torch.convolution(x, w, b, stride, padding, dilation, False, [0] * len(stride), groups)
 
 
 def _partial_maps(g: Tensor, x: Tensor, w: Tensor, needed: Any, geometry: Geometry) -> Any:
     """X(g, w), W(g, x), sum g; None for what is not `needed`."""
     stride, padding, dilation, groups = geometry
-    if patches.pay(x, g.shape[2:], groups):
+    if patches.pay(x, w, g.shape[2:], groups):
         by_x = patches.by_input(g, x, w, geometry) if needed[0] else None
         by_w = patches.by_weight(g, x, w, geometry) if needed[1] else None
         return by_x, by_w, g.sum((0, 2, 3)) if needed[2] else None

@@ -43,6 +43,8 @@ def dots(left: Tensor, right: Tensor) -> Tensor:
 
 def _summed_products(left: Tensor, right: Tensor) -> Tensor:
     """The same by sums, which a GPU spreads over all of it; of a product of so few rows it may use a corner only."""
+    if len(left) < len(right):
+        return _summed_products(right, left).T
     total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
     for piece in pieces(left):
         for column, row in enumerate(right):

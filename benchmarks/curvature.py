@@ -261,15 +261,15 @@ def power_pairs(subject: Subject, k: int) -> Solution:
     values, found = torch.zeros(k), subject.x.new_zeros(0, product.size)
     products = 0
     for i in range(k):
-        v, residual = torch.randn(product.size, device=product.device), torch.inf
-        while residual > TOL * abs(values[i]) and products < 1000 * k:
-            v = v - found.T @ (found @ v)
+        image = torch.randn(product.size, device=product.device)
+        for _ in range(1000):
+            v = image - found.T @ (found @ image)
             v /= v.norm()
-            image = product(v)
-            values[i], products = v @ image, products + 1
-            residual = (image - values[i] * v).norm().item()
-            kept, v = v, image
-        found = torch.cat([found, kept[None]])
+            image, products = product(v), products + 1
+            values[i] = v @ image
+            if (image - values[i] * v).norm() <= TOL * abs(values[i]):
+                break
+        found = torch.cat([found, v[None]])
     return values, found.T, products
 
 

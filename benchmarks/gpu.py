@@ -89,7 +89,8 @@ def checks() -> None:
     print(f"MAN's gradient in bfloat16 against the same rounded once: {_man_in_bfloat16():.1e}")
     said: list[str] = []
     world = replace(
-        _world((20, 20), rounds=1, participation=1.0), config=_config(2, model=f"{__name__}:asking", rounds=1)
+        _world((20, 20), rounds=1, participation=1.0),
+        config=_config(2, model=f"{__name__}:asking", rounds=1, participation=1.0),
     )
     world = replace(world, layout=layout_of(initial_model(world.config, world.data)))
     engine = StreamsEngine(world, DEVICE, 2, said.append)
@@ -99,7 +100,9 @@ def checks() -> None:
 
 def speed() -> None:
     """Rounds per second of the paper's algorithms on the CIFAR CNN, and the other forms beside FedAvg's."""
-    print("| 10 clients x 500 images x 5 epochs | ieee, rounds/s | tf32 | bf16 | 500 rounds, bf16 | peak, GiB |")
+    print(
+        "| 10 clients x 500 images x 5 epochs | ieee, rounds/s | tf32 | bf16 | 500 rounds, bf16 | peak of bf16, GiB |"
+    )
     print("|---|---|---|---|---|---|")
     for name in PAPERS:
         for man in (False, True):
@@ -120,7 +123,7 @@ PARTS: Mapping[str, Callable[[], None]] = {"checks": checks, "speed": speed}
 def run_cell(name: str) -> None:
     """Run a cell of the paper, or go on with it, and pack what it leaves: the reported model, rounds, eigenvalues."""
     folder, algorithm, man = OUT / name, name.removesuffix("-man"), name.endswith("-man")
-    command = [sys.executable, "-m", "flatlab", "train", "--out", str(folder), "--save-every", "60"]
+    command = [sys.executable, "-m", "flatlab", "train", "--out", str(folder)]
     fields = ["--preset", "cifar100-dir0.3", "--algorithm", algorithm, *(["--man"] if man else [])]
     settings = ["--set", "precision=bf16", "--set", "eval_every=10", *os.environ.get("GPU_SET", "").split()]
     begun = ["--resume"] if (folder / "config.toml").exists() else [*fields, *settings]

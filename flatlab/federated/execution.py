@@ -34,7 +34,7 @@ CHOICES = {"state": ("memory", "disk"), "engine": ("auto", *ENGINES), "device": 
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how a run is carried out; none of it changes the trained model. Raises `UsageError`."""
+    """Where and how a run is carried out, which changes the trained model by rounding at most. Raises `UsageError`."""
 
     workers: int | None = None  # processes on the CPU; None: one per core
     engine: str = "auto"
@@ -62,6 +62,8 @@ class Execution:
             raise UsageError("--engine process trains on the CPU; leave --device out, or use --engine streams.")
         if self.workers is not None and self.engine in ON_DEVICES:
             raise UsageError(f"--workers is of worker processes, and --engine {self.engine} has none: leave one out.")
+        if self.workers is not None and self.engine == "auto" and self.device == "cuda":
+            raise UsageError("--workers is of processes, which train on the CPU: leave it or --device cuda out.")
         if self.superlink is not None and self.engine != "flower":
             raise UsageError("--superlink is a connection of Flower's; add --engine flower.")
         if self.superlink not in (None, SIMULATION) and self.workers is not None:
@@ -174,10 +176,11 @@ def open_engine(world: World, execution: Execution, tell: Tell = silent, folder:
 
 
 def _engine(execution: Execution) -> tuple[str, torch.device]:
-    """The engine by name, and the device that the run may use."""
+    """The engine by name, and the device that it trains on; who names a number of workers means processes."""
     device = "cuda" if execution.device != "cpu" and torch.cuda.is_available() else "cpu"
-    usual = "streams" if device == "cuda" else "process"
-    return usual if execution.engine == "auto" else execution.engine, torch.device(device)
+    usual = "streams" if device == "cuda" and execution.workers is None else "process"
+    name = usual if execution.engine == "auto" else execution.engine
+    return name, torch.device(device if name in ON_DEVICES else "cpu")
 
 
 def _home(world: World, execution: Execution) -> torch.device:

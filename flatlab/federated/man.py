@@ -46,7 +46,7 @@ class _MeanSquare(Function):
         (a,) = ctx.saved_tensors
         scale = from_mean * (2.0 / a.numel())
         if torch.is_grad_enabled():
-            total: Tensor = from_above.to(scale.dtype).addcmul(a.to(scale.dtype), scale)
+            total: Tensor = from_above.to(scale.dtype) + a.to(scale.dtype) * scale
             return total.to(a.dtype)
         if a.dtype != scale.dtype and not a.is_cuda:  # `alpha` would be rounded to bfloat16 as well; a factor is not
             rounded: Tensor = a.mul(scale.item())

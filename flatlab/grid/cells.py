@@ -123,7 +123,11 @@ def train_cell(cell: Cell, folder: Path, data_root: Path | None, device: str, tr
 
 def execution_of_cells(device: str) -> Execution:
     """On a CPU one client after the other on one thread; on a GPU all clients of a round at once."""
-    return Execution(workers=1, engine="process", device=device) if device == "cpu" else Execution(device=device)
+    return (
+        Execution(workers=1, engine="process", device=device)
+        if device == "cpu"
+        else Execution(engine="streams", device=device)
+    )
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def test_convolutions_by_patches_are_those_of_torch(data: st.DataObject) -> None
         return  # nothing fits
     y = torch.convolution(x, w, b, stride, padding, dilation, False, [0, 0], 1)
     assert tuple(y.shape[2:]) == patches.pixels(x, w, geometry)
-    torch.testing.assert_close(patches.map(x, w, b, geometry), y, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(patches.apply(x, w, b, geometry), y, rtol=1e-12, atol=1e-12)
     g = torch.randn(y.shape, generator=generator, dtype=torch.float64)
     by_x, by_w, _ = torch.ops.aten.convolution_backward(
         g, x, w, None, stride, padding, dilation, False, [0, 0], 1, [True, True, False]

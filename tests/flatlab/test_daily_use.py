@@ -67,6 +67,8 @@ def test_a_search_that_did_not_converge_has_an_exit_code_of_its_own(runs: Path) 
     [
         (("train", "--partition", "IID", "--delta", 0.5), "--delta is the concentration of a Dirichlet split"),
         (("train", "--engine", "batched", "--workers", 2), "--workers is of worker processes"),
+        (("train", "--engine", "streams", "--workers", 2), "--workers is of worker processes"),
+        (("train", "--device", "cuda", "--workers", 2), "--workers is of processes, which train on the CPU"),
         (("surface", "b", "--along", "eigenvectors", "--seed", 1), "--seed is of random directions"),
         (("verify", "b", "--zetas", "0.1"), "--zetas is of the runs that --study trains"),
         (("verify", "--samples", 10), "--samples is of checkpoints"),

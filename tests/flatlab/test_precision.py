@@ -75,6 +75,16 @@ def test_bf16_rounds_the_passes_alone(toy_world: Callable[..., World], tmp_path:
     assert (stack.server.w - reference.server.w).norm() < 0.2 * moved
 
 
+def test_a_callers_autocast_does_not_keep_a_clients_first_weights(
+    toy_world: Callable[..., World], tmp_path: Path
+) -> None:
+    world = toy_world(dtype="float32", precision="bf16", rounds=1)
+    exact = after_a_round(world, tmp_path / "1", SequentialEngine(world)).server.w
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = after_a_round(world, tmp_path / "2", SequentialEngine(world)).server.w
+    assert torch.equal(ours, exact)
+
+
 def test_man_keeps_its_exact_gradient_in_bf16() -> None:
     """What is added to the gradient of a is 2 a zeta / 2 / numel to within bfloat16's rounding, without a bias."""
     zeta = 0.2345

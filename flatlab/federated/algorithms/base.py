@@ -106,8 +106,10 @@ class Algorithm:
     ascent: Callable[[Client[Any], Tensor, Tensor], Tensor] | None = None
     keep: Callable[[Client[Any], Tensor], dict[str, Tensor]] = field(default=lambda client, delta: {})
     during: Callable[[Client[Any], Tensor], dict[str, Tensor]] | None = None  # after each ascent: (client, ascent)
-    lookahead: Callable[[Client[Any], Tensor, Any], Tensor] | None = None  # instead of an ascent: (client, theta, k)
-    rate: Callable[[Client[Any], int], float] | None = None  # (client, k), a factor of eta_t
+    lookahead: Callable[[Client[Any], Tensor, int | Tensor], Tensor] | None = (
+        None  # instead of an ascent: (client, theta, k)
+    )
+    rate: Callable[[Client[Any], int], float] | None = None  # (client, k), a factor of eta_t, for all clients the same
     start: Callable[[Tensor, Mapping[str, Tensor], Any, int], Tensor] = field(default=lambda w, server, hyper, t: w)
     initial: Callable[[Tensor, Any], dict[str, Tensor]] = field(default=lambda w_0, hyper: {})  # not zero at first
     models: Callable[[Tensor, Mapping[str, Tensor]], dict[str, Tensor]] = field(default=lambda w, server: {})

@@ -33,7 +33,7 @@ def initial(w_0: Tensor, hyper: Any) -> dict[str, Tensor]:
     return {"w_old": w_0}
 
 
-def lookahead(client: Client[Any], theta: Tensor, k: int) -> Tensor:
+def lookahead(client: Client[Any], theta: Tensor, k: int | Tensor) -> Tensor:
     """rho (w_old - w) / (|w_old - w| + 1e-7)."""
     old = client.server if client.hyper.reference == "last_round" else client.own
     back = old["w_old"] - client.w

@@ -50,7 +50,7 @@ def terms(client: Client[Any]) -> Terms:
     return Terms(gradient=alpha, constant=(1 - alpha) * momentum(client))
 
 
-def lookahead(client: Client[Any], theta: Tensor, k: int) -> Tensor:
+def lookahead(client: Client[Any], theta: Tensor, k: int | Tensor) -> Tensor:
     """rho v / (|v| + 1e-7); zero in the first step, where v is."""
     v = theta - client.w + k * client.eta * momentum(client)
     perturbation: Tensor = client.hyper.rho * v / (norm(v) + 1e-7)

@@ -1,4 +1,4 @@
-"""Ways to run a round's clients; all agree. To add one, write its file and register it here.
+"""Ways to run a round's clients; all agree, on devices to rounding. To add one, write its file and register it here.
 
 The file has a function `open_engine(world, means)`; it is imported when the engine is used, so that commands can list
 the names at once.

@@ -58,7 +58,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Means:
-    """What an engine may use; none of it changes a result."""
+    """What an engine may use; none of it changes a result by more than rounding."""
 
     workers: int  # processes on the CPU
     device: torch.device

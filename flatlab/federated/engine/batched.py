@@ -1,4 +1,4 @@
-"""All participants of a round at once, as one stack of parameters: what a GPU wants.
+"""All participants of a round at once, as one stack of parameters: fast on a CPU where the model is small.
 
 The clients' vectors are rows of (C, P); `torch.func.vmap` turns the network into one that runs C models on C batches.
 Clients with fewer or smaller batches are padded with samples of weight zero and rest, at learning rate zero, when they

@@ -33,7 +33,8 @@ class Slots:
         self.world, self.device = world, device
         rules, P = world.config.rules, world.layout.size
         zeros = partial(torch.zeros, dtype=world.dtype, device=device)
-        self.models = [deepcopy(world.new_model()).to(device).train() for _ in range(count)]
+        model = world.new_model().to(device).train()
+        self.models = [deepcopy(model) for _ in range(count)]  # a captured step has addresses of its own model's
         _, server = world.initial(torch.zeros(P, dtype=world.dtype))
         self.w = zeros(P)
         self.server = {name: zeros(*first.shape) for name, first in server.items()}
@@ -43,7 +44,7 @@ class Slots:
         self.rates = zeros(most_steps(world), dtype=torch.float64)
         self.step, self.row = (torch.zeros(count, dtype=torch.int64, device=device) for _ in range(2))
         self.loss = zeros(count, dtype=torch.float64)  # sum over the steps, each weighed by its samples
-        self.terms: dict[str, Tensor | float] = {}
+        self.terms: dict[str, Tensor | float | None] = {}
         self.samples, self.labels = _stored(world, world.data.train, device)
         B = min(world.config.batch_size, max(len(part) for part in world.parts))
         shape = world.data.train.images.shape[1:] if self.samples.ndim != 4 else _pixels(world)
@@ -52,11 +53,6 @@ class Slots:
         self.x = torch.zeros(count, self.ahead, B, *shape, dtype=self.samples.dtype, device=device)
         self.y = torch.zeros(count, self.ahead, B, dtype=torch.int64, device=device)
         self.is_weight, self.K = world.layout.is_weight().to(device), world.steps
-
-    @property
-    def count(self) -> int:
-        """Number of slots."""
-        return len(self.models)
 
     def load(self, inputs: RoundInputs, clients: slice) -> bool:
         """Put the participants `clients` into the first slots, at the beginning of their round.
@@ -87,6 +83,7 @@ class Slots:
         for field in fields(Terms):
             value = getattr(terms, field.name)
             if isinstance(value, Tensor):
+                value = value.reshape(1) if value.dim() == 0 else value
                 if not isinstance(self.terms.get(field.name), Tensor):
                     shape = self.theta.shape[0], value.shape[-1]
                     self.terms[field.name] = torch.zeros(shape, dtype=value.dtype, device=self.device)

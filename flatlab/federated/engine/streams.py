@@ -3,13 +3,16 @@
 A step of a small network is some hundred kernels that take less time to run than to launch. Captured once, all are
 launched by one call, and the streams fill the device. What is computed is what the sequential engine computes, for any
 model, in another order of rounding; only models that draw random numbers (dropout) see other draws. A model that cannot
-be captured, since it asks the device for a value, runs launch by launch, and so does every model on a CPU.
+be captured, since it asks the device for a value or draws random numbers, runs launch by launch, and so does every
+model on a CPU. What a model decides by a counter of its own in Python is decided once, when it is captured.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +28,10 @@ from flatlab.federated.world import World
 from flatlab.tell import Tell, silent
 
 MOST_SLOTS = 32
-"""Participants that train at once at most; a GPU is full before."""
+"""Participants that train at once at most: a GPU is full before, and torch has no more streams to give."""
+
+MOST_UNUSED = 64
+"""Graphs that are kept though this round does not need them: clients' last batches may be of any size."""
 
 WARM_UP = 2
 """Steps before a capture, in which libraries choose their kernels."""
@@ -41,7 +47,13 @@ class StreamsEngine:
 
     def __init__(self, world: World, device: torch.device, slots: int, tell: Tell = silent) -> None:
         self.world, self.device, self.tell = world, device, tell
-        self.slots = Slots(world, device, slots)
+        try:
+            self.slots = Slots(world, device, slots)
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"The device has no memory for the training set and {slots} clients ({first_line(error)}); use "
+                "--device cpu, or --engine batched, which keeps the images as they are."
+            ) from error
         self.usable = slots
         test = replace(
             world.data.test, images=world.data.test.images.to(device), labels=world.data.test.labels.to(device)
@@ -50,17 +62,19 @@ class StreamsEngine:
         self.captures = device.type == "cuda"
         self.streams = [torch.cuda.Stream(device) for _ in range(slots)] if self.captures else []
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # by slot and samples of the step
-        self.planned: tuple[int, RoundPlan] | None = None  # the next round, drawn while the device was busy
+        self.planned: tuple[tuple[int, list[int]], RoundPlan] | None = (
+            None  # the next round, drawn while the device was busy
+        )
 
     def run(self, inputs: RoundInputs) -> RoundOutputs:
         """Train the participants of one round."""
-        torch.manual_seed(stream_seed(self.world.config.seed, "model", inputs.t))
         plan = self._plan(inputs.t, inputs.ids).to(self.device)
         done, waves = 0, []
         with arithmetic(self.world.config.precision):
             while done < len(inputs.ids):
                 wave = slice(done, min(done + self.usable, len(inputs.ids)))
                 if self._prepare(inputs, plan, wave):
+                    torch.manual_seed(stream_seed(self.world.config.seed, "model", inputs.t, done))
                     waves.append(self._train(inputs, plan, wave))
                     done = wave.stop
         self._plan_ahead(inputs.t + 1)
@@ -77,9 +91,8 @@ class StreamsEngine:
         """Evaluate each flat vector (P,) on the test set."""
         world, model = self.test_world, self.slots.models[0]
         starts = chunk_starts(world.data.test)
-        sums = torch.stack(
-            [torch.stack([score_chunk(world, model, m.to(self.device), s) for s in starts]) for m in models]
-        )
+        here = [vector.to(self.device) for vector in models]
+        sums = torch.stack([torch.stack([score_chunk(world, model, w, start) for start in starts]) for w in here])
         model.train()
         return [add_up(chunks, len(world.data.test)) for chunks in sums.tolist()]
 
@@ -90,15 +103,17 @@ class StreamsEngine:
         self.graphs.clear()
 
     def _prepare(self, inputs: RoundInputs, plan: RoundPlan, wave: slice) -> bool:
-        """Load the wave, its steps captured; False where the device holds fewer slots than that."""
+        """Load the wave, its steps captured; False where the wave must be smaller, or is trained uncaptured."""
         if self.slots.load(inputs, wave):
             self.graphs.clear()
         if not self.captures:
             return True
-        lengths = plan.lengths[wave]
-        missing = sorted({(i, b) for i, own in enumerate(lengths) for b in own} - self.graphs.keys())
+        needed = {(i, b) for i, own in enumerate(plan.lengths[wave]) for b in own}
+        missing = sorted(needed - self.graphs.keys())
         if not missing:
             return True
+        for slot, length in [key for key in self.graphs if key not in needed][:-MOST_UNUSED]:
+            del self.graphs[slot, length]
         self.slots.fill(plan, wave, slice(0, min(self.slots.ahead, plan.steps)))
         for slot, length in missing:
             if not self._capture(slot, length):
@@ -107,41 +122,54 @@ class StreamsEngine:
         return True
 
     def _capture(self, slot: int, length: int) -> bool:
-        """Make the graph of a step; False where the device holds fewer slots, or none of its steps can be captured."""
-        slots, side = self.slots, self.streams[slot]
+        """Make the graph of a step; False where there is no memory for it, or none of the model's can be made."""
+        main, side = torch.cuda.current_stream(), self.streams[slot]
         graph = torch.cuda.CUDAGraph()
         pool = next((g.pool() for (s, _), g in self.graphs.items() if s == slot), None)  # they never run at once
         try:
-            side.wait_stream(torch.cuda.current_stream())
+            side.wait_stream(main)
             with torch.cuda.stream(side):
+                before = _generators()
                 for _ in range(WARM_UP):
-                    slots.row[slot].zero_()
-                    slots.step[slot].zero_()
-                    slots.take_step(slot, length)
-            torch.cuda.current_stream().wait_stream(side)
+                    self.slots.row[slot].zero_()
+                    self.slots.step[slot].zero_()
+                    self.slots.take_step(slot, length)
+            if _generators() != before:
+                return self._leave("it draws random numbers, which every step must draw anew")
             with torch.cuda.graph(graph, pool=pool, stream=side):
-                slots.take_step(slot, length)
-        except torch.OutOfMemoryError as error:
-            if slot == 0:
-                raise UsageError(
-                    f"The device has no memory for a local step of {self.world.config.model} ({first_line(error)}); "
-                    "use --device cpu, or smaller batches."
-                ) from error
-            self.usable = slot
-            self.graphs = {key: g for key, g in self.graphs.items() if key[0] < slot}
-            return False
+                self.slots.take_step(slot, length)
         except RuntimeError as error:
             broke = error.__context__  # rather than that the capture is broken
             cause = broke if isinstance(broke, Exception) else error
-            self.tell(
-                f"A local step of {self.world.config.model} cannot be captured as a CUDA graph ({first_line(cause)}): "
-                "its kernels are launched one by one, which is slower."
-            )
-            self.captures = False
-            self.graphs.clear()
+            if not any(_of_memory(e) for e in (error, cause)):
+                return self._leave(first_line(cause))
+            self._make_room(slot, cause)
             return False
+        finally:  # a capture that breaks leaves its own stream the current one
+            torch.cuda.set_stream(main)
+            main.wait_stream(side)
         self.graphs[slot, length] = graph
         return True
+
+    def _leave(self, why: str) -> bool:
+        self.tell(
+            f"A local step of {self.world.config.model} cannot be captured as a CUDA graph ({why}): its kernels are "
+            "launched one by one, which is slower."
+        )
+        self.captures = False
+        self.graphs.clear()
+        return False
+
+    def _make_room(self, slot: int, error: Exception) -> None:
+        """Use fewer slots: not this one, nor the one before it, so that something is left for all else."""
+        if not self.graphs:
+            raise UsageError(
+                f"The device has no memory for a local step of {self.world.config.model} ({first_line(error)}); "
+                "use --device cpu, or smaller batches."
+            ) from error
+        self.usable = max(1, slot - 1)
+        self.graphs = {key: graph for key, graph in self.graphs.items() if key[0] < min(slot, self.usable)}
+        torch.cuda.empty_cache()
 
     def _train(self, inputs: RoundInputs, plan: RoundPlan, wave: slice) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """(theta, own vectors, sums of losses) of the wave after its steps."""
@@ -172,11 +200,26 @@ class StreamsEngine:
             main.wait_stream(side)
 
     def _plan(self, t: int, ids: Sequence[int]) -> RoundPlan:
-        if self.planned and self.planned[0] == t:
+        if self.planned and self.planned[0] == (t, list(ids)):
             return self.planned[1]
         return plan_round(self.world, t, ids)
 
     def _plan_ahead(self, t: int) -> None:
         """Draw round t, where there is one."""
-        config = self.world.config
-        self.planned = (t, plan_round(self.world, t, sample_clients(config, t))) if t < config.rounds else None
+        self.planned = None
+        if t < self.world.config.rounds:
+            ids = sample_clients(self.world.config, t)
+            self.planned = (t, ids), plan_round(self.world, t, ids)
+
+
+def _generators() -> tuple[object, ...]:
+    """Where every generator stands that a model may draw from."""
+    here, there = (state.numpy().tobytes() for state in (torch.get_rng_state(), torch.cuda.get_rng_state()))
+    numpy = np.random.get_state(legacy=False)["state"]
+    return here, there, random.getstate(), numpy["key"].tobytes(), numpy["pos"]
+
+
+def _of_memory(error: Exception) -> bool:
+    """Whether it says that memory is short, as torch and the libraries below it put it."""
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "alloc_failed" in words
