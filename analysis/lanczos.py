@@ -303,8 +303,8 @@ def _append(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Gen
         candidate, before = row[None], norm(row)
         if n > first:
             candidate, _ = orthogonalised(candidate, basis[first:n])
-        length = norm(candidate[0]) if n > first else before
-        if length <= max(before / 2 if n > first else 0.0, _LITTLE * eps):
+        length = norm(candidate[0])
+        if length <= max(before / 2, _LITTLE * eps):
             candidate, _ = orthogonalised(candidate, basis[:n])
             length = norm(candidate[0])
         while length <= 8 * eps:

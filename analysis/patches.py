@@ -1,9 +1,8 @@
 """Convolutions in float64 on a CPU as matrix products of patches.
 
 For float32 oneDNN has convolutions; for float64 torch multiplies image by image, and where images have shrunk to a few
-pixels reads all weights for each of them: the last layers of a ResNet take 20 times as long as in float32. With the
-patches of all images side by side it is one matrix product, and a float64 product with the Hessian of ResNet-18 takes a
-quarter of the time.
+pixels reads all weights for each of them: a forward pass of a ResNet's last layer takes 20 times as long as in float32.
+With the patches of all images side by side it is one matrix product, and takes a quarter of that.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """`python -m benchmarks gpu[.PART]`: the engine of streams on a GPU, checked, timed, and put to the paper's cells.
 
 Parts are checks, speed, and N, the number of paper cells to run or go on with (`gpu.3`), or a cell by name
-(`gpu.fedavg-man`). Without a part: checks and speed, on random images in the shape of CIFAR-100. On a machine without a
+(`gpu.fedavg-man`); they need CIFAR-100 (`FLATLAB_DATA`), are run in the folder GPU_OUT, and GPU_SET holds further words
+of `flatlab train`. Without a part: checks and speed, on random images in the shape of CIFAR-100. On a machine without a
 GPU the same code runs at a small size on the CPU: a rehearsal, whose times mean nothing.
 """
 
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from analysis.ieee import ieee
 from analysis.operators import gauss_newton, hessian
 from analysis.problem import make_problem
 from flatlab.data import ImageData, Split
@@ -242,7 +242,7 @@ def _round_seconds(open_engine: Callable[[World], Engine], name: str, man: bool,
     run = Run(world, Path(), device=DEVICE)
     if GPU:
         torch.cuda.reset_peak_memory_stats()
-    with ieee(), open_engine(world) as engine:
+    with open_engine(world) as engine:
         run.advance(engine)
         rounds, began = 0, time.perf_counter()
         while rounds < (3 if GPU else 1):

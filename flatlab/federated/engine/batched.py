@@ -6,11 +6,10 @@ are done. A stack draws the same samples as the sequential engine and agrees wit
 random numbers themselves (dropout) see other draws.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -20,24 +19,15 @@ from torch.nn import functional as F
 from analysis.calls import call
 from flatlab.data import Split, normalise
 from flatlab.errors import UsageError, first_line
-from flatlab.federated.augment import Draws, augment
+from flatlab.federated.augment import augment
 from flatlab.federated.engine.base import Engine, Evaluation, Means, RoundInputs, RoundOutputs
+from flatlab.federated.engine.round_plan import RoundPlan, plan_round
 from flatlab.federated.engine.sequential import add_up, chunk_starts, score_chunk
-from flatlab.federated.local_batches import Batch, local_batches
 from flatlab.federated.local_step import local_step_
 from flatlab.federated.man import tap_penalised
 from flatlab.federated.precision import arithmetic, autocast
-from flatlab.federated.streams import stream, stream_seed
+from flatlab.federated.streams import stream_seed
 from flatlab.federated.world import World
-
-
-@dataclass(frozen=True)
-class StackedBatch:
-    """One local step of C clients, padded to the same number B of samples."""
-
-    index: Tensor  # (C, B) int64, positions in the training set
-    weight: Tensor  # (C, B), 1/b_i on the b_i samples of client i, 0 on padding; all 0 where the client is done
-    draws: Draws | None  # of C * B samples
 
 
 def open_engine(world: World, means: Means) -> Engine:
@@ -58,7 +48,6 @@ class BatchedEngine:
                 )
         self.model = world.new_model().to(device)
         self.train, self.test = _move(world.data.train, device), _move(world.data.test, device)
-        self.parts = [torch.from_numpy(part) for part in world.parts]
 
     def run(self, inputs: RoundInputs) -> RoundOutputs:
         """Train the participants of one round."""
@@ -70,15 +59,16 @@ class BatchedEngine:
         client = replace(client, wt=client.wt.to(self.device))
         terms = rules.terms(client)
         theta = w.repeat(len(inputs.ids), 1)
+        plan = plan_round(world, inputs.t, inputs.ids).to(self.device)
         total = torch.zeros(len(inputs.ids), dtype=torch.float64, device=self.device)
         samples = torch.zeros_like(total)
         self.model.train()
         with arithmetic(config.precision):
-            for step, batch in enumerate(self._batches(inputs)):
-                x, y = self._take(batch)
-                taken = (batch.weight > 0).sum(1)
+            for step in range(plan.steps):
+                x, y, weight = self._take(plan, step)
+                taken = (weight > 0).sum(1)
                 training = (taken > 0).to(world.dtype).unsqueeze(1)  # 0 for clients that are done
-                gradient = partial(self._gradient, x, y, batch.weight)
+                gradient = partial(self._gradient, x, y, weight)
                 eta = client.eta * training
                 loss, client = local_step_(theta, gradient, client, terms, rules, eta, config, step)
                 total += loss * taken
@@ -150,52 +140,18 @@ class BatchedEngine:
             penalty = penalty + config.zeta_logits * (weight @ logits.square().mean(1))
         return loss + penalty / 2, loss
 
-    def _batches(self, inputs: RoundInputs) -> Iterator[StackedBatch]:
-        """The clients' batches, each from the client's own stream, stacked step by step until the last is done."""
-        config = self.world.config
-        clients = [
-            local_batches(
-                len(self.parts[k]),
-                config,
-                stream(config.seed, "client", inputs.t, k),
-                augment=self.world.data.augment,
-                steps=self.world.steps if config.rules.exact_steps else None,
-            )
-            for k in inputs.ids
-        ]
-        for batches in zip_longest(*clients):
-            yield self._stack(inputs.ids, batches)
+    def _take(self, plan: RoundPlan, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (C, B, c, h, w), normalised and augmented, labels and weights (C, B) of a step.
 
-    def _stack(self, ids: list[int], batches: Sequence[Batch | None]) -> StackedBatch:
-        width = max(len(batch.index) for batch in batches if batch is not None)
-        index = torch.zeros(len(ids), width, dtype=torch.int64)
-        weight = torch.zeros(len(ids), width, dtype=self.world.dtype)
-        flip = torch.zeros(len(ids), width, dtype=torch.bool)
-        shift_y, shift_x = torch.zeros_like(index), torch.zeros_like(index)
-        augmented = False
-        for row, (k, batch) in enumerate(zip(ids, batches, strict=True)):
-            if batch is None:
-                continue
-            b = len(batch.index)
-            index[row, :b] = self.parts[k][batch.index]
-            weight[row, :b] = 1 / b
-            if batch.draws is not None:
-                augmented = True
-                flip[row, :b], shift_y[row, :b], shift_x[row, :b] = (
-                    batch.draws.flip,
-                    batch.draws.shift_y,
-                    batch.draws.shift_x,
-                )
-        draws = Draws(flip.flatten(), shift_y.flatten(), shift_x.flatten()).to(self.device) if augmented else None
-        return StackedBatch(index.to(self.device), weight.to(self.device), draws)
-
-    def _take(self, batch: StackedBatch) -> tuple[Tensor, Tensor]:
-        """The batch's images (C, B, c, h, w), normalised and augmented, and labels (C, B)."""
-        data, index = self.world.data, batch.index.flatten()
-        x = normalise(self.train.images[index], data.mean, data.std, dtype=self.world.dtype)
-        if batch.draws is not None:
-            x = augment(x, batch.draws)
-        return x.view(*batch.index.shape, *x.shape[1:]), self.train.labels[index].view(batch.index.shape)
+        Weights are 1/b_i on the b_i samples of client i, 0 on padding, and all 0 where the client is done.
+        """
+        sizes = torch.tensor([own[step] if step < len(own) else 0 for own in plan.lengths])[:, None]
+        width = int(sizes.max())
+        weight = ((torch.arange(width) < sizes) / sizes.clamp(min=1).to(self.world.dtype)).to(self.device)
+        position, draws = plan.part(slice(None), slice(step, step + 1), width)
+        x = normalise(self.train.images[position], self.world.data.mean, self.world.data.std, dtype=self.world.dtype)
+        x = augment(x, draws) if draws else x
+        return x.view(*weight.shape, *x.shape[1:]), self.train.labels[position].view(weight.shape), weight
 
     def _move(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: vector.to(self.device) for name, vector in vectors.items()}

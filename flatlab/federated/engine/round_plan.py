@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from flatlab.federated.augment import Draws
-from flatlab.federated.local_batches import Batch, local_batches
-from flatlab.federated.streams import stream
+from flatlab.federated.engine.sequential import client_batches
 from flatlab.federated.world import World
 
 
@@ -32,21 +31,21 @@ class RoundPlan:
 
     def to(self, device: torch.device) -> "RoundPlan":
         """The same with its tables on `device`, in one copy that a GPU makes while the host goes on."""
-        draws = self.draws
-        tables = [self.position] if draws is None else [self.position, draws.flip, draws.shift_y, draws.shift_x]
-        table = torch.stack(tables)
+        table = torch.stack(self._tables())
         if device.type == "cuda":
             table = table.pin_memory()
         there = table.to(device, non_blocking=True)
-        moved = None if draws is None else Draws(there[1].bool(), there[2], there[3])
+        moved = None if self.draws is None else Draws(there[1].bool(), there[2], there[3])
         return RoundPlan(self.lengths, there[0], moved)
 
-    def part(self, clients: slice, steps: slice) -> tuple[Tensor, Draws | None]:
-        """Positions (n,) and draws of all samples of some participants' steps, one after the other."""
-        position, draws = self.position[clients, steps].flatten(), self.draws
-        if draws is None:
-            return position, None
-        return position, Draws(*(x[clients, steps].flatten() for x in (draws.flip, draws.shift_y, draws.shift_x)))
+    def part(self, clients: slice, steps: slice, width: int | None = None) -> tuple[Tensor, Draws | None]:
+        """Positions (n,) and draws of some participants' steps, one after the other, the first `width` of each (B)."""
+        position, *rest = (x[clients, steps, :width].flatten() for x in self._tables())
+        return position, Draws(*rest) if rest else None
+
+    def _tables(self) -> list[Tensor]:
+        draws = self.draws
+        return [self.position] if draws is None else [self.position, draws.flip, draws.shift_y, draws.shift_x]
 
 
 def most_steps(world: World) -> int:
@@ -59,19 +58,7 @@ def most_steps(world: World) -> int:
 
 def plan_round(world: World, t: int, ids: Sequence[int]) -> RoundPlan:
     """Draw what clients `ids` see in round t, each from its own stream."""
-    config = world.config
-    batches: list[list[Batch]] = [
-        list(
-            local_batches(
-                len(world.parts[k]),
-                config,
-                stream(config.seed, "client", t, k),
-                augment=world.data.augment,
-                steps=world.steps if config.rules.exact_steps else None,
-            )
-        )
-        for k in ids
-    ]
+    batches = [list(client_batches(world, t, k)) for k in ids]
     lengths = [[len(batch.index) for batch in own] for own in batches]
     S, B = max(map(len, lengths)), max(max(own) for own in lengths)
     own_position = [torch.from_numpy(world.parts[k]) for k in ids]

@@ -1,6 +1,6 @@
 """One client after the other in this process, on one thread; also what each worker process runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -45,24 +45,29 @@ def train_client(
     terms = algorithm.terms(client)
     torch.manual_seed(stream_seed(config.seed, "model", t, k))  # for models that draw, such as dropout
     inputs, labels = client_data(world, k)
-    batches = local_batches(
-        len(labels),
-        config,
-        stream(config.seed, "client", t, k),
-        augment=world.data.augment,
-        steps=world.steps if algorithm.exact_steps else None,
-    )
     theta = w.clone()
     total, seen = 0.0, 0
     model.train()
     with arithmetic(config.precision):
-        for step, batch in enumerate(batches):
+        for step, batch in enumerate(client_batches(world, t, k)):
             x, y = take(inputs, batch), labels[batch.index]
             gradient = partial(loss_gradient, world, model, x, y)
             loss, client = local_step_(theta, gradient, client, terms, algorithm, client.eta, config, step)
             total += loss.item() * len(y)
             seen += len(y)
     return ClientResult(theta, algorithm.keep(client, theta - w), total / seen, seen)
+
+
+def client_batches(world: World, t: int, k: int) -> Iterator[Batch]:
+    """What client k sees in round t, step by step, from its own stream."""
+    config = world.config
+    return local_batches(
+        len(world.parts[k]),
+        config,
+        stream(config.seed, "client", t, k),
+        augment=world.data.augment,
+        steps=world.steps if config.rules.exact_steps else None,
+    )
 
 
 def client_data(world: World, k: int) -> tuple[Tensor, Tensor]:

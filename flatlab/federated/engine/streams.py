@@ -62,9 +62,8 @@ class StreamsEngine:
         self.captures = device.type == "cuda"
         self.streams = [torch.cuda.Stream(device) for _ in range(slots)] if self.captures else []
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # by slot and samples of the step
-        self.planned: tuple[tuple[int, list[int]], RoundPlan] | None = (
-            None  # the next round, drawn while the device was busy
-        )
+        # The next round, by number and participants, drawn while the device was busy with this one.
+        self.planned: tuple[tuple[int, list[int]], RoundPlan] | None = None
 
     def run(self, inputs: RoundInputs) -> RoundOutputs:
         """Train the participants of one round."""
