@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -28,14 +27,11 @@ from analysis.spectrum import layer_eigenpairs
 from analysis.vectors import norm
 from benchmarks import curvature_peers as peers
 from benchmarks.curvature_peers import Subject, installed, make_subject
+from benchmarks.exact_searches import TOL, Solution, eigsh_pairs, power_pairs, true_residual
 from flatlab.federated.models import build_model
 from flatlab.malloc import keep_freed_memory
 
 TURNS = 7
-TOL = 1e-3
-
-Solution = tuple[Tensor, Tensor, int | None]
-"""Values (k,), vectors (p, k), and products where they can be counted."""
 
 
 def main(part: str | None = None) -> None:
@@ -228,49 +224,6 @@ def solves(subject: Subject, k: int, searches: Mapping[str, Solver]) -> None:
         beside = Unit((before.at_once + after.at_once) / 2, (before.fastest + after.fastest) / 2)
         worst = true_residual(check, vectors)
         print(f"| {name} | {beside.of(elapsed)} | {count or ''} | {worst:.1e} | {values.max():.3f} |", flush=True)
-
-
-def true_residual(operator: SymmetricOperator, vectors: Tensor) -> float:
-    """The largest |A v - theta v| / |theta| with theta the Rayleigh quotient, of columns (p, k)."""
-    rows = torch.stack([_unit(column.to(operator.device)) for column in vectors.T])
-    return max(_residual(row, image) for row, image in zip(rows, operator(rows.T).T, strict=True))
-
-
-def _unit(vector: Tensor) -> Tensor:
-    """In float32, of a norm taken in float64: a float32 norm of five million entries is off by a thousandth."""
-    double = vector.double()
-    unit: Tensor = (double / double.norm()).float()
-    return unit
-
-
-def _residual(row: Tensor, image: Tensor) -> float:
-    row, image = row.double(), image.double()  # one pair at a time: five of GPT-2's are 5 GiB
-    value = (row @ image) / row.square().sum()
-    return float((image - value * row).norm() / value.abs())
-
-
-def eigsh_pairs(operator: SymmetricOperator, k: int) -> Solution:
-    """SciPy's top k of an operator."""
-    values, vectors = eigsh(operator, k, which="LA", tol=TOL, ncv=max(2 * k + 1, 10))
-    return torch.from_numpy(values), torch.from_numpy(vectors), operator.products
-
-
-def power_pairs(subject: Subject, k: int) -> Solution:
-    """The top k by PyHessian's power iteration with deflation, but stopped on the residual; nothing looks further."""
-    product = peers.pyhessian_operator(subject)
-    values, found = torch.zeros(k), subject.x.new_zeros(0, product.size)
-    products = 0
-    for i in range(k):
-        image = torch.randn(product.size, device=product.device)
-        for _ in range(1000):
-            v = image - found.T @ (found @ image)
-            v /= v.norm()
-            image, products = product(v), products + 1
-            values[i] = v @ image
-            if (image - values[i] * v).norm() <= TOL * abs(values[i]):
-                break
-        found = torch.cat([found, v[None]])
-    return values, found.T, products
 
 
 def _pyhessian(subject: Subject, k: int) -> Solution:

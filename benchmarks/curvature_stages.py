@@ -9,7 +9,7 @@ import torch
 from analysis.lanczos import lanczos
 from analysis.power import power_iteration
 from benchmarks import curvature_peers as peers
-from benchmarks.curvature import TOL
+from benchmarks.exact_searches import TOL
 from flatlab.malloc import keep_freed_memory
 
 STAGES = (200, 500, 700)  # steps

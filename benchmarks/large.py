@@ -31,8 +31,9 @@ from analysis.lanczos import lanczos
 from analysis.operators import SymmetricOperator, hessian, matrix_operator
 from analysis.problem import make_problem
 from benchmarks import curvature_peers as peers
-from benchmarks.curvature import TOL, Solution, eigsh_pairs, power_pairs, seconds_of, synchronise, true_residual
+from benchmarks.curvature import seconds_of, synchronise
 from benchmarks.curvature_peers import Subject
+from benchmarks.exact_searches import TOL, Solution, eigsh_pairs, power_pairs, true_residual
 from benchmarks.large_networks import NETWORKS, make_network
 from flatlab.malloc import keep_freed_memory
 

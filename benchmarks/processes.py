@@ -18,8 +18,8 @@ from torch import distributed as dist
 from analysis.lanczos import lanczos
 from analysis.operators import hessian
 from analysis.problem import make_problem
-from benchmarks.curvature import TOL
 from benchmarks.curvature_peers import make_subject
+from benchmarks.exact_searches import TOL
 from flatlab.malloc import keep_freed_memory
 
 TURNS = 5
