@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, Any
 
 from flatlab.errors import FlatlabError
@@ -43,8 +44,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    raw = _Watched(descriptor, "wb")
+        temporary = path.with_name(f".{path.name}.{token_hex(4)}.part")
+        raw = _Watched(temporary, "xb")
     try:
         with _told(raw, path), io.BufferedWriter(raw) as file:
             yield file
@@ -52,7 +53,6 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
         with writing(path):
-            os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
     except BaseException:
         raw.close()
@@ -143,12 +143,6 @@ def remove_unfinished(folder: Path) -> None:
     """Delete what killed `atomic_write`s left in `folder` and below; nobody may be writing there."""
     for file in folder.rglob(".*.part"):
         file.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,13 +1,32 @@
-"""What metrics.jsonl says of a round."""
+"""What metrics.jsonl says of a round, and which rounds it says of how good the model is."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import ceil
 
 from torch import Tensor
 
 from flatlab.federated.engine.base import Engine, Evaluation, RoundOutputs
 from flatlab.federated.world import World
 from flatlab.runs.metrics import Record
+
+EVALUATION_SHARE = 0.05
+"""Largest share of a round's work that evaluation takes where `eval_every` is 0."""
+
+
+def evaluation_interval(world: World) -> int:
+    """Rounds between evaluations: `eval_every`, or the fewest that keep evaluation within its share of the work.
+
+    Work is counted in forward passes of one image; forward and backward together are three. "all" is counted whether
+    the run reports it or not, so that runs that differ in this are evaluated in the same rounds.
+    """
+    config, rules = world.config, world.config.rules
+    if config.eval_every:
+        return config.eval_every
+    passes = 3 * (2 if rules.ascent is not None else 1)
+    training = passes * config.local_epochs * config.participation * len(world.data.train.labels)
+    evaluation = (3 if rules.server_differs else 2) * len(world.data.test.labels)
+    return ceil(evaluation / (EVALUATION_SHARE * training))
 
 
 def training_record(world: World, done: int, ids: Sequence[int], outputs: RoundOutputs, seconds: float) -> Record:

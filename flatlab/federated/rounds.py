@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import ceil, isfinite
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ from flatlab.federated.algorithms.base import Round
 from flatlab.federated.engine.base import Engine, RoundInputs, RoundOutputs
 from flatlab.federated.parameters import flatten, state_of
 from flatlab.federated.participants import sample_clients
-from flatlab.federated.round_record import evaluation_record, training_record
+from flatlab.federated.round_record import evaluation_interval, evaluation_record, training_record
+from flatlab.federated.saving import Saves
 from flatlab.federated.state import LAST, ClientState, Place, ServerState, read_server
 from flatlab.federated.world import World
 from flatlab.files import WriteError
@@ -29,26 +30,8 @@ from flatlab.runs.metrics import Record
 SAVE_SECONDS = 60.0
 """Default time between two saves of the whole state: what a crash costs, in work; it never costs a right number."""
 
-EVALUATION_SHARE = 0.05
-"""Largest share of a round's work that evaluation takes where `eval_every` is 0."""
-
 Probe = Callable[[Tensor, Tensor | None], tuple[Record, Tensor]]
 """Measures the server model w (P,): (w, what it returned last time) -> (what to record, where to start next time)."""
-
-
-def evaluation_interval(world: World) -> int:
-    """Rounds between evaluations: `eval_every`, or the fewest that keep evaluation within its share of the work.
-
-    Work is counted in forward passes of one image; forward and backward together are three. "all" is counted whether
-    the run reports it or not, so that runs that differ in this are evaluated in the same rounds.
-    """
-    config, rules = world.config, world.config.rules
-    if config.eval_every:
-        return config.eval_every
-    passes = 3 * (2 if rules.ascent is not None else 1)
-    training = passes * config.local_epochs * config.participation * len(world.data.train.labels)
-    evaluation = (3 if rules.server_differs else 2) * len(world.data.test.labels)
-    return ceil(evaluation / (EVALUATION_SHARE * training))
 
 
 @dataclass(frozen=True)
@@ -84,7 +67,7 @@ class Run:
         self.at_nodes = at_nodes and bool(own)
         held = {} if self.at_nodes else own
         self.clients = ClientState(folder / "clients", held | ({LAST: w} if every else {}), place)
-        self.saved_round, self.saved_at = 0, time.monotonic()
+        self.saves = Saves(self.files, self.clients)
 
     @cached_property
     def data(self) -> str:
@@ -113,7 +96,7 @@ class Run:
         self.clients.restore(require_keys(saved["clients"], (), path, "clients"))
         self.files.cut_metrics(server.round, saved)
         self.server = server.to(self.server.w.device)
-        self.saved_round = server.round
+        self.saves.round = server.round
 
     def _require_vectors(self, at_nodes: bool) -> None:
         """Raise `UsageError` unless the saved clients' vectors, on the nodes or here, are where this run looks."""
@@ -128,11 +111,18 @@ class Run:
 
     def save(self) -> None:
         """Bring the whole state to the disk; `resume` then starts after the newest completed round."""
-        clients = self.clients.save(self.server.round)
-        state = {"server": vars(self.server.to("cpu")), "clients": clients, "at_nodes": self.at_nodes}
-        self.files.save(self.world.config, self.data, state)
-        self.clients.forget_others()
-        self.saved_round, self.saved_at = self.server.round, time.monotonic()
+        self.begin_save()
+        self.saves.end()
+
+    def begin_save(self) -> None:
+        """Begin to bring the whole state to the disk, beside the next rounds.
+
+        The save before is waited for. Raises `WriteError` where that could not be written.
+        """
+        self.saves.end()
+        round_, files = self.server.round, self.clients.take_changes(self.server.round)
+        state = {"server": vars(self.server.to("cpu")), "clients": dict(self.clients.files), "at_nodes": self.at_nodes}
+        self.saves.begin(round_, files, self.files.resume_content(self.world.config, self.data, state))
 
     def advance(self, engine: Engine) -> RoundOutputs:
         """Train one round, combine it and keep it; raises `FlatlabError` as `step`."""
@@ -151,7 +141,7 @@ class Run:
         before = self.clients.read(ids)
         own = {name: before[name] for name in rules.own if name in before}
         start = rules.start(server.w, server.vectors, hyper, t)
-        outputs = engine.run(RoundInputs(t, ids, start, own, server.vectors, self.saved_round)).to(server.w.device)
+        outputs = engine.run(RoundInputs(t, ids, start, own, server.vectors, self.saves.round)).to(server.w.device)
         _check_finite(t, ids, outputs)
         samples, wt = world.samples.to(server.w.device), world.wt.to(server.w.device)
         round_ = Round(
@@ -268,13 +258,18 @@ def train(
                     run.keep_models(step)
                 _write(run, step, record, save_every)
             on_round(record)
+        run.saves.end()
     except WriteError:  # state and metrics may not be of the same round, and the disk takes nothing more
         raise
     except (KeyboardInterrupt, *SAID):  # the state is that after the last whole round
         with undisturbed():
-            if run.server.round > run.saved_round:
+            run.saves.end()
+            if run.server.round > run.saves.round:
                 run.save()
         raise
+    finally:
+        with undisturbed():
+            run.saves.leave()
     if not run.files.final.exists():  # deleted, and the state of the last round is still here
         run.checkpoint(run.files.final)
     return run.files.final
@@ -285,12 +280,13 @@ def _write(run: Run, step: Step, record: Record, save_every: float) -> None:
     config = run.world.config
     run.keep(step)
     run.record(record)
+    run.saves.end_if_written()
     last = step.server.round == config.rounds
     due = step.server.round % config.checkpoint_every == 0
     if last or due:
         run.checkpoint(run.files.final if last else run.folder / f"round-{step.server.round:04d}.pt")
-    if last or due or time.monotonic() - run.saved_at >= save_every:
-        run.save()
+    if last or due or time.monotonic() - run.saves.began >= save_every:
+        run.begin_save()
 
 
 def _check_finite(t: int, ids: list[int], outputs: RoundOutputs) -> None:

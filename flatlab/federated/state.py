@@ -97,16 +97,33 @@ class ClientState:
         stacked = torch.stack([vectors[name] for name in self.initial], dim=1)
         changed = {k: rows.clone() for k, rows in zip(ids, stacked, strict=True)}
         if self.place == "disk":
-            self.files |= self._save(changed, t)  # all of them or, where one cannot be written, none
+            names = {k: f"{k}-{t}.pt" for k in changed}
+            self.write_files({names[k]: rows.cpu() for k, rows in changed.items()})
+            self.files |= names  # all of them or, where one cannot be written, none
         else:
             self.rows |= changed
             self.unsaved |= changed.keys()
 
     def save(self, t: int) -> dict[int, str]:
         """Bring every change up to round t to the disk and return which file holds which client, for `resume.pt`."""
-        self.files |= self._save({k: self.rows[k] for k in sorted(self.unsaved)}, t)
-        self.unsaved.clear()
+        self.write_files(self.take_changes(t))
         return dict(self.files)
+
+    def take_changes(self, t: int) -> dict[str, Tensor]:
+        """name: (V, P), on the host, of the files that clients changed up to round t are still to be written to.
+
+        `files` names them from here on. Later rounds leave these tensors as they are.
+        """
+        names = {k: f"{k}-{t}.pt" for k in sorted(self.unsaved)}
+        self.files |= names
+        self.unsaved.clear()
+        return {name: self.rows[k].cpu() for k, name in names.items()}
+
+    def write_files(self, files: Mapping[str, Tensor]) -> None:
+        """Write what `take_changes` returned; no other method needs to wait for it."""
+        for name, rows in files.items():
+            with atomic_write(self.folder / name) as file:
+                torch.save(rows, file)
 
     def restore(self, files: Mapping[Any, Any]) -> None:
         """Go back to what `save` returned; in memory, read it all.
@@ -123,9 +140,9 @@ class ClientState:
         self.unsaved.clear()
         self.rows = {k: self._load(k) for k in self.files} if self.place == "memory" else {}
 
-    def forget_others(self) -> None:
-        """Delete the files that the newest save does not name; call once `resume.pt` is in place."""
-        kept = set(self.files.values())
+    def forget_others(self, saved: Mapping[int, str]) -> None:
+        """Delete the files that neither the newest save names, `saved`, nor the state; once `resume.pt` is in place."""
+        kept = {*saved.values(), *self.files.values()}
         for file in self.folder.glob("*.pt"):
             if file.name not in kept:
                 with writing(file):
@@ -144,10 +161,3 @@ class ClientState:
         if LAST not in self.initial and tuple(rows.shape) == (len(self.initial) + 1, *like.shape):
             rows = rows[:-1].clone()  # earlier versions kept the last model in every run
         return require_vector(rows, (len(self.initial), *like.shape), like.dtype, path, "").to(like.device)
-
-    def _save(self, changed: Mapping[int, Tensor], t: int) -> dict[int, str]:
-        files = {k: f"{k}-{t}.pt" for k in changed}
-        for k, rows in changed.items():
-            with atomic_write(self.folder / files[k]) as file:
-                torch.save(rows.cpu(), file)
-        return files

@@ -186,19 +186,22 @@ class RunFolder:
             self.begin(config)
         self.metrics.append(record)
 
-    def save(self, config: RunConfig, data: str, state: Mapping[str, Any]) -> None:
-        """Write `state`, plain data and tensors, from which `resume` goes on."""
+    def resume_content(self, config: RunConfig, data: str, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What `save` writes of `state`, plain data and tensors; every line of metrics is on the disk before."""
         if not self.begun:
             self.begin(config)
-        plain = {
+        return {
             "format": RESUME_FORMAT,
             "version": RESUME_VERSION,
             "fingerprint": fingerprint(config, data).plain(),
             "metrics_bytes": self.metrics.sync(),
             **state,
         }
+
+    def save(self, content: Mapping[str, Any]) -> None:
+        """Write the content from which `resume` goes on."""
         with atomic_write(self.resume_file) as file:
-            torch.save(plain, file)
+            torch.save(dict(content), file)
 
     def checkpoint(self, path: Path, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, once every line of metrics up to it is on the disk."""
