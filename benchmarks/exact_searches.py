@@ -43,7 +43,7 @@ def eigsh_pairs(operator: SymmetricOperator, k: int) -> Solution:
 def power_pairs(subject: Subject, k: int) -> Solution:
     """The top k by PyHessian's power iteration with deflation, but stopped on the residual; nothing looks further."""
     product = peers.pyhessian_operator(subject)
-    values, found = torch.zeros(k), subject.x.new_zeros(0, product.size)
+    values, found = torch.zeros(k), torch.zeros(0, product.size, device=product.device)
     products = 0
     for i in range(k):
         image = torch.randn(product.size, device=product.device)
