@@ -63,6 +63,7 @@ _SEARCH = 0.8  # of the probability that something is missed is for the search i
 _NOISE = 0.1  # of the start's length for k > 1, so that nothing is out of reach
 _SMALL, _RARELY = 1000, 1e-3  # up to so many dimensions products cost nothing, and less may be missed
 _LONG = 100  # vectors that are kept there, since memory costs nothing either
+_BESIDE = 4  # vectors that a product and its orthogonalisation take
 _LITTLE = 1000  # roundings that are as good as nothing
 _MARGIN = 0.99  # of the tolerance, so that rounding does not lift the residual above it
 
@@ -85,7 +86,7 @@ def lanczos(
     through whole); values and residuals are those of `operator.exact`, one product per pair, where it has that.
     `max_iter` limits the products before that to max_iter * k; `start` (p, m) is a warm start, e.g. eigenvectors of a
     nearby matrix (default: the operator's own). `max_basis` is the number of vectors between restarts, by default
-    max(2 k + 20, 40), or half of `operator.room` where that is less: what is certified stays the same.
+    max(2 k + 20, 40), or what `operator.room` leaves (half of it for k > 1): what is certified stays the same.
 
     >>> import torch
     >>> from analysis.lanczos import lanczos
@@ -96,6 +97,7 @@ def lanczos(
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     start, seed = operator.beginning(start, seed)
     steps = lanczos_steps(operator.size, like, k, which, tol, max_iter, start, seed, max_basis, operator.room, progress)
+    del start  # what is not held leaves room for the basis: of a large network a vector is large
     return confirmed(drive(steps, lambda rows: operator(rows.T).T), tol, operator.exact, operator.room)
 
 
@@ -147,7 +149,8 @@ def lanczos_steps(
     most = max(2 * k + 20, BASIS)
     whole = size <= (max_basis or most)
     if max_basis is None:
-        max_basis = max(k + FEWEST, min(most if size > _SMALL else _LONG, size if room is None else room // 2))
+        share = size if room is None else room - _BESIDE if k == 1 else room // 2  # the other half is for looks
+        max_basis = max(k + FEWEST, min(most if size > _SMALL else _LONG, share))
     lenient = vanishing and which in ("smallest", "both")
     search = _Search(k, which, tol, max_iter * k, max_basis, whole, lenient, generator, progress)
     chain: Chain | None = None
@@ -156,10 +159,13 @@ def lanczos_steps(
         chain = Chain(sigma, math.log(norm(rows[0])), torch.zeros(0, dtype=torch.float64, device=like.device))
     else:
         rows = start_rows(1, size, like, start, generator, _NOISE)
+    del start
     spent, spare = 0, _rarely(size) * (1 if chain is None else 1 - _SEARCH)
     while True:
         left = replace(search, max_products=search.max_products - spent)
-        pairs, seen, missed = yield from _thick_restart(rows, left, chain)
+        block, steps = len(rows), _thick_restart(rows, left, chain)
+        del rows
+        pairs, seen, missed = yield from steps
         spent += pairs.products
         if missed <= PROBABILITY or not pairs.finished:
             return judged(pairs, missed, spent)
@@ -181,7 +187,7 @@ def lanczos_steps(
             return judged(pairs, missed, spent, part.reach(limits, verdict.beyond, k))
         if spent >= search.max_products:  # eigenpairs, but perhaps not the wanted ones
             return judged(pairs, 1.0, spent)
-        rows, chain = random_rows(min(size, max(k, len(rows) + 1)), size, like, generator), None
+        rows, chain = random_rows(min(size, max(k, block + 1)), size, like, generator), None
         search = replace(search, whole=size <= min(max_basis, search.max_products - spent))
 
 
@@ -235,6 +241,7 @@ def _thick_restart(
     basis = start.new_empty(min(size, capacity + block), size)  # Q, as rows
     T = torch.zeros(capacity, capacity, dtype=torch.float64, device=start.device)
     w, scale, products, m, missed = start, 0.0, 0, 0, 1.0  # m rows of Q have been multiplied
+    del start
     while True:
         n = _append(basis, m, w, scale, search.generator)
         w = require_finite((yield basis[m:n]))

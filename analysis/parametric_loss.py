@@ -6,6 +6,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, Self
 
 import torch
@@ -65,12 +66,15 @@ class ParametricLoss:
     def chunks(self) -> Iterator[Chunk]:
         """Go through the data in pieces of at most `chunk_size` samples; the weighted losses of all add up to L.
 
-        Raises `MeasurementError` where a whole pass met other samples than the first one.
+        Those of a batch are as few as there must be, and none is larger than it must be. Raises `MeasurementError`
+        where a whole pass met other samples than the first one.
         """
         met = []
         for batch in self.data:
-            for start in range(0, batch_length(batch), self.chunk_size):
-                part = sliced(batch, start, start + self.chunk_size)
+            length = batch_length(batch)
+            size = ceil(length / ceil(length / self.chunk_size)) if length else self.chunk_size
+            for start in range(0, length, size):
+                part = sliced(batch, start, start + size)
                 met.append(fingerprint(part))
                 inputs, targets = moved(part, self.device, self.dtype)
                 yield Chunk(inputs, targets, 1.0 / self.normaliser, met[-1])

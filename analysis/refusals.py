@@ -102,7 +102,7 @@ def survey(problem: ParametricLoss) -> float:
             size = batch_length(batch)
             cut = size - max(1, size // 4)  # unequal parts: a mean of their means would pass for a mean
             pieces = [sliced(batch, a, b) for a, b in ((0, cut), (cut, size)) if a < b]
-            normaliser += _compared(problem, pieces, end, points, seen).normaliser
+            normaliser += _compared(problem, batch, pieces, end, points, seen).normaliser
             seen += size
             end = sliced(batch, max(0, min(size - 2, cut)), size)  # of one sample, what is meant for all looks its own
     return _divisor(problem, normaliser)
@@ -132,10 +132,14 @@ def _divisor(problem: ParametricLoss, normaliser: float) -> float:
 
 
 def _compared(
-    problem: ParametricLoss, pieces: Sequence[Batch], end: Batch | None, points: Sequence[Point], seen: int
+    problem: ParametricLoss,
+    together: Batch,
+    pieces: Sequence[Batch],
+    end: Batch | None,
+    points: Sequence[Point],
+    seen: int,
 ) -> _Part:
-    """The loss of the pieces, after `seen` samples; it must add up at the first of the points where it is finite."""
-    together = joined(*pieces) if len(pieces) > 1 else pieces[0]
+    """The loss of a batch after `seen` samples; its pieces must add up to it at the first point where it is finite."""
     joins = end is not None and can_be_joined(end, together)
     parts = [end, *pieces] if end is not None and joins else list(pieces)
     whole = joined(end, together) if end is not None and joins else together

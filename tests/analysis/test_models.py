@@ -190,6 +190,12 @@ def test_mappings_and_values_for_every_sample(data: Any) -> None:
     torch.testing.assert_close(halves, expected.sum(1))
 
 
+def test_a_row_for_every_sample_stays_one_beside_two_samples() -> None:
+    expected = matrix(Reads(), ({"input_ids": IDS[:2], "position_ids": PLACES.expand(2, 5), "deep": True}, Y[:2]))
+    found = matrix(Reads(), UserDict(input_ids=IDS[:2], position_ids=PLACES, labels=Y[:2]))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

@@ -94,6 +94,14 @@ def test_cached_and_streamed_graphs_agree_and_keep_to_the_budget(make_case: Any)
         torch.testing.assert_close(product(other), product(everything))
 
 
+def test_chunks_of_a_batch_are_few_and_none_is_larger_than_it_must_be() -> None:
+    x, y = torch.randn(23, 4), torch.arange(23)
+    problem = make_problem(nn.Linear(4, 23), "cross_entropy", [(x[:9], y[:9]), (x[9:], y[9:])], chunk_size=4)
+    chunks = list(problem.chunks())
+    assert [len(chunk.targets) for chunk in chunks] == [3, 3, 3, 4, 4, 4, 2]
+    assert torch.equal(torch.cat([chunk.targets for chunk in chunks]), y)
+
+
 def test_chunks_grow_with_the_budget(make_case: Any) -> None:
     sizes = [make_case("cnn").problem(memory=m).chunk_size for m in (1, 10_000, 1 << 30)]
     assert sizes == sorted(sizes)
