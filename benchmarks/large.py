@@ -38,7 +38,7 @@ from benchmarks.large_networks import NETWORKS, make_network
 from flatlab.malloc import keep_freed_memory
 
 LIMIT = 20 << 30
-GRAPHS = 8 << 30  # bytes that ours may keep between products
+GRAPHS = 6 << 30  # bytes that ours may keep between products
 TOO_MUCH = f"more than {LIMIT >> 30} GiB"
 
 Search = Callable[[], Solution]
