@@ -121,7 +121,7 @@ def settings_of_kind(kind: str, measure: Measure) -> dict[str, Any]:
         "density": vars(quadrature(measure)),
         "surface": vars(section(measure)),
         "flatness": flatness_settings(probing(measure), ASCENT),
-        "local": local_settings(Search(), probing(measure)),
+        "local": local_settings(Search(), probing(measure), measure.local_clients),
     }
     return {"samples": measure.samples, "dtype": DTYPE, **own[kind]} if kind in own else {}
 

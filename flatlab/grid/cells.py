@@ -106,7 +106,9 @@ MEASURES: Mapping[str, Callable[[Subject, Measure], Result]] = {
     "density": lambda subject, measure: measure_density(subject.problem, quadrature(measure)),
     "surface": lambda subject, measure: measure_surface(subject.problem, section(measure)),
     "flatness": lambda subject, measure: measure_flatness(subject.problem, probing(measure), ascent=ASCENT),
-    "local": lambda subject, measure: measure_local_global(subject, Search(), probing(measure)),
+    "local": lambda subject, measure: measure_local_global(
+        subject, Search(), probing(measure), most=measure.local_clients
+    ),
 }
 """What is measured of a checkpoint, as the commands of these names do; the file is called after the kind."""
 

@@ -71,6 +71,9 @@ def training_seconds(config: RunConfig, rounds: int, calibration: Calibration) -
 def measuring_seconds(config: RunConfig, kinds: Sequence[Kind], measure: Measure, calibration: Calibration) -> float:
     """Time of measuring `kinds` of one cell."""
     earlier = (config.rounds - 1) // config.checkpoint_every
+    samples = min(measure.samples, calibration.train_images)
+    clients = min(config.participation * config.clients, measure.local_clients or config.clients)
+    losses = 1 + clients * (1 + 2 * calibration.train_images / config.clients / samples)  # in global ones
     products: dict[Kind, float] = {
         "eigs": Search().products,
         "trace": probing(measure).products,
@@ -78,10 +81,9 @@ def measuring_seconds(config: RunConfig, kinds: Sequence[Kind], measure: Measure
         "surface": section(measure).products,
         "split": 0,
         "flatness": 5 * Search().products + probing(measure).products,  # layers too
-        "local": (3 * config.participation * config.clients + 1) * (Search().products + probing(measure).products),
+        "local": losses * (Search().products + probing(measure).products),
         "training": Search().products * earlier,
     }
-    samples = min(measure.samples, calibration.train_images)
     return sum(products[kind] for kind in kinds) * samples * calibration.product_seconds
 
 

@@ -97,6 +97,9 @@ class Measure(BaseModel):
     keep_clients: tuple[Annotated[int, Field(ge=1, le=MOST)], ...] = Field(
         (), strict=False, description="rounds whose clients' own models are kept and measured"
     )
+    local_clients: int | None = Field(
+        None, ge=1, le=MOST, description="how many of them are measured, the first by number"
+    )
 
 
 class Grid(BaseModel):

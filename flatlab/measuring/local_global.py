@@ -14,7 +14,7 @@ are ours.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 from statistics import mean
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -149,14 +149,18 @@ class LocalGlobalResult(Result):
         return draw_local_global([self.to_dict()]).figure
 
 
-def local_settings(search: Search, probing: Probing) -> dict[str, Any]:
+def local_settings(search: Search, probing: Probing, most: int | None = None) -> dict[str, Any]:
     """What is kept of how it was measured."""
-    return {"top_k": search.k, "tol": search.tol, "max_iter": search.max_iter, "trace_tol": probing.tol}
+    some = {} if most is None else {"clients": most}
+    return {"top_k": search.k, "tol": search.tol, "max_iter": search.max_iter, "trace_tol": probing.tol, **some}
 
 
-def measure_local_global(subject: Subject, search: Search, probing: Probing, tell: Tell = silent) -> LocalGlobalResult:
-    """Top eigenvalues and traces at the models of every client that the checkpoint keeps and at the global one.
+def measure_local_global(
+    subject: Subject, search: Search, probing: Probing, tell: Tell = silent, most: int | None = None
+) -> LocalGlobalResult:
+    """Top eigenvalues and traces at the models of the clients that the checkpoint keeps and at the global one.
 
+    Of these clients the first `most` by number are measured (None: all of them).
     Raises `UsageError` for a checkpoint without clients' models.
     """
     if not subject.own_models:
@@ -185,7 +189,7 @@ def measure_local_global(subject: Subject, search: Search, probing: Probing, tel
 
     w = subject.problem.point()
     clients = {}
-    for name, state in subject.own_models.items():
+    for name, state in islice(subject.own_models.items(), most):
         own = subject.clients[name]
         clients[name] = ClientCurvature(
             samples=own.samples,

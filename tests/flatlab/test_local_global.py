@@ -12,6 +12,10 @@ import flatlab as interface
 from analysis.subspaces import dissimilarity, principal_angles
 from flatlab.data import normalise
 from flatlab.federated.world import World, make_world
+from flatlab.grid.cell_progress import settings_of_kind
+from flatlab.grid.cells import MEASURES
+from flatlab.grid.plan import Measure
+from flatlab.measuring.subjects import Measurement, open_subject
 from flatlab.runs.checkpoint import load_checkpoint
 from tests.command_line import flatlab
 
@@ -72,6 +76,15 @@ def test_every_curvature_is_the_dense_one(folder: Path) -> None:
     assert found["means"]["eigenvalue"]["discrepancy"] == pytest.approx(whole - sum(own_at_own) / 3, rel=1e-5)
     assert 0 <= found["dissimilarity"]["own_at_global"] <= 1
     assert "discrepancy" in done.stdout
+
+
+def test_a_grid_may_measure_some_of_the_clients(folder: Path) -> None:
+    subject = open_subject(folder / "run" / "clients-0002.pt", Measurement(full=True, dtype="float64", kept=True))
+    some, all_ = Measure(local_clients=2, trace_tol=0.2), Measure(trace_tol=0.2)
+    found, whole = (MEASURES["local"](subject, measure).to_dict() for measure in (some, all_))
+    assert found["clients"] == whole["clients"][:2]
+    assert len(whole["clients"]) == 3
+    assert settings_of_kind("local", some) != settings_of_kind("local", all_)  # one is not taken for the other
 
 
 def test_what_is_kept_is_what_the_server_averaged(folder: Path) -> None:
