@@ -16,7 +16,7 @@ from analysis.model_copy import convert, private_copy
 from analysis.problem import Problem
 from analysis.vectors import quotients
 
-_VECTORS = 8  # of the pairs' type that a pair takes while it is multiplied: in float64, its image, and sums on the way
+_VECTORS = 2  # of the pairs' type that a pair takes until it is confirmed: its image in float64
 
 
 def in_float64(problem: Problem) -> Problem:
@@ -34,7 +34,7 @@ def in_float64(problem: Problem) -> Problem:
 def confirmed(
     pairs: Eigenpairs, tol: float, product: Callable[[Tensor], Tensor] | None, room: int | None = None
 ) -> Eigenpairs:
-    """The pairs with values and residuals from `product`, (b, p) -> (b, p) in float64; unchanged where there is none.
+    """The pairs with values and residuals from `product`, (b, p) -> (b, p) float64; unchanged where there is none.
 
     Pairs go through together, but for as many as would take more than `room` vectors of theirs (None: any number).
     Also unchanged, `confirmed` staying false, where the model does not run in float64. A residual that is above the
@@ -45,10 +45,8 @@ def confirmed(
     together = len(pairs.values) if room is None else max(1, room // _VECTORS)
     found = []
     for some in pairs.vectors.T.split(together):
-        rows = some.double()
-        rows /= rows.norm(dim=1, keepdim=True)
         try:
-            found.append(quotients(rows, product(rows)))
+            found.append(quotients(some, product(some)))
         except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
             return pairs
     values, residuals = (torch.cat(parts) for parts in zip(*found, strict=True))

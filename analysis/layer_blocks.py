@@ -55,7 +55,7 @@ class LayerBlocks:
         )
 
     def __call__(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Multiply rows (b, p_l) of any of the layers by their blocks, in one pass over the data."""
+        """Multiply rows (b, p_l) of any of the layers, of any precision, by their blocks, in one pass over the data."""
         self.products.update({name: len(row) for name, row in rows.items()})
         totals = {name: torch.zeros_like(row, dtype=torch.float64) for name, row in rows.items()}
         with failing_together(self._problem.device, self._problem.distributed):
@@ -77,7 +77,7 @@ class LayerBlocks:
         """Add the block's product with each row, as this chunk has it, to the totals."""
         block = self._blocks[name]
         for row, total in zip(rows, totals, strict=True):
-            block.add_to(total, product(block.split(row)))
+            block.add_to(total, product(block.split(row.to(self._problem.dtype))))
 
     def _places(self, name: str) -> list[int]:
         """Where the block's parameters are among those of the gradients."""

@@ -33,8 +33,8 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
     """A symmetric p x p matrix given by its product with a block of row vectors; counts the vectors multiplied.
 
     `start` makes vectors (p, m) rich in the leading eigenvectors, where such are known: iterations start from them.
-    `exact` is the product in float64, where `product` has less precision and float64 can be had; `room` the number of
-    vectors that iterations may hold at once (None: any).
+    `exact` is the product in float64 of rows of any precision, where `product` has less and float64 can be had; `room`
+    the number of vectors that iterations may hold at once (None: any).
     """
 
     def __init__(
@@ -204,9 +204,9 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], ProductG
         with failing_together(problem.device, problem.distributed):
             for graph in graphs:
                 for row, sum_of_chunks in zip(rows, total, strict=True):
-                    problem.add_to(sum_of_chunks, graph.product(problem.split(row)))
+                    problem.add_to(sum_of_chunks, graph.product(problem.split(row.to(problem.dtype))))
                 del graph  # before the next one is built
-        return summed(total, problem.distributed).to(rows.dtype)
+        return summed(total, problem.distributed).to(problem.dtype)
 
     def start() -> Tensor:
         if problem.cached_samples < problem.samples:

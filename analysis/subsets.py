@@ -242,10 +242,10 @@ def _weighted_sum(problems: Mapping[str, Problem], weights: Mapping[str, float])
         for weight, product in products:
             if product:
                 total += weight * product(rows)
-        return total.to(rows.dtype)
+        return total
 
     def product(rows: Tensor) -> Tensor:
-        return summed(rows, ((weight, operator.rows) for weight, operator in parts))
+        return summed(rows, ((weight, operator.rows) for weight, operator in parts)).to(rows.dtype)
 
     def exact(rows: Tensor) -> Tensor:
         return summed(rows, ((weight, operator.exact) for weight, operator in parts))

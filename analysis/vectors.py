@@ -64,13 +64,18 @@ def norm(vector: Tensor) -> float:
 
 
 def quotients(vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """v . Av and |Av - (v . Av) v| of unit rows v (k, p) and their products Av (k, p): (k,) float64 each."""
-    values = torch.stack([dots(v[None], image[None])[0, 0] for v, image in zip(vectors, images, strict=True)])
+    """v . Av / v . v and |Av - (v . Av / v . v) v| / |v| of rows v (k, p) and their products Av (k, p), (k,) float64.
+
+    A unit vector in float32 is one to seven digits, and what stands here is said in more.
+    """
+    pairs = list(zip(vectors, images, strict=True))
+    lengths = torch.stack([dots(v[None], v[None])[0, 0] for v in vectors])
+    values = torch.stack([dots(v[None], image[None])[0, 0] for v, image in pairs]) / lengths
     squares = torch.zeros_like(values)
     for piece in pieces(vectors):
         v, image = (rows[:, piece].double() for rows in (vectors, images))
         squares += (image - values[:, None] * v).square().sum(1)
-    return values, squares.sqrt()
+    return values, (squares / lengths).sqrt()
 
 
 @ieee()
