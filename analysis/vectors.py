@@ -17,7 +17,6 @@ from analysis.ieee import ieee
 from analysis.noise import normal_numbers
 
 _PIECE = 1 << 15  # numbers of a row, on a CPU
-_SHORT_PIECE = 1 << 14  # numbers that add up to within their own precision
 _LARGE_PIECE = 1 << 25  # numbers of all rows together, elsewhere: 256 MiB in float64
 _STANDS_OUT = 5.0  # standard deviations of the noise that a single known start vector is long
 
@@ -34,8 +33,6 @@ def dots(left: Tensor, right: Tensor) -> Tensor:
     """left right^T in float64 for rows of equal length: (m, p), (b, p) -> (m, b)."""
     if left.device.type != "cpu":
         return _summed_products(left, right)
-    if left.dtype == torch.float64:
-        return left @ right.T
     total = torch.zeros(len(left), len(right), dtype=torch.float64)
     for piece in pieces(left):
         total += left[:, piece].double() @ right[:, piece].double().T
@@ -102,22 +99,11 @@ def orthogonalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.zeros(len(basis), len(w), dtype=torch.float64, device=w.device)
     for _ in range(2):
         before = torch.linalg.vector_norm(w, dim=1)
-        part = _coefficients(basis, w)
+        part = dots(basis, w)
         w, total = torch.addmm(w, part.T.to(w), basis, alpha=-1), total + part
         if (torch.linalg.vector_norm(w, dim=1) > before / 2).all() and before.isfinite().all():
             break
     return w, total
-
-
-def _coefficients(basis: Tensor, w: Tensor) -> Tensor:
-    """`dots`, but on a CPU the vectors' type within pieces: off by half a rounding of |q| |w|, in half the time."""
-    if w.device.type != "cpu":
-        return dots(basis, w)
-    total = torch.zeros(len(basis), len(w), dtype=torch.float64)
-    for start in range(0, w.shape[1], _SHORT_PIECE):
-        piece = slice(start, start + _SHORT_PIECE)
-        total += basis[:, piece] @ w[:, piece].T
-    return total
 
 
 def random_rows(count: int, size: int, like: Tensor, generator: torch.Generator) -> Tensor:

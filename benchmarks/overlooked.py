@@ -164,7 +164,7 @@ def print_costs(operators: Sequence[SymmetricOperator]) -> None:
 
 def _operator(spectrum: Spectrum, dtype: torch.dtype) -> SymmetricOperator:
     matrix = spectrum.matrix.to(dtype)
-    exact = None if dtype == torch.float64 else lambda rows: rows @ spectrum.matrix
+    exact = None if dtype == torch.float64 else lambda rows: rows.double() @ spectrum.matrix
     start = spectrum.start.to(dtype)
     return SymmetricOperator(len(matrix), dtype, matrix.device, lambda rows: rows @ matrix, lambda: start, exact)
 
