@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from analysis.derivatives import ancestors, gradients
 from analysis.errors import MeasurementError
@@ -24,38 +24,43 @@ class ProductGraph(Graph, Protocol):
         """The chunk's share of A v, for v cut into pieces shaped like the parameters."""
 
     def gradient(self) -> Sequence[Tensor]:
-        """The chunk's share of dL/dtheta, of a graph that is kept."""
+        """The chunk's share of dL/dtheta."""
 
 
 @dataclass(frozen=True)
 class GradientGraph:
-    """The chunk's gradient with its graph, so that it can be differentiated again."""
+    """The chunk's gradient as a graph without values, so that it can be differentiated again."""
 
-    loss: float
+    total: Tensor  # the chunk's share of L
     leaves: list[Tensor]
-    slopes: Sequence[Tensor]  # dL/dtheta, where it is not constant with its graph; zero for convolutions unless kept
+    slopes: Sequence[GradientEdge | None]  # where dL/dtheta leaves its graph; None: it is constant
 
     @classmethod
-    def build(cls, problem: Problem, chunk: Chunk, keep: bool) -> "GradientGraph":
-        """Run the model on the chunk; only a graph that is kept (`keep`) has the values of all slopes."""
+    def build(cls, problem: Problem, chunk: Chunk) -> "GradientGraph":
+        """Run the model on the chunk."""
         leaves = problem.leaves()
-        with graph_only(not keep) as sparing:
-            loss = problem.chunk_loss(chunk, leaves)
+        with graph_only() as sparing:
+            total = problem.chunk_loss(chunk, leaves)
         with sparing.values():
-            slopes = gradients([loss], list(leaves.values()), create_graph=True)
-        return cls(loss.item(), list(leaves.values()), slopes)
+            slopes = gradients([total], list(leaves.values()), create_graph=True)
+        return cls(total, list(leaves.values()), [get_gradient_edge(s) if s.requires_grad else None for s in slopes])
+
+    @property
+    def loss(self) -> float:
+        """The chunk's share of L."""
+        return self.total.item()
 
     def of(self, places: Sequence[int]) -> "GradientGraph":
         """The same for some of the parameters, by their places: of a block of the Hessian."""
-        return GradientGraph(self.loss, [self.leaves[at] for at in places], [self.slopes[at] for at in places])
+        return GradientGraph(self.total, [self.leaves[at] for at in places], [self.slopes[at] for at in places])
 
     def product(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
         """The chunk's share of H v, for v cut into pieces shaped like the parameters."""
         return gradients(self.slopes, self.leaves, pieces)
 
     def gradient(self) -> Sequence[Tensor]:
-        """The chunk's share of dL/dtheta, of a graph that is kept."""
-        return [slope.detach() for slope in self.slopes]
+        """The chunk's share of dL/dtheta."""
+        return gradients([self.total], self.leaves)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class OutputGraph:
     between: Callable[[Tensor], Tensor]  # u -> C u
 
     @classmethod
-    def build(cls, problem: Problem, chunk: Chunk, keep: bool, *, middle: Middle) -> "OutputGraph":
+    def build(cls, problem: Problem, chunk: Chunk, *, middle: Middle) -> "OutputGraph":
         """Run the model on the chunk. Raises `MeasurementError` where J^T C J is not the whole of what is asked."""
         leaves = problem.leaves()
         with graph_only() as sparing:

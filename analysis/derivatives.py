@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from analysis.errors import MeasurementError
 from analysis.ieee import ieee
@@ -16,7 +16,7 @@ _SIGNS = ("not implemented", "once_differentiable", "not differentiable", "torch
 
 @ieee()
 def gradients(
-    outputs: Sequence[Tensor],
+    outputs: Sequence[Tensor | GradientEdge | None],
     inputs: Sequence[Tensor],
     vectors: Sequence[Tensor] | None = None,
     *,
@@ -24,11 +24,11 @@ def gradients(
 ) -> Sequence[Tensor]:
     """The transposed Jacobian of outputs in inputs times vectors (None: of one scalar); the graph is kept.
 
-    Zeros where an output depends on nothing that requires a gradient. Raises `MeasurementError` where torch cannot
-    differentiate.
+    Of an output whose value nobody needs the edge is enough, beside a vector; None is a constant. Zeros where an output
+    depends on nothing that requires a gradient. Raises `MeasurementError` where torch cannot differentiate.
     """
-    weights = vectors if vectors is not None else [torch.ones_like(output) for output in outputs]
-    pairs = [(o, v) for o, v in zip(outputs, weights, strict=True) if o.requires_grad]
+    weights = vectors if vectors is not None else [torch.ones_like(o) for o in outputs if isinstance(o, Tensor)]
+    pairs = [(o, v) for o, v in zip(outputs, weights, strict=True) if not _constant(o)]
     if not pairs:
         return [torch.zeros_like(x) for x in inputs]
     differentiable, along = zip(*pairs, strict=True)
@@ -36,6 +36,10 @@ def gradients(
         return torch.autograd.grad(
             differentiable, inputs, along, retain_graph=True, create_graph=create_graph, materialize_grads=True
         )
+
+
+def _constant(output: Tensor | GradientEdge | None) -> bool:
+    return output is None or (isinstance(output, Tensor) and not output.requires_grad)
 
 
 @contextmanager

@@ -22,12 +22,10 @@ G = TypeVar("G", bound=Graph)
 class GraphCache(Generic[G]):
     """Iterate over the graphs of all chunks; the first ones are built once, the others anew at each pass.
 
-    `build` is told whether the graph will be kept.
-
     Raises `MeasurementError` where the loss is not finite or a later pass meets other data.
     """
 
-    def __init__(self, problem: Problem, build: Callable[[Chunk, bool], G]) -> None:
+    def __init__(self, problem: Problem, build: Callable[[Chunk], G]) -> None:
         self.problem = problem
         self.build = build
         self.kept: list[G] = []
@@ -45,7 +43,7 @@ class GraphCache(Generic[G]):
             keep = index == len(self.kept) and seen <= self.problem.cached_samples
             if index < len(self.met) and chunk.fingerprint != self.met[index]:
                 raise MeasurementError("The data changed between two passes: switch shuffling and augmentation off.")
-            graph = self.kept[index] if index < len(self.kept) else self.build(chunk, keep)
+            graph = self.kept[index] if index < len(self.kept) else self.build(chunk)
             if keep:
                 self.kept.append(graph)
                 self.met.append(chunk.fingerprint)

@@ -47,11 +47,11 @@ class LayerBlocks:
         share = problem.cached_samples // max(1, bool(self._cut) + bool(self._whole.parameters))
         layers = [self.layers[name] for name in self._cut]
         self._suffixes = GraphCache(
-            replace(problem, cached_samples=share), lambda chunk, _: SuffixGraphs.build(problem, layers, chunk)
+            replace(problem, cached_samples=share), lambda chunk: SuffixGraphs.build(problem, layers, chunk)
         )
         self._gradients = GraphCache(
             replace(self._whole, cached_samples=share),
-            lambda chunk, keep: GradientGraph.build(self._whole, chunk, keep),
+            lambda chunk: GradientGraph.build(self._whole, chunk),
         )
 
     def __call__(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:

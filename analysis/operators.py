@@ -191,13 +191,13 @@ def block(problem: Problem, names: Iterable[str]) -> SymmetricOperator:
     return hessian(problem.select(names))
 
 
-def _operator(problem: Problem, build: Callable[[Problem, Chunk, bool], ProductGraph]) -> SymmetricOperator:
+def _operator(problem: Problem, build: Callable[[Problem, Chunk], ProductGraph]) -> SymmetricOperator:
     """The sum over chunks of a product, every graph serving all vectors of the block.
 
     Iterations start from the gradient of L, much of which lies along the leading eigenvectors of a network in training
     (Gur-Ari, Roberts and Dyer 2018); where all graphs are kept they hold it already.
     """
-    graphs = GraphCache(problem, lambda chunk, keep: build(problem, chunk, keep))
+    graphs = GraphCache(problem, lambda chunk: build(problem, chunk))
 
     def product(rows: Tensor) -> Tensor:
         total = torch.zeros_like(rows, dtype=torch.float64)

@@ -52,15 +52,15 @@ _spared: ContextVar[Sparing] = ContextVar("_spared", default=Sparing())  # noqa:
 
 
 @contextmanager
-def graph_only(wanted: bool = True) -> Iterator[Sparing]:
+def graph_only() -> Iterator[Sparing]:
     """Convolutions run within the block can give gradients of weight and bias that have their graph but are zero.
 
     They do so in gradients that are taken within `values()` of what this yields, for a weight and a bias that are
     leaves: what flows back enters these linearly, so no second derivative reads the values. Those of a weight that is
-    itself computed from parameters are read by the derivative of that computation. Not `wanted`, nothing is left out.
+    itself computed from parameters are read by the derivative of that computation.
     """
     sparing = Sparing()
-    token = _spared.set(sparing if wanted else _spared.get())
+    token = _spared.set(sparing)
     try:
         yield sparing
     finally:
