@@ -4,8 +4,8 @@
 
 Q (orthonormal) grows by one vector, or by a block of b, per step: w = A q, w <- w - Q (Q^T w), q = w / beta. In
 floating point Q loses orthogonality as soon as a pair converges (Paige 1971), and copies of found eigenvalues appear;
-so every w is orthogonalised twice against the whole of Q. When Q is full it is replaced by its best Ritz vectors; the
-relation then holds as before (thick restart: Wu and Simon 2000).
+so every w is orthogonalised against the whole of Q, twice where the first time leaves less than half of it. When Q is
+full it is replaced by its best Ritz vectors; the relation then holds as before (thick restart: Wu and Simon 2000).
 
 T holds what was subtracted, and w what was left, so A Q^T = Q^T T + w e_m^T is an identity of the products made,
 whatever became of orthogonality. A y = theta y + w (e_m^T s) is therefore known to rounding without another product.

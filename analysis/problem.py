@@ -74,7 +74,8 @@ def make_problem(
     all shares together; with "copies" they are all samples, which are too few for a share each, on every rank.
     Wrappers of torch.compile and data parallelism are taken off.
 
-    Costs 2.5 forward passes over the data, in which every batch is compared with its parts. Raises `MeasurementError`
+    Costs 2.5 forward passes over the data, in which every batch is compared with its parts, and on up to four samples a
+    product together and one for each. Raises `MeasurementError`
     where second derivatives of a sum over samples would be meaningless: dropout or batch norm in training mode, a
     random forward pass, samples that influence one another, a reduction that is not the stated one.
 

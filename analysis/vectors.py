@@ -16,8 +16,7 @@ from analysis.errors import MeasurementError
 from analysis.ieee import ieee
 from analysis.noise import normal_numbers
 
-_PIECE = 1 << 15  # numbers of a row that are taken to float64 at once, on a CPU
-_ADDED = 1 << 15  # numbers that float64 adds up to within some roundings
+_PIECE = 1 << 15  # numbers of a row, on a CPU: few enough for float64 to add up within some roundings too
 _LARGE_PIECE = 1 << 25  # numbers of all rows together, elsewhere: 256 MiB in float64
 _STANDS_OUT = 5.0  # standard deviations of the noise that a single known start vector is long
 
@@ -35,9 +34,7 @@ def dots(left: Tensor, right: Tensor) -> Tensor:
     if left.device.type != "cpu":
         return _summed_products(left, right)
     total = torch.zeros(len(left), len(right), dtype=torch.float64)
-    step = _ADDED if left.dtype == torch.float64 else _PIECE
-    for start in range(0, left.shape[1], step):
-        piece = slice(start, start + step)
+    for piece in pieces(left):
         total += left[:, piece].double() @ right[:, piece].double().T
     return total
 
