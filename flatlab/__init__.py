@@ -10,6 +10,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
+from flatlab.version import __version__ as __version__
+
 if TYPE_CHECKING:
     import analysis as analysis
     import figures as figures
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from flatlab.interface.measures import verify as verify
     from flatlab.interface.run import train as train
     from flatlab.measuring.eigenvectors import load_vectors as load_vectors
-
-__version__ = "0.1.0"
 
 _MEASURES = ("eigs", "client_eigs", "batch_eigs", "trace", "density", "surface", "verify")
 _HOMES = {

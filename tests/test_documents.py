@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flatlab import __version__
 from flatlab.grid.plan import grid_cells, parse_grid
 from tests.command_line import flatlab
 
@@ -52,7 +53,7 @@ def test_the_citation_file_has_what_is_required_and_this_version() -> None:
     assert {"cff-version", "message", "title", "authors"} <= set(citation)  # required by version 1.2.0 of the format
     assert citation["cff-version"] == "1.2.0"
     assert citation["type"] == "software"
-    assert str(citation["version"]) == project["version"]
+    assert str(citation["version"]) == __version__
     assert (citation["title"], citation["license"]) == (project["name"], project["license"])
     assert citation["authors"] == [{"name": "The flatlab developers"}]
     (paper,) = citation["references"]

@@ -11,7 +11,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from flatlab import __version__
 from flatlab.cli.clients import clients
 from flatlab.cli.console import console
 from flatlab.cli.demo import demo
@@ -29,6 +28,7 @@ from flatlab.cli.train import train
 from flatlab.cli.verify import verify
 from flatlab.cores import is_one_of_many
 from flatlab.errors import SAID, UsageError, exit_code
+from flatlab.version import __version__
 
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """What the operating system says of a full disk, and of a file or folder that this user may not use."""

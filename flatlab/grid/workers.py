@@ -5,6 +5,7 @@ it takes that GPU as its first and only one.
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
@@ -49,15 +50,19 @@ def workers(backend: Backend, jobs: int, scheduler: str | None, gpus: Sequence[s
     With "dask" they are those of the cluster whose scheduler has the address `scheduler`, or of one that is made here.
     Raises `UsageError` where Dask is not installed.
     """
-    if backend == "dask":
-        with _dask(jobs, scheduler, gpus):
-            yield joblib.Parallel(n_jobs=-1, batch_size=1, return_as="generator_unordered")
-    elif gpus:
-        with _pinned(gpus) as parallel:
-            yield parallel
-    else:  # with n_jobs = 1 it would work in this process; so `pre_dispatch` limits what runs at once
-        with joblib.parallel_config("loky", inner_max_num_threads=1):
-            yield joblib.Parallel(n_jobs=max(jobs, 2), pre_dispatch=jobs, batch_size=1, return_as="generator_unordered")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs")  # it had grown; another takes its place
+        if backend == "dask":
+            with _dask(jobs, scheduler, gpus):
+                yield joblib.Parallel(n_jobs=-1, batch_size=1, return_as="generator_unordered")
+        elif gpus:
+            with _pinned(gpus) as parallel:
+                yield parallel
+        else:  # with n_jobs = 1 it would work in this process; so `pre_dispatch` limits what runs at once
+            with joblib.parallel_config("loky", inner_max_num_threads=1):
+                yield joblib.Parallel(
+                    n_jobs=max(jobs, 2), pre_dispatch=jobs, batch_size=1, return_as="generator_unordered"
+                )
 
 
 @contextmanager

@@ -6,10 +6,11 @@ import subprocess
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ from flatlab.runs.contents import (
 )
 from flatlab.runs.fingerprint import Fingerprint, data_digest, fingerprint
 from flatlab.runs.saved import check_record
+from flatlab.version import __version__
 
 FORMAT = "flatlab checkpoint"
 VERSION = 1
@@ -165,13 +167,16 @@ def fill(model: nn.Module, state_dict: Mapping[str, Tensor], complaint: str) -> 
 def provenance() -> dict[str, str]:
     """Return the versions that made a number: flatlab, its commit where known, Python, PyTorch, NumPy, platform."""
     return {
-        **{package: version(package) for package in ("flatlab", "torch", "numpy")},
+        "flatlab": __version__,
+        "torch": str(torch.__version__),  # of a class of its own, which no checkpoint may hold
+        "numpy": numpy.__version__,
         "python": platform.python_version(),
         "commit": _commit(),
         "platform": f"{platform.system()} {platform.machine()}",
     }
 
 
+@cache  # what was read into this process stays as it is, whatever becomes of the files
 def _commit() -> str:
     """The commit of the source tree that runs, "+" if it was changed since, or "unknown" where there is none.
 

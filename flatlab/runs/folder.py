@@ -34,6 +34,7 @@ from flatlab.runs.metrics import Metrics, Record
 RESUME_FORMAT = "flatlab resume file"
 RESUME_VERSION = 1
 ATTEMPTS = 100  # to lock a folder that others take away while it is empty
+HANDOVER = 1.0  # seconds to wait for a lock: a program that a killed run was about to start keeps it until it runs
 
 ADVICE = "leave these options out to go on with it by --resume, or choose another folder with --out"
 
@@ -65,12 +66,12 @@ class RunFolder:
         return self.path / "resume.pt"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process alone; raises `BusyError` where another has it.
+    def locked(self, patience: float = HANDOVER) -> Iterator[None]:
+        """Hold the folder for this process alone; raises `BusyError` where another has it, for `patience` seconds.
 
         A folder that the block leaves empty was made for nothing, and goes.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
+        lock = FileLock(self.path / ".lock", timeout=patience, poll_interval=0.02)
         self._acquire(lock)
         try:
             yield
@@ -102,7 +103,7 @@ class RunFolder:
         if not (self.path / ".lock").exists():
             return False
         try:
-            with self.locked():
+            with self.locked(patience=0):
                 return False
         except BusyError:
             return True

@@ -1,5 +1,6 @@
 """Checkpoints: complete, and safe to open wherever they come from."""
 
+import importlib.metadata
 import os
 import pickle
 from collections.abc import Callable
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+import flatlab
 from flatlab.errors import UsageError
 from flatlab.federated.config import make_config
 from flatlab.federated.models import build_model
 from flatlab.federated.world import initial_model, resolve
-from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, rebuild, save_checkpoint
+from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, provenance, rebuild, save_checkpoint
 from flatlab.runs.fingerprint import data_digest
 
 
@@ -146,3 +148,15 @@ def test_a_checkpoint_is_not_measured_on_data_that_changed_since(checkpoint: Che
     rebuild(replace(checkpoint, data=data_digest(data)))
     with pytest.raises(UsageError, match="digits is not the one on which this checkpoint was trained"):
         rebuild(replace(checkpoint, data="0" * 16))
+
+
+def test_what_made_a_number_is_known_of_a_source_tree_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing_installed(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", nothing_installed)
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("flatlab")
+    made = provenance()
+    assert (made["flatlab"], made["torch"]) == (flatlab.__version__, torch.__version__)
+    assert all(type(value) is str for value in made.values())  # a checkpoint holds no other class
