@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.operators import gauss_newton, hessian
 from analysis.problem import make_problem
+from benchmarks.curvature import seconds_of
 from flatlab.data import ImageData, Split
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config
@@ -33,6 +35,7 @@ from flatlab.federated.man import penalty_terms
 from flatlab.federated.models import cifar_cnn
 from flatlab.federated.parameters import layout_of
 from flatlab.federated.participants import most_participants
+from flatlab.federated.precision import Precision, arithmetic
 from flatlab.federated.rounds import Run
 from flatlab.federated.world import World, initial_model
 from flatlab.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -47,6 +50,8 @@ OUT = Path(os.environ.get("GPU_OUT", "gpu-cells"))
 """Where cells are run, a folder each; what is to be brought home is packed in one file per cell in its `packed`."""
 
 PARTICIPANTS = 10
+CLIENT_IMAGES = 500 if GPU else 20
+PRECISIONS: tuple[Precision, ...] = ("ieee", "tf32", "bf16")
 
 
 def main(part: str | None = None) -> None:
@@ -106,14 +111,21 @@ def speed() -> None:
     print("|---|---|---|---|---|---|")
     for name in PAPERS:
         for man in (False, True):
-            seconds = [_round_seconds(_streams, name, man, p) for p in ("ieee", "tf32", "bf16")]
+            seconds = {p: _round_seconds(_streams, name, man, p) for p in PRECISIONS}
             peak = torch.cuda.max_memory_allocated() / (1 << 30) if GPU else 0.0
-            rates = " | ".join(f"{1 / s:.2f}" for s in seconds)
-            print(f"| {_title(name, man)} | {rates} | {500 * seconds[2]:.0f} s | {peak:.1f} |", flush=True)
+            rates = " | ".join(f"{1 / s:.2f}" for s in seconds.values())
+            print(f"| {_title(name, man)} | {rates} | {500 * seconds['bf16']:.0f} s | {peak:.1f} |", flush=True)
+            if name == "fedavg" and not man:
+                fedavg = seconds
     print("\n| FedAvg, other forms | ieee, rounds/s | bf16 |\n|---|---|---|")
     for title, form in (("one stack (vmap)", _stack), ("streams, launched kernel by kernel", _uncaptured)):
         rates = " | ".join(f"{1 / _round_seconds(form, 'fedavg', False, p):.2f}" for p in ("ieee", "bf16"))
         print(f"| {title} | {rates} |", flush=True)
+    print("\n| FedAvg | images/s | TFLOP/s | of a matrix product's |\n|---|---|---|---|")
+    for precision in PRECISIONS:
+        images = CLIENT_IMAGES * PARTICIPANTS * _config(1).local_epochs / fedavg[precision]
+        reached, limit = images * _flops_of_an_image(), _flops_of_products(precision)
+        print(f"| {precision} | {images:,.0f} | {reached / 1e12:.2f} | {100 * reached / limit:.1f} % |", flush=True)
     print()
 
 
@@ -237,7 +249,7 @@ def asking(input_shape: tuple[int, ...], classes: int) -> nn.Module:
 
 def _round_seconds(open_engine: Callable[[World], Engine], name: str, man: bool, precision: str) -> float:
     """A round of `PARTICIPANTS` clients, training and combining, after one in which steps were captured."""
-    sizes = (500 if GPU else 20,) * PARTICIPANTS
+    sizes = (CLIENT_IMAGES,) * PARTICIPANTS
     world = _world(sizes, algorithm=name, man=man, precision=precision, participation=1.0, rounds=100)
     run = Run(world, Path(), device=DEVICE)
     if GPU:
@@ -250,3 +262,20 @@ def _round_seconds(open_engine: Callable[[World], Engine], name: str, man: bool,
             rounds += 1
         _ = run.server.w.sum().item()
         return (time.perf_counter() - began) / rounds
+
+
+def _flops_of_an_image() -> float:
+    """Floating-point operations of an image's way forward and backward through the CIFAR CNN."""
+    model, images = cifar_cnn((3, 32, 32), 100), torch.randn(50, 3, 32, 32)
+    with FlopCounterMode(display=False) as counter:
+        model(images).sum().backward()
+    return float(counter.get_total_flops()) / len(images)
+
+
+def _flops_of_products(precision: Precision) -> float:
+    """Floating-point operations a second of large matrix products in `precision`: the most there is to reach."""
+    n = 8192 if GPU else 512
+    a = torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    with arithmetic(precision):
+        seconds = min(seconds_of(lambda: a @ a) for _ in range(5))
+    return 2 * n**3 / seconds
