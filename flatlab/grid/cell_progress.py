@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from flatlab.grid.finished import finished
 from flatlab.grid.plan import Cell, Kind, Measure
 from flatlab.measuring.density import Quadrature
 from flatlab.measuring.eigs import Search
@@ -66,12 +67,15 @@ def cell_progress(cell: Cell, folder: Path, data: str = "") -> Progress:
     run = RunFolder(folder)
     records = run.metrics.read()
     accuracies = [record["test_accuracy"] for record in records if "test_accuracy" in record]
-    final = run.finished(cell.config)
+    final = finished(cell.config, folder)
+    missing = tuple(kind for kind in cell.kinds if not (final and is_measured(kind, cell, final, folder)))
+    if final is not None and missing and not run.final.exists():  # no weights are here to measure: it is trained again
+        return Progress(0, None, False, cell.kinds, read_failure(folder))
     return Progress(
         rounds=len(records),
         accuracy=accuracies[-1] if accuracies else None,
         trained=final is not None,
-        missing=tuple(kind for kind in cell.kinds if not (final and is_measured(kind, cell, final, folder))),
+        missing=missing,
         failure=read_failure(folder),
     )
 
@@ -82,7 +86,7 @@ def another_run(cell: Cell, folder: Path) -> str:
 
 
 def _of_other_data(cell: Cell, folder: Path, data: str) -> str:
-    final = RunFolder(folder).finished(cell.config)
+    final = finished(cell.config, folder)
     if final is None or not final.data or not data or final.data == data:
         return ""
     return f"{folder} holds a run on other images or labels than {cell.config.dataset} now has: {_ADVICE}."

@@ -24,6 +24,7 @@ from flatlab.grid.carry import DIED, run_cells
 from flatlab.grid.cell_progress import Progress, State, cell_progress
 from flatlab.grid.cells import CellWork
 from flatlab.grid.estimate import calibrate, measuring_seconds, training_seconds
+from flatlab.grid.finished import finished
 from flatlab.grid.plan import Cell, Grid, grid_cells, parse_grid, read_grid_text, require_named_model
 from flatlab.grid.shards import WHOLE, Shard
 from flatlab.grid.workers import dealt, visible_gpus
@@ -79,8 +80,9 @@ class Reproduction:
 
     def progress_of(self, cell: Cell) -> Progress:
         """How far `cell` is."""
-        data = _data_of(cell.config, self.where.data_root) if RunFolder(self.results / cell.name).final.exists() else ""
-        return cell_progress(cell, self.results / cell.name, data)
+        folder = self.results / cell.name
+        data = _data_of(cell.config, self.where.data_root) if finished(cell.config, folder) else ""
+        return cell_progress(cell, folder, data)
 
     def todo(self, progress: Mapping[str, Progress]) -> list[Cell]:
         """The cells that are not done, but for those whose folder holds another run, which nobody touches."""

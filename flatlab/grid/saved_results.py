@@ -16,6 +16,7 @@ from figures.results import Result, Results
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config, read_config
 from flatlab.federated.partition.names import partition_name
+from flatlab.grid.finished import finished
 from flatlab.grid.plan import grid_cells, parse_grid
 from flatlab.runs.fingerprint import Fingerprint, fingerprint, require_same_data, settled
 from flatlab.runs.folder import RunFolder
@@ -77,7 +78,7 @@ def _another_run(folder: Path, config: RunConfig) -> str:
 
 def _read_run(folder: Path) -> Result:
     config = settled(make_config(read_config(folder / "config.toml"), str(folder / "config.toml")))
-    final, failure = RunFolder(folder).finished(config), folder / "failure.txt"
+    final, failure = finished(config, folder), folder / "failure.txt"
     of = fingerprint(config, final.data if final else "")
     kinds = {kind: folder / f"final.{kind}.json" for kind in FORMS}
     if kept := sorted(folder.glob("clients-*.local.json")):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,36 @@ def test_a_grid_is_run_once_and_ends_with_tables_figures_and_report(
     assert "2 of 2 cells are done, 1 of them by this call" in capsys.readouterr().out
     changed = {path.name for path, before in times.items() if path.stat().st_mtime_ns != before}
     assert changed == {"final.trace.json"}
+
+
+def test_results_are_complete_without_their_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid, out = tmp_path / "small.toml", tmp_path / "results"
+    grid.write_text(GRID.format(seeds="0", rounds=3))
+    words = ("reproduce", str(grid), "--out", str(out), "--jobs", "1")
+    assert command(*words) == 0
+    page = {path.name: path.read_bytes() for path in (out / "tables").iterdir()}
+    for weights in out.rglob("*.pt"):
+        weights.unlink()
+    shutil.rmtree(out / "tables")
+    capsys.readouterr()
+    assert command(*words) == 0
+    assert "2 of 2 cells are done, 0 of them by this call" in capsys.readouterr().out
+    assert command("report", str(out)) == 0
+    assert {path.name: path.read_bytes() for path in (out / "tables").iterdir()} == page
+
+    # what is not measured needs the weights again
+    (out / "fedavg-s0" / "final.trace.json").unlink()
+    assert command(*words, "--list-cells") == 0
+    assert "fedavg-s0  not-begun  0/3" in capsys.readouterr().out
+    assert command(*words) == 0
+    assert "2 of 2 cells are done, 1 of them by this call" in capsys.readouterr().out
+    assert (out / "fedavg-s0" / "final.pt").exists()
+    assert not (out / "fedavg-man-s0" / "final.pt").exists()
+
+    # measurements of another run say nothing of this one
+    grid.write_text(GRID.format(seeds="0", rounds=4))
+    assert command(*words) == 1
+    assert "holds a run with another rounds (3; the grid says 4)" in capsys.readouterr().out
 
 
 def test_a_failure_is_listed_and_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
