@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from analysis.errors import MeasurementError
-from analysis.lanczos import decompose
 from analysis.operators import SymmetricOperator
+from analysis.recurrence import decompose
 from analysis.vectors import random_rows
 
 _MOST_POINTS = 200_000

@@ -47,6 +47,7 @@ from analysis.eigenpairs import (
 from analysis.ends import Which, borders, wanted
 from analysis.operators import SymmetricOperator
 from analysis.overlooked import BASIS, BEYOND, FEWEST, Chain, Seen, Verdict, limits_of, overlooked, slack_at
+from analysis.recurrence import extend
 from analysis.vectors import (
     combine,
     dots,
@@ -64,7 +65,6 @@ _NOISE = 0.1  # of the start's length for k > 1, so that nothing is out of reach
 _SMALL, _RARELY = 1000, 1e-3  # up to so many dimensions products cost nothing, and less may be missed
 _LONG = 100  # vectors that are kept there, since memory costs nothing either
 _BESIDE = 4  # vectors that a product and its orthogonalisation take
-_LITTLE = 1000  # roundings that are as good as nothing
 _MARGIN = 0.99  # of the tolerance, so that rounding does not lift the residual above it
 
 
@@ -99,30 +99,6 @@ def lanczos(
     steps = lanczos_steps(operator.size, like, k, which, tol, max_iter, start, seed, max_basis, operator.room, progress)
     del start  # what is not held leaves room for the basis: of a large network a vector is large
     return confirmed(drive(steps, lambda rows: operator(rows.T).T), tol, operator.exact, operator.room)
-
-
-@dataclass(frozen=True)
-class Decomposition:
-    """A Q^T = Q^T T + w e_m^T, with orthonormal rows Q and w orthogonal to them."""
-
-    basis: Tensor  # (m, p) Q
-    projected: Tensor  # (m, m) float64 T, tridiagonal to rounding
-    remainder: Tensor  # (p,) w
-
-
-def decompose(operator: SymmetricOperator, start: Tensor, depth: int, generator: torch.Generator) -> Decomposition:
-    """`depth` steps from `start` (p,), fewer where the Krylov space ends before."""
-    basis = start.new_empty(depth, len(start))
-    T = torch.zeros(depth, depth, dtype=torch.float64, device=start.device)
-    w, scale = start[None], 0.0
-    for m in range(depth):
-        if norm(w[0]) <= 8 * torch.finfo(w.dtype).eps * scale:
-            return Decomposition(basis[:m], T[:m, :m], w[0])
-        _append(basis, m, w, scale, generator)
-        w, column = orthogonalised(require_finite(operator(basis[m]))[None], basis[: m + 1])
-        T[: m + 1, m : m + 1], T[m : m + 1, : m + 1] = column, column.T
-        scale = max(scale, column.abs().max().item())
-    return Decomposition(basis, T, w[0])
 
 
 def lanczos_steps(
@@ -243,7 +219,7 @@ def _thick_restart(
     w, scale, products, m, missed = start, 0.0, 0, 0, 1.0  # m rows of Q have been multiplied
     del start
     while True:
-        n = _append(basis, m, w, scale, search.generator)
+        n = extend(basis, m, w, scale, search.generator)
         w = require_finite((yield basis[m:n]))
         products += n - m
         w, column = orthogonalised(w, basis[:n])
@@ -297,26 +273,3 @@ def _by_nearness(values: Tensor, want: Tensor, which: Which) -> Tensor:
 def _rarely(size: int) -> float:
     """The probability with which something may be missed."""
     return _RARELY if size <= _SMALL else PROBABILITY
-
-
-def _append(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Generator) -> int:
-    """Add the directions of `w` to the first n orthonormal rows of Q, random ones where w has none left.
-
-    The rows of w have been made orthogonal to those n, which rounding undoes where next to nothing is left of a row.
-    Returns the number of rows of Q, which stays within the space.
-    """
-    first, eps = n, torch.finfo(w.dtype).eps * scale
-    for row in w[: basis.shape[1] - n]:
-        candidate, before = row[None], norm(row)
-        if n > first:
-            candidate, _ = orthogonalised(candidate, basis[first:n])
-        length = norm(candidate[0])
-        if length <= max(before / 2, _LITTLE * eps):
-            candidate, _ = orthogonalised(candidate, basis[:n])
-            length = norm(candidate[0])
-        while length <= 8 * eps:
-            candidate, _ = orthogonalised(random_rows(1, basis.shape[1], w, generator), basis[:n])
-            length = norm(candidate[0])
-        basis[n] = candidate[0] / length
-        n += 1
-    return n

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from analysis.eigenvalue import Eigenvalue
-from analysis.lanczos import decompose
 from analysis.operators import SymmetricOperator
+from analysis.recurrence import decompose
 from analysis.theory.statements import Interval, exactly
 from analysis.vectors import random_rows
 

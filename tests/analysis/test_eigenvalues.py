@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from analysis.eigenpairs import Eigenpairs
-from analysis.lanczos import _append, lanczos
+from analysis.lanczos import lanczos
 from analysis.operators import SymmetricOperator, hessian, matrix_operator
 from analysis.power import power_iteration
+from analysis.recurrence import extend
 from analysis.vectors import orthogonalised
 
 SPECTRA = {
@@ -178,7 +179,7 @@ def test_lanczos_identity(make_matrix: Any, depth: int) -> None:
     basis, T = torch.zeros(depth + 1, 80, dtype=torch.float64), torch.zeros(depth, depth, dtype=torch.float64)
     w: Tensor = torch.randn(1, 80, dtype=torch.float64, generator=generator)
     for m in range(depth):
-        _append(basis, m, w, 1.0, generator)
+        extend(basis, m, w, 1.0, generator)
         w, T[: m + 1, m : m + 1] = orthogonalised(basis[m : m + 1] @ A, basis[: m + 1])
     Q = basis[:depth]
     T = T + T.triu(1).T

@@ -1,0 +1,61 @@
+"""The steps of Lanczos' recurrence, in which every vector is made orthogonal to all before it.
+
+What is sought with them is said elsewhere: extreme eigenvalues (`analysis.lanczos`), densities (`analysis.density`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from analysis.operators import SymmetricOperator
+from analysis.vectors import norm, orthogonalised, random_rows, require_finite
+
+_LITTLE = 1000  # roundings that are as good as nothing
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A Q^T = Q^T T + w e_m^T, with orthonormal rows Q and w orthogonal to them."""
+
+    basis: Tensor  # (m, p) Q
+    projected: Tensor  # (m, m) float64 T, tridiagonal to rounding
+    remainder: Tensor  # (p,) w
+
+
+def decompose(operator: SymmetricOperator, start: Tensor, depth: int, generator: torch.Generator) -> Decomposition:
+    """`depth` steps from `start` (p,), fewer where the Krylov space ends before."""
+    basis = start.new_empty(depth, len(start))
+    T = torch.zeros(depth, depth, dtype=torch.float64, device=start.device)
+    w, scale = start[None], 0.0
+    for m in range(depth):
+        if norm(w[0]) <= 8 * torch.finfo(w.dtype).eps * scale:
+            return Decomposition(basis[:m], T[:m, :m], w[0])
+        extend(basis, m, w, scale, generator)
+        w, column = orthogonalised(require_finite(operator(basis[m]))[None], basis[: m + 1])
+        T[: m + 1, m : m + 1], T[m : m + 1, : m + 1] = column, column.T
+        scale = max(scale, column.abs().max().item())
+    return Decomposition(basis, T, w[0])
+
+
+def extend(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Generator) -> int:
+    """Add the directions of `w` to the first n orthonormal rows of Q, random ones where w has none left.
+
+    The rows of w have been made orthogonal to those n, which rounding undoes where next to nothing is left of a row.
+    Returns the number of rows of Q, which stays within the space.
+    """
+    first, eps = n, torch.finfo(w.dtype).eps * scale
+    for row in w[: basis.shape[1] - n]:
+        candidate, before = row[None], norm(row)
+        if n > first:
+            candidate, _ = orthogonalised(candidate, basis[first:n])
+        length = norm(candidate[0])
+        if length <= max(before / 2, _LITTLE * eps):
+            candidate, _ = orthogonalised(candidate, basis[:n])
+            length = norm(candidate[0])
+        while length <= 8 * eps:
+            candidate, _ = orthogonalised(random_rows(1, basis.shape[1], w, generator), basis[:n])
+            length = norm(candidate[0])
+        basis[n] = candidate[0] / length
+        n += 1
+    return n
