@@ -15,13 +15,16 @@ from flatlab.runs.saved import read_measurement
 def finished(config: RunConfig, folder: Path) -> Checkpoint | None:
     """What is known of the run `config`, but for its weights, where it is finished; None where it is not.
 
-    Its last checkpoint says so, or, where that is not here, what was measured of it.
+    Its last checkpoint says so, or, where that is not here, its rounds and what was measured of it.
     """
     files = RunFolder(folder)
     if files.final.exists():
         return files.finished(config)
-    head = None if files.refusal(config) else _head_of_measurements(files.final)
-    if head is None or differences(settled(head.config), settled(config)) or head.round < head.config.rounds:
+    records = [] if files.refusal(config) else files.metrics.read()
+    if not records or records[-1]["round"] < config.rounds:  # measured once, perhaps, and since begun anew
+        return None
+    head = _head_of_measurements(files.final)
+    if head is None or differences(settled(head.config), settled(config)) or head.round < config.rounds:
         return None
     return head
 

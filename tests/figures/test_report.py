@@ -57,7 +57,8 @@ def page(flatlab: Command, finished: Path, tmp_path_factory: pytest.TempPathFact
     """The report of a grid with a failed cell and one that is not begun."""
     results = tmp_path_factory.mktemp("reported") / "results"
     shutil.copytree(finished, results)
-    (results / "fedsam-iid-s2" / "final.pt").unlink()
+    for path in (results / "fedsam-iid-s2").glob("final.*"):
+        path.unlink()
     (results / "fedsam-iid-s2" / "failure.txt").write_text("Training diverged <here>.\n\nTraceback ...\n")
     shutil.rmtree(results / "fedsam-man-iid-s2")
     assert flatlab("report", str(results), "--json", str(results / "made.json")) == 0

@@ -131,6 +131,12 @@ def test_results_are_complete_without_their_weights(tmp_path: Path, capsys: pyte
     assert (out / "fedavg-s0" / "final.pt").exists()
     assert not (out / "fedavg-man-s0" / "final.pt").exists()
 
+    # begun anew and cut off: what was measured before says nothing of where it is now
+    rounds = out / "fedavg-man-s0" / "metrics.jsonl"
+    rounds.write_text(rounds.read_text().partition("\n")[0] + "\n")
+    assert command(*words, "--list-cells") == 0
+    assert "fedavg-man-s0  begun  1/3" in capsys.readouterr().out
+
     # measurements of another run say nothing of this one
     grid.write_text(GRID.format(seeds="0", rounds=4))
     assert command(*words) == 1
