@@ -38,6 +38,7 @@ from flatlab.federated.participants import most_participants
 from flatlab.federated.precision import Precision, arithmetic
 from flatlab.federated.rounds import Run
 from flatlab.federated.world import World, initial_model
+from flatlab.files import atomic_write
 from flatlab.runs.checkpoint import load_checkpoint, save_checkpoint
 
 GPU = torch.cuda.is_available()
@@ -47,7 +48,9 @@ CELLS = tuple(f"{name}{man}" for name in ("feddc", "feddyn", "fedavg", "fedspeed
 """Of the paper's table for CIFAR-100 at Dirichlet 0.3, in the order in which they are run."""
 
 OUT = Path(os.environ.get("GPU_OUT", "gpu-cells"))
-"""Where cells are run, a folder each; what is to be brought home is packed in one file per cell in its `packed`."""
+"""Where cells are run, a folder each; what is to be brought home is in its `packed`, `TOGETHER` cells to a file."""
+
+TOGETHER = 4  # some 13 MB
 
 PARTICIPANTS = 10
 CLIENT_IMAGES = 500 if GPU else 20
@@ -65,7 +68,7 @@ def main(part: str | None = None) -> None:
     elif part in CELLS:
         run_cell(part)
     elif part.isdecimal():
-        for cell in [c for c in CELLS if not _packed(c).exists()][: int(part)]:
+        for cell in [c for c in CELLS if not _reported(c).exists()][: int(part)]:
             run_cell(cell)
     else:
         raise UsageError(
@@ -143,16 +146,22 @@ def run_cell(name: str) -> None:
     subprocess.run([*command, *begun, "--track-eigs", "25"], check=True)
     took = time.monotonic() - began
     final = load_checkpoint(folder / "final.pt")
-    _packed(name).parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(folder / "reported.pt", replace(final, models={}))
-    with tarfile.open(_packed(name), "w:gz") as archive:
-        for file in ("reported.pt", "metrics.jsonl", "config.toml"):
-            archive.add(folder / file, f"{name}/{file}")
+    save_checkpoint(_reported(name), replace(final, models={}))
+    _pack(CELLS.index(name) // TOGETHER)
     print(f"{name}: {100 * final.metrics['test_accuracy']:.2f} %, {took:.0f} s", flush=True)
 
 
-def _packed(name: str) -> Path:
-    return OUT / "packed" / f"{name}.tar.gz"
+def _reported(name: str) -> Path:
+    return OUT / name / "reported.pt"
+
+
+def _pack(number: int) -> None:
+    """Write the archive of that number anew, with all of its cells that are finished."""
+    together = CELLS[number * TOGETHER : (number + 1) * TOGETHER]
+    with atomic_write(OUT / "packed" / f"{number}.tar.gz") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for cell in (cell for cell in together if _reported(cell).exists()):
+            for name in ("reported.pt", "metrics.jsonl", "config.toml"):
+                archive.add(OUT / cell / name, f"{cell}/{name}")
 
 
 def _title(name: str, man: bool) -> str:
