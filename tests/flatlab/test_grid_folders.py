@@ -1,0 +1,163 @@
+"""A grid's folder between processes: held, waited for, terminated, changed, and gone on with."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from flatlab.data import load_images
+from flatlab.grid.carry import DIED
+from flatlab.grid.cell_progress import cell_progress
+from flatlab.grid.plan import grid_cells, parse_grid
+from flatlab.runs.fingerprint import data_digest
+from flatlab.runs.folder import RunFolder
+from tests.command_line import environment, flatlab
+
+GRID = """
+title = "t"
+[common]
+rounds = {rounds}
+clients = 5
+train_samples = 200
+test_samples = 100
+[axes]
+algorithms = ["fedavg"]
+man = [false]
+partitions = ["iid"]
+seeds = [{seeds}]
+[measure]
+samples = {samples}
+trace_tol = 0.5
+density_depth = 4
+density_probes = 1
+surface_points = 3
+"""
+
+
+def write_grid(folder: Path, rounds: int = 1, samples: int = 50, seeds: str = "0") -> None:
+    (folder / "g.toml").write_text(GRID.format(rounds=rounds, samples=samples, seeds=seeds))
+
+
+REPRODUCE = ("reproduce", "g.toml", "--out", "o", "--jobs", "1", "--json", "r.json")
+
+
+def wait_for(found: Callable[[], object], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 90
+    while not found():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def started(folder: Path) -> "subprocess.Popen[str]":
+    """`flatlab reproduce` at work in `folder`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flatlab", *REPRODUCE],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+
+
+@pytest.fixture
+def long_grid(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """`flatlab reproduce` of a long run, once its first state is saved."""
+    write_grid(tmp_path, rounds=100_000)
+    with started(tmp_path) as process:
+        wait_for(lambda: (tmp_path / "o/fedavg-s0/metrics.jsonl").exists(), process)
+        wait_for(lambda: len((tmp_path / "o/fedavg-s0/metrics.jsonl").read_text().splitlines()) > 1, process)
+        yield process
+        process.kill()
+
+
+LOCKS = """
+import sys
+from pathlib import Path
+from flatlab.runs.folder import BusyError, RunFolder
+
+got = 0
+for _ in range(1000):
+    try:
+        with RunFolder(Path(sys.argv[1]) / "deep" / "run").locked():
+            got += 1
+    except BusyError:
+        pass
+assert got
+"""
+
+
+def test_processes_that_lock_and_take_away_the_same_empty_folder(tmp_path: Path) -> None:
+    processes = [subprocess.Popen([sys.executable, "-c", LOCKS, str(tmp_path)], stderr=subprocess.PIPE) for _ in "123"]
+    for process in processes:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said.decode()
+    assert not list(tmp_path.rglob("run"))
+
+
+def test_a_changed_grid_measures_again_and_leaves_another_run_alone(tmp_path: Path) -> None:
+    write_grid(tmp_path)
+    first = flatlab(*REPRODUCE, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    cell = tmp_path / "o" / "fedavg-s0"
+    parameters = (cell / "final.pt").read_bytes()
+
+    write_grid(tmp_path, samples=60)
+    second = flatlab(*REPRODUCE, cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    for kind in ("eigs", "trace", "density", "surface"):
+        assert json.loads((cell / f"final.{kind}.json").read_text())["data"]["samples"] == 60
+        assert json.loads((cell / f"final.{kind}-50.json").read_text())["data"]["samples"] == 50
+    assert (cell / "final.pt").read_bytes() == parameters
+    third = flatlab(*REPRODUCE, cwd=tmp_path)
+    assert "1 of 1 cells are done, 0 of them by this call" in third.stdout
+    (planned,) = grid_cells(parse_grid((tmp_path / "g.toml").read_text(), "g.toml"))
+    assert cell_progress(planned, cell, data_digest(load_images("digits").subset(200, 100, 0))).done
+    changed = cell_progress(planned, cell, "0" * 16)
+    assert not changed.done
+    assert "holds a run on other images or labels than digits now has: move it away" in changed.another
+
+    write_grid(tmp_path, rounds=2, samples=60)
+    names = {path: path.stat().st_mtime_ns for path in cell.iterdir()}
+    fourth = flatlab(*REPRODUCE, cwd=tmp_path)
+    assert fourth.returncode == 1
+    assert "holds a run with another rounds (1; the grid says 2)" in fourth.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["cells"]["fedavg-s0"]["done"] is False
+    assert {path: path.stat().st_mtime_ns for path in cell.iterdir()} == names
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_terminated_grid_saves_its_cells(
+    how: signal.Signals, long_grid: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    long_grid.send_signal(how)
+    _, said = long_grid.communicate(timeout=60)
+    assert long_grid.returncode == 128 + how, said
+    cell = tmp_path / "o" / "fedavg-s0"
+    saved = torch.load(cell / "resume.pt", weights_only=True)["server"]["round"]
+    assert saved == len((cell / "metrics.jsonl").read_text().splitlines()) > 0
+    assert not (cell / "failure.txt").exists()
+    assert not list((tmp_path / "o").glob(".stop*"))
+
+
+def test_a_call_waits_for_a_cell_that_another_process_has_in_work(tmp_path: Path) -> None:
+    write_grid(tmp_path)
+    cell = RunFolder(tmp_path / "o" / "fedavg-s0")
+    note = cell.path / "failure.txt"
+    with cell.locked():  # as the other process does
+        note.write_text(f"{DIED}\n")
+        process = started(tmp_path)
+        assert process.stderr is not None
+        assert process.stderr.readline() == "Another process is at work on fedavg-s0: waiting for it.\n"
+        assert note.read_text() == f"{DIED}\n"
+        note.unlink()
+    stdout, stderr = process.communicate(timeout=110)
+    assert process.returncode == 0, stderr
+    assert "1 of 1 cells are done" in stdout
