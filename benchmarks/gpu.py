@@ -285,6 +285,6 @@ def _flops_of_products(precision: Precision) -> float:
     """Floating-point operations a second of large matrix products in `precision`: the most there is to reach."""
     n = 8192 if GPU else 512
     a = torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    with arithmetic(precision):
+    with arithmetic(precision, a.device):
         seconds = min(seconds_of(lambda: a @ a) for _ in range(5))
     return 2 * n**3 / seconds

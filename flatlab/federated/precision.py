@@ -4,24 +4,32 @@ Parameters, the algorithm's vectors, clipping, update and aggregation are float3
 so is every evaluation, and all curvature.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from analysis.ieee import ieee, multiply_float32
 
 Precision = Literal["ieee", "tf32", "bf16"]
 
+_aten = torch.ops.aten
+_PRODUCTS = {
+    _aten.convolution.default, _aten.convolution_backward.default, _aten.mm.default, _aten.addmm.default,
+    _aten.bmm.default, _aten.baddbmm.default,
+}  # fmt: skip
+
 
 @contextmanager
-def arithmetic(precision: Precision) -> Iterator[None]:
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """Within the block, multiply float32 numbers as `precision` says, on every device; the caller's autocast is off.
 
-    bf16 leaves what `autocast` does not cast in IEEE float32.
+    bf16 leaves what `autocast` does not cast in IEEE float32, and is emulated on a `device` that must.
     """
-    with ieee():
+    with ieee(), _emulation(precision, device):
         if precision != "tf32":
             yield
             return
@@ -46,5 +54,34 @@ def missing_kernels(precision: Precision, device: torch.device) -> str:
     if any(supported):
         return ""
     return (
-        "This processor has no bfloat16 instructions (AVX512-BF16, AMX): bf16 is emulated here, and slower than ieee."
+        "This processor has no bfloat16 instructions (AVX512-BF16, AMX): bf16 is emulated here by float32's kernels, "
+        "and slower than ieee."
     )
+
+
+def _emulation(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    return _EmulatedProducts() if missing_kernels(precision, device) else nullcontext()  # type: ignore[no-untyped-call]
+
+
+class _EmulatedProducts(TorchDispatchMode):
+    """Products and convolutions of bfloat16 tensors by float32's kernels, their results rounded to bfloat16.
+
+    As the instructions do it: float32 holds the product of two bfloat16 numbers exactly, and adds them up. The kernels
+    that torch has for a processor without them do the same eight times slower.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _PRODUCTS or not any(_is_bfloat16(a) for a in args):
+            return func(*args, **kwargs)
+        return _cast(func(*_cast(args, torch.float32), **kwargs), torch.bfloat16)
+
+
+def _is_bfloat16(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16
+
+
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(dtype), values)

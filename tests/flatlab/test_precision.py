@@ -1,12 +1,14 @@
 """In which arithmetic clients train, and that nothing else is touched by it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatlab.errors import UsageError
 from flatlab.federated.config import make_config
@@ -20,6 +22,7 @@ from flatlab.federated.precision import arithmetic, missing_kernels
 from flatlab.federated.rounds import Run
 from flatlab.federated.world import World
 
+CPU = torch.device("cpu")
 CNN: dict[str, Any] = {
     "sizes": (9, 14, 11, 6), "shape": (3, 20, 20), "model": "cifar-cnn", "augment": True, "dtype": "float32",
     "batch_size": 5, "lr": 0.05, "rounds": 3, "algorithm": "feddc", "man": True,
@@ -31,6 +34,24 @@ def after_a_round(world: World, folder: Path, engine: Engine) -> Run:
     with engine:
         run.advance(engine)
     return run
+
+
+class Watched(TorchDispatchMode):
+    """Sees what kernels are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtypes: set[torch.dtype] = set()
+        self.rounded = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        if any(name in str(func) for name in ("convolution", "mm")):
+            self.dtypes |= {t.dtype for t in tensors}
+        self.rounded |= any(t.dtype == torch.bfloat16 for t in tensors)
+        return func(*args, **(kwargs or {}))
 
 
 def convolutions() -> tuple[str, str]:
@@ -71,7 +92,7 @@ def test_bf16_rounds_the_passes_alone(toy_world: Callable[..., World], tmp_path:
     assert 0 < (run.server.w - reference.server.w).norm() < 0.2 * moved
     workers = ProcessEngine(world, 2, most_participants(world.config))
     assert torch.equal(after_a_round(world, tmp_path / "4", workers).server.w, run.server.w)
-    stack = after_a_round(world, tmp_path / "5", BatchedEngine(world, torch.device("cpu")))
+    stack = after_a_round(world, tmp_path / "5", BatchedEngine(world, CPU))
     assert (stack.server.w - reference.server.w).norm() < 0.2 * moved
 
 
@@ -101,7 +122,7 @@ def test_man_keeps_its_exact_gradient_in_bf16() -> None:
 
 def test_arithmetic_is_restored_after_an_exception() -> None:
     before = convolutions()
-    with pytest.raises(RuntimeError), arithmetic("tf32"):
+    with pytest.raises(RuntimeError), arithmetic("tf32", CPU):
         raise RuntimeError
     assert convolutions() == before
 
@@ -111,10 +132,53 @@ def test_half_precision_and_float64_do_not_go_together() -> None:
         make_config({"precision": "bf16", "dtype": "float64"})
 
 
-def test_only_a_processor_without_bfloat16_is_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    assert missing_kernels("ieee", cpu) == ""
+@pytest.fixture
+def plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without instructions for bfloat16."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert "emulated" in missing_kernels("bf16", cpu)
+
+
+@pytest.mark.usefixtures("plain_processor")
+def test_only_a_processor_without_bfloat16_is_spoken_of() -> None:
+    assert missing_kernels("ieee", CPU) == ""
+    assert "emulated" in missing_kernels("bf16", CPU)
     assert missing_kernels("bf16", torch.device("cuda")) == ""
+
+
+def products(x: Tensor, kernel: Tensor, matrix: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """A convolution, a linear layer and a stack of products, and a gradient's way back through them."""
+    inputs = [t.detach().requires_grad_() for t in (x, kernel, matrix, bias)]
+    y = F.conv2d(inputs[0], inputs[1], padding=1)
+    z = F.linear(y.flatten(2), inputs[2], inputs[3])
+    out = z @ z.transpose(1, 2)
+    return y, z, out, *torch.autograd.grad(out.square().sum(), inputs)
+
+
+@pytest.mark.usefixtures("plain_processor")
+def test_emulated_bfloat16_rounds_what_float32_adds_up() -> None:
+    draw = torch.Generator().manual_seed(0)
+    a = torch.randn(4, 3, 9, 9, generator=draw), torch.randn(5, 3, 3, 3, generator=draw)
+    rounded = [t.bfloat16() for t in (*a, torch.randn(7, 81, generator=draw), torch.randn(7, generator=draw))]
+    with arithmetic("bf16", CPU):
+        found = products(*rounded)
+    exact = F.conv2d(rounded[0].float(), rounded[1].float(), padding=1)
+    assert torch.equal(found[0], exact.bfloat16())
+    for ours, theirs in zip(found, products(*rounded), strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.double() - theirs.double()).norm() <= 2**-7 * theirs.double().norm()
+
+
+@pytest.mark.usefixtures("plain_processor")
+@pytest.mark.parametrize("stacked", [False, True])
+def test_clients_train_in_emulated_bfloat16(stacked: bool, toy_world: Callable[..., World], tmp_path: Path) -> None:
+    """Every product of a client's passes is one that float32's kernels made, and the model is bfloat16's."""
+    world, exact = toy_world(**CNN, precision="bf16"), toy_world(**CNN)
+    engine = BatchedEngine(world, CPU) if stacked else SequentialEngine(world)
+    with Watched() as watched:
+        run = after_a_round(world, tmp_path / "1", engine)
+    reference = after_a_round(exact, tmp_path / "2", SequentialEngine(exact))
+    moved = (reference.server.w - Run(exact, tmp_path / "3").server.w).norm()
+    assert 0 < (run.server.w - reference.server.w).norm() < 0.2 * moved
+    assert watched.dtypes == {torch.float32}
+    assert watched.rounded

@@ -63,7 +63,7 @@ class BatchedEngine:
         total = torch.zeros(len(inputs.ids), dtype=torch.float64, device=self.device)
         samples = torch.zeros_like(total)
         self.model.train()
-        with arithmetic(config.precision):
+        with arithmetic(config.precision, self.device):
             for step in range(plan.steps):
                 x, y, weight = self._take(plan, step)
                 taken = (weight > 0).sum(1)

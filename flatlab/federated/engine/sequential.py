@@ -48,7 +48,7 @@ def train_client(
     theta = w.clone()
     total, seen = 0.0, 0
     model.train()
-    with arithmetic(config.precision):
+    with arithmetic(config.precision, inputs.device):
         for step, batch in enumerate(client_batches(world, t, k)):
             x, y = take(inputs, batch), labels[batch.index]
             gradient = partial(loss_gradient, world, model, x, y)
@@ -130,7 +130,7 @@ def score_chunk(world: World, model: nn.Module, vector: Tensor, start: int) -> T
         taken.append((activation, square_sum(activation)))  # now: the model may change it in place
         return activation
 
-    with tap_activations(tap, world.taps.ignored), arithmetic("ieee"), autocast("ieee", x.device):
+    with tap_activations(tap, world.taps.ignored), arithmetic("ieee", x.device), autocast("ieee", x.device):
         logits = model(x)
     right, loss = (logits.argmax(1) == y).sum(), F.cross_entropy(logits, y, reduction="sum")
     sums = [right, loss, *(total for a, total in taken if a is not logits)]

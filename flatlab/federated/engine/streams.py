@@ -69,7 +69,7 @@ class StreamsEngine:
         """Train the participants of one round."""
         plan = self._plan(inputs.t, inputs.ids).to(self.device)
         done, waves = 0, []
-        with arithmetic(self.world.config.precision):
+        with arithmetic(self.world.config.precision, self.device):
             while done < len(inputs.ids):
                 wave = slice(done, min(done + self.usable, len(inputs.ids)))
                 if self._prepare(inputs, plan, wave):
