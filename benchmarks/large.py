@@ -2,8 +2,9 @@
 
 On a GPU where there is one, else on one thread of the CPU. Every search runs in a process of its own, which is ended
 where it holds more than `LIMIT` bytes or takes longer than a minute on a GPU, an hour on a CPU, or the seconds that the
-environment variable LARGE_SECONDS names, from the process's start. Time is counted in gradients of the same loss,
-measured before and after; memory is the process's resident peak during the search, on a GPU the most that torch's
+environment variable LARGE_SECONDS names, from the process's start. On a CPU these are seconds of its one thread, not of
+the clock: other work on the machine does not lengthen them. Time is counted in gradients of the same loss, measured
+before and after; memory is the process's resident peak during the search, on a GPU the most that torch's
 allocator had given out there, the model included and SciPy's vectors, which lie in the host's memory, left out. The
 residual is ours, computed afterwards, so that what stops early shows it. Everyone computes in IEEE float32, and on a
 GPU a gradient and a product come before any clock starts: the first of each loads kernels.
@@ -13,6 +14,8 @@ import gc
 import json
 import os
 import platform
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -31,7 +34,7 @@ from analysis.lanczos import lanczos
 from analysis.operators import SymmetricOperator, hessian, matrix_operator
 from analysis.problem import make_problem
 from benchmarks import curvature_peers as peers
-from benchmarks.curvature import seconds_of, synchronise
+from benchmarks.curvature import synchronise
 from benchmarks.curvature_peers import Subject
 from benchmarks.exact_searches import TOL, Solution, eigsh_pairs, power_pairs, true_residual
 from benchmarks.large_networks import NETWORKS, make_network
@@ -87,18 +90,21 @@ def _row(network: str, solver: str, k: int) -> str:
     command = [sys.executable, "-m", "benchmarks", f"large.{job}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     began, on_host = time.monotonic(), not torch.cuda.is_available()
+    too_long = f"not within {_seconds():g} s"
     while process.poll() is None:
         time.sleep(0.2)
         if on_host and _resident(process.pid, "VmRSS") > LIMIT:
             reason = TOO_MUCH
-        elif time.monotonic() - began > _seconds():
-            reason = f"not within {_seconds():g} s"
+        elif not on_host and time.monotonic() - began > _seconds():
+            reason = too_long
         else:
             continue
         process.kill()
         process.communicate()
         return f"{reason} | | | | |"
     said = process.communicate()[0].strip().splitlines()
+    if process.returncode == -signal.SIGXCPU:
+        return f"{too_long} | | | | |"
     if process.returncode != 0:
         return f"exit code {process.returncode} | | | | |"
     found: dict[str, Any] = json.loads(said[-1])
@@ -115,6 +121,7 @@ def _search(network: str, solver: str, k: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(1)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(_seconds()), resource.RLIM_INFINITY))
     torch.backends.cudnn.allow_tf32 = False
     keep_freed_memory()
     subject = make_network(network, device)
@@ -138,11 +145,9 @@ def _timed(subject: Subject, solver: "Solver", k: int) -> tuple[dict[str, Any], 
     search = solver.prepare(subject, k)
     with _limited():
         _forget_peak()
-        synchronise()
-        began = time.perf_counter()
+        began = _now(subject)
         values, vectors, products = search()
-        synchronise()
-        elapsed = time.perf_counter() - began
+        elapsed = _now(subject) - began
         peak = torch.cuda.max_memory_allocated() if subject.x.is_cuda else _resident("self", "VmHWM")
     del search
     _tidy()
@@ -198,8 +203,18 @@ def _limited() -> Iterator[None]:
 
 
 def _gradient_seconds(subject: Subject) -> float:
-    times = 10 if subject.x.is_cuda else 3
-    return median(seconds_of(lambda: peers.gradient(subject)) for _ in range(times))
+    def seconds() -> float:
+        began = _now(subject)
+        peers.gradient(subject)
+        return _now(subject) - began
+
+    return median(seconds() for _ in range(10 if subject.x.is_cuda else 3))
+
+
+def _now(subject: Subject) -> float:
+    """Seconds of this process's thread, or of the clock once a GPU has done what it was given."""
+    synchronise()
+    return time.perf_counter() if subject.x.is_cuda else time.process_time()
 
 
 def _resident(process: int | str, what: str) -> int:
