@@ -6,7 +6,7 @@ The Symmetric Eigenvalue Problem, theorems 4.5.1 and 11.7.1). Of the rest nothin
 """
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -82,9 +82,9 @@ def rayleigh_ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def certified(
-    vectors: Tensor, images: Tensor, scale: float, tol: float, products: int, vanishing: float = 0.0
+    vectors: Tensor, images: Iterable[Tensor], scale: float, tol: float, products: int, vanishing: float = 0.0
 ) -> Eigenpairs:
-    """Pairs from unit rows (k, p) and their products with A, whose norm is about `scale`; no gap is known yet.
+    """Pairs from unit rows (k, p) and their products with A, k times (p,); A's norm is about `scale`, no gap is known.
 
     Values of at most `vanishing` in magnitude, residual included, have converged.
     """

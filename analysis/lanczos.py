@@ -86,7 +86,7 @@ def lanczos(
     through whole); values and residuals are those of `operator.exact`, one product per pair, where it has that.
     `max_iter` limits the products before that to max_iter * k; `start` (p, m) is a warm start, e.g. eigenvectors of a
     nearby matrix (default: the operator's own). `max_basis` is the number of vectors between restarts, by default
-    max(2 k + 20, 40), or what `operator.room` leaves (half of it for k > 1): what is certified stays the same.
+    max(2 k + 20, 40), or what `operator.room` leaves: what is certified stays the same.
 
     >>> import torch
     >>> from analysis.lanczos import lanczos
@@ -125,7 +125,7 @@ def lanczos_steps(
     most = max(2 * k + 20, BASIS)
     whole = size <= (max_basis or most)
     if max_basis is None:
-        share = size if room is None else room - _BESIDE if k == 1 else room // 2  # the other half is for looks
+        share = size if room is None else room - _BESIDE
         max_basis = max(k + FEWEST, min(most if size > _SMALL else _LONG, share))
     lenient = vanishing and which in ("smallest", "both")
     search = _Search(k, which, tol, max_iter * k, max_basis, whole, lenient, generator, progress)
@@ -144,25 +144,25 @@ def lanczos_steps(
         pairs, seen, missed = yield from steps
         spent += pairs.products
         if missed <= PROBABILITY or not pairs.finished:
-            return judged(pairs, missed, spent)
+            return _alone(judged(pairs, missed, spent))
         limits = limits_of(borders(pairs.values, which), tol, pairs.scale, like.dtype, pairs.vanishing)
-        beside = None if room is None else room - k  # of the pairs
-        settled = seen.settled(limits, k)
+        settled = seen.settled(limits, k, len(seen.store) if room is None else len(seen.store) - FEWEST)
         verdict = Verdict(None, 0, in_place=False)
         for part in (settled, seen.first(k) if len(settled.values) > k else seen):
             if part is seen and (verdict.in_place or len(seen.values) == k):  # nothing is left beside the wanted ones
                 break
             left_over = max(0, search.max_products - spent)
             spare /= 2  # however many looks there are, what each may miss adds up to no more than promised
-            verdict = yield from overlooked(part, limits, spare, left_over, beside, generator)
+            verdict = yield from overlooked(part, limits, spare, left_over, room, generator)
             spent += verdict.products
             if verdict.crossed is not None:
                 break
         if verdict.crossed is False:
             missed = 0.0 if len(seen.values) == size else _rarely(size)
-            return judged(pairs, missed, spent, part.reach(limits, verdict.beyond, k))
+            return _alone(judged(pairs, missed, spent, part.reach(limits, verdict.beyond, k)))
         if spent >= search.max_products:  # eigenpairs, but perhaps not the wanted ones
-            return judged(pairs, 1.0, spent)
+            return _alone(judged(pairs, 1.0, spent))
+        del pairs, seen, settled, part  # and their basis, before there is another
         rows, chain = random_rows(min(size, max(k, block + 1)), size, like, generator), None
         search = replace(search, whole=size <= min(max_basis, search.max_products - spent))
 
@@ -259,9 +259,17 @@ def _thick_restart(
     order = _by_nearness(values, want, search.which)
     rotate(s[:, order].T, basis[:m])
     seen = Seen(basis, values[order], coupling[order][:, order])
-    vectors = basis[: len(want)].clone()
-    images = values[want, None].to(w) * vectors + combine(last[:, want].T, w)
+    vectors = basis[: len(want)]
+    images = (
+        theta.to(w) * v + combine(column[None], w)[0]
+        for theta, v, column in zip(values[want], vectors, last[:, want].T, strict=True)
+    )
     return certified(vectors, images, scale, search.tol, products, search.vanishing(scale)), seen, missed
+
+
+def _alone(pairs: Eigenpairs) -> Eigenpairs:
+    """The pairs with vectors of their own, which keep no basis."""
+    return replace(pairs, vectors=pairs.vectors.clone())
 
 
 def _by_nearness(values: Tensor, want: Tensor, which: Which) -> Tensor:

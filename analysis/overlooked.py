@@ -105,13 +105,13 @@ class Seen:
         """The first m alone, the others left to C."""
         return Seen(self.store, self.values[:m], self.coupling[:m, :m])
 
-    def settled(self, limits: Sequence[Limit], k: int) -> "Seen":
-        """The first k and as many of those that follow as have small enough residuals, for `limits`.
+    def settled(self, limits: Sequence[Limit], k: int, most: int) -> "Seen":
+        """The first k and as many of those that follow, up to `most`, as have small enough residuals, for `limits`.
 
         The more of them, the farther C lies from the limits, and the sooner that is seen; but what is far from any
         eigenvector leaves no room for C at all. Room is asked for as far as half the way to the next Ritz value.
         """
-        others = len(self.values) - k
+        others = min(len(self.values), max(k, most)) - k
         nexts = [(sign * self.values[k:]).max().item() for sign, _ in limits] if others else []
         for share in range(_SHARES, 0, -1) if others > 0 else ():
             part = self.first(k + math.ceil(others * share / _SHARES))
@@ -157,7 +157,8 @@ def overlooked(
     many = max(BASIS, _CHEAP // (size * basis.itemsize)) if room is None else room - len(seen.store)
     rows = min(most, max(FEWEST, many))
     cheap = rows * size * basis.itemsize <= _CHEAP
-    own = basis.new_empty(rows, size) if cheap or len(free) < min(_PLENTY, most) else free  # grown from z
+    plenty = min(_PLENTY if room is None else FEWEST, most)
+    own = basis.new_empty(rows, size) if cheap or len(free) < plenty else free  # grown from z
     verdict = partial(Verdict, in_place=own is free)
     T, let_go = torch.zeros(0, 0, dtype=torch.float64, device=basis.device), seen.values[:0]
     w, log_length = orthogonalised(random_rows(1, size, basis, generator), basis)[0], 0.0

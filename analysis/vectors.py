@@ -7,7 +7,7 @@ each costs some launches.
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -60,19 +60,24 @@ def norm(vector: Tensor) -> float:
     return math.sqrt(dot(vector, vector))
 
 
-def quotients(vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """v . Av / v . v and |Av - (v . Av / v . v) v| / |v| of rows v (k, p) and their products Av (k, p), (k,) float64.
+def quotients(vectors: Tensor, images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """v . Av / v . v and |Av - (v . Av / v . v) v| / |v| of rows v (k, p) and their products Av, k times (p,); float64.
 
-    A unit vector in float32 is one to seven digits, and what stands here is said in more.
+    A unit vector in float32 is one to seven digits, and what stands here is said in more. The products are taken one
+    after the other, so that no more than one need be there.
     """
-    pairs = list(zip(vectors, images, strict=True))
-    lengths = torch.stack([dots(v[None], v[None])[0, 0] for v in vectors])
-    values = torch.stack([dots(v[None], image[None])[0, 0] for v, image in pairs]) / lengths
-    squares = torch.zeros_like(values)
-    for piece in pieces(vectors):
-        v, image = (rows[:, piece].double() for rows in (vectors, images))
-        squares += (image - values[:, None] * v).square().sum(1)
-    return values, (squares / lengths).sqrt()
+    found = [_quotient(v[None], image[None]) for v, image in zip(vectors, images, strict=True)]
+    values, residuals = torch.stack(found).T
+    return values, residuals
+
+
+def _quotient(v: Tensor, image: Tensor) -> Tensor:
+    length = dots(v, v)[0, 0]
+    value = dots(v, image)[0, 0] / length
+    squares = torch.zeros_like(value)
+    for piece in pieces(v):
+        squares += (image[:, piece].double() - value * v[:, piece].double()).square().sum()
+    return torch.stack([value, (squares / length).sqrt()])
 
 
 @ieee()

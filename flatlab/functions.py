@@ -1,11 +1,11 @@
-"""A user's own functions, named on the command line as `package.module:function`."""
+"""A user's own functions and algorithms, named on the command line as `package.module:function`."""
 
 import importlib
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flatlab.errors import UsageError
 
@@ -30,22 +30,36 @@ def names_function(name: str) -> bool:
     return bool(colon) and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
-def let_run(name: str | None) -> None:
-    """Let the function that the command line names as its data set run, in this process."""
-    if name is not None:
-        _ALLOWED.add(name)
+def let_run(*names: str | None) -> None:
+    """Let what the command line names as its data set or algorithm run, in this process."""
+    _ALLOWED.update(name for name in names if name is not None)
 
 
-def require_let_run(name: str) -> None:
-    """Raise `UsageError` where `name` is a function that `let_run` was not told of: only a file names it."""
-    if names_function(name) and name not in _ALLOWED:
-        raise UsageError(f"A file names as its data set the function {name}; to let it run, add --dataset {name}.")
+def may_run(name: str) -> bool:
+    """Whether `let_run` was told of `name`."""
+    return name in _ALLOWED
+
+
+def require_let_run(name: str, role: Literal["data set", "algorithm"]) -> None:
+    """Raise `UsageError` where `name` is something that `let_run` was not told of: only a file names it."""
+    if names_function(name) and not may_run(name):
+        option = role.replace(" ", "")
+        raise UsageError(f"A file names {name} as its {role}, code of a user's; to let it run, add --{option} {name}.")
 
 
 def import_function(name: str, role: str) -> Callable[..., Any]:
-    """Import `package.module:function`, from the installed packages first and then from the current folder.
+    """Import the function `package.module:function`, as `import_named`. Raises `UsageError`."""
+    function = import_named(name, role)
+    if not callable(function):
+        module_name, _, function_name = name.partition(":")
+        raise UsageError(f"The {role} '{name}' cannot be had: {module_name} has no function {function_name}.")
+    return function  # type: ignore[no-any-return]
 
-    `role` is what the function is for ("model", "loss"), as the errors call it. Raises `UsageError`.
+
+def import_named(name: str, role: str) -> Any:
+    """Import what `package.module:name` names, from the installed packages first and then from the current folder.
+
+    `role` is what it is for ("model", "loss"), as the errors call it. Raises `UsageError`.
     """
     module_name, _, function_name = name.partition(":")
     if not (function_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
@@ -61,7 +75,7 @@ def import_function(name: str, role: str) -> Callable[..., Any]:
         else:
             reason = f"importing {module_name} raised {type(error).__name__}: {' '.join(str(error).split())}"
         raise UsageError(f"The {role} '{name}' cannot be had: {reason}.") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UsageError(f"The {role} '{name}' cannot be had: {module_name} has no function {function_name}.")
-    return function  # type: ignore[no-any-return]
+    found = getattr(module, function_name, None)
+    if found is None:
+        raise UsageError(f"The {role} '{name}' cannot be had: {module_name} has no {function_name}.")
+    return found

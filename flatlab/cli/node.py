@@ -27,6 +27,10 @@ def node(
         str | None,
         typer.Option(metavar="package.module:function", help="Let this function run where the server's run names it."),
     ] = None,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(metavar="package.module:ALGORITHM", help="Let this run where the server's run names it."),
+    ] = None,
     supernode: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- OPTION...]", help="After --, further options of flower-supernode."),
@@ -41,6 +45,7 @@ def node(
     from flatlab.federated.flower.programs import require_flower
     from flatlab.federated.flower.share import load_share
     from flatlab.federated.flower.supernode import Connection, attend
+    from flatlab.functions import let_run
     from flatlab.malloc import keep_freed_memory
     from flatlab.runs.interruption import exit_status, terminable
 
@@ -50,6 +55,7 @@ def node(
         raise UsageError(f"There is no file {root_certificates}; --root-certificates is that of the SuperLink.")
     require_flower()
     keep_freed_memory()
+    let_run(algorithm)
     held = load_share(share)
     worker = Node(held, (out or Path("nodes") / held.name).resolve(), workers, model)
     say(f"{held.name}: {len(held.clients)} clients, {len(held.labels)} samples.")

@@ -65,6 +65,10 @@ def reproduce(
     dataset: Annotated[
         str | None, typer.Option(help="Let this package.module:function, which the grid names as its data set, run.")
     ] = None,
+    algorithm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="package.module:ALGORITHM", help="Let this, which the grid names, run; may be repeated."),
+    ] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help=f"Send every run to {', '.join(TRACKERS)}; may be repeated."),
@@ -92,9 +96,8 @@ def reproduce(
     from flatlab.trackers.follower import read_trackers
 
     trackers = read_trackers(track or ())
-    where = Where(
-        out, jobs, backend, scheduler, device, data_root, model, dataset, jobs_per_gpu, trackers, read_shard(shard)
-    )
+    part, own = read_shard(shard), tuple(algorithm or ())
+    where = Where(out, jobs, backend, scheduler, device, data_root, model, dataset, own, jobs_per_gpu, trackers, part)
     reproduction = read_reproduction(grid, where, only or (), settings or ())
     if list_cells:
         _print_cells(reproduction, json)

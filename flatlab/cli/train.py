@@ -113,7 +113,7 @@ def train(
     algorithm: Annotated[
         str | None,
         typer.Option(
-            help=f"{', '.join(registered_algorithms())}.",
+            help=f"{', '.join(registered_algorithms())}, or package.module:ALGORITHM of your own.",
             autocompletion=lambda: registered_algorithms(),
             rich_help_panel=_METHOD,
         ),

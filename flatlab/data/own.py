@@ -27,7 +27,7 @@ def load_own(name: str, reading: Reading) -> ImageData:
     Raises:
         UsageError: the function was not named on the command line, fails, or returns something else.
     """
-    require_let_run(name)
+    require_let_run(name, "data set")
     reading.require_only(("column",), f"The data set {name}")
     function = import_function(name, "data set")
     try:

@@ -3,6 +3,7 @@
 Where it runs (worker processes, device, folder) is not part of it: the same `RunConfig` gives the same checkpoint.
 """
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,11 +16,13 @@ from flatlab.errors import UsageError, shown
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.algorithms.base import Algorithm, Hyper
 from flatlab.federated.complaints import below, one_sentence
+from flatlab.federated.own_algorithm import find_algorithm, hyper_of
 from flatlab.federated.partition import KINDS
 from flatlab.federated.precision import Precision
 from flatlab.federated.server_average import averaging, cycled
 from flatlab.federated.spelling import in_small_letters
 from flatlab.files import write_text
+from flatlab.functions import names_function
 
 MOST = 2**31 - 1
 """Largest count of anything; no run reaches it, and every library can hold it."""
@@ -71,7 +74,7 @@ class RunConfig(BaseModel):
     )
     activation: Literal["relu", "tanh"] = Field("relu", description="the MLP's nonlinearity")
 
-    algorithm: str = Field("fedavg", description=", ".join(ALGORITHMS))
+    algorithm: Line = Field("fedavg", description=f"{', '.join(ALGORITHMS)}, or package.module:ALGORITHM")
     hyper: dict[str, Any] = Field(
         default_factory=dict, description="the algorithm's hyperparameters (mu, rho, alpha, ...)"
     )
@@ -147,9 +150,20 @@ class RunConfig(BaseModel):
     @field_validator("algorithm")
     @classmethod
     def _algorithm_is_known(cls, name: str) -> str:
-        if name not in ALGORITHMS:
-            raise ValueError(f"no such algorithm; choose from {', '.join(ALGORITHMS)}")
+        if name not in ALGORITHMS and not names_function(name):
+            raise ValueError(
+                f"no such algorithm; choose from {', '.join(ALGORITHMS)}, or name your own as package.module:ALGORITHM"
+            )
         return name
+
+    @field_validator("hyper")
+    @classmethod
+    def _hyper_is_plain(cls, hyper: dict[str, Any]) -> dict[str, Any]:
+        """Of a user's own algorithm, whose file is not read where only its results are."""
+        for key, value in hyper.items():
+            if not isinstance(value, bool | int | float | str) or value in (math.inf, -math.inf) or value != value:
+                raise ValueError(f"{shown(key)} must be a finite number, a word, true or false")
+        return hyper
 
     @field_validator("hidden", "man_layers", mode="before")
     @classmethod
@@ -165,9 +179,9 @@ class RunConfig(BaseModel):
         fields = in_small_letters(fields)
         name = fields.get("algorithm", "fedavg")
         given = fields.get("hyper", {})
-        if not isinstance(name, str) or name not in ALGORITHMS or not isinstance(given, dict):
+        hyper = hyper_of(name)
+        if hyper is None or not isinstance(given, dict):
             return fields  # the fields' own types say what is wrong
-        hyper = ALGORITHMS[name].hyper
         for key in given:
             if key not in hyper.model_fields:
                 known = ", ".join(hyper.model_fields) or "none"
@@ -238,8 +252,11 @@ class RunConfig(BaseModel):
 
     @property
     def rules(self) -> Algorithm:
-        """The algorithm itself, with the average of the server's models where that is asked for."""
-        rules = ALGORITHMS[self.algorithm]
+        """The algorithm itself, with the average of the server's models where that is asked for.
+
+        Raises `UsageError` for a user's own that the command line did not name.
+        """
+        rules = find_algorithm(self.algorithm)
         return rules if self.swa_from is None else averaging(rules, self.swa_from, self.swa_every)
 
     @property

@@ -69,7 +69,7 @@ def preset_fields(name: str, algorithm: str, man: bool) -> dict[str, Any]:
 def preset_hyper(preset: Preset, algorithm: str, man: bool) -> dict[str, Any]:
     """Return the algorithm's hyperparameters: its own defaults, but for the cells that the paper tuned apart."""
     if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
-        return {}  # a file's mistake, which the run's own validation names
+        return {}  # a user's own, or a file's mistake, which the run's own validation names
     hyper = ALGORITHMS[algorithm].hyper().model_dump()
     iid, tiny = preset.delta is None, preset.dataset == "tiny-imagenet"
     if algorithm == "fedsam" and tiny and iid:

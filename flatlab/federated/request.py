@@ -1,6 +1,6 @@
 """What was asked for, from a preset, a file, options and a run that is there already, as one configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,9 @@ from flatlab.data import absolute_name
 from flatlab.errors import UsageError
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.config import RunConfig, make_config, parse_toml, read_config
+from flatlab.federated.own_algorithm import hyper_of
 from flatlab.federated.presets import preset_fields
-from flatlab.functions import let_run, require_named
+from flatlab.functions import let_run, require_let_run, require_named
 from flatlab.runs.folder import RunFolder, default_folder
 
 HYPERPARAMETERS = frozenset(name for algorithm in ALGORITHMS.values() for name in algorithm.hyper.model_fields)
@@ -28,9 +29,13 @@ def read_fields(
     """Merge, each over the one before: `preset`, the TOML file at `path`, `options` (None: not given), `settings`.
 
     A resumed run takes what is not given from its own folder; where no run is there yet, `resume` makes no difference.
-    Where a file names a function of the user's as model or data set, the options must name it too. Raises `UsageError`.
+    Where a file names code of the user's as model, data set or algorithm, the options must name it too. Raises
+    `UsageError`.
     """
-    given = {name: value for name, value in options.items() if value is not None} | read_settings(settings)
+    given = {name: value for name, value in options.items() if value is not None}
+    let_run(given.get("dataset"), given.get("algorithm"))
+    own = hyper_of(given.get("algorithm"))
+    given |= read_settings(settings, HYPERPARAMETERS | set(own.model_fields if own else ()))
     merged = merged_fields(read_config(path) if path else {}, given)
     if preset:
         merged = merged_fields(
@@ -45,7 +50,7 @@ def read_fields(
             del below["hyper"]  # another algorithm's
         merged = merged_fields(below, merged)
     config = make_config(merged, source)
-    let_run(given.get("dataset"))
+    require_let_run(config.algorithm, "algorithm")
     if given.get("zeta") is not None and not config.man:
         raise UsageError("--zeta is the coefficient of MAN, which is off; add --man.")
     if given.get("swa_every") is not None and config.swa_start is None:
@@ -67,10 +72,10 @@ def merged_fields(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any
     return {**below, **above}
 
 
-def read_settings(settings: Sequence[str]) -> dict[str, Any]:
+def read_settings(settings: Sequence[str], hyperparameters: Collection[str] = HYPERPARAMETERS) -> dict[str, Any]:
     """Turn FIELD=VALUE words into fields; a value is TOML (50, 0.1, true, [64, 32]) or else a plain word.
 
-    A hyperparameter may be named alone (rho) or as such (hyper.rho). Raises `UsageError`.
+    One of the `hyperparameters` may be named alone (rho) or as such (hyper.rho). Raises `UsageError`.
     """
     fields: dict[str, Any] = {}
     for setting in settings:
@@ -81,7 +86,7 @@ def read_settings(settings: Sequence[str]) -> dict[str, Any]:
             value = parse_toml(f"value = {text}", setting)["value"]
         except UsageError:
             value = text
-        of_method = name.startswith("hyper.") or (name not in RunConfig.model_fields and name in HYPERPARAMETERS)
+        of_method = name.startswith("hyper.") or (name not in RunConfig.model_fields and name in hyperparameters)
         above = {"hyper": {name.removeprefix("hyper."): value}} if of_method else {name: value}
         fields = merged_fields(fields, above)
     return fields

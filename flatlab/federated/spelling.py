@@ -5,6 +5,7 @@ from typing import Any
 from flatlab.data.bundled import BUNDLED
 from flatlab.data.known import KNOWN
 from flatlab.federated.models import MODELS
+from flatlab.functions import names_function
 
 NAMES = ("algorithm", "partition", "augmentation", "activation", "sampling", "report", "dtype", "precision")
 """Fields whose values are names of our own, in small letters."""
@@ -12,7 +13,11 @@ NAMES = ("algorithm", "partition", "augmentation", "activation", "sampling", "re
 
 def in_small_letters(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields with names of our own as we spell them: FedAvg is fedavg, CIFAR10 is cifar10."""
-    small = {name: value.lower() for name, value in fields.items() if name in NAMES and isinstance(value, str)}
+    small = {
+        name: value.lower()
+        for name, value in fields.items()
+        if name in NAMES and isinstance(value, str) and not names_function(value)
+    }
     for name, known in {"dataset": (*BUNDLED, *KNOWN), "model": ("auto", *MODELS)}.items():
         value = fields.get(name)
         if isinstance(value, str) and value.lower() in known:

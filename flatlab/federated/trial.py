@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from analysis.taps import Activation, named_activations
 from flatlab.data import normalise
 from flatlab.errors import UsageError, first_line
+from flatlab.federated.algorithm_trial import try_algorithm
 from flatlab.federated.engine.sequential import loss_gradient
 from flatlab.federated.man import Penalised, Taps
 from flatlab.federated.parameters import flatten, load_vector, state_of
@@ -37,10 +38,11 @@ SAME = 1e-3
 
 
 def tried(world: World) -> World:
-    """Try the model and return `world` with what was seen of its activations, for the engines and for `statement`.
+    """Try algorithm and model; return `world` with what was seen of its activations, for engines and `statement`.
 
     Leaves torch's global generator as it was. Raises `UsageError` as the module says.
     """
+    try_algorithm(world.config)
     index = torch.arange(SAMPLES) % len(world.data.train.labels)
     x = normalise(world.data.train.images[index], world.data.mean, world.data.std, dtype=world.dtype)
     layers = world.config.man_layers if world.config.man else ()

@@ -49,12 +49,12 @@ class CellWork:
     data_root: Path | None
     device: str  # auto: a GPU where the process sees one
     trusted_model: str | None = None  # package.module:function that may run, named on the command line
-    trusted_dataset: str | None = None  # the same of the data set
+    trusted: tuple[str | None, ...] = ()  # the same of the data set and of algorithms
     track: tuple[str, ...] = ()  # trackers of the cells
 
     def __call__(self, cell: Cell, folder: Path) -> None:
         """Train and measure what `folder` lacks; each measurement is written as soon as it is made."""
-        let_run(self.trusted_dataset)
+        let_run(*self.trusted)
         device = usual_device(self.device)
         files = RunFolder(folder)
         final = files.finished(cell.config)

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flatlab.errors import UsageError
 from flatlab.federated.complaints import field_and_reason
 from flatlab.federated.config import MOST, RunConfig, make_config, parse_toml
+from flatlab.federated.own_algorithm import short_name
 from flatlab.federated.partition.names import partition_fields
 from flatlab.federated.presets import preset_fields
 from flatlab.functions import require_let_run, require_named
@@ -164,7 +165,7 @@ def _cell(grid: Grid, algorithm: str, man: bool, partition: str, seed: int, zeta
     usual = make_config(fields, source)
     config = usual if zeta is None else make_config({**fields, "zeta": zeta}, source)
     sensitivity = config.zeta != usual.zeta
-    words = [algorithm]
+    words = [short_name(algorithm)]
     words += ["man"] if man else []
     words += [f"zeta{config.zeta:g}"] if sensitivity else []
     words += [partition] if len(grid.axes.partitions) > 1 else []
@@ -213,9 +214,11 @@ def parse_grid(text: str, source: str) -> Grid:
     return grid
 
 
-def require_named_model(grid: Grid, trusted: str | None, source: str) -> None:
-    """Raise `UsageError` where the grid names a user's function as model that `trusted` does not, or as data set."""
+def require_named_code(grid: Grid, trusted: str | None, source: str) -> None:
+    """Raise `UsageError` where the grid names a user's function as model that `trusted` does not, or other code."""
     for dataset in {cell.config.dataset for cell in grid_cells(grid)}:
-        require_let_run(dataset)
+        require_let_run(dataset, "data set")
+    for algorithm in grid.axes.algorithms:
+        require_let_run(algorithm, "algorithm")
     for model in {cell.config.model for cell in grid_cells(grid)}:
         require_named(model, trusted, f"The grid {source}")

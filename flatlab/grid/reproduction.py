@@ -25,7 +25,7 @@ from flatlab.grid.cell_progress import Progress, State, cell_progress
 from flatlab.grid.cells import CellWork
 from flatlab.grid.estimate import calibrate, measuring_seconds, training_seconds
 from flatlab.grid.finished import finished
-from flatlab.grid.plan import Cell, Grid, grid_cells, parse_grid, read_grid_text, require_named_model
+from flatlab.grid.plan import Cell, Grid, grid_cells, parse_grid, read_grid_text, require_named_code
 from flatlab.grid.shards import WHOLE, Shard
 from flatlab.grid.workers import dealt, visible_gpus
 from flatlab.measuring.subjects import usual_device
@@ -46,6 +46,7 @@ class Where:
     data_root: Path | None = None
     trusted_model: str | None = None
     trusted_dataset: str | None = None
+    trusted_algorithms: tuple[str, ...] = ()
     jobs_per_gpu: int | None = None
     track: tuple[str, ...] = ()  # trackers that follow every cell
     shard: Shard = WHOLE  # of the cells; others are left to other calls
@@ -125,9 +126,8 @@ class Reproduction:
 
         Raises `KeyboardInterrupt` after Ctrl-C or SIGTERM, once every cell at work has saved its state.
         """
-        work = CellWork(
-            self.where.data_root, self.device, self.where.trusted_model, self.where.trusted_dataset, self.where.track
-        )
+        trusted = (self.where.trusted_dataset, *self.where.trusted_algorithms)
+        work = CellWork(self.where.data_root, self.device, self.where.trusted_model, trusted, self.where.track)
         yield from run_cells(
             todo,
             self.results,
@@ -170,9 +170,9 @@ def read_reproduction(name: str, where: Where, only: Sequence[str] = (), setting
         raise UsageError(f"--device is auto, cpu or cuda, not {where.device!r}.")
     device, gpus = _devices(where)
     text = _with_settings(read_grid_text(name), name, settings)
+    let_run(where.trusted_dataset, *where.trusted_algorithms)
     grid = parse_grid(text, name)
-    let_run(where.trusted_dataset)
-    require_named_model(grid, where.trusted_model, name)
+    require_named_code(grid, where.trusted_model, name)
     jobs = len(gpus) or where.jobs or available_cores()
     results = where.out or Path("checkpoints") / Path(name).stem
     cells = tuple(replace(cell, config=settled(cell.config, where.data_root)) for cell in grid_cells(grid))

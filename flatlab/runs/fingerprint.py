@@ -15,6 +15,7 @@ from typing import Any
 
 from flatlab.data import ImageData, Reading, Split, load_images
 from flatlab.errors import UsageError
+from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.config import RunConfig
 from flatlab.federated.models import default_model
 
@@ -65,7 +66,8 @@ class Difference:
 
 def fingerprint(config: RunConfig, data: str = "") -> Fingerprint:
     """Return the fingerprint of `config`, its model settled (`settled`), and of the data whose digest is `data`."""
-    usual = _flat(RunConfig().plain() | {"hyper": config.rules.hyper().model_dump()})
+    known = ALGORITHMS.get(config.algorithm)  # of a user's own every hyperparameter counts: it is read without its file
+    usual = _flat(RunConfig().plain() | {"hyper": known.hyper().model_dump() if known else {}})
     deciding = {name: value for name, value in _flat(config.plain()).items() if usual.get(name) != value}
     text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
     return Fingerprint(hashlib.sha256(text.encode()).hexdigest()[:DIGITS], data)

@@ -24,6 +24,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from flatlab.errors import UsageError, shown
 from flatlab.federated.config import RunConfig, make_config, read_config, write_config
+from flatlab.federated.own_algorithm import short_name
 from flatlab.federated.partition.names import partition_name
 from flatlab.files import WriteError, appending, atomic_write, remove_unfinished
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, read_plain, save_checkpoint
@@ -219,7 +220,7 @@ class RunFolder:
 def default_folder(config: RunConfig) -> Path:
     """checkpoints/<dataset>-<algorithm>[-swa][-man][-zeta<zeta>][-<partition>]-s<seed>, without what is by default."""
     usual = RunConfig()
-    words = [Path(config.dataset).name.replace(":", "-"), config.algorithm]
+    words = [Path(config.dataset).name.replace(":", "-"), short_name(config.algorithm)]
     words += [f"swa{config.swa_start:g}"] if config.swa_start is not None else []
     if config.man:
         words += ["man"]

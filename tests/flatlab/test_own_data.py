@@ -17,7 +17,7 @@ from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.rounds import Run
 from flatlab.federated.world import make_world, resolve
 from flatlab.functions import let_run, names_function
-from flatlab.grid.plan import parse_grid, require_named_model
+from flatlab.grid.plan import parse_grid, require_named_code
 from flatlab.runs.fingerprint import data_digest, settled
 from tests.command_line import flatlab
 
@@ -182,9 +182,9 @@ def test_no_file_chooses_what_is_imported(here: Path) -> None:
     for attempt in (
         lambda: resolve(config),
         lambda: make_world(config),
-        lambda: require_named_model(grid, None, "g.toml"),
+        lambda: require_named_code(grid, None, "g.toml"),
     ):
-        with pytest.raises(UsageError, match=r"A file names as its data set the function evil:data; .*add --dataset"):
+        with pytest.raises(UsageError, match=r"A file names evil:data as its data set, .*add --dataset"):
             attempt()
     assert settled(config).model == "mlp"  # without a look at the data
     (here / "run.toml").write_text('dataset = "evil:data"\n')

@@ -92,9 +92,10 @@ class FlowerEngine:
     def _federation(self) -> LocalFederation:
         folder, config = self.means.folder / "nodes", self.world.config
         shares = save_shares(folder / "shares", self.world, min(self.means.workers, config.clients))
-        model = config.model if names_function(config.model) else None
+        code = {"--model": config.model, "--algorithm": config.algorithm}
+        own = [word for option, name in code.items() if names_function(name) for word in (option, name)]
         simulated = self.means.superlink == SIMULATION
-        return self.stack.enter_context(LocalFederation(shares, folder, model, simulated=simulated))
+        return self.stack.enter_context(LocalFederation(shares, folder, own, simulated=simulated))
 
     def _date(self, t: int) -> None:
         """Bring `dates` to the beginning of round t."""

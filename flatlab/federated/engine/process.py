@@ -31,6 +31,7 @@ from flatlab.federated.engine.sequential import (
     train_client,
 )
 from flatlab.federated.world import World
+from flatlab.functions import let_run
 from flatlab.malloc import keep_freed_memory
 
 MODELS = 4
@@ -177,6 +178,7 @@ def _start_worker(world: World, shared: Shared) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     keep_freed_memory()
+    let_run(world.config.algorithm)  # the process that sent it has asked
     _worker = _Worker(world, shared, world.new_model())
 
 

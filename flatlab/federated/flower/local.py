@@ -31,12 +31,15 @@ DAYS = 3650
 
 
 class LocalFederation:
-    """One node for each file of `shares`, whose clients' vectors and logs lie in `folder`; use as a context manager."""
+    """One node for each file of `shares`, whose clients' vectors and logs lie in `folder`; use as a context manager.
+
+    `own` are options of flatlab node that let code of the user's run there: `--model` and its name, ...
+    """
 
     def __init__(
-        self, shares: Sequence[Path], folder: Path, model: str | None = None, *, simulated: bool = False
+        self, shares: Sequence[Path], folder: Path, own: Sequence[str] = (), *, simulated: bool = False
     ) -> None:
-        self.shares, self.folder, self.model, self.simulated = shares, folder, model, simulated
+        self.shares, self.folder, self.own, self.simulated = shares, folder, own, simulated
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
         self.stack = ExitStack()
 
@@ -86,7 +89,7 @@ class LocalFederation:
             words += ["--socket", str(self.home / share.stem)]
         else:
             words += ["--superlink", self.address, "--root-certificates", str(self.authority)]
-        words += [] if self.model is None else ["--model", self.model]
+        words += self.own
         self.nodes[share.stem] = start(words, folder / "node.log", self.home)
 
     def _stop_nodes(self) -> None:

@@ -1,0 +1,67 @@
+"""Algorithms by their names: flatlab's, and a user's own as `package.module:ALGORITHM`, from a file of theirs."""
+
+from functools import cache
+from typing import Any
+
+from flatlab.errors import UsageError, first_line
+from flatlab.federated.algorithms import ALGORITHMS
+from flatlab.federated.algorithms.base import Algorithm, Hyper
+from flatlab.functions import import_named, may_run, names_function, require_let_run
+
+
+def find_algorithm(name: str) -> Algorithm:
+    """The algorithm that `RunConfig.algorithm` names.
+
+    Raises `UsageError` where it is a user's own that the command line did not name, or that is no `Algorithm`.
+    """
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    require_let_run(name, "algorithm")
+    return _own(name)
+
+
+def hyper_of(name: object) -> type[Hyper] | None:
+    """The hyperparameters of the algorithm `name`; None where there is no such, or where its file must not run here.
+
+    A checkpoint of a user's own algorithm is read without that file.
+    """
+    if not isinstance(name, str):
+        return None
+    return find_algorithm(name).hyper if name in ALGORITHMS or (names_function(name) and may_run(name)) else None
+
+
+def short_name(name: str) -> str:
+    """What files and folders are called by: `mine.fedyogi` for `mine.fedyogi:ALGORITHM`."""
+    return name.removesuffix(":ALGORITHM").replace(":", "-")
+
+
+@cache
+def _own(name: str) -> Algorithm:
+    found = import_named(name, "algorithm")
+    if not isinstance(found, Algorithm):
+        raise UsageError(
+            f"The algorithm '{name}' is of type {type(found).__name__}; it must be an Algorithm of "
+            "flatlab.federated.algorithms.base."
+        )
+    _require_hyper(name, found.hyper)
+    for field in ("own", "server"):
+        names = getattr(found, field)
+        if not isinstance(names, tuple) or not all(
+            isinstance(vector, str) and vector.isidentifier() for vector in names
+        ):
+            raise UsageError(f"The algorithm '{name}' has {field} = {names!r}: name its vectors in a tuple, as ('h',).")
+    return found
+
+
+def _require_hyper(name: str, hyper: Any) -> None:
+    if not (isinstance(hyper, type) and issubclass(hyper, Hyper)):
+        raise UsageError(
+            f"The algorithm '{name}' has as its hyper a {type(hyper).__name__}; it must be a class that inherits from "
+            "Hyper of flatlab.federated.algorithms.base."
+        )
+    try:
+        hyper()
+    except ValueError as error:  # pydantic's
+        raise UsageError(
+            f"The hyperparameters of the algorithm '{name}' need defaults that fit ({first_line(error)})."
+        ) from error

@@ -1,0 +1,195 @@
+"""A method in a user's own file: its page from FedAvg to a table, every engine, and its mistakes in one sentence."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from flatlab.errors import UsageError
+from flatlab.federated.algorithm_trial import _Trial
+from flatlab.federated.algorithms import ALGORITHMS
+from flatlab.federated.config import RunConfig, make_config
+from flatlab.federated.engine.base import Engine
+from flatlab.federated.engine.batched import BatchedEngine
+from flatlab.federated.engine.process import ProcessEngine
+from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.own_algorithm import _own, find_algorithm, short_name
+from flatlab.federated.participants import most_participants
+from flatlab.federated.rounds import Run
+from flatlab.federated.trial import tried
+from flatlab.federated.world import World
+from flatlab.functions import _ALLOWED, let_run
+from flatlab.runs.checkpoint import load_checkpoint
+from tests.command_line import ROOT, flatlab
+
+PAGE = (ROOT / "docs" / "questions" / "own-method.md").read_text()
+PLAIN, ANCHOR, CHECK = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+(GRID,) = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+COMMANDS = [line.split()[1:] for line in re.findall(r"^flatlab .*$", PAGE, flags=re.MULTILINE)]
+SMALL = ["--set", "train_samples=200", "--clients", "6", "--workers", "2"]
+HEAD = "from flatlab.federated.algorithms.base import Algorithm, Hyper, Terms\n"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder from which modules are imported, and forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(_ALLOWED)
+    yield tmp_path
+    _ALLOWED.intersection_update(before)
+    _own.cache_clear()
+    for name in ("anchor", "mine"):
+        sys.modules.pop(name, None)
+
+
+def run(*words: object, folder: Path, code: int = 0) -> str:
+    done = flatlab(*words, cwd=folder)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def state(path: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(path).state_dict
+
+
+def test_its_page_leads_from_fedavg_to_a_table(here: Path) -> None:
+    train_plain, train_anchored, measure, compare = COMMANDS
+    (here / "anchor.py").write_text(PLAIN)
+    run(*train_plain, *SMALL, folder=here)
+    run("train", "--rounds", 5, "--out", "fedavg", *SMALL, folder=here)
+    plain, fedavg = state(here / "plain/final.pt"), state(here / "fedavg/final.pt")
+    assert all(torch.equal(plain[name], fedavg[name]) for name in fedavg)
+    (here / "anchor.py").write_text(ANCHOR)
+    run(*train_anchored, *SMALL, folder=here)
+    anchored = load_checkpoint(here / "anchored/final.pt")
+    assert anchored.config.hyper == {"mu": 0.05, "beta": 0.9}
+    assert "anchor:ALGORITHM" in run(*train_anchored, *SMALL, folder=here)  # finished: taken as it is
+    grid = GRID.replace("[common]", "[common]\ntrain_samples = 200\nclients = 6").replace("0, 1, 2", "0, 1")
+    (here / "compare.toml").write_text(grid)
+    run(*compare, "--jobs", 2, folder=here)
+    table = pd.read_csv(here / "compared/tables/trace.csv")
+    assert list(table["algorithm"]) == ["fedavg", "anchor:ALGORITHM"]
+    assert (here / "compared/anchor-man-s1/final.eigs.json").exists()
+    exec(CHECK, {})  # our own document
+    (here / "anchor.py").unlink()  # what was trained is measured without its method's file
+    run(*measure, "--samples", 50, folder=here)
+    run("report", "compared", folder=here)
+
+
+def test_every_engine_and_resuming_follow_its_equations(
+    here: Path, toy_world: Callable[..., World], tmp_path: Path
+) -> None:
+    (here / "anchor.py").write_text(ANCHOR)
+    let_run("anchor:ALGORITHM")
+    world = tried(toy_world(algorithm="anchor:ALGORITHM", hyper={"mu": 0.3, "beta": 0.5}, man=True))
+    likewise = tried(toy_world(algorithm="fedprox", hyper={"mu": 0.3}, man=True))
+    engines: dict[str, Engine] = {
+        "sequential": SequentialEngine(world),
+        "process": ProcessEngine(world, 2, most_participants(world.config)),
+        "batched": BatchedEngine(world, torch.device("cpu")),
+    }
+    for name, engine in engines.items():
+        run_ = Run(world, tmp_path / name)
+        prox = Run(likewise, tmp_path / f"{name}-prox")
+        with engine, SequentialEngine(likewise) as other:
+            first = run_.server.w
+            run_.advance(engine)
+            prox.advance(other)
+            torch.testing.assert_close(run_.server.w, prox.server.w)  # in round 1 the anchor is w, as FedProx has it
+            torch.testing.assert_close(run_.server.vectors["a"], (first + run_.server.w) / 2)
+            run_.save()
+            run_.advance(engine)
+            again = Run(world, tmp_path / name)
+            again.resume()
+            again.advance(engine)
+        assert torch.equal(again.server.w, run_.server.w)
+        assert torch.equal(again.server.vectors["a"], run_.server.vectors["a"])
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_the_trial_takes_what_is_right(name: str) -> None:
+    config = RunConfig.model_validate({"algorithm": name, "clients": 3})
+    _Trial(config).run()
+
+
+GOOD = "def combine(r):\n    return r.theta.mean(0), {}\n"
+MISTAKES = {
+    "raised NameError: name 'oops' is not defined .mine.py, line 3": "def combine(r):\n    return oops, {}\n"
+    "ALGORITHM = Algorithm('a', 'b', combine)",
+    "combine returns no pair": "ALGORITHM = Algorithm('a', 'b', lambda r: r.w)",
+    "combine returns a w that is no tensor": "ALGORITHM = Algorithm('a', 'b', lambda r: (r.theta, {}))",
+    "combine returns something else than a dictionary of its vectors .h.": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, server=('h',))",
+    "terms returns no Terms": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, terms=lambda c: 3)",
+    "keep returns something else than a dictionary of its vectors .h.": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, own=('h',))",
+    "initial returns vectors that neither": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, initial=lambda w, hyper: {'h': w})",
+    "in a stack .C, P. another result": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, ascent=lambda c, theta, g: 0.1 * g / g.norm())",
+    "ascent returns something else": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, ascent=lambda c, theta, g: g.norm())",
+    "start returns something else": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, start=lambda w, server, hyper, t: 0.0)",
+    "rate raised TypeError": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, rate=lambda c: 1)",
+    "Terms hold, raised RuntimeError": GOOD + "import torch\nALGORITHM = Algorithm('a', 'b', combine, "
+    "terms=lambda c: Terms(constant=torch.zeros(7)))",
+    "is of type dict; it must be an Algorithm": "ALGORITHM = {}",
+    "has no ALGORITHM": "",
+    "has as its hyper a dict": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, {})",
+    "need defaults that fit": GOOD + "class H(Hyper):\n    mu: float\nALGORITHM = Algorithm('a', 'b', combine, H)",
+    "name its vectors in a tuple": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, own='h')",
+    "importing mine raised SyntaxError": "def (",
+}
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_a_mistake_is_named_before_round_1(said: str, here: Path, toy_world: Callable[..., World]) -> None:
+    (here / "mine.py").write_text(HEAD + MISTAKES[said])
+    let_run("mine:ALGORITHM")
+    with pytest.raises(UsageError, match=said):
+        tried(toy_world(algorithm="mine:ALGORITHM"))
+
+
+def test_a_mistake_is_one_sentence_on_the_command_line(here: Path) -> None:
+    (here / "mine.py").write_text(HEAD + MISTAKES["combine returns no pair"])
+    assert run("train", "--algorithm", "mine:ALGORITHM", folder=here, code=2).count("\n") == 1
+    assert not (here / "checkpoints").exists()
+    (here / "anchor.py").write_text(ANCHOR)
+    said = run("train", "--algorithm", "anchor:ALGORITHM", "--set", "mu=-1", folder=here, code=2)
+    assert "hyper.mu = -1 does not fit" in said
+    said = run("train", "--algorithm", "anchor:ALGORITHM", "--set", "hyper.nu=1", folder=here, code=2)
+    assert "anchor:ALGORITHM has no hyperparameter 'nu' (it has: mu, beta)" in said
+
+
+def test_no_file_chooses_what_is_imported(here: Path) -> None:
+    (here / "evil.py").write_text("raise SystemError('this ran')\n")
+    (here / "run.toml").write_text('algorithm = "evil:ALGORITHM"\n')
+    axes = '[axes]\nseeds = [0]\npartitions = ["iid"]\nalgorithms = ["evil:ALGORITHM"]\n'
+    (here / "grid.toml").write_text(f'title = "g"\n{axes}')
+    config = make_config({"algorithm": "evil:ALGORITHM", "hyper": {"mu": 0.5}})  # as a checkpoint has it
+    assert config.hyper == {"mu": 0.5}
+    with pytest.raises(UsageError, match="to let it run, add --algorithm evil:ALGORITHM"):
+        find_algorithm(config.algorithm)
+    for words in (["train", "--config", "run.toml"], ["reproduce", "grid.toml"]):
+        said = run(*words, folder=here, code=2)
+        assert "add --algorithm evil:ALGORITHM" in said
+        assert "this ran" not in said
+
+
+def test_only_plain_values_are_hyperparameters_of_an_unknown_file() -> None:
+    for value in (float("nan"), [1.0], {"a": 1}):
+        with pytest.raises(UsageError, match="hyper"):
+            make_config({"algorithm": "evil:ALGORITHM", "hyper": {"mu": value}})
+
+
+def test_files_are_called_after_it() -> None:
+    assert short_name("mine.fedyogi:ALGORITHM") == "mine.fedyogi"
+    assert short_name("mine:OTHER") == "mine-OTHER"
+    assert short_name("fedavg") == "fedavg"
