@@ -55,7 +55,7 @@ ENGINES = {
     "streams": ("--engine", "streams", "--device", "cpu"),
 }
 
-STATEFUL = tuple(name for name, rules in ALGORITHMS.items() if rules.own)
+STATEFUL = tuple(name for name, rules in ALGORITHMS.items() if rules.own or rules.server)
 
 TIMES = ("seconds", "images_per_second", "evaluation_seconds", "versions")
 """What no two runs have in common."""

@@ -1,9 +1,10 @@
 """`python -m benchmarks gpu[.PART]`: the engine of streams on a GPU, checked, timed, and put to the paper's cells.
 
 Parts are checks, speed, and N, the number of paper cells to run or go on with (`gpu.3`), or a cell by name
-(`gpu.fedavg-man`); they need CIFAR-100 (`FLATLAB_DATA`), are run in the folder GPU_OUT, and GPU_SET holds further words
-of `flatlab train`. Without a part: checks and speed, on random images in the shape of CIFAR-100. On a machine without a
-GPU the same code runs at a small size on the CPU: a rehearsal, whose times mean nothing.
+(`gpu.fedavg-man-iid`); they need CIFAR-100 and one of them CIFAR-10 (`FLATLAB_DATA`), are run in the folder GPU_OUT,
+and GPU_SET holds further words of `flatlab train`. Without a part: checks and speed, on random images in the shape of
+CIFAR-100. On a machine without a GPU the same code runs at a small size on the CPU: a rehearsal, whose times mean
+nothing.
 """
 
 import os
@@ -44,8 +45,15 @@ from flatlab.runs.checkpoint import load_checkpoint, save_checkpoint
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 PAPERS = ("fedavg", "fedprox", "scaffold", "feddyn", "feddc", "fedsam", "fedasam", "fedspeed")
-CELLS = tuple(f"{name}{man}" for name in ("feddc", "feddyn", "fedavg", "fedspeed", "fedsam") for man in ("", "-man"))
-"""Of the paper's table for CIFAR-100 at Dirichlet 0.3, in the order in which they are run."""
+FIRST = tuple(f"{name}{man}" for name in ("feddc", "feddyn", "fedavg", "fedspeed", "fedsam") for man in ("", "-man"))
+"""Of the paper's table for CIFAR-100 those at Dirichlet 0.3."""
+
+CELLS: Mapping[str, tuple[str, str]] = {
+    **{name: (name, "cifar100-dir0.3") for name in FIRST},
+    "cifar10-feddc-man": ("feddc-man", "cifar10-dir0.3"),
+    **{f"{name}-{split}": (name, f"cifar100-{split}") for split in ("dir0.6", "iid") for name in FIRST},
+}
+"""Method and preset of the paper's 30 cells of CIFAR-100, and one of CIFAR-10, in the order in which they are run."""
 
 OUT = Path(os.environ.get("GPU_OUT", "gpu-cells"))
 """Where cells are run, a folder each; what is to be brought home is in its `packed`, `TOGETHER` cells to a file."""
@@ -137,9 +145,10 @@ PARTS: Mapping[str, Callable[[], None]] = {"checks": checks, "speed": speed}
 
 def run_cell(name: str) -> None:
     """Run a cell of the paper, or go on with it, and pack what it leaves: the reported model, rounds, eigenvalues."""
-    folder, algorithm, man = OUT / name, name.removesuffix("-man"), name.endswith("-man")
+    folder, (method, preset) = OUT / name, CELLS[name]
     command = [sys.executable, "-m", "flatlab", "train", "--out", str(folder)]
-    fields = ["--preset", "cifar100-dir0.3", "--algorithm", algorithm, *(["--man"] if man else [])]
+    man = ["--man"] if method.endswith("-man") else []
+    fields = ["--preset", preset, "--algorithm", method.removesuffix("-man"), *man]
     settings = ["--set", "precision=bf16", "--set", "eval_every=10", *os.environ.get("GPU_SET", "").split()]
     begun = ["--resume"] if (folder / "config.toml").exists() else [*fields, *settings]
     began = time.monotonic()
@@ -147,7 +156,7 @@ def run_cell(name: str) -> None:
     took = time.monotonic() - began
     final = load_checkpoint(folder / "final.pt")
     save_checkpoint(_reported(name), replace(final, models={}))
-    _pack(CELLS.index(name) // TOGETHER)
+    _pack(tuple(CELLS).index(name) // TOGETHER)
     print(f"{name}: {100 * final.metrics['test_accuracy']:.2f} %, {took:.0f} s", flush=True)
 
 
@@ -157,7 +166,7 @@ def _reported(name: str) -> Path:
 
 def _pack(number: int) -> None:
     """Write the archive of that number anew, with all of its cells that are finished."""
-    together = CELLS[number * TOGETHER : (number + 1) * TOGETHER]
+    together = tuple(CELLS)[number * TOGETHER : (number + 1) * TOGETHER]
     with atomic_write(OUT / "packed" / f"{number}.tar.gz") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
         for cell in (cell for cell in together if _reported(cell).exists()):
             for name in ("reported.pt", "metrics.jsonl", "config.toml"):

@@ -48,6 +48,11 @@ def build_model(
         UsageError: no such model, images too small for it, or a user's function that is missing, fails, or returns
             something else than a module.
     """
+    if name.startswith(("hf:", "timm:")):
+        raise UsageError(
+            f"{name} is measured (flatlab eigs --model {name}) but not trained by name: write a function that returns "
+            "a module from inputs to logits, and name it as package.module:function."
+        )
     if ":" in name:
         return _users_model(name, input_shape, classes)
     if name == "mlp":

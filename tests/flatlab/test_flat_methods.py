@@ -5,7 +5,8 @@ samples; the gradient is that of `test_algorithms`, written out there.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from torch import Tensor
 
 from flatlab.errors import UsageError
 from flatlab.federated.algorithms import ALGORITHMS
-from flatlab.federated.algorithms.base import Client
+from flatlab.federated.algorithms.base import Algorithm, Client, Hyper, Round
 from flatlab.federated.config import make_config
 from flatlab.federated.local_batches import local_batches
 from flatlab.federated.parameters import flatten
 from flatlab.federated.participants import sample_clients
 from flatlab.federated.rounds import Run
+from flatlab.federated.server_average import averaging
 from flatlab.federated.streams import stream
 from flatlab.federated.world import World
 from tests.flatlab.test_algorithms import ENGINES, HYPER, loss_gradient, run_rounds
@@ -296,6 +298,52 @@ def test_fedwmsam_keeps_its_share_without_lam(toy_world: Callable[..., World], t
     assert [float(s.vectors["alpha"]) for s in run_rounds(world, tmp_path, 3)] == [0.3] * 3
 
 
+def one_client(hyper: Hyper, own: dict[str, Tensor], server: dict[str, Tensor], w: Tensor) -> Client[Any]:
+    return Client(w, torch.ones(1), own, server, hyper, 5, 0.1, torch.ones_like(w, dtype=torch.bool))
+
+
+def vectors(count: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return (torch.randn(6, dtype=torch.float64, generator=generator) for _ in range(count))
+
+
+def test_fedsmoos_dual_adds_up_the_perturbations() -> None:
+    """mu_K = mu_0 + sum_k eps_k - K s."""
+    rules = ALGORITHMS["fedsmoo"]
+    w, mu, s = vectors(3)
+    client = one_client(rules.hyper(), {"h": mu, "mu": mu, "mu_less_eps": mu}, {"h": w, "s": s}, w)
+    total = torch.zeros_like(w)
+    assert rules.ascent is not None
+    assert rules.during is not None
+    for g in vectors(5):
+        eps = rules.ascent(client, w, g)
+        client = replace(client, own={**client.own, **rules.during(client, eps)})
+        total += eps
+    torch.testing.assert_close(client.own["mu"], mu + total - 5 * s, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(client.own["mu_less_eps"], client.own["mu"] - eps, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["fedlesam", "fedlesam-s", "fedlesam-d"])
+def test_fedlesams_perturbation_has_length_rho_in_every_step(name: str) -> None:
+    rules = ALGORITHMS[name]
+    w, old, theta, other = vectors(4)
+    client = one_client(rules.hyper.model_validate({"rho": 0.3}), {"w_old": old}, {"w_old": old}, w)
+    assert rules.lookahead is not None
+    first = rules.lookahead(client, theta, 0)
+    assert first.norm().item() == pytest.approx(0.3, rel=1e-6)
+    torch.testing.assert_close(rules.lookahead(client, other, 7), first)
+
+
+def test_fedgf_at_c_1_takes_its_gradient_where_the_servers_perturbation_is() -> None:
+    rules = ALGORITHMS["fedgf"]
+    w, before, theta, g = vectors(4)
+    hyper = rules.hyper.model_validate({"rho_g": 0.2})
+    server = {"w_before": before, "c": torch.ones(1, dtype=torch.float64)}
+    assert rules.ascent is not None
+    at = theta + rules.ascent(one_client(hyper, {}, server, w), theta, g)
+    torch.testing.assert_close(at, w + 0.2 * (before - w) / (before - w).norm(), rtol=1e-12, atol=1e-14)
+
+
 def test_fedlesam_can_compare_with_the_round_before(toy_world: Callable[..., World], tmp_path: Path) -> None:
     """With all clients in every round the last seen model is that of the last round; with few it is not."""
     for participation, same in ((1.0, True), (0.5, False)):
@@ -336,6 +384,17 @@ def test_server_swa_is_the_mean_of_every_second_model_from_the_middle_on(
     assert rates == [1.0] * 4  # before the middle nothing changes
     assert world.config.learning_rate(4) == pytest.approx(plain.config.learning_rate(4) / 2 + 0.5e-4)
     assert world.config.learning_rate(5) == pytest.approx(1e-4)
+
+
+def test_the_average_of_models_that_stand_still_is_the_model() -> None:
+    rules = averaging(Algorithm("still", "nobody", lambda round_: (round_.w, {})), 1, 2)
+    (w,) = vectors(1)
+    server = {"swa": torch.zeros_like(w), **rules.initial(w, Hyper())}
+    ones = torch.ones(1, 1)
+    for t in range(6):
+        _, server = rules.combine(Round(w, w[None], ones, ones, {}, {}, server, Hyper(), 1, t))
+    assert float(server["swa_count"]) == 2
+    torch.testing.assert_close(rules.models(w, server)["swa"], w, rtol=1e-15, atol=0)
 
 
 def test_a_period_of_one_round(toy_world: Callable[..., World], tmp_path: Path) -> None:
