@@ -72,6 +72,13 @@ def test_hutch_plus_plus_is_exact_where_the_sketch_spans_everything(make_matrix:
     assert hutch_plus_plus(matrix_operator(matrix), 30).value == pytest.approx(matrix.trace().item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("factor", [1e-12, 1e12])
+def test_hutch_plus_plus_of_a_matrix_of_low_rank_is_the_same_in_any_unit(factor: float, make_matrix: Any) -> None:
+    """Beyond its rank the sketch is filled up with signs, whose length has nothing to do with the matrix."""
+    matrix = (factor * make_matrix([7.0] + [0.0] * 20)).float()
+    assert hutch_plus_plus(matrix_operator(matrix), 30).value == pytest.approx(7 * factor, rel=1e-5)
+
+
 def test_trace_of_a_network(make_case: Any, dense_hessian: Any) -> None:
     case = make_case("cnn", phi="gelu")
     exact = dense_hessian(case)
