@@ -1,12 +1,12 @@
 """Models, losses and data of which L is no fixed sum over samples, so that its second derivatives mean nothing."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from analysis.agreement import Part, Point, agree, elsewhere_of, part_at, parts_together
 from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, sliced
 from analysis.distributed import failing_together, summed_number
 from analysis.errors import MeasurementError
@@ -16,10 +16,6 @@ from analysis.parametric_loss import ParametricLoss
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
-_SAME_LOSS = 1e-4  # relative; float32 losses of the same samples differ by far less, other samples by far more
-_SAME_IN_DOUBLE = 1e-6  # the same in float64, though a part of the model may compute in float32
-_SMALL_LOSS = 1e-2  # per sample; below it differences count as absolute
-_SCALE_OF_ZEROS = 0.1  # of the random point where all of a tensor is zero
 _FEW = 4
 
 
@@ -35,52 +31,24 @@ def refuse_unfit(module: nn.Module) -> None:
         raise MeasurementError(f"{kind} is random in training mode, so L has no fixed Hessian; use mode='eval'.")
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The loss of some samples at some parameters."""
-
-    total: float
-    size: float  # |total|, added up over parts; what rounding is measured by
-    normaliser: float
-    samples: int
-    told: bool  # whether the loss gave its normaliser itself
-
-    def __add__(self, other: "_Part") -> "_Part":
-        return _Part(
-            self.total + other.total,
-            self.size + other.size,
-            self.normaliser + other.normaliser,
-            self.samples + other.samples,
-            self.told,
-        )
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.total) and math.isfinite(self.normaliser)
-
-
-Point = Mapping[str, Tensor]
-"""Values of parameters by name; those of the model stand for what is left out."""
-
-
 def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
     """Check on a few samples that L is one fixed number and a sum over samples with the stated reduction."""
     few = min(_FEW, batch_length(first))
     start = moved(sliced(first, 0, few), problem.device, problem.dtype)
     _refuse_shift(problem.loss, first)
     _refuse_graph(problem, start)
-    whole, again = _part(problem, start, {}), _part(problem, start, {})
-    parts = _sum([_part(problem, sliced(start, n, n + 1), {}) for n in range(few)])
+    whole, again = part_at(problem, start, {}), part_at(problem, start, {})
+    parts = parts_together([part_at(problem, sliced(start, n, n + 1), {}) for n in range(few)])
     if not (whole.finite and again.finite and parts.finite):
         raise MeasurementError(f"The loss of the first samples is {whole.total}; curvature needs a finite loss.")
-    if not _agree(problem, whole, again):
+    if not agree(problem, whole, again, start, {}):
         raise MeasurementError("The model gives another loss each time it runs; switch its randomness off first.")
-    if not _agree(problem, whole, parts):
+    if not agree(problem, whole, parts, start, {}):
         raise _no_sum(problem, whole, parts, few)
-    elsewhere = _elsewhere(problem)
-    moving = _part(problem, start, elsewhere)
-    moving_parts = _sum([_part(problem, sliced(start, n, n + 1), elsewhere) for n in range(few)])
-    if moving.finite and moving_parts.finite and not _agree(problem, moving, moving_parts):
+    elsewhere = elsewhere_of(problem)
+    moving = part_at(problem, start, elsewhere)
+    moving_parts = parts_together([part_at(problem, sliced(start, n, n + 1), elsewhere) for n in range(few)])
+    if moving.finite and moving_parts.finite and not agree(problem, moving, moving_parts, start, elsewhere):
         raise _no_sum(problem, moving, moving_parts, few)
     if whole.told and moving.finite and moving.normaliser != whole.normaliser:
         raise MeasurementError(
@@ -94,7 +62,7 @@ def survey(problem: ParametricLoss) -> float:
     It is done at a point away from the model's own: there a head of zeros or a saturated loss cannot hide how samples
     are weighed. Costs 2.5 forward passes without gradients.
     """
-    points: tuple[Point, Point] = (_elsewhere(problem), {})
+    points: tuple[Point, Point] = (elsewhere_of(problem), {})
     normaliser, seen, end = 0.0, 0, None
     with failing_together(problem.device, problem.distributed):
         for chunk in replace(problem, chunk_size=max(_FEW, problem.chunk_size)).chunks():
@@ -113,7 +81,7 @@ def weighed(problem: ParametricLoss) -> float:
     normaliser = 0.0
     with failing_together(problem.device, problem.distributed):
         for chunk in problem.chunks():
-            part = _part(problem, (chunk.inputs, chunk.targets), {})
+            part = part_at(problem, (chunk.inputs, chunk.targets), {})
             if not part.told:
                 return problem.samples if problem.reduction == "mean" else 1.0
             normaliser += part.normaliser
@@ -138,26 +106,26 @@ def _compared(
     end: Batch | None,
     points: Sequence[Point],
     seen: int,
-) -> _Part:
+) -> Part:
     """The loss of a batch after `seen` samples; its pieces must add up to it at the first point where it is finite."""
     joins = end is not None and can_be_joined(end, together)
     parts = [end, *pieces] if end is not None and joins else list(pieces)
     whole = joined(end, together) if end is not None and joins else together
     for point in points:
-        apart = [_part(problem, piece, point) for piece in parts]
-        at_once = _part(problem, whole, point) if len(parts) > 1 else apart[0]
-        if at_once.finite and _sum(apart).finite:
+        apart = [part_at(problem, piece, point) for piece in parts]
+        at_once = part_at(problem, whole, point) if len(parts) > 1 else apart[0]
+        if at_once.finite and parts_together(apart).finite:
             break
     else:
         raise MeasurementError(
             f"The loss of samples {seen + 1} to {seen + batch_length(together)} is {at_once.total}; curvature needs a "
             "finite loss."
         )
-    if not _agree(problem, at_once, _sum(apart)):
-        if not _agree(problem, at_once, _part(problem, whole, point)):
+    if not agree(problem, at_once, parts_together(apart), whole, point):
+        if not agree(problem, at_once, part_at(problem, whole, point), whole, point):
             raise MeasurementError("The model gives another loss each time it runs; switch its randomness off first.")
-        raise _no_sum(problem, at_once, _sum(apart), seen + batch_length(together))
-    own = _sum(apart[-len(pieces) :])
+        raise _no_sum(problem, at_once, parts_together(apart), seen + batch_length(together))
+    own = parts_together(apart[-len(pieces) :])
     if end is not None and not joins and not own.told:
         raise MeasurementError(
             "The batches differ in the shape of their samples, so nothing shows whether the loss weighs all samples "
@@ -166,32 +134,7 @@ def _compared(
     return own
 
 
-def _part(problem: ParametricLoss, batch: Batch, point: Point) -> _Part:
-    """The loss of a batch that has been moved, at a point."""
-    with torch.no_grad():
-        share = problem.share(batch, point)
-    total, normaliser = float(share.total), float(share.normaliser)
-    if normaliser < 0:
-        raise MeasurementError(f"The normaliser that the loss returns is {normaliser:g}; it must not be negative.")
-    return _Part(total, abs(total), normaliser, batch_length(batch), share.told)
-
-
-def _sum(parts: Sequence[_Part]) -> _Part:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
-def _agree(problem: ParametricLoss, whole: _Part, parts: _Part) -> bool:
-    close = _SAME_IN_DOUBLE if problem.dtype == torch.float64 else _SAME_LOSS
-    return (
-        abs(whole.total - parts.total) <= close * max(whole.size, parts.size, _SMALL_LOSS * parts.samples)
-        and abs(whole.normaliser - parts.normaliser) <= close * parts.normaliser
-    )
-
-
-def _no_sum(problem: ParametricLoss, whole: _Part, parts: _Part, last: int) -> MeasurementError:
+def _no_sum(problem: ParametricLoss, whole: Part, parts: Part, last: int) -> MeasurementError:
     reduction = "sum" if whole.told else problem.reduction
     why = (
         "either samples influence one another, or the mean that the model returns is over something else than "
@@ -205,17 +148,6 @@ def _no_sum(problem: ParametricLoss, whole: _Part, parts: _Part, last: int) -> M
         f"The loss of {parts.samples} samples together (up to sample {last}) is not the {reduction} of their losses "
         f"taken apart, but {ratio}: {why}."
     )
-
-
-def _elsewhere(problem: ParametricLoss) -> Point:
-    """A point as large as theta, half of it theta and half at random; the same for the same shapes."""
-    generator = torch.Generator().manual_seed(0)
-    point = {}
-    for name, parameter in problem.model.named_parameters():
-        scale = float(torch.linalg.vector_norm(parameter)) / math.sqrt(max(1, parameter.numel()))
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-        point[name] = (parameter.detach() + (scale or _SCALE_OF_ZEROS) * noise) / math.sqrt(2)
-    return point
 
 
 def _refuse_graph(problem: ParametricLoss, batch: Batch) -> None:
@@ -275,8 +207,3 @@ def _equal(targets: Tensor, tokens: Tensor) -> bool:
     counted = targets != IGNORED
     own, given = targets[counted].long(), tokens.to(targets.device)[counted].long()
     return len(own.unique()) > 1 and torch.equal(own, given)
-
-
-def same_loss(a: float, b: float) -> bool:
-    """Whether two losses agree to rounding, so that they can come from the same samples."""
-    return abs(a - b) <= _SAME_LOSS * max(abs(a), abs(b), _SMALL_LOSS)
