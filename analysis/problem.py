@@ -21,7 +21,7 @@ from analysis.losses import Loss, Reduction, summed_loss
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
 from analysis.model_copy import as_real, convert, private_copy, working_dtype
 from analysis.parametric_loss import ParametricLoss
-from analysis.refusals import refuse_at_first_sight, refuse_unfit, survey, weighed
+from analysis.refusals import refuse_at_first_sight, refuse_unfit, running_in_float64, survey, weighed
 from analysis.symmetry import refuse_wrong_products
 
 
@@ -117,7 +117,7 @@ def make_problem(
         distributed=distributed,
         first_pass=FirstPass(),
     )
-    with failing_together(device, distributed):
+    with failing_together(device, distributed), running_in_float64(problem, inspected.first):
         refuse_at_first_sight(problem, inspected.first)
         refuse_wrong_products(problem, inspected.first)
         plan = plan_chunks(problem, inspected.first, memory, chunk_size)

@@ -1,6 +1,7 @@
 """Models, losses and data of which L is no fixed sum over samples, so that its second derivatives mean nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, 
 from analysis.distributed import failing_together, summed_number
 from analysis.errors import MeasurementError
 from analysis.losses import SummedLoss, shift_of
+from analysis.model_copy import convert, private_copy
 from analysis.own_losses import IGNORED, OwnLoss
 from analysis.parametric_loss import ParametricLoss
 
@@ -54,6 +56,33 @@ def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
         raise MeasurementError(
             "The normaliser that the loss returns changes with the parameters; it may depend on the targets only."
         )
+
+
+@contextmanager
+def running_in_float64(problem: ParametricLoss, first: Batch) -> Iterator[None]:
+    """Say in a sentence that a model or loss runs in float32 alone, where it is to be measured in float64."""
+    try:
+        yield
+    except RuntimeError as error:
+        no_memory = isinstance(error, torch.OutOfMemoryError)
+        if problem.dtype != torch.float64 or no_memory or not _runs_in_float32(problem, first):
+            raise
+        said = (str(error).strip().splitlines() or ["no message"])[0]
+        raise MeasurementError(
+            f"The model or the loss does not run in float64 ({said}): something in it stays in float32, such as a "
+            "loss's weights or a state that forward makes; let it take the type of what it is computed with."
+        ) from error
+
+
+def _runs_in_float32(problem: ParametricLoss, first: Batch) -> bool:
+    model = private_copy(problem.model)
+    convert(model, problem.device, torch.float32)
+    single = replace(problem.of(model), dtype=torch.float32)
+    try:
+        part_at(single, moved(sliced(first, 0, 1), single.device, single.dtype), {})
+    except RuntimeError:
+        return False
+    return True
 
 
 def survey(problem: ParametricLoss) -> float:
