@@ -21,7 +21,15 @@ from analysis.losses import Loss, Reduction, summed_loss
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
 from analysis.model_copy import as_real, convert, private_copy, working_dtype
 from analysis.parametric_loss import ParametricLoss
-from analysis.refusals import refuse_at_first_sight, refuse_unfit, running_in_float64, survey, weighed
+from analysis.refusals import (
+    first_that_count,
+    refuse_at_first_sight,
+    refuse_shift,
+    refuse_unfit,
+    running_in_float64,
+    survey,
+    weighed,
+)
 from analysis.symmetry import refuse_wrong_products
 
 
@@ -118,9 +126,11 @@ def make_problem(
         first_pass=FirstPass(),
     )
     with failing_together(device, distributed), running_in_float64(problem, inspected.first):
-        refuse_at_first_sight(problem, inspected.first)
-        refuse_wrong_products(problem, inspected.first)
-        plan = plan_chunks(problem, inspected.first, memory, chunk_size)
+        refuse_shift(problem.loss, inspected.first)
+        first = first_that_count(problem, inspected.first)
+        refuse_at_first_sight(problem, first)
+        refuse_wrong_products(problem, first)
+        plan = plan_chunks(problem, first, memory, chunk_size)
     plan = plan.agreed(device, distributed)
     problem = replace(problem, chunk_size=plan.chunk_size, cached_samples=plan.cached_samples)
     return replace(problem, normaliser=survey(problem))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from analysis.agreement import Part, Point, agree, elsewhere_of, part_at, parts_together
 from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, sliced
 from analysis.distributed import failing_together, summed_number
-from analysis.errors import MeasurementError
+from analysis.errors import MeasurementError, UncountedError
 from analysis.losses import SummedLoss, shift_of
 from analysis.model_copy import convert, private_copy
 from analysis.own_losses import IGNORED, OwnLoss
@@ -33,11 +34,20 @@ def refuse_unfit(module: nn.Module) -> None:
         raise MeasurementError(f"{kind} is random in training mode, so L has no fixed Hessian; use mode='eval'.")
 
 
+def first_that_count(problem: ParametricLoss, first: Batch) -> Batch:
+    """The samples from the first few with a target that counts on: padding alone shows nothing. `first` if none has."""
+    for batch in chain([first], problem.data):
+        for start in range(0, batch_length(batch), _FEW):
+            few = moved(sliced(batch, start, start + _FEW), problem.device, problem.dtype)
+            if part_at(problem, few, {}).normaliser != 0:
+                return sliced(batch, start, batch_length(batch))
+    return first
+
+
 def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
     """Check on a few samples that L is one fixed number and a sum over samples with the stated reduction."""
     few = min(_FEW, batch_length(first))
     start = moved(sliced(first, 0, few), problem.device, problem.dtype)
-    _refuse_shift(problem.loss, first)
     _refuse_graph(problem, start)
     whole, again = part_at(problem, start, {}), part_at(problem, start, {})
     parts = parts_together([part_at(problem, sliced(start, n, n + 1), {}) for n in range(few)])
@@ -122,8 +132,8 @@ def _divisor(problem: ParametricLoss, normaliser: float) -> float:
         return 1.0
     normaliser = summed_number(normaliser, problem.device, problem.distributed)
     if not normaliser > 0:
-        raise MeasurementError(
-            f"The normaliser of the loss over all data is {normaliser:g}: none of the targets count."
+        raise UncountedError(
+            f"The normaliser of the loss over {problem.samples} samples is {normaliser:g}: none of the targets count."
         )
     return normaliser
 
@@ -198,7 +208,7 @@ def _refuse_graph(problem: ParametricLoss, batch: Batch) -> None:
         share = problem.share(batch, leaves)
     if isinstance(share.normaliser, Tensor) and share.normaliser.requires_grad:
         raise MeasurementError("The normaliser that the loss returns depends on the parameters: detach it.")
-    if not share.total.requires_grad:
+    if not share.total.requires_grad and share.normaliser != 0:  # a loss that the model returns is none of no labels
         raise MeasurementError(
             "The loss does not depend on the model's parameters; is it computed under torch.no_grad or detached?"
         )
@@ -210,7 +220,7 @@ def _refuse_graph(problem: ParametricLoss, batch: Batch) -> None:
             )
 
 
-def _refuse_shift(loss: SummedLoss, batch: Batch) -> None:
+def refuse_shift(loss: SummedLoss, batch: Batch) -> None:
     """Refuse targets that are the input tokens for a loss that shifts nothing, and shifted ones for one that does."""
     shift, targets = shift_of(loss), batch[1]
     inputs = batch[0].get("input_ids") if isinstance(batch[0], dict) else None

@@ -217,7 +217,7 @@ def test_rounding_in_what_is_left_of_a_loss_is_no_reason(seed: int, unit: float)
     ):
         problem = make_problem(
             model, lambda z, y, loss=loss: unit * loss(z, y), (inputs, targets), memory=1, chunk_size=8
-        )  # type: ignore[misc]
+        )
         product(problem)
         product(problem)  # a second pass, whose loss is compared with that of the first
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from analysis.density import spectral_density
+from analysis.density import SpectralDensity, spectral_density
 from analysis.errors import MeasurementError
 from analysis.operators import hessian, matrix_operator
 from analysis.trace import hutch_plus_plus, hutchinson
@@ -79,10 +79,12 @@ def test_a_density_is_the_same_curve_in_any_unit(values: list[float], factor: fl
     one, other = (spectral_density(matrix_operator(c * matrix), depth=10) for c in (1.0, factor))
     torch.testing.assert_close(other.grid, factor * one.grid, rtol=1e-9, atol=1e-12 * factor)
     torch.testing.assert_close(factor * other.density, one.density, rtol=1e-6, atol=1e-6)
+
+    def share(density: SpectralDensity, below: float) -> float:
+        return density.mean_of(lambda x: (x < below).double())
+
     for below in (0.5, 5.0):
-        assert other.mean_of(lambda x, at=below: (x < factor * at).double()) == pytest.approx(
-            one.mean_of(lambda x, at=below: (x < at).double())
-        )
+        assert share(other, factor * below) == pytest.approx(share(one, below))
 
 
 @pytest.mark.parametrize("factor", [1e-12, 1e12])
