@@ -14,6 +14,7 @@ from torch import Tensor
 
 from analysis.batches import Batch, batch_length, picked, sliced
 from analysis.errors import MeasurementError
+from analysis.model_copy import differentiable
 from analysis.parametric_loss import Chunk, ParametricLoss
 
 _SAME_LOSS = 1e-4  # relative; float32 losses of the same samples differ by far less, other samples by far more
@@ -110,7 +111,7 @@ def elsewhere_of(problem: ParametricLoss) -> Point:
     """A point as large as theta, half of it theta and half at random; the same for the same shapes."""
     generator = torch.Generator().manual_seed(0)
     point = {}
-    for name, parameter in problem.model.named_parameters():
+    for name, parameter in differentiable(problem.model):
         scale = float(torch.linalg.vector_norm(parameter)) / math.sqrt(max(1, parameter.numel()))
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
         point[name] = (parameter.detach() + (scale or _SCALE_OF_ZEROS) * noise) / math.sqrt(2)

@@ -19,7 +19,7 @@ from analysis.errors import MeasurementError
 from analysis.first_pass import FirstPass
 from analysis.losses import Loss, Reduction, summed_loss
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
-from analysis.model_copy import as_real, convert, private_copy, working_dtype
+from analysis.model_copy import as_real, convert, differentiable, private_copy, working_dtype
 from analysis.parametric_loss import ParametricLoss
 from analysis.refusals import (
     first_that_count,
@@ -149,6 +149,8 @@ def _selected_names(model: nn.Module, names: Iterable[str] | None) -> list[str]:
             if name not in aliases:
                 raise MeasurementError(f"The model has no parameter {name!r}; it has {_some(aliases)}.")
         selection = {aliases[name] for name in names}
+        if fixed := selection.difference(name for name, _ in differentiable(model)):
+            raise MeasurementError(f"The parameter {min(fixed)} holds integers, of which there is no derivative.")
     if not selection:
         raise MeasurementError("No parameter is selected: all are frozen; name some or unfreeze them.")
     return [name for name in canonical.values() if name in selection]

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from analysis.agreement import Part, Point, agree, elsewhere_of, part_at, parts_together
-from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, sliced
+from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, sliced, tensors
+from analysis.derivatives import ancestors, graph_results
 from analysis.distributed import failing_together, summed_number
 from analysis.errors import MeasurementError, UncountedError
 from analysis.losses import SummedLoss, shift_of
-from analysis.model_copy import convert, private_copy
+from analysis.model_copy import convert, differentiable, private_copy
 from analysis.own_losses import IGNORED, OwnLoss
 from analysis.parametric_loss import ParametricLoss
 
@@ -191,33 +192,32 @@ def _no_sum(problem: ParametricLoss, whole: Part, parts: Part, last: int) -> Mea
 
 def _refuse_graph(problem: ParametricLoss, batch: Batch) -> None:
     """Refuse a loss of other tensors than the model's parameters, of none of them, or computed in half precision."""
-    precisions = set()
-
-    def pack(tensor: Tensor) -> Tensor:
-        precisions.add(tensor.dtype)
-        return tensor.detach()
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        alone = problem.share(batch, {})
-        if alone.total.requires_grad:
+    with torch.enable_grad():
+        if _leaves(problem.share(batch, {}).total, batch) & _leaves(problem.share(batch, {}).total, batch):
             raise MeasurementError(
                 "The loss depends on tensors that require a gradient and are no parameters of the model, such as one "
                 "that was computed from them before: compute it within the model or loss, or detach it."
             )
-        leaves = {name: p.detach().requires_grad_() for name, p in problem.model.named_parameters()}
-        share = problem.share(batch, leaves)
+        share = problem.share(batch, {name: p.detach().requires_grad_() for name, p in differentiable(problem.model)})
     if isinstance(share.normaliser, Tensor) and share.normaliser.requires_grad:
         raise MeasurementError("The normaliser that the loss returns depends on the parameters: detach it.")
     if not share.total.requires_grad and share.normaliser != 0:  # a loss that the model returns is none of no labels
         raise MeasurementError(
             "The loss does not depend on the model's parameters; is it computed under torch.no_grad or detached?"
         )
+    precisions = {share.total.dtype, *(result.dtype for result in graph_results([share.total]))}
     for dtype in (torch.float16, torch.bfloat16):
-        if dtype in precisions | {share.total.dtype}:
+        if dtype in precisions:
             raise MeasurementError(
                 f"The model or the loss computes in {str(dtype).removeprefix('torch.')} (a cast, or autocast), which "
                 "is too coarse for curvature: let it compute in float32."
             )
+
+
+def _leaves(total: Tensor, batch: Batch) -> set[Tensor]:
+    """The leaves that a loss was computed from, but for its samples; one made on the way is another each time."""
+    found = {node.variable for node in ancestors(total) if hasattr(node, "variable")}
+    return found.difference(tensors(batch))
 
 
 def refuse_shift(loss: SummedLoss, batch: Batch) -> None:
