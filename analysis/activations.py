@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from analysis.derivatives import within_transform
 from analysis.distributed import failing_together, summed_number
 from analysis.layers import Layer, find_layers
 from analysis.problem import Problem
@@ -106,7 +107,7 @@ def _leaving(events: Sequence[_Event], position: int, common: bool) -> float:
 
 
 def _square_sum(tensor: Any) -> float:
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or within_transform(tensor):
         return math.nan
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 

@@ -20,6 +20,7 @@ from analysis.recurrence import decompose
 from analysis.vectors import random_rows
 
 _MOST_POINTS = 200_000
+_WIDTH_OF_ZEROS = 1e-12
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def spectral_density(
         if progress:
             progress(products)
     low, high = min(x[0].item() for x in nodes), max(x[-1].item() for x in nodes)
-    width = sigma if sigma is not None else max(0.01 * (high - low), 1e-3 * max(abs(low), abs(high)), 1e-12)
+    width = sigma if sigma is not None else _width(low, high)
     if not (high - low) / _MOST_POINTS * 2 < width < math.inf:
         raise MeasurementError(
             f"A density over {low:.4g} to {high:.4g} cannot be drawn with sigma {width:g}; take more than "
@@ -89,6 +90,11 @@ def spectral_density(
     curves = torch.stack([_smoothed(grid, x, w, width) for x, w in zip(nodes, weights, strict=True)])
     error = curves.std(0) / math.sqrt(probes) if probes > 1 else torch.full_like(grid, torch.inf)
     return SpectralDensity(grid, curves.mean(0), error, tuple(nodes), tuple(weights), width, operator.size, products)
+
+
+def _width(low: float, high: float) -> float:
+    """A width for a spectrum from `low` to `high`, in its unit; of nothing but zeros, which has none, any will do."""
+    return max(0.01 * (high - low), 1e-3 * max(abs(low), abs(high))) or _WIDTH_OF_ZEROS
 
 
 def _smoothed(grid: Tensor, nodes: Tensor, weights: Tensor, sigma: float) -> Tensor:

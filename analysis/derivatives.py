@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,20 @@ def _explained() -> Iterator[None]:
             f"torch has no second derivative of a part of the model or loss ({said}); "
             "replace it by operations that have one."
         ) from error
+
+
+def within_transform(tensor: Tensor) -> bool:
+    """Whether torch.func.grad or vmap made it for a time: it has one sample's shape, and no meaning afterwards."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def graph_results(outputs: Sequence[Tensor]) -> list[Any]:
+    """Shape and type of all that was computed on the way to `outputs`, as far as it requires a gradient.
+
+    Read off the graph, because torch.func runs under no hooks for saved tensors.
+    """
+    nodes = set().union(*map(ancestors, outputs))
+    return [result for node in nodes for result in node._input_metadata if hasattr(result, "dtype")]
 
 
 def ancestors(tensor: Tensor, without: Node | None = None) -> set[Node]:

@@ -7,3 +7,7 @@ class MeasurementError(ValueError):
 
 class AsymmetryError(MeasurementError):
     """Second derivatives that are wrong, whoever computed them: their matrix is not symmetric."""
+
+
+class UncountedError(MeasurementError):
+    """Samples of which no target counts, such as padding alone, so that there is no mean over them."""

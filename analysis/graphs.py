@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
+from analysis.agreement import same_loss
 from analysis.errors import MeasurementError
 from analysis.parametric_loss import Chunk
 from analysis.problem import Problem
-from analysis.refusals import same_loss
 
 
 class Graph(Protocol):
@@ -37,7 +37,7 @@ class GraphCache(Generic[G]):
         if self.complete:
             yield from self.kept
             return
-        loss, seen, index = 0.0, 0, -1
+        loss, seen, index, chunk = 0.0, 0, -1, None
         for index, chunk in enumerate(self.problem.chunks()):
             seen += len(chunk.targets)
             keep = index == len(self.kept) and seen <= self.problem.cached_samples
@@ -50,15 +50,15 @@ class GraphCache(Generic[G]):
             loss += graph.loss
             yield graph
             del graph
-        self._compare(loss)
+        self._compare(loss, chunk, seen)
         self.complete = index + 1 == len(self.kept)
 
-    def _compare(self, loss: float) -> None:
+    def _compare(self, loss: float, last: Chunk | None, samples: int) -> None:
         if self.loss is None:
             if loss - loss != 0.0:
                 raise MeasurementError(f"The loss over the data is {loss}; curvature needs a finite loss.")
             self.loss = loss
-        elif not same_loss(self.loss, loss):
+        elif last is not None and not same_loss(self.problem, last, samples, self.loss, loss):
             raise MeasurementError(
                 f"The data changed between two passes (loss {self.loss:.6g}, then {loss:.6g}): "
                 "switch shuffling and augmentation off."

@@ -1,5 +1,7 @@
 """How many samples to differentiate at once, and for how many to keep the graphs, within a budget of bytes."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 
 from analysis.batches import Batch, batch_length, moved, sliced, tensors
-from analysis.derivatives import gradients
+from analysis.derivatives import gradients, graph_results
 from analysis.distributed import Distributed, least
 from analysis.parametric_loss import ParametricLoss
 
@@ -66,9 +68,17 @@ def graph_bytes_per_sample(problem: ParametricLoss, first: Batch) -> int:
     def unpack(tensor: Any) -> Any:
         return tensor
 
-    leaves = problem.leaves()
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    def gradient() -> Sequence[Tensor]:
+        leaves = problem.leaves()
         loss = problem.share((inputs, targets), leaves).total
-        gradient = gradients([loss], list(leaves.values()), create_graph=True)
-    del gradient
+        return gradients([loss], list(leaves.values()), create_graph=True)
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            gradient()
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        results = graph_results(gradient())  # torch.func runs under no hooks: as if all that is computed were kept
+        return sum(int(math.prod(result.shape)) * int(result.dtype.itemsize) for result in results) // few
     return sum(kept.values()) // few

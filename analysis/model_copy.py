@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,11 @@ def private_copy(model: nn.Module) -> nn.Module:
     Tensors that a model keeps from an earlier run (an activation, the weight that `weight_norm` computes) are copied
     as values. Raises `MeasurementError` for a model that cannot be copied.
     """
+    if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
+        raise MeasurementError(
+            "The model is compiled by torch.jit, which holds on to its own parameters: pass the module that it was "
+            "scripted or traced from."
+        )
     try:
         with _GraphsLeftBehind():
             private = unwrapped(copy.deepcopy(unwrapped(model, inside=False)))
@@ -96,6 +101,11 @@ def convert(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         return tensor.to(device, tensor.dtype if kept else dtype.to_complex() if tensor.is_complex() else dtype)
 
     model._apply(converted)
+
+
+def differentiable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters with their names, but for such as hold places or choices, of which there is no derivative."""
+    return ((n, p) for n, p in model.named_parameters() if p.is_floating_point() or p.is_complex())
 
 
 def as_real(parameter: Tensor) -> Tensor:

@@ -19,9 +19,17 @@ from analysis.errors import MeasurementError
 from analysis.first_pass import FirstPass
 from analysis.losses import Loss, Reduction, summed_loss
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
-from analysis.model_copy import as_real, convert, private_copy, working_dtype
+from analysis.model_copy import as_real, convert, differentiable, private_copy, working_dtype
 from analysis.parametric_loss import ParametricLoss
-from analysis.refusals import refuse_at_first_sight, refuse_unfit, survey, weighed
+from analysis.refusals import (
+    first_that_count,
+    refuse_at_first_sight,
+    refuse_shift,
+    refuse_unfit,
+    running_in_float64,
+    survey,
+    weighed,
+)
 from analysis.symmetry import refuse_wrong_products
 
 
@@ -117,10 +125,12 @@ def make_problem(
         distributed=distributed,
         first_pass=FirstPass(),
     )
-    with failing_together(device, distributed):
-        refuse_at_first_sight(problem, inspected.first)
-        refuse_wrong_products(problem, inspected.first)
-        plan = plan_chunks(problem, inspected.first, memory, chunk_size)
+    with failing_together(device, distributed), running_in_float64(problem, inspected.first):
+        refuse_shift(problem.loss, inspected.first)
+        first = first_that_count(problem, inspected.first)
+        refuse_at_first_sight(problem, first)
+        refuse_wrong_products(problem, first)
+        plan = plan_chunks(problem, first, memory, chunk_size)
     plan = plan.agreed(device, distributed)
     problem = replace(problem, chunk_size=plan.chunk_size, cached_samples=plan.cached_samples)
     return replace(problem, normaliser=survey(problem))
@@ -139,6 +149,8 @@ def _selected_names(model: nn.Module, names: Iterable[str] | None) -> list[str]:
             if name not in aliases:
                 raise MeasurementError(f"The model has no parameter {name!r}; it has {_some(aliases)}.")
         selection = {aliases[name] for name in names}
+        if fixed := selection.difference(name for name, _ in differentiable(model)):
+            raise MeasurementError(f"The parameter {min(fixed)} holds integers, of which there is no derivative.")
     if not selection:
         raise MeasurementError("No parameter is selected: all are frozen; name some or unfreeze them.")
     return [name for name in canonical.values() if name in selection]

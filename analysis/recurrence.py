@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from analysis.eigenpairs import rounding
 from analysis.operators import SymmetricOperator
 from analysis.vectors import norm, orthogonalised, random_rows, require_finite
 
@@ -29,7 +30,7 @@ def decompose(operator: SymmetricOperator, start: Tensor, depth: int, generator:
     T = torch.zeros(depth, depth, dtype=torch.float64, device=start.device)
     w, scale = start[None], 0.0
     for m in range(depth):
-        if norm(w[0]) <= 8 * torch.finfo(w.dtype).eps * scale:
+        if norm(w[0]) <= rounding(scale, w.dtype):
             return Decomposition(basis[:m], T[:m, :m], w[0])
         extend(basis, m, w, scale, generator)
         w, column = orthogonalised(require_finite(operator(basis[m]))[None], basis[: m + 1])
@@ -53,9 +54,11 @@ def extend(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Gene
         if length <= max(before / 2, _LITTLE * eps):
             candidate, _ = orthogonalised(candidate, basis[:n])
             length = norm(candidate[0])
-        while length <= 8 * eps:
-            candidate, _ = orthogonalised(random_rows(1, basis.shape[1], w, generator), basis[:n])
-            length = norm(candidate[0])
+        least = rounding(scale, w.dtype)
+        while length <= least:
+            drawn = random_rows(1, basis.shape[1], w, generator)
+            candidate, _ = orthogonalised(drawn, basis[:n])
+            length, least = norm(candidate[0]), rounding(norm(drawn[0]), w.dtype)  # not in units of the matrix, as w is
         basis[n] = candidate[0] / length
         n += 1
     return n

@@ -1,25 +1,25 @@
 """Models, losses and data of which L is no fixed sum over samples, so that its second derivatives mean nothing."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, sliced
+from analysis.agreement import Part, Point, agree, elsewhere_of, part_at, parts_together
+from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, sliced, tensors
+from analysis.derivatives import ancestors, graph_results
 from analysis.distributed import failing_together, summed_number
-from analysis.errors import MeasurementError
+from analysis.errors import MeasurementError, UncountedError
 from analysis.losses import SummedLoss, shift_of
+from analysis.model_copy import convert, differentiable, private_copy
 from analysis.own_losses import IGNORED, OwnLoss
 from analysis.parametric_loss import ParametricLoss
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
-_SAME_LOSS = 1e-4  # relative; float32 losses of the same samples differ by far less, other samples by far more
-_SAME_IN_DOUBLE = 1e-6  # the same in float64, though a part of the model may compute in float32
-_SMALL_LOSS = 1e-2  # per sample; below it differences count as absolute
-_SCALE_OF_ZEROS = 0.1  # of the random point where all of a tensor is zero
 _FEW = 4
 
 
@@ -35,57 +35,65 @@ def refuse_unfit(module: nn.Module) -> None:
         raise MeasurementError(f"{kind} is random in training mode, so L has no fixed Hessian; use mode='eval'.")
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The loss of some samples at some parameters."""
-
-    total: float
-    size: float  # |total|, added up over parts; what rounding is measured by
-    normaliser: float
-    samples: int
-    told: bool  # whether the loss gave its normaliser itself
-
-    def __add__(self, other: "_Part") -> "_Part":
-        return _Part(
-            self.total + other.total,
-            self.size + other.size,
-            self.normaliser + other.normaliser,
-            self.samples + other.samples,
-            self.told,
-        )
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.total) and math.isfinite(self.normaliser)
-
-
-Point = Mapping[str, Tensor]
-"""Values of parameters by name; those of the model stand for what is left out."""
+def first_that_count(problem: ParametricLoss, first: Batch) -> Batch:
+    """The samples from the first few with a target that counts on: padding alone shows nothing. `first` if none has."""
+    for batch in chain([first], problem.data):
+        for start in range(0, batch_length(batch), _FEW):
+            few = moved(sliced(batch, start, start + _FEW), problem.device, problem.dtype)
+            if part_at(problem, few, {}).normaliser != 0:
+                return sliced(batch, start, batch_length(batch))
+    return first
 
 
 def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
     """Check on a few samples that L is one fixed number and a sum over samples with the stated reduction."""
     few = min(_FEW, batch_length(first))
     start = moved(sliced(first, 0, few), problem.device, problem.dtype)
-    _refuse_shift(problem.loss, first)
     _refuse_graph(problem, start)
-    whole, again = _part(problem, start, {}), _part(problem, start, {})
-    parts = _sum([_part(problem, sliced(start, n, n + 1), {}) for n in range(few)])
+    whole, again = part_at(problem, start, {}), part_at(problem, start, {})
+    parts = parts_together([part_at(problem, sliced(start, n, n + 1), {}) for n in range(few)])
     if not (whole.finite and again.finite and parts.finite):
         raise MeasurementError(f"The loss of the first samples is {whole.total}; curvature needs a finite loss.")
-    if not _agree(problem, whole, again):
+    if not agree(problem, whole, again, start, {}):
         raise MeasurementError("The model gives another loss each time it runs; switch its randomness off first.")
-    if not _agree(problem, whole, parts):
+    if not agree(problem, whole, parts, start, {}):
         raise _no_sum(problem, whole, parts, few)
-    elsewhere = _elsewhere(problem)
-    moving = _part(problem, start, elsewhere)
-    moving_parts = _sum([_part(problem, sliced(start, n, n + 1), elsewhere) for n in range(few)])
-    if moving.finite and moving_parts.finite and not _agree(problem, moving, moving_parts):
+    elsewhere = elsewhere_of(problem)
+    moving = part_at(problem, start, elsewhere)
+    moving_parts = parts_together([part_at(problem, sliced(start, n, n + 1), elsewhere) for n in range(few)])
+    if moving.finite and moving_parts.finite and not agree(problem, moving, moving_parts, start, elsewhere):
         raise _no_sum(problem, moving, moving_parts, few)
     if whole.told and moving.finite and moving.normaliser != whole.normaliser:
         raise MeasurementError(
             "The normaliser that the loss returns changes with the parameters; it may depend on the targets only."
         )
+
+
+@contextmanager
+def running_in_float64(problem: ParametricLoss, first: Batch) -> Iterator[None]:
+    """Say in a sentence that a model or loss runs in float32 alone, where it is to be measured in float64."""
+    try:
+        yield
+    except RuntimeError as error:
+        no_memory = isinstance(error, torch.OutOfMemoryError)
+        if problem.dtype != torch.float64 or no_memory or not _runs_in_float32(problem, first):
+            raise
+        said = (str(error).strip().splitlines() or ["no message"])[0]
+        raise MeasurementError(
+            f"The model or the loss does not run in float64 ({said}): something in it stays in float32, such as a "
+            "loss's weights or a state that forward makes; let it take the type of what it is computed with."
+        ) from error
+
+
+def _runs_in_float32(problem: ParametricLoss, first: Batch) -> bool:
+    model = private_copy(problem.model)
+    convert(model, problem.device, torch.float32)
+    single = replace(problem.of(model), dtype=torch.float32)
+    try:
+        part_at(single, moved(sliced(first, 0, 1), single.device, single.dtype), {})
+    except RuntimeError:
+        return False
+    return True
 
 
 def survey(problem: ParametricLoss) -> float:
@@ -94,7 +102,7 @@ def survey(problem: ParametricLoss) -> float:
     It is done at a point away from the model's own: there a head of zeros or a saturated loss cannot hide how samples
     are weighed. Costs 2.5 forward passes without gradients.
     """
-    points: tuple[Point, Point] = (_elsewhere(problem), {})
+    points: tuple[Point, Point] = (elsewhere_of(problem), {})
     normaliser, seen, end = 0.0, 0, None
     with failing_together(problem.device, problem.distributed):
         for chunk in replace(problem, chunk_size=max(_FEW, problem.chunk_size)).chunks():
@@ -113,7 +121,7 @@ def weighed(problem: ParametricLoss) -> float:
     normaliser = 0.0
     with failing_together(problem.device, problem.distributed):
         for chunk in problem.chunks():
-            part = _part(problem, (chunk.inputs, chunk.targets), {})
+            part = part_at(problem, (chunk.inputs, chunk.targets), {})
             if not part.told:
                 return problem.samples if problem.reduction == "mean" else 1.0
             normaliser += part.normaliser
@@ -125,8 +133,8 @@ def _divisor(problem: ParametricLoss, normaliser: float) -> float:
         return 1.0
     normaliser = summed_number(normaliser, problem.device, problem.distributed)
     if not normaliser > 0:
-        raise MeasurementError(
-            f"The normaliser of the loss over all data is {normaliser:g}: none of the targets count."
+        raise UncountedError(
+            f"The normaliser of the loss over {problem.samples} samples is {normaliser:g}: none of the targets count."
         )
     return normaliser
 
@@ -138,26 +146,26 @@ def _compared(
     end: Batch | None,
     points: Sequence[Point],
     seen: int,
-) -> _Part:
+) -> Part:
     """The loss of a batch after `seen` samples; its pieces must add up to it at the first point where it is finite."""
     joins = end is not None and can_be_joined(end, together)
     parts = [end, *pieces] if end is not None and joins else list(pieces)
     whole = joined(end, together) if end is not None and joins else together
     for point in points:
-        apart = [_part(problem, piece, point) for piece in parts]
-        at_once = _part(problem, whole, point) if len(parts) > 1 else apart[0]
-        if at_once.finite and _sum(apart).finite:
+        apart = [part_at(problem, piece, point) for piece in parts]
+        at_once = part_at(problem, whole, point) if len(parts) > 1 else apart[0]
+        if at_once.finite and parts_together(apart).finite:
             break
     else:
         raise MeasurementError(
             f"The loss of samples {seen + 1} to {seen + batch_length(together)} is {at_once.total}; curvature needs a "
             "finite loss."
         )
-    if not _agree(problem, at_once, _sum(apart)):
-        if not _agree(problem, at_once, _part(problem, whole, point)):
+    if not agree(problem, at_once, parts_together(apart), whole, point):
+        if not agree(problem, at_once, part_at(problem, whole, point), whole, point):
             raise MeasurementError("The model gives another loss each time it runs; switch its randomness off first.")
-        raise _no_sum(problem, at_once, _sum(apart), seen + batch_length(together))
-    own = _sum(apart[-len(pieces) :])
+        raise _no_sum(problem, at_once, parts_together(apart), seen + batch_length(together))
+    own = parts_together(apart[-len(pieces) :])
     if end is not None and not joins and not own.told:
         raise MeasurementError(
             "The batches differ in the shape of their samples, so nothing shows whether the loss weighs all samples "
@@ -166,32 +174,7 @@ def _compared(
     return own
 
 
-def _part(problem: ParametricLoss, batch: Batch, point: Point) -> _Part:
-    """The loss of a batch that has been moved, at a point."""
-    with torch.no_grad():
-        share = problem.share(batch, point)
-    total, normaliser = float(share.total), float(share.normaliser)
-    if normaliser < 0:
-        raise MeasurementError(f"The normaliser that the loss returns is {normaliser:g}; it must not be negative.")
-    return _Part(total, abs(total), normaliser, batch_length(batch), share.told)
-
-
-def _sum(parts: Sequence[_Part]) -> _Part:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
-def _agree(problem: ParametricLoss, whole: _Part, parts: _Part) -> bool:
-    close = _SAME_IN_DOUBLE if problem.dtype == torch.float64 else _SAME_LOSS
-    return (
-        abs(whole.total - parts.total) <= close * max(whole.size, parts.size, _SMALL_LOSS * parts.samples)
-        and abs(whole.normaliser - parts.normaliser) <= close * parts.normaliser
-    )
-
-
-def _no_sum(problem: ParametricLoss, whole: _Part, parts: _Part, last: int) -> MeasurementError:
+def _no_sum(problem: ParametricLoss, whole: Part, parts: Part, last: int) -> MeasurementError:
     reduction = "sum" if whole.told else problem.reduction
     why = (
         "either samples influence one another, or the mean that the model returns is over something else than "
@@ -207,49 +190,37 @@ def _no_sum(problem: ParametricLoss, whole: _Part, parts: _Part, last: int) -> M
     )
 
 
-def _elsewhere(problem: ParametricLoss) -> Point:
-    """A point as large as theta, half of it theta and half at random; the same for the same shapes."""
-    generator = torch.Generator().manual_seed(0)
-    point = {}
-    for name, parameter in problem.model.named_parameters():
-        scale = float(torch.linalg.vector_norm(parameter)) / math.sqrt(max(1, parameter.numel()))
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-        point[name] = (parameter.detach() + (scale or _SCALE_OF_ZEROS) * noise) / math.sqrt(2)
-    return point
-
-
 def _refuse_graph(problem: ParametricLoss, batch: Batch) -> None:
     """Refuse a loss of other tensors than the model's parameters, of none of them, or computed in half precision."""
-    precisions = set()
-
-    def pack(tensor: Tensor) -> Tensor:
-        precisions.add(tensor.dtype)
-        return tensor.detach()
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        alone = problem.share(batch, {})
-        if alone.total.requires_grad:
+    with torch.enable_grad():
+        if _leaves(problem.share(batch, {}).total, batch) & _leaves(problem.share(batch, {}).total, batch):
             raise MeasurementError(
                 "The loss depends on tensors that require a gradient and are no parameters of the model, such as one "
                 "that was computed from them before: compute it within the model or loss, or detach it."
             )
-        leaves = {name: p.detach().requires_grad_() for name, p in problem.model.named_parameters()}
-        share = problem.share(batch, leaves)
+        share = problem.share(batch, {name: p.detach().requires_grad_() for name, p in differentiable(problem.model)})
     if isinstance(share.normaliser, Tensor) and share.normaliser.requires_grad:
         raise MeasurementError("The normaliser that the loss returns depends on the parameters: detach it.")
-    if not share.total.requires_grad:
+    if not share.total.requires_grad and share.normaliser != 0:  # a loss that the model returns is none of no labels
         raise MeasurementError(
             "The loss does not depend on the model's parameters; is it computed under torch.no_grad or detached?"
         )
+    precisions = {share.total.dtype, *(result.dtype for result in graph_results([share.total]))}
     for dtype in (torch.float16, torch.bfloat16):
-        if dtype in precisions | {share.total.dtype}:
+        if dtype in precisions:
             raise MeasurementError(
                 f"The model or the loss computes in {str(dtype).removeprefix('torch.')} (a cast, or autocast), which "
                 "is too coarse for curvature: let it compute in float32."
             )
 
 
-def _refuse_shift(loss: SummedLoss, batch: Batch) -> None:
+def _leaves(total: Tensor, batch: Batch) -> set[Tensor]:
+    """The leaves that a loss was computed from, but for its samples; one made on the way is another each time."""
+    found = {node.variable for node in ancestors(total) if hasattr(node, "variable")}
+    return found.difference(tensors(batch))
+
+
+def refuse_shift(loss: SummedLoss, batch: Batch) -> None:
     """Refuse targets that are the input tokens for a loss that shifts nothing, and shifted ones for one that does."""
     shift, targets = shift_of(loss), batch[1]
     inputs = batch[0].get("input_ids") if isinstance(batch[0], dict) else None
@@ -275,8 +246,3 @@ def _equal(targets: Tensor, tokens: Tensor) -> bool:
     counted = targets != IGNORED
     own, given = targets[counted].long(), tokens.to(targets.device)[counted].long()
     return len(own.unique()) > 1 and torch.equal(own, given)
-
-
-def same_loss(a: float, b: float) -> bool:
-    """Whether two losses agree to rounding, so that they can come from the same samples."""
-    return abs(a - b) <= _SAME_LOSS * max(abs(a), abs(b), _SMALL_LOSS)

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -243,9 +243,13 @@ def _layer_eigenpairs(
     if problem.dtype == torch.float64 or not found:
         return found
     del blocks  # and its graphs
-    in_double = LayerBlocks(in_float64(problem), layers, group_by)
+
+    @cache
+    def in_double() -> LayerBlocks:
+        """Made where `confirmed` expects an error: finding out how to cut the network runs it."""
+        return LayerBlocks(in_float64(problem), layers, group_by)
 
     def product(name: str) -> Callable[[Tensor], Tensor]:
-        return lambda rows: in_double({name: rows})[name]
+        return lambda rows: in_double()({name: rows})[name]
 
     return {name: confirmed(pairs, search.tol, product(name), search.room) for name, pairs in found.items()}

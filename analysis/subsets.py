@@ -5,6 +5,7 @@ weights p_k,  lambda_max(sum_k p_k H_k) <= sum_k p_k lambda_max(H_k):  a mean of
 whole's, but bounds it from above.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from analysis.batches import regrouped
 from analysis.eigenpairs import PROBABILITY, Eigenpairs, carried
 from analysis.eigenvalue import Eigenvalue, listed
-from analysis.errors import MeasurementError
+from analysis.errors import MeasurementError, UncountedError
 from analysis.lanczos import lanczos
 from analysis.operators import Matrix, Product, SymmetricOperator, curvature_matrix, hessian
 from analysis.problem import Problem
@@ -110,7 +111,8 @@ def batch_spectra(
 ) -> BatchSpectra:
     """The distribution of the top k eigenvalues over the mini-batches of the data ("max eigenvalue spectrum").
 
-    A last batch smaller than `batch_size` is left out. `progress` is told the batches done and their number.
+    A last batch smaller than `batch_size` is left out, and so, with a warning, is one of which no target counts, which
+    has no mean; raises `UncountedError` where that holds for all. `progress` is told the batches done and their number.
 
     >>> import torch
     >>> from analysis.problem import make_problem
@@ -123,13 +125,23 @@ def batch_spectra(
     """
     require_batches(problem, batch_size)
     found: list[Eigenpairs] = []
+    uncounted: list[int] = []
     count = problem.samples // batch_size
     for index, batch in enumerate(regrouped(problem.data, batch_size)):
-        own = problem.on([batch])
+        try:
+            own = problem.on([batch])
+        except UncountedError:
+            uncounted.append(index + 1)
+            continue
         pairs = lanczos(hessian(own), k, tol=tol, max_iter=max_iter, start=start, seed=seed)
         found.append(carried(pairs, lost_share(own), tol))
         if progress:
             progress(index + 1, count)
+    if not found:
+        raise UncountedError(f"None of the {count} batches of {batch_size} samples has a target that counts.")
+    if uncounted:
+        named = ", ".join(map(str, uncounted))
+        warnings.warn(f"Left out, because none of their targets count: batches {named} of {count}.", stacklevel=2)
     return BatchSpectra(
         values=torch.stack([pairs.values for pairs in found]),
         residuals=torch.stack([pairs.residuals for pairs in found]),

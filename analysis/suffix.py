@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from analysis.attention import OpenAttention, projection_weight
-from analysis.derivatives import ancestors, gradients
+from analysis.derivatives import ancestors, gradients, within_transform
 from analysis.distributed import failing_together, least
 from analysis.ieee import ieee
 from analysis.layers import Layer
@@ -207,7 +207,8 @@ def _recorded(
 
     def record(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            tensors = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
+            if tensors and not within_transform(output):
                 note(name, args[0], output)
             else:
                 calls[name].append(_Call(torch.empty(0), torch.empty(0), None, (0, 0), plain=False))

@@ -158,7 +158,8 @@ def _sketch(operator: SymmetricOperator, count: int, generator: torch.Generator)
         image = operator(random_signs(1, operator, generator).T).T
         w, length = orthogonalised(image, q[:m])[0], norm(image[0])
         while norm(w[0]) <= rounding(length, w.dtype):  # it lies in the span
-            w = orthogonalised(random_signs(1, operator, generator), q[:m])[0]
+            signs = random_signs(1, operator, generator)
+            w, length = orthogonalised(signs, q[:m])[0], norm(signs[0])  # no longer in units of the matrix
         q[m] = orthogonalised(w / norm(w[0]), q[:m])[0][0]
         q[m] /= norm(q[m])
     return q

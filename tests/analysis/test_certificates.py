@@ -186,6 +186,51 @@ def test_a_loss_that_cannot_run_in_float64_leaves_residuals_unconfirmed() -> Non
     assert not eigs(problem, layers=[]).eigenvalues[0].confirmed
 
 
+class Recurrent(nn.Module):
+    """Its first state is float32, whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(1, len(x), 5)
+        z: Tensor = self.head(self.cell(x, (state, state))[0][:, -1])
+        return z
+
+
+_CLASSES = torch.tensor([1.0, 2.0, 3.0])
+
+
+def _by_class(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return F.cross_entropy(z, y, weight=_CLASSES, reduction="sum"), _CLASSES[y].sum()
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "x"),
+    [
+        (lambda: nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)), _by_class, torch.randn(9, 4)),
+        (Recurrent, F.cross_entropy, torch.randn(9, 6, 4)),
+    ],
+)
+def test_layers_too_are_measured_where_nothing_runs_in_float64(make: Any, loss: Any, x: Tensor) -> None:
+    torch.manual_seed(0)
+    data = x, torch.arange(9) % 3
+    problem = make_problem(make(), loss, data)
+    matrix = hessian(problem)(torch.eye(problem.size)).double()
+    for group_by in (None, "*"):
+        report = eigs(problem, group_by=group_by)
+        found = [*report.eigenvalues, *(value for layer in report.layers for value in layer.eigenvalues)]
+        assert not any(value.confirmed for value in found)
+        layer = report.layers[0]
+        block = matrix[: layer.parameters, : layer.parameters]
+        assert layer.eigenvalues[0].value == pytest.approx(torch.linalg.eigvalsh(block)[-1].item(), rel=1e-3)
+    with pytest.raises(MeasurementError, match=r"does not run in float64 \(.*(Double|double).*\)"):
+        make_problem(make(), loss, data, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"shape|size"):  # what fails in float32 too is another error
+        make_problem(make(), loss, (torch.randn(9, 7, 11), data[1]), dtype=torch.float64)
+
+
 class _Sudden(torch.autograd.Function):
     """The identity, whose second derivative is NaN."""
 

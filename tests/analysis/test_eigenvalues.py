@@ -71,6 +71,18 @@ def test_lanczos_finds_every_end_of_every_spectrum(name: str, which: Any, dtype:
             np.testing.assert_allclose(pairs.values, wanted, atol=1e-4 * max(map(abs, SPECTRA[name])))
 
 
+@pytest.mark.parametrize("factor", [1e-12, 1e12])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_a_search_in_float32_is_the_same_in_any_unit(name: str, factor: float, make_matrix: Any) -> None:
+    """Random rows, which come in where the Krylov space has ended, are as long whatever the matrix is measured in."""
+    matrix = make_matrix(SPECTRA[name])
+    for k in (1, 4):
+        pairs = lanczos(matrix_operator((factor * matrix).float()), k, tol=1e-4)
+        values = factor * expected(SPECTRA[name], k, "largest")
+        assert pairs.finished
+        np.testing.assert_allclose(pairs.values, values, rtol=1e-4, atol=1e-4 * factor * np.abs(SPECTRA[name]).max())
+
+
 @pytest.mark.parametrize("name", sorted(set(SPECTRA) - {"both signs"}))
 def test_power_iteration_finds_the_largest_in_magnitude(name: str, make_matrix: Any) -> None:
     operator = matrix_operator(make_matrix(SPECTRA[name], torch.float32))

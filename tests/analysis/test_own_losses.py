@@ -107,6 +107,31 @@ def test_labels_that_are_all_padding() -> None:
     torch.testing.assert_close(matrix(problem), dense(model, batch))
 
 
+@pytest.mark.parametrize("sizes", [[9], [5, 4], [4, 5], [1] * 9])
+def test_padding_comes_first(sizes: list[int]) -> None:
+    """The first few samples, and whole batches, may hold no label."""
+    model = Classifier().double()
+    x, y = torch.randn(9, 4, dtype=torch.float64), torch.arange(9) % 3
+    y[:5] = -100
+    exact = matrix(make_problem(model, "own_per_label", (x[5:], y[5:])))
+    for loss in ("own_per_label", "cross_entropy"):
+        problem = make_problem(model, loss, list(zip(x.split(sizes), y.split(sizes), strict=True)))
+        torch.testing.assert_close(matrix(problem), exact)
+        with pytest.raises(MeasurementError, match="over 5 samples is 0: none of the targets count"):
+            make_problem(model, loss, (x[:5], y[:5]))
+
+
+def test_a_mini_batch_of_padding_is_left_out() -> None:
+    x, y = torch.randn(12, 4, dtype=torch.float64), torch.arange(12) % 3
+    y[4:8] = -100
+    model = Classifier().double()
+    problem = make_problem(model, "cross_entropy", (x, y))
+    with pytest.warns(UserWarning, match="batches 2 of 3"):
+        spectra = batch_spectra(problem, 4)
+    tops = [torch.linalg.eigvalsh(matrix(problem.on((x[i : i + 4], y[i : i + 4]))))[-1] for i in (0, 8)]
+    torch.testing.assert_close(spectra.values[:, 0], torch.stack(tops))
+
+
 @pytest.mark.parametrize("loss", ["own_per_label", "own_per_sample"])
 def test_a_mean_over_something_else_is_refused(loss: str) -> None:
     with pytest.raises(MeasurementError, match="the mean that the model returns is over something else than"):

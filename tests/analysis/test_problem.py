@@ -1,6 +1,7 @@
 """What a problem accepts, what it refuses, and that the caller's model stays as it was."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -175,6 +176,55 @@ def test_what_has_no_hessian_is_refused_with_the_reason(model: nn.Module, option
     with pytest.raises(MeasurementError, match=reason) as caught:
         make_problem(model, options.pop("loss"), options.pop("data"), **options)
     assert "\n" not in str(caught.value)
+
+
+def by_weight(z: Tensor, y: Tensor) -> Tensor:
+    """A mean over the samples' weights, of which every batch has another sum."""
+    return (F.cross_entropy(z, y, reduction="none") * (1 + 4 * y)).sum() / (1 + 4 * y).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("unit", [1e-20, 1e-7, 1e7])
+@pytest.mark.parametrize(
+    ("model", "loss", "reason"),
+    [
+        (with_(), by_weight, "is not the mean"),
+        (BatchStatistics(), F.cross_entropy, "influence one another"),
+        (with_(AlwaysDropped()), F.cross_entropy, "another loss each time"),
+    ],
+)
+def test_a_loss_is_refused_in_any_unit(model: nn.Module, loss: Any, reason: str, unit: float, dtype: Any) -> None:
+    torch.manual_seed(0)  # few masks of dropout could be the same twice
+    data = [(X[:4], Y[:4]), (X[4:], Y[4:])]
+    with pytest.raises(MeasurementError, match=reason):
+        make_problem(model, lambda z, y: unit * loss(z, y), data, dtype=dtype)
+
+
+def in_unit(unit: float, loss: Any, z: Tensor, y: Tensor) -> Tensor:
+    found: Tensor = unit * loss(z, y)
+    return found
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("seed", range(2))
+def test_rounding_in_what_is_left_of_a_loss_is_no_reason(seed: int, unit: float) -> None:
+    """Targets that are met to rounding, sure predictions, losses of both signs that cancel, and none at all."""
+    torch.manual_seed(seed)
+    x = torch.randn(24, 8)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    sure = nn.Linear(8, 3)
+    sure.weight.data *= 20
+    signs = torch.ones(24, 3)
+    signs[1::2] = -1
+    for model, loss, inputs, targets in (
+        (net, F.mse_loss, x, net(x).detach() * (1 + 1e-6)),
+        (sure, F.cross_entropy, x, sure(x).argmax(1)),
+        (net, lambda z, y: (z.square() * y).mean(), x[::2].repeat_interleave(2, 0), signs),
+        (net, lambda z, y: 0 * F.mse_loss(z, y), x, signs),
+    ):
+        problem = make_problem(model, partial(in_unit, unit, loss), (inputs, targets), memory=1, chunk_size=8)
+        product(problem)
+        product(problem)  # a second pass, whose loss is compared with that of the first
 
 
 def test_batch_norm_with_running_statistics_and_dropout_in_eval_mode_are_fine() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from analysis.density import spectral_density
+from analysis.density import SpectralDensity, spectral_density
 from analysis.errors import MeasurementError
 from analysis.operators import hessian, matrix_operator
 from analysis.trace import hutch_plus_plus, hutchinson
@@ -70,6 +70,28 @@ def test_hutch_plus_plus_beats_hutchinson_on_a_decaying_spectrum(make_matrix: An
 def test_hutch_plus_plus_is_exact_where_the_sketch_spans_everything(make_matrix: Any) -> None:
     matrix = make_matrix(DECAYING[:10])
     assert hutch_plus_plus(matrix_operator(matrix), 30).value == pytest.approx(matrix.trace().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12])
+@pytest.mark.parametrize("values", [DECAYING[:10], [3.0] * 10])
+def test_a_density_is_the_same_curve_in_any_unit(values: list[float], factor: float, make_matrix: Any) -> None:
+    matrix = make_matrix(values)
+    one, other = (spectral_density(matrix_operator(c * matrix), depth=10) for c in (1.0, factor))
+    torch.testing.assert_close(other.grid, factor * one.grid, rtol=1e-9, atol=1e-12 * factor)
+    torch.testing.assert_close(factor * other.density, one.density, rtol=1e-6, atol=1e-6)
+
+    def share(density: SpectralDensity, below: float) -> float:
+        return density.mean_of(lambda x: (x < below).double())
+
+    for below in (0.5, 5.0):
+        assert share(other, factor * below) == pytest.approx(share(one, below))
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1e12])
+def test_hutch_plus_plus_of_a_matrix_of_low_rank_is_the_same_in_any_unit(factor: float, make_matrix: Any) -> None:
+    """Beyond its rank the sketch is filled up with signs, whose length has nothing to do with the matrix."""
+    matrix = (factor * make_matrix([7.0] + [0.0] * 20)).float()
+    assert hutch_plus_plus(matrix_operator(matrix), 30).value == pytest.approx(7 * factor, rel=1e-5)
 
 
 def test_trace_of_a_network(make_case: Any, dense_hessian: Any) -> None:
