@@ -153,7 +153,8 @@ class RunFolder:
     def resume(self, config: RunConfig, data: str) -> dict[str, Any] | None:
         """Return what `save` wrote last, its tables yet to be checked; None where the run starts anew.
 
-        Raises `UsageError` if the folder holds another run, or one of other data than those of the digest `data`.
+        Raises `UsageError` if the folder or the saved state is of another run, or one of other data than those of the
+        digest `data`.
         """
         remove_unfinished(self.path)
         self.require(config)
@@ -162,6 +163,12 @@ class RunFolder:
             return None
         saved = require_keys(read_plain(path, RESUME_FORMAT, RESUME_VERSION), ("server", "clients"), path)
         kept = require_keys(saved.get("fingerprint", {}), (), path, "fingerprint")
+        of = require_text(kept.get("config", ""), path, "fingerprint.config")
+        if of and of != fingerprint(config).config:  # config.toml was changed, or taken away, since
+            raise UsageError(
+                f"{path} holds the state of a run with another configuration than the one asked for: bring back the "
+                "config.toml beside it or the options of that run, or start a new run in another --out."
+            )
         self.require_data(config, require_text(kept.get("data", ""), path, "fingerprint.data"), data)
         self.begun = True
         return saved
