@@ -150,6 +150,11 @@ class RunFolder:
         self.metrics.clear()
         self.begun = True
 
+    def forget(self) -> None:
+        """Take away what the run would go on from, or be finished by, so that it begins anew."""
+        for path in (self.final, self.resume_file):
+            path.unlink(missing_ok=True)
+
     def resume(self, config: RunConfig, data: str) -> dict[str, Any] | None:
         """Return what `save` wrote last, its tables yet to be checked; None where the run starts anew.
 
