@@ -109,8 +109,9 @@ def _run(reproduction: "Reproduction", json: Path | None) -> None:
 
     Exits with 1 if a cell failed or its folder holds another run, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    reproduction.begin()
     progress = reproduction.progress()
+    if not all(each.another for each in progress.values()):  # or the grid that is there would no longer be reported
+        reproduction.begin()
     todo = reproduction.todo(progress)
     failures = {cell.name: progress[cell.name].another for cell in reproduction.chosen if progress[cell.name].another}
     ended = run_with_table(reproduction, todo) if todo else {}

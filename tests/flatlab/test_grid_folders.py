@@ -127,11 +127,13 @@ def test_a_changed_grid_measures_again_and_leaves_another_run_alone(tmp_path: Pa
 
     write_grid(tmp_path, rounds=2, samples=60)
     names = {path: path.stat().st_mtime_ns for path in cell.iterdir()}
+    described = (tmp_path / "o/grid.toml").read_text()
     fourth = flatlab(*REPRODUCE, cwd=tmp_path)
     assert fourth.returncode == 1
     assert "holds a run with another rounds (1; the grid says 2)" in fourth.stdout
     assert json.loads((tmp_path / "r.json").read_text())["cells"]["fedavg-s0"]["done"] is False
     assert {path: path.stat().st_mtime_ns for path in cell.iterdir()} == names
+    assert (tmp_path / "o/grid.toml").read_text() == described  # the grid whose results lie there
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
