@@ -192,6 +192,11 @@ def _cell(grid: Grid, algorithm: str, man: bool, partition: str, seed: int, zeta
         raise UsageError(
             f"{source} keeps clients of round {max(grid.measure.keep_clients)}, of {config.rounds} rounds."
         )
+    if config.train_samples is not None and grid.measure.samples > config.train_samples:
+        raise UsageError(
+            f"{source} measures {grid.measure.samples} training samples ([measure] samples), and its runs have "
+            f"{config.train_samples} (train_samples): ask for {config.train_samples} at most."
+        )
     return Cell("-".join([*words, f"s{seed}"]), config, tuple(kinds), grid.measure)
 
 

@@ -125,6 +125,7 @@ def test_partitions_have_one_name() -> None:
         (("seeds = [0, 1]", "seeds = []"), "axes.seeds does not fit"),
         (("seeds = [0, 1]", "seeds = [0.5]"), "axes.seeds.0 does not fit"),
         (("[common]", "target_accuracy = 95\n[common]"), "target_accuracy does not fit"),
+        (("[axes]", "train_samples = 499\n[axes]"), "500 training samples ([measure] samples), and its runs have 499"),
     ],
 )
 def test_a_mistake_is_named_in_one_sentence(edit: tuple[str, str], said: str) -> None:
