@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flatlab.cli.console import console, status, write_json
+from flatlab.cli.console import console, require_places, status, write_json
 from flatlab.cli.figures import print_skipped
 
 
@@ -17,6 +17,7 @@ def report(
     """Write one self-contained HTML page: tables, figures, verdicts of flatlab verify, and how each number is made."""
     from flatlab.grid.pages import make_pages, write_report
 
+    require_places([out, json])
     with status.status("Drawing"):
         pages = make_pages(results)
         page = write_report(pages, out)

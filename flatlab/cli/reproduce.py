@@ -8,7 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from flatlab.cli.console import console, status, write_json
+from flatlab.cli.console import console, require_places, status, write_json
 from flatlab.cli.figures import print_skipped
 from flatlab.cli.grid_table import rows_of, run_with_table
 from flatlab.cli.options import choice
@@ -91,6 +91,7 @@ def reproduce(
     from flatlab.grid.shards import read_shard
     from flatlab.trackers.follower import read_trackers
 
+    require_places([json])
     trackers = read_trackers(track or ())
     where = Where(
         out, jobs, backend, scheduler, device, data_root, model, dataset, jobs_per_gpu, trackers, read_shard(shard)
