@@ -11,6 +11,8 @@
 Every file is complete before a file that counts on it is renamed into place, and on the disk before (fsync).
 """
 
+import fcntl
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -99,14 +101,18 @@ class RunFolder:
                     raise WriteError(self.path, error) from error
 
     def is_busy(self) -> bool:
-        """Whether another process holds the folder."""
-        if not (self.path / ".lock").exists():
+        """Whether another process holds the folder, which is only read: it may lie where nothing can be written."""
+        try:
+            descriptor = os.open(self.path / ".lock", os.O_RDONLY)
+        except OSError:  # there is none, or it is not ours to open
             return False
         try:
-            with self.locked(patience=0):
-                return False
-        except BusyError:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def config(self) -> RunConfig | None:
         """The configuration of the run that is here; None where there is none, or none of whose rounds ever ended."""

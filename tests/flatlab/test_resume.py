@@ -123,6 +123,18 @@ def test_a_killed_run_can_be_resumed_at_once(tmp_path: Path) -> None:
         pass
 
 
+def test_whether_a_folder_is_held_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        assert folder.is_busy()
+        (folder.path / "config.toml").touch()  # or the folder would go with the lock
+    monkeypatch.setattr(RunFolder, "locked", None)
+    assert not folder.is_busy()
+    (folder.path / "config.toml").unlink()
+    assert not folder.is_busy()
+    assert [path.name for path in folder.path.iterdir()] == [".lock"]
+
+
 def test_a_resumed_run_that_was_never_saved_starts_again(toy_world: Callable[..., World], tmp_path: Path) -> None:
     world = toy_world(rounds=3)
     carry_on(world, tmp_path / "a", "memory", resume=False)
