@@ -195,8 +195,9 @@ def require_one_way(made: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         for setting, value in settings.items():
             first, usual = known.setdefault(setting, (name, value))
             if value != usual:
+                one, other = ("unset" if each is None else each for each in (usual, value))
                 raise MissingResultsError(
-                    f"{first} was made with {setting} {usual}, {name} with {value}: measure them alike"
+                    f"{first} was made with {setting} {one}, {name} with {other}: measure them alike"
                 )
 
 

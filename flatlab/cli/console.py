@@ -3,6 +3,8 @@
 Numbers that were computed and cannot be saved are shown all the same, and the command then fails.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +50,16 @@ def warn_of_unwritable(paths: Sequence[Path]) -> None:
         except WriteError as error:
             said = f"{path} cannot be written ({error.reason}): the numbers will only be shown."
             status.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def require_places(paths: Sequence[Path | None]) -> None:
+    """Raise `WriteError` where one of the files `paths` cannot be written, before the work that would end there."""
+    for path in paths:
+        if path is None or path == STANDARD_OUTPUT:
+            continue
+        if path.is_dir():
+            raise WriteError(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+        require_writable(path)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from flatlab.cli.console import console, status, write_json
+from flatlab.cli.console import console, require_places, status, write_json
 
 
 def figures(
@@ -31,6 +31,7 @@ def figures(
         return
     if results is None:
         raise UsageError("Name the folder of results, as in flatlab figures checkpoints/toy; or use --list.")
+    require_places([json])
     with status.status("Drawing"):
         pages = make_pages(results)
     for name, paths in pages.drawn.items():

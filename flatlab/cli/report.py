@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flatlab.cli.console import console, status, write_json
+from flatlab.cli.console import console, require_places, say, status, write_json
 from flatlab.cli.figures import print_skipped
 
 
@@ -15,11 +15,14 @@ def report(
     json: Annotated[Path | None, typer.Option(help="Write the paths, and what was skipped, to this file.")] = None,
 ) -> None:
     """Write one self-contained HTML page: tables, figures, verdicts of flatlab verify, and how each number is made."""
-    from flatlab.grid.pages import make_pages, write_report
+    from flatlab.grid.pages import make_pages, takes_pages, write_report
 
+    require_places([out, json])
+    keep = out is None or takes_pages(results)
     with status.status("Drawing"):
-        pages = make_pages(results)
+        pages = make_pages(results, keep=keep)
         page = write_report(pages, out)
     print_skipped(pages.skipped)
+    say("" if keep else f"{results} takes no files: its tables and figures are on the page alone.")
     console.print(f"Report: [bold]{page}[/bold]", soft_wrap=True)
     write_json(json, {"report": str(page), **pages.to_dict()})

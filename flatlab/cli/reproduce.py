@@ -8,7 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from flatlab.cli.console import console, status, write_json
+from flatlab.cli.console import console, require_places, status, write_json
 from flatlab.cli.figures import print_skipped
 from flatlab.cli.grid_table import rows_of, run_with_table
 from flatlab.cli.options import choice
@@ -95,6 +95,7 @@ def reproduce(
     from flatlab.grid.shards import read_shard
     from flatlab.trackers.follower import read_trackers
 
+    require_places([json])
     trackers = read_trackers(track or ())
     part, own = read_shard(shard), tuple(algorithm or ())
     where = Where(out, jobs, backend, scheduler, device, data_root, model, dataset, own, jobs_per_gpu, trackers, part)
@@ -112,8 +113,9 @@ def _run(reproduction: "Reproduction", json: Path | None) -> None:
 
     Exits with 1 if a cell failed or its folder holds another run, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    reproduction.begin()
     progress = reproduction.progress()
+    if not all(each.another for each in progress.values()):  # or the grid that is there would no longer be reported
+        reproduction.begin()
     todo = reproduction.todo(progress)
     failures = {cell.name: progress[cell.name].another for cell in reproduction.chosen if progress[cell.name].another}
     ended = run_with_table(reproduction, todo) if todo else {}

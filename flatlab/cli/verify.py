@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flatlab.cli.console import console, fail_if, noted, say, status, warn_of_unwritable, write_json
+from flatlab.cli.console import (
+    console,
+    fail_if,
+    noted,
+    require_places,
+    say,
+    status,
+    warn_of_unwritable,
+    write_json,
+)
 from flatlab.cli.options import final_checkpoints
 from flatlab.cli.pictures import save_drawing
 from flatlab.cores import is_one_of_many
@@ -104,6 +113,7 @@ def _verify_toys(figures: Path | None, json: Path | None) -> None:
     from flatlab.cli.theory_tables import print_toys
     from flatlab.measuring.verify import require_unbroken, toy_battery
 
+    warn_of_unwritable([*filter(None, (json, figures and figures / "theory-slack.png"))])
     with status.status("Toys") as spinner:
         found = toy_battery(spinner.update)
     print_toys(found)
@@ -171,6 +181,7 @@ def _study(
     from flatlab.measuring.study import make_study
     from flatlab.runs.interruption import exit_status
 
+    require_places([out / "study.json", json])
     try:
         with status.status("study") as spinner:
             found = make_study(paths, measurement, out, plan, spinner.update)

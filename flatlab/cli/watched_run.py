@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flatlab.cli.console import console, say, write_json
+from flatlab.cli.console import console, require_places, say, write_json
 from flatlab.cli.run_summary import cut_off, own_functions, print_summary, print_tracking
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def train_run(
     from flatlab.runs.interruption import exit_status
     from flatlab.trackers.follower import read_trackers
 
+    require_places([json])
     execution = execution or Execution()
     trackers = read_trackers(track)
     files = RunFolder(out or default_folder(config))

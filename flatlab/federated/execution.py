@@ -125,7 +125,7 @@ def carry_out(
     with terminable():
         done = _finished(files, config, data_root, tell)
         if done is not None:
-            _require_kept(files, execution)
+            _require_kept(files, execution, config.rounds)
             return done
         world = tried(make_world(config, data_root))
         held = footprint(config, world.layout.size)
@@ -143,18 +143,30 @@ def go_on(
     tell: Tell = silent,
     watch: Watch = unwatched,
     make_probe: Callable[[World, torch.device], Probe] | None = None,
+    anew: bool = False,
 ) -> Record:
-    """Train from the newest saved round to the last, in a folder that the caller holds; the model has been tried."""
-    run = Run(world, folder, _place(execution), at_nodes=execution.engine == "flower", device=_home(world, execution))
+    """Train from the newest saved round to the last, in a folder that the caller holds; the model has been tried.
+
+    Raises `UsageError` where clients' models are asked for of a round that is over; the run is then begun `anew` where
+    that is allowed.
+    """
+    run = _at_its_beginning(world, folder, execution)
     run.resume()
+    if anew and _not_kept(run.files, execution, run.server.round):
+        run.files.forget()
+        run = _at_its_beginning(world, folder, execution)
+    _require_kept(run.files, execution, run.server.round)
     if run.server.round:
         done = f"after round {run.server.round} of {world.config.rounds}"
         tell(f"The run in {folder} is this very one, cut off {done}: going on.")
     probe = make_probe(world, _engine(execution)[1]) if make_probe and execution.track_eigs else None
     with open_engine(world, execution, tell, folder) as engine, watch(run) as on_round:
         train(run, engine, on_round, execution.save_every, probe, execution.track_eigs or 1, execution.keep_clients)
-    _require_kept(run.files, execution)
     return run.server.evaluated
+
+
+def _at_its_beginning(world: World, folder: Path, execution: Execution) -> Run:
+    return Run(world, folder, _place(execution), at_nodes=execution.engine == "flower", device=_home(world, execution))
 
 
 def open_engine(world: World, execution: Execution, tell: Tell = silent, folder: Path = Path()) -> Engine:
@@ -203,14 +215,17 @@ def _finished(files: RunFolder, config: RunConfig, data_root: Path | None, tell:
     return final.metrics
 
 
-def _require_kept(files: RunFolder, execution: Execution) -> None:
-    """Raise `UsageError` where clients' models are asked for of a round that was over before."""
-    for round_ in execution.keep_clients:
-        if not files.kept_clients(round_).exists():
-            raise UsageError(
-                f"The run in {files.path} was beyond round {round_} when its clients were asked for, and their models "
-                "are gone: train it into another folder (--out) to keep them."
-            )
+def _require_kept(files: RunFolder, execution: Execution, completed: int) -> None:
+    """Raise `UsageError` where clients' models are asked for of one of the `completed` rounds, and were not kept."""
+    for round_ in _not_kept(files, execution, completed):
+        raise UsageError(
+            f"The run in {files.path} was beyond round {round_} when its clients were asked for, and their models "
+            "are gone: train it into another folder (--out) to keep them."
+        )
+
+
+def _not_kept(files: RunFolder, execution: Execution, completed: int) -> list[int]:
+    return [each for each in execution.keep_clients if each <= completed and not files.kept_clients(each).exists()]
 
 
 def _place(execution: Execution) -> Place:

@@ -69,7 +69,7 @@ def cell_progress(cell: Cell, folder: Path, data: str = "") -> Progress:
     accuracies = [record["test_accuracy"] for record in records if "test_accuracy" in record]
     final = finished(cell.config, folder)
     missing = tuple(kind for kind in cell.kinds if not (final and is_measured(kind, cell, final, folder)))
-    if final is not None and missing and not run.final.exists():  # no weights are here to measure: it is trained again
+    if final is not None and lacks_weights(cell, final, folder):  # it is trained again
         return Progress(0, None, False, cell.kinds, read_failure(folder))
     return Progress(
         rounds=len(records),
@@ -100,21 +100,25 @@ def read_failure(folder: Path) -> str:
 
 def is_measured(kind: Kind, cell: Cell, final: Checkpoint, folder: Path) -> bool:
     """Whether the measurement is in `folder`, of this run and made as the grid now says."""
+    return not unmeasured(kind, cell, final, folder)
+
+
+def unmeasured(kind: Kind, cell: Cell, final: Checkpoint, folder: Path) -> list[Path]:
+    """The checkpoints of which `kind` is still to be measured, by round; they may not be here."""
+    run = RunFolder(folder)
     if kind == "training":
-        return all(_has("eigs", path, cell.measure, final.fingerprint) for path in earlier_checkpoints(folder))
-    if kind == "local":
-        return all(_has(kind, path, cell.measure, final.fingerprint) for path in kept_clients(cell.measure, folder))
-    return _has(kind, RunFolder(folder).final, cell.measure, final.fingerprint)
+        paths = sorted(folder.glob("round-*.pt"))
+    elif kind == "local":
+        paths = [run.kept_clients(round_) for round_ in cell.measure.keep_clients]
+    else:
+        paths = [run.final]
+    measured_as = "eigs" if kind == "training" else kind
+    return [path for path in paths if not _has(measured_as, path, cell.measure, final.fingerprint)]
 
 
-def earlier_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints before the last, by round."""
-    return sorted(folder.glob("round-*.pt"))
-
-
-def kept_clients(measure: Measure, folder: Path) -> list[Path]:
-    """The checkpoints with clients' own models, by round."""
-    return [RunFolder(folder).kept_clients(round_) for round_ in measure.keep_clients]
+def lacks_weights(cell: Cell, final: Checkpoint, folder: Path) -> bool:
+    """Whether weights that are not here are still to be measured: left out, or those of clients asked for since."""
+    return any(not path.exists() for kind in cell.kinds for path in unmeasured(kind, cell, final, folder))
 
 
 def settings_of_kind(kind: str, measure: Measure) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from flatlab.functions import let_run
 from flatlab.grid.cell_progress import (
     ASCENT,
     DTYPE,
-    earlier_checkpoints,
     is_measured,
-    kept_clients,
+    lacks_weights,
     probing,
     quadrature,
     section,
     settings_of_kind,
+    unmeasured,
 )
 from flatlab.grid.plan import Cell, Kind, Measure
 from flatlab.measuring.density import measure_density
@@ -58,7 +58,7 @@ class CellWork:
         device = usual_device(self.device)
         files = RunFolder(folder)
         final = files.finished(cell.config)
-        if final is None:
+        if final is None or lacks_weights(cell, final, folder):
             train_cell(cell, folder, self.data_root, device, self.track)
             final = files.finished(cell.config)
         assert final is not None  # or training would have raised
@@ -70,12 +70,9 @@ class CellWork:
                 files.log(f"measured: {kind}")
 
     def _measure_cell(self, kind: Kind, cell: Cell, files: RunFolder, final: Checkpoint, log: Log) -> None:
-        if kind == "training":
-            for path in earlier_checkpoints(files.path):
-                self._measure("eigs", path, cell.measure)
-        elif kind == "local":
-            for path in kept_clients(cell.measure, files.path):
-                self._measure("local", path, cell.measure)
+        if kind in ("training", "local"):
+            for path in unmeasured(kind, cell, final, files.path):
+                self._measure("eigs" if kind == "training" else kind, path, cell.measure)
         elif kind == "split":
             self._save("split", files.final, split_counts(make_world(cell.config, self.data_root), final))
         else:
@@ -116,11 +113,12 @@ MEASURES: Mapping[str, Callable[[Subject, Measure], Result]] = {
 def train_cell(cell: Cell, folder: Path, data_root: Path | None, device: str, track: Sequence[str] = ()) -> None:
     """Train `cell` in `folder`, or go on with it.
 
-    Raises `UsageError` if the folder holds another run, which is left as it is.
+    Where clients are asked for whose models that run did not keep, it begins anew. Raises `UsageError` if the folder
+    holds another run, which is left as it is.
     """
     world = tried(make_world(cell.config, data_root))
     execution = replace(execution_of_cells(device), keep_clients=cell.measure.keep_clients)
-    go_on(world, folder, execution, watch=partial(_logged, track))
+    go_on(world, folder, execution, watch=partial(_logged, track), anew=True)
 
 
 def execution_of_cells(device: str) -> Execution:

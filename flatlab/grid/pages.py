@@ -1,7 +1,7 @@
 """What a folder of results is made into: tables, figures, and one page with both."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from figures.report import make_report
 from figures.results import Results
 from figures.table import Table
 from figures.tables import make_tables
-from flatlab.files import remove_unfinished, write_files, write_text, writing
+from flatlab.files import WriteError, remove_unfinished, require_writable, write_files, write_text, writing
 from flatlab.grid.saved_results import read_results
 
 
@@ -36,20 +36,21 @@ class Pages:
         }
 
 
-def make_pages(folder: Path) -> Pages:
-    """Write the tables and figures of `folder` into it; nothing is trained or measured.
+def make_pages(folder: Path, *, keep: bool = True) -> Pages:
+    """Make the tables and figures of `folder` and, to `keep` them, write them into it; nothing is trained or measured.
 
     Raises `UsageError` where the folder holds no finished run, or runs that may not stand in one table, and
     `WriteError`.
     """
     results = read_results(folder)
-    with _alone(folder):
+    with _alone(folder) if keep else nullcontext():
         tables, without = make_tables(results)
-        for table in tables:
+        for table in tables if keep else ():
             write_files(folder / "tables" / table.name, table_files(table))
         drawings, skipped = draw_figures(results)
         pictures = {name: drawing.files() for name, drawing in drawings.items()}
-        drawn = {name: write_files(folder / "figures" / name, files) for name, files in pictures.items()}
+        kept = pictures if keep else {}
+        drawn = {name: write_files(folder / "figures" / name, files) for name, files in kept.items()}
     reasons = {f"table {name}": reason for name, reason in without.items()}
     reasons |= {f"figure {name}": reason for name, reason in skipped.items()}
     return Pages(results, tables, pictures, drawn, reasons)
@@ -57,10 +58,20 @@ def make_pages(folder: Path) -> Pages:
 
 def write_report(pages: Pages, out: Path | None) -> Path:
     """Write everything on one page, by default report.html in the folder of the results; returns its path."""
-    page = out or pages.results.folder / "report.html"
-    with _alone(pages.results.folder):
+    folder = pages.results.folder
+    page = out or folder / "report.html"
+    with nullcontext() if out else _alone(folder):
         write_text(page, make_report(pages.results, pages.tables, pages.pictures, pages.skipped))
     return page
+
+
+def takes_pages(folder: Path) -> bool:
+    """Whether tables and figures can be written into `folder`; results may lie where they can only be read."""
+    try:
+        require_writable(folder / "figures" / ".lock")
+    except WriteError:
+        return False
+    return True
 
 
 @contextmanager

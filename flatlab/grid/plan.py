@@ -134,6 +134,7 @@ def grid_cells(grid: Grid) -> tuple[Cell, ...]:
     count = len(axes.seeds) * (len(axes.partitions) * len(axes.algorithms) * len(axes.man) + len(zetas))
     if count > MOST_CELLS:
         raise UsageError(f"The grid {grid.title!r} has {count:,} cells, of {MOST_CELLS:,} at most: shorten its axes.")
+    _require_left_to_axes(grid)
     cells: dict[str, Cell] = {}
     for seed in axes.seeds:
         main = [
@@ -146,6 +147,18 @@ def grid_cells(grid: Grid) -> tuple[Cell, ...]:
         for cell in main + other:
             cells.setdefault(cell.name, cell)
     return tuple(cells.values())
+
+
+def _require_left_to_axes(grid: Grid) -> None:
+    """Raise `UsageError` where [common], or --set, names a field that the axes would overrule."""
+    of_splits = [name for partition in grid.axes.partitions for name in partition_fields(partition)]
+    axes = {"algorithm": "algorithms", "man": "man", "seed": "seeds", **dict.fromkeys(of_splits, "partitions")}
+    for name in grid.common:
+        if name in axes:
+            raise UsageError(
+                f"The grid {grid.title!r} sets {name} for every cell, and its axes say it: set it in [axes], by "
+                f"{axes[name]}."
+            )
 
 
 def _cell(grid: Grid, algorithm: str, man: bool, partition: str, seed: int, zeta: float | None = None) -> Cell:
@@ -179,6 +192,11 @@ def _cell(grid: Grid, algorithm: str, man: bool, partition: str, seed: int, zeta
     if max(grid.measure.keep_clients, default=0) > config.rounds:
         raise UsageError(
             f"{source} keeps clients of round {max(grid.measure.keep_clients)}, of {config.rounds} rounds."
+        )
+    if config.train_samples is not None and grid.measure.samples > config.train_samples:
+        raise UsageError(
+            f"{source} measures {grid.measure.samples} training samples ([measure] samples), and its runs have "
+            f"{config.train_samples} (train_samples): ask for {config.train_samples} at most."
         )
     return Cell("-".join([*words, f"s{seed}"]), config, tuple(kinds), grid.measure)
 

@@ -13,7 +13,7 @@ import torch
 
 from flatlab.cores import available_cores
 from flatlab.data import is_local
-from flatlab.errors import UsageError
+from flatlab.errors import SAID, UsageError
 from flatlab.federated.config import RunConfig, parse_toml
 from flatlab.federated.footprint import Footprint, footprint
 from flatlab.federated.request import merged_fields, read_settings
@@ -80,10 +80,13 @@ class Reproduction:
         return {cell.name: self.progress_of(cell) for cell in self.cells}
 
     def progress_of(self, cell: Cell) -> Progress:
-        """How far `cell` is."""
+        """How far `cell` is; one with a file that cannot be read has failed, and does not stop the others."""
         folder = self.results / cell.name
-        data = _data_of(cell.config, self.where.data_root) if finished(cell.config, folder) else ""
-        return cell_progress(cell, folder, data)
+        try:
+            data = _data_of(cell.config, self.where.data_root) if finished(cell.config, folder) else ""
+            return cell_progress(cell, folder, data)
+        except (*SAID, OSError) as error:
+            return Progress(0, None, False, cell.kinds, str(error))
 
     def todo(self, progress: Mapping[str, Progress]) -> list[Cell]:
         """The cells that are not done, but for those whose folder holds another run, which nobody touches."""

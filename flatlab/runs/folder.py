@@ -11,6 +11,8 @@
 Every file is complete before a file that counts on it is renamed into place, and on the disk before (fsync).
 """
 
+import fcntl
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -100,14 +102,18 @@ class RunFolder:
                     raise WriteError(self.path, error) from error
 
     def is_busy(self) -> bool:
-        """Whether another process holds the folder."""
-        if not (self.path / ".lock").exists():
+        """Whether another process holds the folder, which is only read: it may lie where nothing can be written."""
+        try:
+            descriptor = os.open(self.path / ".lock", os.O_RDONLY)
+        except OSError:  # there is none, or it is not ours to open
             return False
         try:
-            with self.locked(patience=0):
-                return False
-        except BusyError:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def config(self) -> RunConfig | None:
         """The configuration of the run that is here; None where there is none, or none of whose rounds ever ended."""
@@ -151,10 +157,16 @@ class RunFolder:
         self.metrics.clear()
         self.begun = True
 
+    def forget(self) -> None:
+        """Take away what the run would go on from, or be finished by, so that it begins anew."""
+        for path in (self.final, self.resume_file):
+            path.unlink(missing_ok=True)
+
     def resume(self, config: RunConfig, data: str) -> dict[str, Any] | None:
         """Return what `save` wrote last, its tables yet to be checked; None where the run starts anew.
 
-        Raises `UsageError` if the folder holds another run, or one of other data than those of the digest `data`.
+        Raises `UsageError` if the folder or the saved state is of another run, or one of other data than those of the
+        digest `data`.
         """
         remove_unfinished(self.path)
         self.require(config)
@@ -163,6 +175,12 @@ class RunFolder:
             return None
         saved = require_keys(read_plain(path, RESUME_FORMAT, RESUME_VERSION), ("server", "clients"), path)
         kept = require_keys(saved.get("fingerprint", {}), (), path, "fingerprint")
+        of = require_text(kept.get("config", ""), path, "fingerprint.config")
+        if of and of != fingerprint(config).config:  # config.toml was changed, or taken away, since
+            raise UsageError(
+                f"{path} holds the state of a run with another configuration than the one asked for: bring back the "
+                "config.toml beside it or the options of that run, or start a new run in another --out."
+            )
         self.require_data(config, require_text(kept.get("data", ""), path, "fingerprint.data"), data)
         self.begun = True
         return saved

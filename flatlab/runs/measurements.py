@@ -18,6 +18,20 @@ from flatlab.runs.saved import read_measurement
 Content = Mapping[str, Any]
 """A measurement as plain data: "settings" say how it was made, "run" and "fingerprint" of what."""
 
+UNSAID: Content = {
+    "clients": None,
+    "group_by": None,
+    "which": "largest",
+    "matrix": "hessian",
+    "layers": False,  # of a density; eigs has always said its own
+    "estimator": "hutchinson",
+    "worst_case": None,
+}
+"""What settings are where a file's do not name them: left out because nobody asked, or from before there was a choice.
+
+A setting that is not here and that one file names and another does not is a difference.
+"""
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -43,7 +57,7 @@ def is_current(path: Path, settings: Content, of: Fingerprint) -> bool:
     What a file from before settings were kept does not tell is taken to be as asked for.
     """
     content = kept_measurement(path)
-    return content is not None and is_of(content, of) and _agree(settings_of(content), settings)
+    return content is not None and is_of(content, of) and not _differing(content, {"settings": settings})
 
 
 def save_measurement(checkpoint: Path, kind: str, content: Content, *, for_tables: bool = False) -> Saved:
@@ -90,18 +104,21 @@ def _names(checkpoint: Path, kind: str, samples: int | None) -> Iterator[Path]:
 
 
 def _same(one: Content, other: Content) -> bool:
-    return is_of(one, _fingerprint(other)) and _agree(settings_of(one), settings_of(other))
+    return is_of(one, _fingerprint(other)) and not _differing(one, other)
 
 
-def _agree(one: Content, other: Content) -> bool:
-    return all(one[name] == other[name] for name in one.keys() & other.keys())
+def _differing(one: Content, other: Content) -> list[str]:
+    """The settings in which two measurements differ, in the order of the first; as far as an older file tells them."""
+    first, second = settings_of(one), settings_of(other)
+    told = "settings" in one and "settings" in other
+    names = [name for name in {**first, **second} if told or (name in first and name in second)]
+    return [name for name in names if first.get(name) != second.get(name)]
 
 
 def settings_of(content: Content) -> Content:
-    """How it was made; of a file from before that was kept, what can be seen in it."""
+    """How it was made, with what its settings leave `UNSAID`; of a file from before they were kept, what it shows."""
     if "settings" in content:
-        settings: Content = content["settings"]
-        return settings
+        return {**UNSAID, **content["settings"]}
     seen = {name: content[name] for name in ("samples", "method", "backend", "batch_size") if name in content}
     if "samples" in content.get("data", {}):
         seen["samples"] = content["data"]["samples"]
@@ -134,5 +151,10 @@ def _difference(there: Content, content: Content) -> str:
     if not is_of(there, _fingerprint(content)):
         return "of another run"
     one, other = settings_of(there), settings_of(content)
-    fields = [f"{name} {one[name]}, not {other[name]}" for name in one if name in other and one[name] != other[name]]
+    fields = [f"{name} {_word(one, name)}, not {_word(other, name)}" for name in _differing(there, content)]
     return f"with other settings ({'; '.join(fields)})"
+
+
+def _word(settings: Content, name: str) -> str:
+    value = settings.get(name)
+    return "unset" if value is None else str(value)

@@ -163,3 +163,15 @@ def test_a_browser_opens_it_without_complaint_at_two_widths(page: str, tmp_path:
         assert descending == sorted(ascending, reverse=True)
         assert len(set(ascending)) > 1
         assert seen["marked"] == "descending"
+
+
+def test_results_that_can_only_be_read_are_reported_elsewhere(
+    results: Path, flatlab: Command, tmp_path: Path, capsys: Any
+) -> None:
+    (results / "figures").touch()  # in the place of the folder, as nothing can be written on a mount that is read
+    before = sorted(path.relative_to(results) for path in results.rglob("*"))
+    assert flatlab("report", str(results)) == 1
+    assert flatlab("report", str(results), "--out", str(tmp_path / "page.html")) == 0
+    assert "takes no files: its tables and figures are on the page alone" in capsys.readouterr().err
+    assert "<table" in (tmp_path / "page.html").read_text()
+    assert sorted(path.relative_to(results) for path in results.rglob("*")) == before

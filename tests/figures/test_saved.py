@@ -83,6 +83,20 @@ def test_a_measurement_is_refused_by_field(
     assert capsys.readouterr().err.startswith(f"flatlab: In {path}")
 
 
+@pytest.mark.parametrize("name", ["final.eigs.json", "metrics.jsonl", "config.toml", "final.pt"])
+def test_a_damaged_file_is_the_failure_of_its_cell_alone(
+    name: str, results: Path, flatlab: Callable[..., int], tmp_path: Path
+) -> None:
+    path = results / "fedavg-iid-s0" / name
+    path.write_bytes(b"{" + path.read_bytes()[:100])
+    words = ("reproduce", str(results / "grid.toml"), "--out", str(results), "--list-cells")
+    assert flatlab(*words, "--json", str(tmp_path / "cells.json")) == 0
+    cells = json.loads((tmp_path / "cells.json").read_text())["cells"]
+    assert cells["fedavg-iid-s0"]["state"] == "failed"
+    assert str(path) in cells["fedavg-iid-s0"]["failure"]
+    assert sum(cell["state"] == "failed" for cell in cells.values()) == 1
+
+
 @pytest.mark.parametrize(
     "content",
     [[], 3, {"settings": 5}, {"data": 5}, {"run": []}, {"nodes": 3}, {"losses": 1}, {"fingerprint": {"data": 1}}],

@@ -267,6 +267,18 @@ def test_settings_are_compared_with_whichever_file_says_them(results: Path) -> N
     assert skipped["top_eigenvalue"].startswith("final.eigs.json of fedavg-iid-s0 was made with tol 0.001")
 
 
+def test_a_setting_that_only_one_file_names_keeps_a_table_from_mixing_them(results: Path) -> None:
+    path = results / "fedsam-iid-s0" / "final.eigs.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved | {"settings": {**saved.get("settings", {}), "group_by": "fc*"}}))
+    for other in results.glob("*/final.eigs.json"):
+        plain = json.loads(other.read_text())
+        other.write_text(json.dumps({"settings": {"samples": plain["data"]["samples"]}} | plain))
+    _, skipped = make_tables(read_results(results))
+    assert "was made with group_by unset" in skipped["top_eigenvalue"]
+    assert "final.eigs.json of fedsam-iid-s0 with fc*" in skipped["top_eigenvalue"]
+
+
 def test_the_precision_of_training_is_said(results: Path, change: Change) -> None:
     (results / "grid.toml").unlink()  # which describes no such run
     for run in results.glob("fedavg*"):

@@ -348,3 +348,23 @@ def test_man_says_where_it_acts_and_is_refused_where_it_does_nothing(
     assert "MAN penalises (units per image): fc1 (64), relu2 (32)." in done.stdout
     done = flatlab("eigs", "r/final.pt", "--samples", "50", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("place", ["file/x.json", "folder"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--rounds", "1", "--workers", "1", "--out", "run"),
+        ("reproduce", "toy", "--out", "run", "--jobs", "1", "--only", "fedavg-iid-s0"),
+        ("verify", "--study", "--rounds", "1", "--seeds", "1", "--out", "run"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_trained(
+    words: tuple[str, ...], place: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    done = flatlab(*words, "--json", place, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"{place} cannot be written" in done.stderr
+    assert not (tmp_path / "run").exists()

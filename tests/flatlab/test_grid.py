@@ -18,6 +18,7 @@ from flatlab.grid.plan import (
     parse_grid,
     read_grid_text,
 )
+from flatlab.grid.reproduction import Where, read_reproduction
 from flatlab.grid.shipped import shipped_grids
 
 GRIDS_DOCUMENT = Path(__file__).parents[2] / "docs" / "grids.md"
@@ -124,6 +125,7 @@ def test_partitions_have_one_name() -> None:
         (("seeds = [0, 1]", "seeds = []"), "axes.seeds does not fit"),
         (("seeds = [0, 1]", "seeds = [0.5]"), "axes.seeds.0 does not fit"),
         (("[common]", "target_accuracy = 95\n[common]"), "target_accuracy does not fit"),
+        (("[axes]", "train_samples = 499\n[axes]"), "500 training samples ([measure] samples), and its runs have 499"),
     ],
 )
 def test_a_mistake_is_named_in_one_sentence(edit: tuple[str, str], said: str) -> None:
@@ -131,6 +133,25 @@ def test_a_mistake_is_named_in_one_sentence(edit: tuple[str, str], said: str) ->
         parse_grid(GRID.replace(*edit), "small")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "axis"),
+    [
+        ('algorithm = "fedsam"', "algorithms"),
+        ('partition = "iid"', "partitions"),
+        ("delta = 0.6", "partitions"),
+        ("man = true", "man"),
+        ("seed = 5", "seeds"),
+    ],
+)
+def test_what_the_axes_say_is_not_set_for_every_cell(setting: str, axis: str, tmp_path: Path) -> None:
+    said = rf"sets {setting.split()[0]} for every cell, and its axes say it: set it in \[axes\], by {axis}"
+    with pytest.raises(UsageError, match=said):
+        parse_grid(GRID.replace("rounds = 2", f"rounds = 2\n{setting}"), "small")
+    (tmp_path / "g.toml").write_text(GRID)
+    with pytest.raises(UsageError, match=said):
+        read_reproduction(str(tmp_path / "g.toml"), Where(device="cpu"), settings=[setting.replace(" ", "")])
 
 
 def test_an_unknown_grid_is_answered_with_those_there_are(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import torch
 from flatlab.data import load_images
 from flatlab.grid.carry import DIED
 from flatlab.grid.cell_progress import cell_progress
-from flatlab.grid.plan import grid_cells, parse_grid
+from flatlab.grid.cells import CellWork
+from flatlab.grid.plan import Cell, grid_cells, parse_grid
 from flatlab.runs.fingerprint import data_digest
 from flatlab.runs.folder import RunFolder
 from tests.command_line import environment, flatlab
@@ -126,11 +127,13 @@ def test_a_changed_grid_measures_again_and_leaves_another_run_alone(tmp_path: Pa
 
     write_grid(tmp_path, rounds=2, samples=60)
     names = {path: path.stat().st_mtime_ns for path in cell.iterdir()}
+    described = (tmp_path / "o/grid.toml").read_text()
     fourth = flatlab(*REPRODUCE, cwd=tmp_path)
     assert fourth.returncode == 1
     assert "holds a run with another rounds (1; the grid says 2)" in fourth.stdout
     assert json.loads((tmp_path / "r.json").read_text())["cells"]["fedavg-s0"]["done"] is False
     assert {path: path.stat().st_mtime_ns for path in cell.iterdir()} == names
+    assert (tmp_path / "o/grid.toml").read_text() == described  # the grid whose results lie there
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
@@ -161,3 +164,26 @@ def test_a_call_waits_for_a_cell_that_another_process_has_in_work(tmp_path: Path
     stdout, stderr = process.communicate(timeout=110)
     assert process.returncode == 0, stderr
     assert "1 of 1 cells are done" in stdout
+
+
+def test_a_finished_cell_whose_clients_are_asked_for_is_trained_again(tmp_path: Path) -> None:
+    def keeping(rounds: str) -> Cell:
+        text = GRID.format(rounds=2, samples=50, seeds="0") + f"local_clients = 1\nkeep_clients = {rounds}\n"
+        (cell,) = grid_cells(parse_grid(text, "g.toml"))
+        return cell
+
+    work, folder = CellWork(None, "cpu"), tmp_path / "fedavg-s0"
+    work(keeping("[2]"), folder)
+    assert cell_progress(keeping("[2]"), folder).done
+    before = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    weights = torch.load(folder / "final.pt", weights_only=True)["state_dict"]
+    (folder / "clients-0002.pt").unlink()  # measured, and left out
+    assert cell_progress(keeping("[2]"), folder).done
+    assert cell_progress(keeping("[1, 2]"), folder).state(busy=False) == "not-begun"
+    work(keeping("[1, 2]"), folder)
+    assert cell_progress(keeping("[1, 2]"), folder).done
+    assert {path.name for path in folder.glob("*.json")} == {*before, "clients-0001.local.json"}
+    assert all((folder / name).read_bytes() == content for name, content in before.items())
+    again = torch.load(folder / "final.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2

@@ -1,6 +1,9 @@
 """Clients' own models kept, and their curvature beside the global one's, against dense Hessians in float64."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +14,17 @@ from torch.nn import functional as F
 import flatlab as interface
 from analysis.subspaces import dissimilarity, principal_angles
 from flatlab.data import normalise
+from flatlab.errors import UsageError
+from flatlab.federated.config import make_config
+from flatlab.federated.execution import Execution, carry_out
+from flatlab.federated.rounds import Run
 from flatlab.federated.world import World, make_world
 from flatlab.grid.cell_progress import settings_of_kind
 from flatlab.grid.cells import MEASURES
 from flatlab.grid.plan import Measure
 from flatlab.measuring.subjects import Measurement, open_subject
 from flatlab.runs.checkpoint import load_checkpoint
+from flatlab.runs.metrics import Record
 from tests.command_line import flatlab
 
 FIELDS = ("--clients", "6", "--set", "hidden=[3]", "--set", "train_samples=120", "--set", "dtype=float64")
@@ -113,6 +121,25 @@ def test_what_cannot_be_kept_or_measured_is_one_sentence(folder: Path, tmp_path:
     done = flatlab("clients", tmp_path / "broken.pt", cwd=folder)
     assert done.returncode == 2
     assert "fc1.weight is not there" in " ".join(done.stderr.split())
+
+
+def test_clients_of_a_round_that_is_over_are_refused_before_the_next_is_trained(tmp_path: Path) -> None:
+    @contextmanager
+    def cut_off(run: Run) -> Iterator[Callable[[Record], None]]:
+        def on_round(record: Record) -> None:
+            raise KeyboardInterrupt
+
+        yield on_round
+
+    fields = {"clients": 6, "hidden": [3], "train_samples": 120, "rounds": 3}
+    config, usual = make_config(fields), Execution(workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(config, tmp_path, usual, watch=cut_off)
+    with pytest.raises(UsageError, match="was beyond round 1 when its clients were asked for"):
+        carry_out(config, tmp_path, replace(usual, keep_clients=(1, 2)))
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    carry_out(config, tmp_path, replace(usual, keep_clients=(2,)))
+    assert (tmp_path / "clients-0002.pt").exists()
 
 
 def test_a_picture(folder: Path) -> None:

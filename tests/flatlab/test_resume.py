@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from flatlab.errors import UsageError
+from flatlab.federated.config import write_config
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.rounds import Run, train
 from flatlab.federated.state import Place
@@ -122,11 +123,48 @@ def test_a_killed_run_can_be_resumed_at_once(tmp_path: Path) -> None:
         pass
 
 
+def test_whether_a_folder_is_held_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        assert folder.is_busy()
+        (folder.path / "config.toml").touch()  # or the folder would go with the lock
+    monkeypatch.setattr(RunFolder, "locked", None)
+    assert not folder.is_busy()
+    (folder.path / "config.toml").unlink()
+    assert not folder.is_busy()
+    assert [path.name for path in folder.path.iterdir()] == [".lock"]
+
+
 def test_a_resumed_run_that_was_never_saved_starts_again(toy_world: Callable[..., World], tmp_path: Path) -> None:
     world = toy_world(rounds=3)
     carry_on(world, tmp_path / "a", "memory", resume=False)
     carry_on(world, tmp_path / "b", "memory", resume=True)
     assert_same_outcome(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_state_saved_with_another_configuration_is_not_gone_on_with(
+    gone: bool, toy_world: Callable[..., World], tmp_path: Path
+) -> None:
+    def cut_off(record: dict[str, Any]) -> None:
+        if record["round"] == 2:
+            raise KeyboardInterrupt
+
+    world = toy_world(rounds=3)
+    with SequentialEngine(world) as engine, pytest.raises(KeyboardInterrupt):
+        train(Run(world, tmp_path), engine, cut_off)
+    other = toy_world(rounds=3, lr=0.01)
+    write_config(tmp_path / "config.toml", other.config)
+    if gone:
+        (tmp_path / "config.toml").unlink()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(UsageError, match=r"resume\.pt holds the state of a run with another configuration"):
+        carry_on(other, tmp_path, "memory", resume=True)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    write_config(tmp_path / "config.toml", world.config)
+    carry_on(world, tmp_path, "memory", resume=True)
+    carry_on(world, tmp_path / "whole", "memory", resume=False)
+    assert_same_outcome(tmp_path / "whole", tmp_path)
 
 
 def test_old_client_files_go_once_a_newer_save_is_in_place(toy_world: Callable[..., World], tmp_path: Path) -> None:
