@@ -103,6 +103,8 @@ class TorchLoss:
         if self.normaliser is not _weight_of_labels:
             _require_like(name, outputs, targets, options)
             targets = targets.to(outputs.dtype)
+        elif not targets.is_floating_point() and targets.dtype != torch.bool:
+            targets = targets.long()  # torch takes no other classes, and a uint8 that equals -100 is 156
         total = self.function(outputs, targets, **options, reduction="sum")
         return total, self.normaliser(outputs, targets, options)
 
