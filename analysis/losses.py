@@ -91,7 +91,7 @@ class TorchLoss:
     def __call__(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor | float]:
         """(S_b, M_b) of a batch; raises `MeasurementError` where outputs and targets do not belong together."""
         name = self.function.__name__
-        outputs = logits_of(outputs)
+        given, outputs = outputs, logits_of(outputs)
         if not isinstance(outputs, Tensor):
             raise MeasurementError(
                 f"{name} takes the outputs as one tensor, but the model returns {type(outputs).__name__}; pass a "
@@ -101,8 +101,12 @@ class TorchLoss:
             key: value.to(outputs) if isinstance(value, Tensor) else value for key, value in self.options.items()
         }
         if self.normaliser is not _weight_of_labels:
+            if outputs is not given and outputs.shape == (*targets.shape, 1):
+                targets = targets.unsqueeze(-1)  # as what returns `logits` takes them itself where there is one label
             _require_like(name, outputs, targets, options)
             targets = targets.to(outputs.dtype)
+        elif not targets.is_floating_point() and targets.dtype != torch.bool:
+            targets = targets.long()  # torch takes no other classes, and a uint8 that equals -100 is 156
         total = self.function(outputs, targets, **options, reduction="sum")
         return total, self.normaliser(outputs, targets, options)
 

@@ -50,7 +50,7 @@ class OwnLoss:
         if self.per == "sample":
             return len(targets)
         labels = targets[..., 1:] if self.per == "next_label" else targets
-        return labels.numel() if labels.is_floating_point() else int((labels != IGNORED).sum())
+        return labels.numel() if labels.is_floating_point() else int((labels.long() != IGNORED).sum())
 
 
 def _mean_in(outputs: Any) -> Tensor:

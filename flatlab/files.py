@@ -1,9 +1,11 @@
 """Writing files so that a reader, or a resumed run, never meets half of one."""
 
+import errno
 import io
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,6 +14,8 @@ from secrets import token_hex
 from typing import IO, Any
 
 from flatlab.errors import FlatlabError
+
+_LINKS = 40  # that are followed, as many as Linux does
 
 
 class WriteError(FlatlabError):
@@ -39,12 +43,28 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary file that becomes `path` when the block ends without an exception, and leaves no trace otherwise.
 
     The bytes are flushed to the disk (fsync) under a temporary name in the same folder, renamed over `path`, and the
-    folder is flushed too, so that after a crash `path` holds either its old content or the whole new one. Raises
-    `WriteError` where any of this fails; an error of the block's own goes on as it is.
+    folder is flushed too, so that after a crash `path` holds either its old content or the whole new one. Where `path`
+    is a link, all this happens to what it points to. A pipe or a device has readers of its own, whom a new file of its
+    name would not reach: it is written into. Raises `WriteError` where any of this fails; an error of the block's own
+    goes on as it is.
     """
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{token_hex(4)}.part")
+        stream = _stream(path)
+    if stream is None:
+        with _replacing(path) as file:
+            yield file
+    else:
+        with _told(raw := _Watched(stream, "wb"), path), io.BufferedWriter(raw) as file:
+            yield file
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """What `atomic_write` does where `path` is a regular file, or nothing yet."""
+    with writing(path):
+        target = _target(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{token_hex(4)}.part")
         raw = _Watched(temporary, "xb")
     try:
         with _told(raw, path), io.BufferedWriter(raw) as file:
@@ -53,14 +73,53 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
         with writing(path):
-            os.replace(temporary, path)
+            os.replace(temporary, target)
     except BaseException:
         raw.close()
         with suppress(OSError):
             os.unlink(temporary)
         raise
     with writing(path):
-        _sync_folder(path.parent)
+        _sync_folder(target.parent)
+
+
+def _target(path: Path) -> Path:
+    """Where the file is, or will be, that `path` names: a rename would put itself in a link's place."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _stream(path: Path) -> int | None:
+    """What `path` names, opened to write into, where it is there and no regular file; None where it can be replaced.
+
+    Neither created nor cut: a device node is none of ours, and what a shell has opened may hold more than our output.
+    """
+    number = _descriptor(path)
+    if number is not None:
+        return os.dup(number)
+    return None if _is_replaceable(path) else os.open(path, os.O_WRONLY)
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether `path` is a regular file, or nothing yet."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of this process's open file that `path` names, as /dev/stdout and a shell's >(...) do; or None.
+
+    Opened anew by its name, a redirected file would be written over from its beginning, and a socket not at all.
+    """
+    for _ in range(_LINKS):
+        folder = os.path.realpath(path.parent)
+        if folder in ("/dev/fd", f"/proc/{os.getpid()}/fd") and path.name.isdecimal():
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = Path(folder, os.readlink(path))
+    return None
 
 
 class _Watched(io.FileIO):
@@ -117,12 +176,24 @@ def appending(path: Path) -> Iterator[IO[bytes]]:
 
 
 def require_writable(path: Path) -> None:
-    """Raise `WriteError` unless a file can be made beside `path`, or in the nearest folder above that exists."""
-    folder = path.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    with writing(path), tempfile.TemporaryFile(dir=folder):
-        pass
+    """Raise `WriteError` unless `atomic_write` can begin at `path`; nothing is made, and no pipe opened, for that.
+
+    What is to be replaced needs a folder that a file can be made in, or the nearest above that exists.
+    """
+    with writing(path):
+        number = _descriptor(path)
+        if number is not None:
+            os.write(number, b"")  # nothing, which fails all the same for what is closed, or open for reading only
+        elif _is_replaceable(path):
+            folder = _target(path).parent
+            while not folder.exists() and folder != folder.parent:
+                folder = folder.parent
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        elif path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        elif not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def json_text(content: Mapping[str, Any]) -> str:

@@ -15,8 +15,13 @@ Draw = Callable[[Sequence[Mapping[str, Any]]], "Drawing"]
 
 def save_picture(draw: Draw, results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw into `path`.png, .pdf and .csv (an ending of these that `path` already has is taken off), and say so."""
+    save_drawing(draw(results), picture_path(path).with_suffix(""))
+
+
+def picture_path(path: Path) -> Path:
+    """The .png that `save_picture` writes for `path`, beside which the others are."""
     stem = path.with_suffix("") if path.suffix in (".png", ".pdf", ".csv") else path
-    save_drawing(draw(results), stem)
+    return stem.with_name(f"{stem.name}.png")
 
 
 def save_drawing(drawing: "Drawing", stem: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flatlab.cli.console import console, fail_if, noted, say, status, warn_of_unwritable, write_json
+from flatlab.cli.pictures import picture_path
 from flatlab.cli.progress import progress_line
 from flatlab.errors import NOT_CONVERGED
 from flatlab.measuring.expense import product_seconds
@@ -54,7 +55,8 @@ def measure(
     results: list[dict[str, Any]] = []
     unsaved: list[str] = []
     with together(measurement.device) as first:
-        warn_of_unwritable([*(measurement_path(path, kind) for path in paths), *filter(None, (json, figure, kept))])
+        picture = figure and picture_path(figure)
+        warn_of_unwritable([*(measurement_path(path, kind) for path in paths), *filter(None, (json, picture, kept))])
         for path in paths or (None,):
             with progress_line("own model" if path is None else str(path)) as tell:
                 result = measured(partial(_opened, path, measurement, products), work, settings, tell)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatlab.arrays import tensor_of
 from flatlab.data.images import ImageData, Split, channel_statistics
 from flatlab.data.samples import Reading
 from flatlab.errors import UsageError, first_line
@@ -60,44 +61,76 @@ def _split(name: str, what: str, returned: Any) -> tuple[Split, Mapping[str, Any
     columns = returned[2] if len(returned) == 3 else {}
     if not isinstance(columns, Mapping):
         _refuse(name, f"must return a dictionary of columns as the third part of its {what} split")
-    if inputs.ndim < 2 or len(inputs) == 0:
+    if inputs.ndim < 2 or inputs.numel() == 0:
         _refuse(name, f"must return {what} inputs of shape (n, ...), not {tuple(inputs.shape)}")
     if labels.shape != (len(inputs),) or labels.is_floating_point() or labels.dtype == torch.bool:
         _refuse(name, f"must return {what} labels that are {len(inputs)} whole numbers, not {_kind(labels)}")
     if int(labels.min()) < 0:
         _refuse(name, f"has the {what} label {int(labels.min())}: classes are counted from 0")
-    if inputs.is_floating_point():
-        inputs = inputs if inputs.dtype == torch.float64 else inputs.float()
-        if not inputs.isfinite().all():
-            _refuse(name, f"has {what} inputs that are not finite")
-    elif (inputs.dtype == torch.uint8 and inputs.ndim != 4) or inputs.dtype != torch.uint8:
+    if inputs.is_floating_point() and not inputs.isfinite().all():
+        _refuse(name, f"has {what} inputs that are not finite")
+    if (inputs.dtype == torch.uint8 and inputs.ndim != 4) or inputs.dtype == torch.bool:
         inputs = inputs.long()
     return Split(inputs.contiguous(), labels.long().contiguous()), columns
 
 
 def _tensor(name: str, what: str, part: Any) -> Tensor:
+    """What is returned as a tensor of float32, float64, int64, uint8 or bool, with which torch can do everything."""
     if isinstance(part, np.ndarray):
         try:
-            part = torch.from_numpy(np.ascontiguousarray(part))
+            part = tensor_of(part)
         except TypeError:
             _refuse(name, f"returns {what} arrays of {part.dtype}: numbers are needed")
     if not isinstance(part, Tensor):
         _refuse(name, f"must return tensors, but returns a {type(part).__name__} in its {what} split")
-    if part.is_sparse or part.is_quantized or part.is_complex() or part.layout != torch.strided or part.is_nested:
+    if part.is_nested or part.layout != torch.strided or part.is_quantized or part.is_complex() or part.is_meta:
         _refuse(name, f"must return dense tensors of real numbers, not {_kind(part)}")
-    return part.detach().cpu()
+    found: Tensor = part.detach().cpu()
+    if found.dtype in (torch.float64, torch.uint8, torch.bool):
+        return found
+    try:
+        whole = found.float() if found.is_floating_point() else found.long()
+    except (RuntimeError, NotImplementedError):  # of numbers packed into parts of a byte
+        _refuse(name, f"returns {what} tensors of {_kind(found)}: numbers of whole bytes are needed")
+    if found.dtype == torch.uint64 and bool((whole < 0).any()):
+        _refuse(name, f"has {what} numbers from 2^63 on: whole numbers are kept as int64")
+    return whole
 
 
 def _owners(name: str, columns: Mapping[str, Any], column: str, samples: int) -> Tensor:
     if column not in columns:
-        _refuse(name, f"returns no column {column!r} with its training split (it has: {', '.join(columns) or 'none'})")
-    values = np.asarray(columns[column])
+        there = ", ".join(map(str, columns)) or "none"
+        _refuse(name, f"returns no column {column!r} with its training split (it has: {there})")
+    held = columns[column]
+    try:
+        listed = held.tolist() if isinstance(held, Tensor) else held
+        values = np.asarray(listed, dtype=object)  # as they are: lists of names and numbers would all become names
+    except Exception as error:  # whatever a class of somebody's raises
+        _refuse(name, f"returns as its column {column!r} what cannot be read, {first_line(error)}")
     if values.shape != (samples,):
         _refuse(name, f"must return {samples} values as its column {column!r}, not {values.shape}")
-    return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))
+    for place, value in enumerate(values):
+        if value is None or not _is_itself(value):
+            _refuse(name, f"has no value in its column {column!r} for training sample {place}: each needs its client")
+    try:
+        numbers = np.unique(values, return_inverse=True)[1]
+    except Exception:  # two values that cannot be compared
+        kinds = ", ".join(sorted({type(value).__name__ for value in values}))
+        _refuse(name, f"has values in its column {column!r} that have no order ({kinds}): use names, or whole numbers")
+    return torch.from_numpy(numbers.astype(np.int64))
+
+
+def _is_itself(value: Any) -> bool:
+    """False of what stands for a missing value: not-a-number, pandas' NA and NaT."""
+    try:
+        return bool(value == value)
+    except Exception:  # NA is neither equal nor unequal to anything
+        return False
 
 
 def _kind(tensor: Tensor) -> str:
+    if tensor.is_nested:
+        return "nested ones"
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 

@@ -23,6 +23,7 @@ _PREFIXES = {"hf": ("transformers",), "timm": ("timm", "torchvision")}
 """Where models come from, and the packages that it takes; the extras of pyproject.toml have the same names."""
 
 _LOSS_OF_TYPE = {"regression": "mse", "multi_label_classification": "binary_cross_entropy"}
+_CLASSIFIERS = ("ForSequenceClassification", "ForImageClassification")
 _TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 
@@ -126,10 +127,19 @@ def _class_of(transformers: Any, config: Any, name: str) -> Any:
 
 
 def _loss_of(transformers: Any, config: Any, kind: type) -> str:
-    next_token = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    if kind.__name__ in next_token:
+    known = transformers.models.auto.modeling_auto
+    if kind.__name__ in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         return "next_token"
-    return _LOSS_OF_TYPE.get(getattr(config, "problem_type", None) or "", "cross_entropy")
+    from_sequences = (
+        known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        known.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    )
+    if config.is_encoder_decoder and any(kind.__name__ in names.values() for names in from_sequences):
+        return "own_per_label"  # its decoder's inputs are made of the labels, which only its own loss is given
+    problem = getattr(config, "problem_type", None)
+    if problem is None and kind.__name__.endswith(_CLASSIFIERS) and config.num_labels == 1:
+        problem = "regression"  # as these classes conclude themselves
+    return _LOSS_OF_TYPE.get(problem or "", "cross_entropy")
 
 
 def _timm(timm: Any, source: str | Path, name: str, dtype: torch.dtype) -> HubModel:

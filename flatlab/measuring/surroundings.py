@@ -97,7 +97,7 @@ def examine(data_root: Path | None = None) -> Surroundings:
         data, root = {}, None
         problems.append(str(error))
     try:
-        require_writable(cache_folder() / "images")
+        require_writable(cache_folder() / "images" / "any")
     except WriteError as error:
         problems.append(
             f"Decoded images cannot be kept in {cache_folder()} ({error.reason}): make room there, or name another "

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flatlab.arrays import tensor_of
 from flatlab.errors import UsageError
 from flatlab.runs.checkpoint import fill, load_tensors
 
@@ -51,8 +52,9 @@ def load_weights(model: nn.Module, path: Path, named: str) -> list[str]:
         found = _Found(_in_order(model, content, complaint), (), "", ())
     else:
         found = _chosen(model, content, path, complaint)
+    state = model.state_dict()
     for name, tensor in found.tensors.items():
-        _require_numbers(tensor, name, path)
+        _require_numbers(tensor, state[name], name, path)
     fill(model, found.tensors, complaint)
     return list(_sentences(found, path))
 
@@ -103,7 +105,7 @@ def _npz(path: Path) -> dict[str, Tensor] | list[Tensor]:
     """The arrays by name, or in order where they have none (`arr_0`, `arr_1`, as Flower's strategies save them)."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: torch.from_numpy(np.array(archive[name])) for name in archive.files}
+            arrays = {name: tensor_of(archive[name]) for name in archive.files}
     except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UsageError(f"The arrays of {path} cannot be read as numbers: {_said(error)}.") from error
     numbers = [re.fullmatch(r"arr_(\d+)", name) for name in arrays]
@@ -122,21 +124,20 @@ def _classes(path: Path) -> list[str]:
 
 
 def _in_order(model: nn.Module, arrays: Sequence[Tensor], complaint: str) -> dict[str, Tensor]:
-    """Arrays as `model.state_dict()` or `model.parameters()` lists them."""
-    state = model.state_dict()
+    """Arrays as `model.state_dict()` or `model.parameters()` lists them, the latter each tied one once."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     names = list(state)
     if len(arrays) != len(names):
-        parameters = [name for name, _ in model.named_parameters()]
-        buffers = {name: tensor for name, tensor in state.items() if name not in dict(model.named_parameters())}
-        if len(arrays) != len(parameters) or any(buffer.is_floating_point() for buffer in buffers.values()):
-            raise UsageError(f"{complaint}: it has {len(names)} tensors, the file {len(arrays)} arrays.")
-        names = parameters
+        names = [name for name, _ in model.named_parameters()]
+        buffers = state.keys() - {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        if len(arrays) != len(names) or any(_is_inexact(state[name]) for name in buffers):
+            raise UsageError(f"{complaint}: it has {len(state)} tensors, the file {len(arrays)} arrays.")
     for place, (name, array) in enumerate(zip(names, arrays, strict=True)):
         if array.shape != state[name].shape:
             raise UsageError(
                 f"{complaint}: array {place} has shape {tuple(array.shape)}, {name} {tuple(state[name].shape)}."
             )
-    return _with_tied(model, {**state, **dict(zip(names, arrays, strict=True))}, names)
+    return _with_tied(model, dict(zip(names, arrays, strict=True)), names)
 
 
 def _chosen(model: nn.Module, content: Any, path: Path, complaint: str) -> _Found:
@@ -231,14 +232,29 @@ def _rank(found: _Found) -> tuple[int, int, int]:
     return max(places, default=-1) + 1, unusual, found.prefix.count(".")
 
 
-def _require_numbers(tensor: Any, name: str, path: Path) -> None:
-    """Refuse what is no ordinary tensor of finite real numbers."""
-    if not isinstance(tensor, Tensor):
+def _require_numbers(tensor: Any, own: Any, name: str, path: Path) -> None:
+    """Refuse what is no ordinary tensor of finite numbers of the kind that the model's `own` are."""
+    if not isinstance(tensor, Tensor) or not isinstance(own, Tensor):
         return
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+    foreign = tensor.is_complex() and not own.is_complex()
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or foreign:
         raise UsageError(f"{name} in {path} is a sparse, complex, quantised or empty tensor; save it as plain numbers.")
-    if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
+    if _is_inexact(own) and not _is_inexact(tensor):  # codes of a quantiser, or a mask: its scale is not with them
+        raise UsageError(
+            f"{name} in {path} is {_kind(tensor)}, but in the model {_kind(own)}, whose values whole numbers are not: "
+            "save the parameters themselves."
+        )
+    loaded = tensor.to(own.dtype if _is_inexact(own) else torch.float64)
+    if not bool(loaded.isfinite().all()):
         raise UsageError(f"{name} in {path} has entries that are not finite; curvature needs finite weights.")
+
+
+def _is_inexact(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _sentences(found: _Found, path: Path) -> Iterator[str]:
@@ -248,7 +264,7 @@ def _sentences(found: _Found, path: Path) -> Iterator[str]:
         yield f"The prefix {found.prefix!r} was taken off the names in {path}."
     if found.left:
         yield f"Beside the model's weights, {path} holds {some_names(found.left)}, left unread."
-    low = {str(t.dtype).removeprefix("torch.") for t in found.tensors.values() if _is_low(t)}
+    low = {_kind(t) for t in found.tensors.values() if _is_low(t)}
     if low:
         yield f"The {' and '.join(sorted(low))} weights of {path} are raised to float32, exactly."
 

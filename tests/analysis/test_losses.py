@@ -193,3 +193,14 @@ def test_the_sum_of_a_sum_and_parts_of_a_weighted_mean() -> None:
     total = make_problem(network(), nn.CrossEntropyLoss(weight=W, reduction="sum"), (X, Y), reduction="sum")
     assert total.normaliser == 1
     assert loss_at(total, total.point()) == pytest.approx(104 * loss_at(problem, problem.point()))
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int16, torch.int32])
+@pytest.mark.parametrize("loss", ["cross_entropy", F.cross_entropy, nn.CrossEntropyLoss(weight=torch.arange(1.0, 201))])
+def test_classes_are_whole_numbers_of_any_kind(loss: Any, kind: torch.dtype) -> None:
+    x, y = torch.randn(6, 5).double(), torch.tensor([156, 0, 156, 199, 3, 156])  # as a uint8, 156 equals -100
+    losses = [
+        loss_and_gradient(make_problem(network(200), loss, cut(x, labels, [4, 2]), dtype=torch.float64))[0]
+        for labels in (y, y.to(kind))
+    ]
+    assert losses[0] == losses[1]

@@ -113,6 +113,44 @@ def test_a_language_model_by_every_command(
         assert command(monkeypatch, name, *own, *more) in (0, 3)
 
 
+def test_the_usual_loss_of_an_encoder_with_a_decoder(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    shape = {"vocab_size": 11, "d_model": 4, "d_kv": 2, "d_ff": 4, "num_layers": 1, "num_heads": 2}
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**shape, decoder_start_token_id=0, pad_token_id=0)
+    )
+    model.eval().save_pretrained("t5")
+    ids = torch.randint(1, 11, (6, 5))
+    labels = torch.randint(1, 11, (6, 4))
+    labels[:2, 2:] = -100
+    data = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    found = [flatlab.eigs("hf:./t5", loss, data, layers="none").to_dict() for loss in (None, "own_per_label")]
+    assert found[0]["loss_function"] == "own_per_label"
+    values = [result["global"]["eigenvalues"][0]["value"] for result in found]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    assert found[0]["loss"] == pytest.approx(float(model(**data).loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("problem", ["regression", None])
+def test_the_usual_labels_of_a_regression(problem: str | None, folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    shape = {"vocab_size": 11, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(
+        **shape, intermediate_size=4, max_position_embeddings=8, num_labels=1, problem_type=problem
+    )
+    model = transformers.BertForSequenceClassification(config)
+    model.eval().save_pretrained("bert")
+    data = {"input_ids": torch.randint(1, 11, (6, 5)), "labels": torch.randn(6)}
+    column = data | {"labels": data["labels"][:, None]}
+    found = [flatlab.eigs("hf:./bert", data=part, layers="none").to_dict() for part in (data, column)]
+    assert found[0]["loss_function"] == "mse"
+    values = [result["global"]["eigenvalues"][0]["value"] for result in found]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    assert found[0]["loss"] == pytest.approx(float(model(**data).loss), rel=1e-5)
+
+
 def test_half_precision_is_raised_and_said(
     gpt: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

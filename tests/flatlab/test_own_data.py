@@ -130,6 +130,29 @@ def test_floats_and_tokens_are_taken_as_they_are_and_images_are_normalised(here:
     assert data.mean == pytest.approx(tuple((data.train.images / 255.0).mean(dim=(0, 2, 3)).tolist()), rel=1e-5)
 
 
+WHOLE = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("library", ["torch", "np"])
+def test_whole_numbers_of_any_kind_are_labels_and_tokens(library: str, kind: str, here: Path) -> None:
+    part = {"torch": f"y.to(torch.{kind})", "np": f"y.numpy().astype(np.{kind})"}[library]
+    data = load(here, f"y = {part}; return (x, y), (x, y)", f"labels_{library}_{kind}")
+    assert data.train.labels.tolist() == [k % 3 for k in range(20)]
+    data = load(here, f"t = {part}[:, None]; return (t, y), (t, y)", f"tokens_{library}_{kind}")
+    assert (data.train.images.dtype, data.train.images[:4].tolist()) == (torch.int64, [[0], [1], [2], [0]])
+
+
+def test_arrays_in_any_byte_order_are_read(here: Path) -> None:
+    body = "x = np.arange(120.).reshape(20, 6); x.flags.writeable = False; y = y.numpy(); return (x, y), (x, y)"
+    expected = load(here, body, "plain")
+    for order in "<>":
+        turned = body.replace("; return", f"; x, y = x.astype('{order}f4'), y.astype('{order}i2'); return")
+        data = load(here, turned, {"<": "little", ">": "big"}[order])
+        assert torch.equal(data.train.images, expected.train.images.float())
+        assert torch.equal(data.train.labels, expected.train.labels)
+
+
 def test_other_numbers_are_other_data(here: Path) -> None:
     one, same, other = (
         data_digest(load(here, f"torch.manual_seed({seed}); x = torch.randn(20, 6); return (x, y), (x, y)", name))
@@ -156,6 +179,12 @@ def test_other_numbers_are_other_data(here: Path) -> None:
         ("return (x + 1j, y), (x, y)", "dense tensors of real numbers"),
         ("return ('abc', y), (x, y)", "must return tensors, but returns a str"),
         ("return (np.array(['a'] * 20), y), (x, y)", "numbers are needed"),
+        ("return (x, y.numpy().astype(np.uint64) + np.uint64(2**63)), (x, y)", r"training numbers from 2\^63 on"),
+        ("return (torch.nested.nested_tensor([*x]), y), (x, y)", "dense tensors of real numbers, not nested"),
+        ("return (x.to('meta'), y), (x, y)", "dense tensors of real numbers"),
+        ("return (x[:, :0], y), (x[:, :0], y)", "inputs of shape"),
+        ("return (x, y > 1), (x, y)", "whole numbers, not bool"),
+        ("return (torch.zeros(20, 2, dtype=torch.uint8).view(torch.uint4), y), (x, y)", "numbers of whole bytes"),
         ("raise KeyError('no')", "called without arguments, raised KeyError"),
     ],
 )
@@ -172,6 +201,35 @@ def test_columns_are_looked_for_by_name(here: Path) -> None:
         load_images("named:data", reading=Reading(column="when"))
     with pytest.raises(UsageError, match="no use for image_size = 8"):
         load_images("named:data", reading=Reading(size=8))
+
+
+@pytest.mark.parametrize(
+    ("column", "sentence"),
+    [
+        ("[None, 'b'] * 10", "no value in its column 'who' for training sample 0: each needs its client"),
+        ("[1.0, float('nan')] * 10", "no value in its column 'who' for training sample 1"),
+        ("['a'] * 19 + [float('nan')]", "no value in its column 'who' for training sample 19"),
+        ("__import__('pandas').array([1, None] * 10)", "no value in its column 'who' for training sample 1"),
+        ("np.array(['2020', 'NaT'] * 10, dtype='M8[D]')", "no value in its column 'who' for training sample 1"),
+        ("[1, 'b'] * 10", r"no order \(int, str\): use names, or whole numbers"),
+        ("[{}] * 20", r"no order \(dict\)"),
+        ("[[1], [2, 3]]", "must return 20 values as its column 'who', not"),
+        ("torch.zeros(20, device='meta')", "column 'who' what cannot be read"),
+    ],
+)
+def test_a_column_with_gaps_or_without_order_is_refused(here: Path, column: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        load(here, f"return (x, y, {{'who': {column}}}), (x, y)", f"c{abs(hash(column))}", Reading(column="who"))
+
+
+@pytest.mark.parametrize("column", ["np.arange(20) % 2 == 0", "(torch.arange(20) % 2 - 0.5).half().requires_grad_()"])
+def test_columns_of_any_numbers(here: Path, column: str) -> None:
+    data = load(
+        here, f"return (x, y, {{1: y, 'who': {column}}}), (x, y)", f"c{abs(hash(column))}", Reading(column="who")
+    )
+    assert sorted(data.train.owners.unique().tolist()) == [0, 1]
+    with pytest.raises(UsageError, match=r"no column 'when' .*it has: 1, who"):
+        load_images(f"c{abs(hash(column))}:data", reading=Reading(column="when"))
 
 
 def test_no_file_chooses_what_is_imported(here: Path) -> None:

@@ -31,6 +31,20 @@ class Tied(nn.Module):
         self.head.weight = self.table.weight
 
 
+class Waves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.waves, self.scale = nn.Parameter(torch.randn(3, dtype=torch.complex64)), nn.Parameter(torch.randn(3))
+        self.register_buffer("phases", torch.randn(2, dtype=torch.complex64))
+
+
+class Counted(Tied):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(5))
+        self.register_buffer("calls", torch.tensor(7))
+
+
 def state(seed: int = 1, kind: Callable[[], nn.Module] = Net) -> State:
     torch.manual_seed(seed)
     return {name: torch.randn(t.shape) if t.is_floating_point() else t for name, t in kind().state_dict().items()}
@@ -115,6 +129,54 @@ def test_arrays_in_order_and_by_name(tmp_path: Path) -> None:
     named: dict[str, Any] = {"module." + name: array.numpy() for name, array in state().items()}
     np.savez(tmp_path / "named.npz", **named)
     assert_loaded(tmp_path / "named.npz", state(), "prefix 'module.'")
+
+
+def test_complex_models(tmp_path: Path) -> None:
+    trained = Waves()
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    np.savez(tmp_path / "w.npz", *[tensor.numpy() for tensor in trained.state_dict().values()])
+    for name in ("w.pt", "w.npz"):
+        assert_loaded(tmp_path / name, trained.state_dict(), "", Waves)
+    for part, value in {"waves": 1j * torch.tensor(torch.inf), "phases": torch.tensor(torch.nan)}.items():
+        broken = trained.state_dict() | {part: trained.state_dict()[part] + value}
+        torch.save(broken, tmp_path / "w.pt")
+        with pytest.raises(UsageError, match=f"{part} in .* has entries that are not finite"):
+            load_weights(Waves(), tmp_path / "w.pt", "mine:make")
+    torch.save(trained.state_dict() | {"scale": trained.waves.detach()}, tmp_path / "w.pt")
+    with pytest.raises(UsageError, match=r"scale in .* is a sparse, complex, quantised"):
+        load_weights(Waves(), tmp_path / "w.pt", "mine:make")
+
+
+@pytest.mark.parametrize("kind", [Tied, Counted])
+@pytest.mark.parametrize("listed", ["parameters", "state_dict"])
+def test_tied_parameters_in_order(listed: str, kind: Callable[[], nn.Module], tmp_path: Path) -> None:
+    trained = kind()
+    tensors = trained.parameters() if listed == "parameters" else trained.state_dict().values()
+    np.savez(tmp_path / "w.npz", *[tensor.detach().numpy() for tensor in tensors])
+    assert_loaded(tmp_path / "w.npz", trained.state_dict(), "", kind)
+
+
+def test_arrays_of_another_byte_order(tmp_path: Path) -> None:
+    arrays = [tensor.numpy() for tensor in state().values()]
+    np.savez(tmp_path / "w.npz", *[array.astype(array.dtype.newbyteorder(">")) for array in arrays])
+    assert_loaded(tmp_path / "w.npz", state(), "")
+
+
+@pytest.mark.parametrize("codes", [torch.int8, torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize("name", ["head.weight", "norm.running_mean"])
+def test_whole_numbers_are_no_weights(name: str, codes: torch.dtype, tmp_path: Path) -> None:
+    torch.save({**state(), name: torch.ones_like(state()[name]).to(codes)}, tmp_path / "w.pt")
+    kind = str(codes).removeprefix("torch.")
+    with pytest.raises(UsageError, match=f"{name} in .* is {kind}, but in the model float32, .* save the parameters"):
+        load_weights(Net(), tmp_path / "w.pt", "mine:make")
+
+
+def test_what_a_model_of_higher_precision_can_hold_is_finite(tmp_path: Path) -> None:
+    large = {k: t.double() * 1e60 if t.is_floating_point() else t for k, t in state().items()}
+    torch.save(large, tmp_path / "w.pt")
+    assert_loaded(tmp_path / "w.pt", large, "", lambda: Net().double())
+    with pytest.raises(UsageError, match="not finite"):
+        load_weights(Net(), tmp_path / "w.pt", "mine:make")
 
 
 def objects(path: Path) -> None:
