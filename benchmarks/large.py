@@ -41,7 +41,8 @@ from benchmarks.large_networks import NETWORKS, make_network
 from flatlab.malloc import keep_freed_memory
 
 LIMIT = 20 << 30
-GRAPHS = 6 << 30  # bytes that ours may keep between products
+PLENTY = 6 << 30  # bytes that ours may keep between products, of networks for which that is plenty,
+VECTORS = {1: 13, 5: 20}  # and of others so many vectors for k pairs, with which it takes no more than SciPy
 TOO_MUCH = f"more than {LIMIT >> 30} GiB"
 
 Search = Callable[[], Solution]
@@ -227,7 +228,9 @@ def _resident(process: int | str, what: str) -> int:
 
 
 def _ours(subject: Subject, k: int) -> Search:
-    problem = make_problem(subject.model, "cross_entropy", (subject.x, subject.y), memory=GRAPHS)
+    vector = sum(p.nbytes for p in subject.parameters)
+    memory = PLENTY if vector < PLENTY // 100 else VECTORS[k] * vector
+    problem = make_problem(subject.model, "cross_entropy", (subject.x, subject.y), memory=memory)
 
     def search() -> Solution:
         pairs = lanczos(hessian(problem), k, tol=TOL)

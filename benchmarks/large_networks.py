@@ -1,6 +1,7 @@
 """Networks of the size that people bring, randomly initialised, with the data their loss is the mean over.
 
-GPT-2 small as Radford et al. (2019) describe it, 124 million parameters, its embedding tied to its head; ViT-tiny as
+GPT-2 small as Radford et al. (2019) describe it, 124 million parameters, its embedding tied to its head, and the same with
+half its width, words and tokens, which needs a quarter of the memory everywhere; ViT-tiny as
 Touvron et al. (2021), in patches of 4 pixels; and the ResNet-18 with GroupNorm that flatlab trains.
 """
 
@@ -85,10 +86,10 @@ def _small(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _gpt2() -> Subject:
+def _gpt2(vocabulary: int = VOCABULARY, tokens: int = TOKENS, width: int = 768) -> Subject:
     generator = torch.Generator().manual_seed(0)
-    text = torch.randint(VOCABULARY, (SEQUENCES, TOKENS + 1), generator=generator)
-    return Subject(GPT(VOCABULARY, CONTEXT, 768, 12, 12), text[:, :-1].clone(), text[:, 1:].clone())
+    text = torch.randint(vocabulary, (SEQUENCES, tokens + 1), generator=generator)
+    return Subject(GPT(vocabulary, CONTEXT, width, 12, width // 64), text[:, :-1].clone(), text[:, 1:].clone())
 
 
 def _on_images(model: nn.Module) -> Subject:
@@ -99,6 +100,7 @@ def _on_images(model: nn.Module) -> Subject:
 NETWORKS: Mapping[str, Callable[[], Subject]] = {
     "vit-tiny": lambda: _on_images(ViT(32, 4, 100, 192, 12, 3)),
     "resnet18-gn": lambda: _on_images(build_model("resnet18-gn", input_shape=(3, 32, 32), classes=100)),
+    "gpt2-half": lambda: _gpt2(VOCABULARY // 2, TOKENS // 2, 384),
     "gpt2": _gpt2,
 }
 
