@@ -1,7 +1,7 @@
 """Networks of the size that people bring, randomly initialised, with the data their loss is the mean over.
 
 GPT-2 small as Radford et al. (2019) describe it, 124 million parameters, its embedding tied to its head, and the same
-with half its width, words and tokens, which takes a quarter of the memory everywhere; ViT-tiny as Touvron et al. (2021),
+with half its width, words and tokens, which takes a quarter of the memory; ViT-tiny as Touvron et al. (2021),
 in patches of 4 pixels; and the ResNet-18 with GroupNorm that flatlab trains.
 """
 
