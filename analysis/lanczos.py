@@ -125,7 +125,7 @@ def lanczos_steps(
     most = max(2 * k + 20, BASIS)
     whole = size <= (max_basis or most)
     if max_basis is None:
-        share = size if room is None else room - _BESIDE
+        share = size if room is None else room - _BESIDE - (k - 1)  # the pairs become vectors of their own at last
         max_basis = max(k + FEWEST, min(most if size > _SMALL else _LONG, share))
     lenient = vanishing and which in ("smallest", "both")
     search = _Search(k, which, tol, max_iter * k, max_basis, whole, lenient, generator, progress)
