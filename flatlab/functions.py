@@ -49,17 +49,17 @@ def require_let_run(name: str, role: Literal["data set", "algorithm"]) -> None:
 
 def import_function(name: str, role: str) -> Callable[..., Any]:
     """Import the function `package.module:function`, as `import_named`. Raises `UsageError`."""
-    function = import_named(name, role)
+    function = import_named(name, role, "function ")
     if not callable(function):
         module_name, _, function_name = name.partition(":")
         raise UsageError(f"The {role} '{name}' cannot be had: {module_name} has no function {function_name}.")
     return function  # type: ignore[no-any-return]
 
 
-def import_named(name: str, role: str) -> Any:
+def import_named(name: str, role: str, kind: str = "") -> Any:
     """Import what `package.module:name` names, from the installed packages first and then from the current folder.
 
-    `role` is what it is for ("model", "loss"), as the errors call it. Raises `UsageError`.
+    `role` is what it is for ("model", "loss") and `kind` what it is, as the errors call it. Raises `UsageError`.
     """
     module_name, _, function_name = name.partition(":")
     if not (function_name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
@@ -77,5 +77,5 @@ def import_named(name: str, role: str) -> Any:
         raise UsageError(f"The {role} '{name}' cannot be had: {reason}.") from error
     found = getattr(module, function_name, None)
     if found is None:
-        raise UsageError(f"The {role} '{name}' cannot be had: {module_name} has no {function_name}.")
+        raise UsageError(f"The {role} '{name}' cannot be had: {module_name} has no {kind}{function_name}.")
     return found

@@ -165,7 +165,7 @@ def test_a_users_model_from_the_current_folder() -> None:
         (":good", "not of the form package.module:function"),
         ("my package:good", "not of the form package.module:function"),
         ("nowhere_at_all:good", "there is no module nowhere_at_all"),
-        ("hf:gpt2", "is measured .flatlab eigs --model hf:gpt2. but not trained by name"),
+        ("hf:gpt2", "is measured (flatlab eigs --model hf:gpt2) but not trained by name"),
         ("my_package.elsewhere:good", "there is no module my_package.elsewhere"),
         ("my_package.broken:good", "importing my_package.broken raised ModuleNotFoundError"),
         ("my_package.models:best", "my_package.models has no function best"),
