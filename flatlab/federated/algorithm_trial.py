@@ -44,26 +44,23 @@ class _Trial:
 
     def run(self) -> None:
         rules, w = self.rules, torch.randn(_SIZE, dtype=torch.float64)
-        with self.named("initial"):
-            given = dict(rules.initial(w, self.hyper))
+        given = self.call("initial", w, self.hyper)
+        self.require("initial", isinstance(given, Mapping), "no dictionary of vectors")
         self.require("initial", set(given) <= {*rules.own, *rules.server}, "vectors that neither own nor server name")
         zeros = torch.zeros_like(w)
         own = {name: given.get(name, zeros).expand(_CLIENTS, _SIZE).clone() for name in rules.own}
         server = {name: given.get(name, zeros) for name in rules.server}
         for t in range(_ROUNDS):
-            with self.named("start"):
-                start = rules.start(w, server, self.hyper, t)
+            start = self.call("start", w, server, self.hyper, t)
             self.require("start", _is(start, w), f"something else than the vector {tuple(w.shape)} it starts from")
             theta, after = self.clients(t, start, own, server)
-            with self.named("combine"):
-                combined = rules.combine(self.round(t, w, theta, own, after, server))
+            combined = self.call("combine", self.round(t, w, theta, own, after, server))
             self.require("combine", isinstance(combined, tuple) and len(combined) == 2, "no pair (w, vectors)")
             self.require("combine", _is(combined[0], w), f"a w that is no tensor {tuple(w.shape)} of its dtype")
             self.require_vectors("combine", combined[1], server)
             w, own, server = combined[0], after, dict(combined[1])
-            with self.named("models"):
-                models = rules.models(w, server)
-            self.require_vectors("models", models, dict.fromkeys(models, w))
+            models = self.call("models", w, server)
+            self.require_vectors("models", models, dict.fromkeys(models, w) if isinstance(models, Mapping) else {})
 
     def clients(
         self, t: int, start: Tensor, own: Mapping[str, Tensor], server: Mapping[str, Tensor]
@@ -102,16 +99,14 @@ class _Trial:
         client: Client[Any] = Client(
             start, wt, own, server, self.hyper, _STEPS, self.config.lr, torch.arange(_SIZE) < _SIZE - 1, t, eta
         )
-        with self.named("terms"):
-            terms = rules.terms(client)
+        terms = self.call("terms", client)
         self.require("terms", isinstance(terms, Terms), "no Terms")
         gradient = partial(_gradient, target)
         for k in range(_STEPS):
             self.pieces(client, theta, theta - target, k)
             with self.named("terms, or what its Terms hold,"):
                 _, client = local_step_(theta, gradient, client, terms, rules, eta, self.config, k)
-        with self.named("keep"):
-            after = rules.keep(client, theta - start)
+        after: dict[str, Tensor] = self.call("keep", client, theta - start)
         self.require_vectors("keep", after, own)
         return theta, after
 
@@ -119,17 +114,14 @@ class _Trial:
         """The functions of a step, each by itself, so that the one at fault is named."""
         rules = self.rules
         if rules.lookahead is not None:
-            with self.named("lookahead"):
-                found = rules.lookahead(client, theta, k)
-            self.require("lookahead", _is(found, theta), f"something else than a tensor {tuple(theta.shape)}")
+            self.require_moved("lookahead", self.call("lookahead", client, theta, k), theta)
         if rules.ascent is not None:
-            with self.named("ascent"):
-                ascent = rules.ascent(client, theta, g)
-            self.require("ascent", _is(ascent, theta), f"something else than a tensor {tuple(theta.shape)}")
+            ascent = self.call("ascent", client, theta, g)
+            self.require_moved("ascent", ascent, theta)
             if rules.during is not None:
-                with self.named("during"):
-                    changed = rules.during(client, ascent)
-                self.require_vectors("during", changed, {name: theta for name in changed if name in client.own})
+                changed = self.call("during", client, ascent)
+                known = isinstance(changed, Mapping) and set(changed) <= set(client.own)
+                self.require_vectors("during", changed, dict.fromkeys(changed if known else client.own, theta))
         if rules.rate is not None:
             with self.named("rate"):
                 float(rules.rate(client, k))
@@ -145,6 +137,15 @@ class _Trial:
     ) -> Round[Any]:
         eta = self.config.learning_rate(t)
         return Round(w, theta, self.samples, self.wt, before, after, server, self.hyper, _CLIENTS + 1, t, eta, _STEPS)
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """What that function of the algorithm returns."""
+        with self.named(function):
+            return getattr(self.rules, function)(*arguments)
+
+    def require_moved(self, function: str, found: object, theta: Tensor) -> None:
+        """Refuse what cannot be added to theta, entry by entry."""
+        self.require(function, _is(found, theta), f"something else than a tensor {tuple(theta.shape)}")
 
     def require_vectors(self, function: str, found: object, like: Mapping[str, Tensor]) -> None:
         """Refuse what is no dictionary of exactly the tensors `like`, by name and shape."""

@@ -3,7 +3,6 @@
 Where it runs (worker processes, device, folder) is not part of it: the same `RunConfig` gives the same checkpoint.
 """
 
-import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,7 +15,7 @@ from flatlab.errors import UsageError, shown
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.algorithms.base import Algorithm, Hyper
 from flatlab.federated.complaints import below, one_sentence
-from flatlab.federated.own_algorithm import find_algorithm, hyper_of
+from flatlab.federated.own_algorithm import find_algorithm, hyper_of, require_plain
 from flatlab.federated.partition import KINDS
 from flatlab.federated.precision import Precision
 from flatlab.federated.server_average import averaging, cycled
@@ -159,10 +158,7 @@ class RunConfig(BaseModel):
     @field_validator("hyper")
     @classmethod
     def _hyper_is_plain(cls, hyper: dict[str, Any]) -> dict[str, Any]:
-        """Of a user's own algorithm, whose file is not read where only its results are."""
-        for key, value in hyper.items():
-            if not isinstance(value, bool | int | float | str) or value in (math.inf, -math.inf) or value != value:
-                raise ValueError(f"{shown(key)} must be a finite number, a word, true or false")
+        require_plain(hyper)
         return hyper
 
     @field_validator("hidden", "man_layers", mode="before")

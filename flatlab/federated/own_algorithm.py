@@ -1,9 +1,11 @@
 """Algorithms by their names: flatlab's, and a user's own as `package.module:ALGORITHM`, from a file of theirs."""
 
+import math
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from flatlab.errors import UsageError, first_line
+from flatlab.errors import UsageError, first_line, shown
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.algorithms.base import Algorithm, Hyper
 from flatlab.functions import import_named, may_run, names_function, require_let_run
@@ -33,6 +35,14 @@ def hyper_of(name: object) -> type[Hyper] | None:
 def short_name(name: str) -> str:
     """What files and folders are called by: `mine.fedyogi` for `mine.fedyogi:ALGORITHM`."""
     return name.removesuffix(":ALGORITHM").replace(":", "-")
+
+
+def require_plain(hyper: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless all values are what a file may say of an algorithm whose own file is not read."""
+    for key, value in hyper.items():
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if not isinstance(value, bool | int | float | str) or not finite:
+            raise ValueError(f"{shown(key)} must be a finite number, a word, true or false")
 
 
 @cache

@@ -137,6 +137,10 @@ MISTAKES = {
     + "ALGORITHM = Algorithm('a', 'b', combine, ascent=lambda c, theta, g: g.norm())",
     "start returns something else": GOOD
     + "ALGORITHM = Algorithm('a', 'b', combine, start=lambda w, server, hyper, t: 0.0)",
+    "during returns something else": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, own=('h',), "
+    "keep=lambda c, delta: dict(c.own), ascent=lambda c, theta, g: g, during=lambda c, eps: eps)",
+    "initial returns no dictionary": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, initial=lambda w, hyper: w)",
+    "models returns something else": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, models=lambda w, server: w)",
     "rate raised TypeError": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, rate=lambda c: 1)",
     "Terms hold, raised RuntimeError": GOOD + "import torch\nALGORITHM = Algorithm('a', 'b', combine, "
     "terms=lambda c: Terms(constant=torch.zeros(7)))",
