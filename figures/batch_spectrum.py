@@ -12,6 +12,13 @@ def draw_batch_spectrum(saved: Sequence[Saved]) -> Drawing:
     """Histograms of saved results of `flatlab eigs --per-batch`, all top k eigenvalues of all batches together.
 
     The dashed lines are the eigenvalues of the mean loss, which the batches' own exceed on average.
+
+    >>> whole = {"eigenvalues": [{"value": 8.0}]}
+    >>> data = {"dataset": "digits", "split": "train", "samples": 500}
+    >>> saved = {"checkpoint": "run/final.pt", "data": data, "versions": {"torch": "2.13.0"}}
+    >>> batches = {"values": [[9.0], [8.5]], "residuals": [[0.01], [0.02]], "batch_size": 250}
+    >>> [row["eigenvalue"] for row in draw_batch_spectrum([{**saved, "global": whole, **batches}]).rows]
+    [9.0, 8.5]
     """
     everything = np.concatenate([np.ravel(one["values"]) for one in saved])
     edges = np.histogram_bin_edges(everything, bins="fd" if len(everything) > 20 else 8).tolist()

@@ -72,7 +72,17 @@ FIGURES: Mapping[str, Figure] = {
 
 
 def draw_figures(results: Results) -> tuple[dict[str, Drawing], dict[str, str]]:
-    """Draw every figure that the results allow; returns these, and why others were skipped."""
+    """Draw every figure that the results allow; returns these, and why others were skipped.
+
+    >>> from pathlib import Path
+    >>> from figures.results import Result
+    >>> from flatlab.federated.config import make_config
+    >>> config, rounds = make_config({"rounds": 1}), ({"round": 1, "test_accuracy": 0.9},)
+    >>> run = Result(Path("run"), config, "iid", "iid", rounds, {}, (), trained=True, failure="")
+    >>> drawn, skipped = draw_figures(Results(Path(), None, (run,)))
+    >>> sorted(drawn), skipped["zeta"]
+    (['accuracy'], "no method was run at several zetas; the grid's [sensitivity] asks for them")
+    """
     drawn, skipped = {}, {}
     for name, figure in FIGURES.items():
         try:

@@ -14,7 +14,15 @@ _ACROSS = 3  # panels
 
 
 def draw_layer_densities(saved: Sequence[Saved]) -> Drawing:
-    """Draw saved results of `flatlab density --layers`; every panel has axes of its own."""
+    """Draw saved results of `flatlab density --layers`; every panel has axes of its own.
+
+    >>> curve = {"grid": [0.0, 1.0], "density": [0.9, 0.1], "standard_error": [0.01, 0.01], "size": 9, "sigma": 0.1}
+    >>> data = {"dataset": "digits", "split": "train", "samples": 500}
+    >>> saved = {"checkpoint": "run/final.pt", "data": data, "versions": {"torch": "2.13.0"}}
+    >>> drawing = draw_layer_densities([{**saved, **curve, "layers": [{"name": "fc1", **curve}]}])
+    >>> [row["layer"] for row in drawing.rows]
+    ['network', 'network', 'fc1', 'fc1']
+    """
     blocks = [_blocks(one) for one in saved]
     names = list(dict.fromkeys(name for own in blocks for name in own))
     across = min(_ACROSS, len(names))

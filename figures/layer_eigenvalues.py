@@ -11,7 +11,15 @@ from figures.labels import NETWORK, block_label
 
 
 def draw_layers(saved: Sequence[Saved]) -> Drawing:
-    """Draw saved results of `flatlab eigs` (as in `<checkpoint>.eigs.json`)."""
+    """Draw saved results of `flatlab eigs` (as in `<checkpoint>.eigs.json`).
+
+    >>> top = {"eigenvalues": [{"value": 8.0, "residual": 0.01}]}
+    >>> data = {"dataset": "digits", "split": "train", "samples": 500}
+    >>> saved = {"checkpoint": "run/final.pt", "data": data, "versions": {"torch": "2.13.0"}}
+    >>> layer = {"name": "fc1", "output_norm2": 3.0, **top}
+    >>> [row["layer"] for row in draw_layers([{**saved, "global": top, "layers": [layer]}]).rows]
+    ['network', 'fc1']
+    """
     names = list(dict.fromkeys(layer["name"] for one in saved for layer in one["layers"]))
     labels = subject_labels(saved)
     tops = [_by_layer(one, names) for one in saved]

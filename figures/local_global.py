@@ -10,7 +10,15 @@ _PLACES = ("own_at_own", "whole_at_own", "own_at_global")
 
 
 def draw_local_global(saved: Sequence[Saved]) -> Drawing:
-    """Draw saved results of `flatlab clients`: a line per client over the four pairs of a loss and a model."""
+    """Draw saved results of `flatlab clients`: a line per client over the four pairs of a loss and a model.
+
+    >>> top = {"eigenvalues": [{"value": 8.0}]}
+    >>> data = {"dataset": "digits", "split": "train", "samples": 500}
+    >>> saved = {"checkpoint": "run/final.pt", "data": data, "versions": {"torch": "2.13.0"}}
+    >>> client = {"client": 0, "distance": 0.5, "own_at_own": top, "whole_at_own": top, "own_at_global": top}
+    >>> draw_local_global([{**saved, "global": top, "clients": [client]}]).rows[0]["whole_at_global"]
+    8.0
+    """
     rows = [
         {
             "subject": subject_name(one),

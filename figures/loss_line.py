@@ -10,7 +10,13 @@ from figures.loss_surface import loss_label
 
 
 def draw_loss_lines(saved: Sequence[Saved]) -> Drawing:
-    """Draw saved results of `flatlab surface --line`; along eigenvectors also the parabolas of their eigenvalues."""
+    """Draw saved results of `flatlab surface --line`; along eigenvectors also the parabolas of their eigenvalues.
+
+    >>> data = {"dataset": "digits", "split": "train", "samples": 500}
+    >>> saved = {"checkpoint": "run/final.pt", "data": data, "versions": {"torch": "2.13.0"}}
+    >>> draw_loss_lines([{**saved, "a": [0.0, 1.0], "losses": [[0.3], [0.4]]}]).rows[-1]
+    {'subject': 'run/final.pt', 'a': 1.0, 'loss': 0.4}
+    """
     rows = [
         {"subject": subject_name(one), "a": a, "loss": losses[0]}
         for one in saved

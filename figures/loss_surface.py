@@ -36,7 +36,14 @@ def draw_loss_surface(results: Results) -> Drawing:
 
 
 def draw_loss_surfaces(saved: Sequence[Saved]) -> Drawing:
-    """Saved results of `flatlab surface` in two dimensions."""
+    """Saved results of `flatlab surface` in two dimensions.
+
+    >>> data = {"dataset": "digits", "split": "train", "samples": 500}
+    >>> saved = {"checkpoint": "run/final.pt", "data": data, "versions": {"torch": "2.13.0"}}
+    >>> losses = [[0.3, 0.2], [0.2, 0.1]]
+    >>> draw_loss_surfaces([{**saved, "a": [-1.0, 1.0], "b": [-1.0, 1.0], "losses": losses}]).rows[0]
+    {'run': 'run/final.pt', 'a': -1.0, 'b': -1.0, 'loss': 0.3}
+    """
     names = [subject_name(one) for one in saved]
     return _plot(saved, names, subject_labels(saved), loss_label(saved[0]), origin(saved))
 

@@ -23,14 +23,27 @@ def _of(run: Result, kind: str, read: Callable[[dict[str, Any]], float | None]) 
     return read(run.measured[kind]) if kind in run.measured else None
 
 
+def effective_dimension(density: Mapping[str, Any]) -> float:
+    """Sum of λ / (λ + 1) over the positive eigenvalues, from what `flatlab density` saves.
+
+    So many directions are curved more than by 1, one at exactly 1 counting half (MacKay 1992; as a predictor of
+    generalisation Maddox, Benton & Wilson, arXiv 2003.02139, 2020, with their regulariser at 1).
+    """
+    probes = list(zip(density["nodes"], density["node_weights"], strict=True))
+    shares = [float(np.dot(weights, np.maximum(at, 0) / (np.maximum(at, 0) + 1))) for at, weights in probes]
+    return float(density["size"] * np.mean(shares))
+
+
 MEASURES: dict[str, Callable[[Result], float | None]] = {
     "error": lambda run: None if run.accuracy is None else 100 - 100 * run.accuracy,
     "λ₁": lambda run: run.top_eigenvalue,
     "trace": lambda run: run.trace,
+    "effective": lambda run: _of(run, "density", effective_dimension),
     "relative": lambda run: _of(run, "flatness", lambda m: sum(layer["by_trace"] for layer in m["layers"])),
     "adaptive": lambda run: _of(run, "flatness", lambda m: m["adaptive_sharpness"]["value"]),
     "worst": lambda run: _of(run, "flatness", lambda m: (m.get("worst_case_sharpness") or {}).get("value")),
     "local λ₁": lambda run: _of(run, "local", lambda m: m["means"]["eigenvalue"]["own_at_own"]),
+    "local trace": lambda run: _of(run, "local", lambda m: m["means"]["trace"]["own_at_own"]),
     "excess": lambda run: _of(run, "local", lambda m: m["means"]["eigenvalue"]["discrepancy"]),
 }
 """Numbers of a run of which less is better."""
@@ -74,9 +87,10 @@ def ranks_table(results: Results) -> Table:
         "ranks",
         "Methods by error and flatness: rank [best, worst]",
         (
-            "error: of the test, %; relative: layers' squared weights times traces, added up; adaptive: sharpness of "
-            "one step; worst: of twenty, within 0.1 % of every weight; local λ₁: of the clients' losses at their own "
-            "models, mean over clients; excess: λ₁ of the global loss less that.",
+            "error: of the test, %; effective: dimension, λ / (λ + 1) of the density's positive eigenvalues, added up; "
+            "relative: layers' squared weights times traces, added up; adaptive: sharpness of one step; worst: of "
+            "twenty, within 0.1 % of every weight; local λ₁ and trace: of clients' losses at their own models, mean "
+            "over clients; excess: λ₁ of the global loss less the local one.",
             "Less is better. Of all methods, with and without MAN, in the column: rank by the mean over seeds, and the "
             "best and worst rank that 95 % simultaneous comparisons (Tukey, seeds as blocks) leave it. Means, of what "
             f"varies by factors geometric ones, are told apart from these differences on: {note}.",
@@ -139,7 +153,7 @@ def finished_methods(results: Results, place: str) -> tuple[Methods, list[int]]:
 
     Those of `failed_methods` are left out: one seed of theirs would decide what spread all others are taken to have.
     """
-    for kind in ("eigs", "trace", "flatness", "local"):
+    for kind in ("eigs", "trace", "density", "flatness", "local"):
         require_alike(results.usual, kind)
     methods = _trained(results, place)
     for failed in failed_methods(results, place):

@@ -10,7 +10,15 @@ from figures.grouped_bars import draw_groups
 
 
 def draw_relative_flatness(saved: Sequence[Saved]) -> Drawing:
-    """Draw saved results of `flatlab trace --flatness`: by the top eigenvalue left, by the trace right."""
+    """Draw saved results of `flatlab trace --flatness`: by the top eigenvalue left, by the trace right.
+
+    >>> data = {"dataset": "digits", "split": "train", "samples": 500}
+    >>> saved = {"checkpoint": "run/final.pt", "data": data, "versions": {"torch": "2.13.0"}}
+    >>> layer = {"name": "fc1", "weight_norm2": 2.0, "by_eigenvalue": 16.0, "top": {"residual": 0.01}}
+    >>> layer |= {"by_trace": 60.0, "trace": {"standard_error": 1.5}}
+    >>> draw_relative_flatness([{**saved, "layers": [layer]}]).rows[0]["by_trace_error"]
+    3.0
+    """
     names = list(dict.fromkeys(layer["name"] for one in saved for layer in one["layers"]))
     rows = [
         {

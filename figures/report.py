@@ -44,6 +44,12 @@ def make_report(
     """Return the page. `pictures` are the contents of each figure's files; `skipped` says why others are not here.
 
     The verdicts of `flatlab verify` are taken from the folder of results.
+
+    >>> from flatlab.federated.config import make_config
+    >>> config, rounds = make_config({"rounds": 1}), ({"round": 1, "test_accuracy": 0.9},)
+    >>> run = Result(Path("run"), config, "iid", "iid", rounds, {}, (), trained=True, failure="")
+    >>> "90.00" in make_report(Results(Path(), None, (run,)), [], {}, {})
+    True
     """
     verdicts, without = verdict_tables(results)
     skipped = {**skipped, **{f"table {name}": reason for name, reason in without.items()}}

@@ -20,7 +20,14 @@ def draw_spectral_density(results: Results) -> Drawing:
 
 
 def draw_densities(saved: Sequence[Saved]) -> Drawing:
-    """Saved results of `flatlab density`."""
+    """Saved results of `flatlab density`.
+
+    >>> curve = {"grid": [0.0, 1.0], "density": [0.9, 0.1], "standard_error": [0.01, 0.01], "size": 9, "sigma": 0.1}
+    >>> data = {"dataset": "digits", "split": "train", "samples": 500}
+    >>> saved = {"checkpoint": "run/final.pt", "data": data, "versions": {"torch": "2.13.0"}}
+    >>> [row["density"] for row in draw_densities([{**saved, **curve}]).rows]
+    [0.9, 0.1]
+    """
     names = [subject_name(one) for one in saved]
     return _plot(saved, names, subject_labels(saved), setting(saved[0]), origin(saved))
 

@@ -33,6 +33,14 @@ def make_tables(results: Results) -> tuple[list[Table], dict[str, str]]:
     """Return the tables that the results allow, and the reason for each that they do not.
 
     Those that compare methods with one another are only tried where there are `FEWEST` of them.
+
+    >>> from pathlib import Path
+    >>> from flatlab.federated.config import make_config
+    >>> config, rounds = make_config({"rounds": 1}), ({"round": 1, "test_accuracy": 0.9},)
+    >>> run = Result(Path("run"), config, "iid", "iid", rounds, {}, (), trained=True, failure="")
+    >>> tables, skipped = make_tables(Results(Path(), None, (run,)))
+    >>> [table.name for table in tables]
+    ['accuracy']
     """
     tables, skipped = [], {}
     among = METHOD_TABLES if len(results.algorithms) >= FEWEST else {}

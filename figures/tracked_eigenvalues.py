@@ -18,6 +18,12 @@ def draw_tracking(runs: Mapping[str, Sequence[Mapping[str, Any]]], provenance: M
 
     Above, the eigenvalue of the whole Hessian (black) and of each layer (colours) on a log axis, with a hollow mark
     where it did not converge or may have been overlooked; below, test accuracy.
+
+    >>> layers = {"fc1": {"value": 4.0, "converged": True}}
+    >>> curvature = {"global": {"value": 8.0, "converged": True}, "layers": layers}
+    >>> drawing = draw_tracking({"run": [{"round": 1, "test_accuracy": 0.9, "curvature": curvature}]}, {})
+    >>> [(row["quantity"], row["value"]) for row in drawing.rows]
+    [('network', 8.0), ('fc1', 4.0), ('test accuracy', 0.9)]
     """
     rows: list[dict[str, Any]] = []
     doubtful = False

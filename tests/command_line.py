@@ -2,9 +2,12 @@
 
 Hundreds of tests run `python -m flatlab`, and most of the time of each would go into importing torch, pandas and
 matplotlib. So each command is forked from an interpreter that has imported these, but nothing of ours; what follows is
-what `python -m` does: its own arguments, environment, current folder, path, output and exit code.
+what `python -m` does: its own arguments, environment, current folder, path, output and exit code. What was imported is
+kept from the garbage collector, and is not taken down at the end: both would copy its memory for every command.
 """
 
+import atexit
+import gc
 import json
 import os
 import runpy
@@ -12,10 +15,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 Done = subprocess.CompletedProcess[str]
 
@@ -25,7 +30,8 @@ _THEIRS = (
     "matplotlib.pyplot", "typer", "rich.live", "rich.progress", "pydantic", "tomli_w", "filelock", "joblib", "jinja2",
     "safetensors.torch", "sklearn.datasets", "PIL.Image",
 )  # fmt: skip
-_SECONDS = 120
+SECONDS = 400
+"""What hangs, rather than being slow beside other work, takes longer."""
 
 
 def flatlab(*words: object, cwd: Path, width: int = 150, first: Path | None = None) -> Done:
@@ -56,6 +62,21 @@ def environment(width: int = 150, first: Path | None = None) -> dict[str, str]:
     }
 
 
+def wait_until(done: Callable[[], object], process: "subprocess.Popen[Any] | None" = None) -> None:
+    """Return when `done()` is true; fail where it is not in time, or `process` ends first."""
+    deadline = time.monotonic() + SECONDS
+    while not done():
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def is_left(session: int) -> bool:
+    """Whether any process of the session that a command started is left."""
+    done = subprocess.run(["ps", "-o", "pid=", "-s", str(session)], capture_output=True, text=True, check=False)
+    return bool(done.stdout.split())
+
+
 @cache
 def _server() -> "subprocess.Popen[str]":
     """One for each process of the tests; it ends when its input does. `-P` keeps this folder off the path."""
@@ -68,8 +89,10 @@ def _server() -> "subprocess.Popen[str]":
 
 def _serve() -> None:
     """Fork a command for every line of standard input, and write its exit code, -9 where it takes too long."""
+    atexit.register(_leave)  # before all others, hence run after them
     for name in _THEIRS:
         import_module(name)
+    gc.freeze()
     for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)
         process = os.fork()
@@ -82,7 +105,7 @@ def _serve() -> None:
 
 def _finished(process: int) -> int:
     signal.signal(signal.SIGALRM, lambda *_: os.kill(process, signal.SIGKILL))
-    signal.setitimer(signal.ITIMER_REAL, _SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
     _, status = os.waitpid(process, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
     return os.waitstatus_to_exitcode(status)
@@ -103,7 +126,23 @@ def _become(request: Mapping[str, object]) -> None:
     os.environ.update(environment)
     sys.path[:0] = [str(cwd), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = ["flatlab", *words]
-    runpy.run_module("flatlab", run_name="__main__", alter_sys=True)
+    global _code
+    _code = 1
+    try:
+        runpy.run_module("flatlab", run_name="__main__", alter_sys=True)
+        _code = 0
+    except SystemExit as left:
+        _code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        raise
+
+
+_code = 0
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_code)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,9 @@
 Where it runs (worker processes, device, folder) is not part of it: the same `RunConfig` gives the same checkpoint.
 """
 
-import tomllib
-from pathlib import Path
+import math
 from typing import Annotated, Any, Literal, Self
 
-import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flatlab.data.samples import Reading
@@ -20,7 +18,6 @@ from flatlab.federated.partition import KINDS
 from flatlab.federated.precision import Precision
 from flatlab.federated.server_average import averaging, cycled
 from flatlab.federated.spelling import in_small_letters
-from flatlab.files import write_text
 from flatlab.functions import names_function
 
 MOST = 2**31 - 1
@@ -93,6 +90,9 @@ class RunConfig(BaseModel):
     batch_size: Count = Field(20, description="B, samples per local step")
     lr: float = Field(0.1, gt=0, description="eta_0, learning rate of round 0")
     lr_decay: float = Field(0.998, gt=0, le=1, description="eta_t = eta_0 * lr_decay^t")
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="a factor of eta_t beside lr_decay: 1, or (1 + cos(pi t / rounds)) / 2"
+    )
     weight_decay: float = Field(1e-3, ge=0, description="added to the gradient after clipping")
     clip: float = Field(10.0, gt=0, description="norm to which the gradient is clipped")
 
@@ -268,6 +268,8 @@ class RunConfig(BaseModel):
     def learning_rate(self, t: int) -> float:
         """eta_t, of round t = 0, 1, ..."""
         eta = self.lr * self.lr_decay**t
+        if self.lr_schedule == "cosine":
+            eta *= (1 + math.cos(math.pi * t / self.rounds)) / 2
         return eta if self.swa_from is None else cycled(eta, t - self.swa_from, self.swa_every)
 
     @property
@@ -286,29 +288,3 @@ def make_config(fields: object, source: str = "the options") -> RunConfig:
         return RunConfig.model_validate(fields)
     except ValidationError as error:
         raise UsageError(one_sentence(error, source, RunConfig.model_fields)) from error
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the fields in a TOML file, not yet validated; raises `UsageError` if it is missing or is not TOML."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"Cannot read the configuration {path}: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"The configuration {path} is not valid TOML: {error}.") from error
-    return parse_toml(text, f"The configuration {path}")
-
-
-def parse_toml(text: str, what: str) -> dict[str, Any]:
-    """Return the tables of a TOML text; raises `UsageError` that begins with `what` where it is not TOML."""
-    try:
-        return tomllib.loads(text)
-    except ValueError as error:  # TOMLDecodeError, and whole numbers of thousands of digits
-        raise UsageError(f"{what} is not valid TOML: {error}.") from error
-    except RecursionError as error:
-        raise UsageError(f"{what} is not valid TOML: it is nested too deeply.") from error
-
-
-def write_config(path: Path, config: RunConfig) -> None:
-    """Write `config` as TOML, atomically."""
-    write_text(path, tomli_w.dumps(config.plain()))

@@ -7,7 +7,8 @@ from typing import Any
 from flatlab.data import absolute_name
 from flatlab.errors import UsageError
 from flatlab.federated.algorithms import ALGORITHMS
-from flatlab.federated.config import RunConfig, make_config, parse_toml, read_config
+from flatlab.federated.config import RunConfig, make_config
+from flatlab.federated.config_file import parse_toml, read_config
 from flatlab.federated.own_algorithm import hyper_of
 from flatlab.federated.presets import preset_fields
 from flatlab.functions import let_run, require_let_run, require_named

@@ -31,7 +31,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from flatlab.errors import UsageError
 from flatlab.federated.complaints import field_and_reason
-from flatlab.federated.config import MOST, RunConfig, make_config, parse_toml
+from flatlab.federated.config import MOST, RunConfig, make_config
+from flatlab.federated.config_file import parse_toml
 from flatlab.federated.own_algorithm import short_name
 from flatlab.federated.partition.names import partition_fields
 from flatlab.federated.presets import preset_fields

@@ -14,7 +14,8 @@ import torch
 from flatlab.cores import available_cores
 from flatlab.data import is_local
 from flatlab.errors import SAID, UsageError
-from flatlab.federated.config import RunConfig, parse_toml
+from flatlab.federated.config import RunConfig
+from flatlab.federated.config_file import parse_toml
 from flatlab.federated.footprint import Footprint, footprint
 from flatlab.federated.request import merged_fields, read_settings
 from flatlab.federated.world import resolve

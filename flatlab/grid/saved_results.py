@@ -14,7 +14,8 @@ from typing import Any
 from analysis.theory.statements import STATEMENTS
 from figures.results import Result, Results
 from flatlab.errors import UsageError
-from flatlab.federated.config import RunConfig, make_config, read_config
+from flatlab.federated.config import RunConfig, make_config
+from flatlab.federated.config_file import read_config
 from flatlab.federated.partition.names import partition_name
 from flatlab.grid.finished import finished
 from flatlab.grid.plan import grid_cells, parse_grid
@@ -27,7 +28,17 @@ from flatlab.runs.saved import read_measurement, read_records, read_study
 COMPARED = ("man", "zeta", "seed")
 """In what the runs of one row differ."""
 
-OF_THE_METHOD = ("hyper", "lr", "lr_decay", "weight_decay", "clip", "local_epochs", "batch_size", "report")
+OF_THE_METHOD = (
+    "hyper",
+    "lr",
+    "lr_decay",
+    "lr_schedule",
+    "weight_decay",
+    "clip",
+    "local_epochs",
+    "batch_size",
+    "report",
+)
 """Fields that presets choose for an algorithm: between two algorithms these say nothing."""
 
 HARMLESS = ("checkpoint_every",)

@@ -25,7 +25,8 @@ import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
 from flatlab.errors import UsageError, shown
-from flatlab.federated.config import RunConfig, make_config, read_config, write_config
+from flatlab.federated.config import RunConfig, make_config
+from flatlab.federated.config_file import read_config, write_config
 from flatlab.federated.own_algorithm import short_name
 from flatlab.federated.partition.names import partition_name
 from flatlab.files import WriteError, appending, atomic_write, remove_unfinished

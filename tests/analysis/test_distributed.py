@@ -13,7 +13,7 @@ from torch import nn
 from analysis.errors import MeasurementError
 from analysis.problem import make_problem
 from analysis.spectrum import eigs
-from tests.command_line import environment
+from tests.command_line import SECONDS, environment
 
 SCRIPT = """
 import json, sys
@@ -117,7 +117,7 @@ def test_ranks_decide_and_fail_alike(tmp_path: Path) -> None:
     script.write_text(UNLIKE)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = [*launcher, str(script), str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment())
+    done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, env=environment())
     assert done.returncode == 0, done.stderr
     lines = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert lines[0]["cut"] == lines[1]["cut"] == ["head"]
@@ -131,7 +131,7 @@ def test_ranks_decide_and_fail_alike(tmp_path: Path) -> None:
 
 
 def result_of(command: list[str]) -> Any:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment())
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "RESULT" in line]
     return json.loads(line.split("RESULT", 1)[1])

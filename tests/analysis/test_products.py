@@ -25,6 +25,7 @@ from analysis.objective import loss_and_gradient
 from analysis.operators import SymmetricOperator, gauss_newton, hessian
 from analysis.problem import Problem, make_problem
 from analysis.spectrum import Backend, eigs
+from tests.command_line import SECONDS
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -383,7 +384,9 @@ print("same")
 def test_group_normalisation_of_channels_last_images() -> None:
     """In a process of its own, which torch would end."""
     root = str(Path(__file__).parents[2])
-    done = subprocess.run([sys.executable, "-c", CHANNELS_LAST], capture_output=True, text=True, cwd=root, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", CHANNELS_LAST], capture_output=True, text=True, cwd=root, timeout=SECONDS
+    )
     assert done.stdout.strip() == "same", f"{done.returncode} {done.stderr[-500:]}"
 
 

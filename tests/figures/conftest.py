@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from flatlab.cli.main import main
-from flatlab.federated.config import RunConfig, make_config, read_config, write_config
+from flatlab.federated.config import RunConfig, make_config
+from flatlab.federated.config_file import read_config, write_config
 from flatlab.grid.plan import Cell, grid_cells, parse_grid
 from flatlab.runs.checkpoint import Checkpoint, save_checkpoint
 

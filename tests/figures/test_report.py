@@ -14,6 +14,7 @@ import pytest
 from figures.report import make_report
 from figures.verdict_tables import verdict_tables
 from flatlab.grid.saved_results import read_results
+from tests.command_line import SECONDS
 
 Command = Callable[..., int]
 
@@ -146,7 +147,7 @@ def test_a_browser_opens_it_without_complaint_at_two_widths(page: str, tmp_path:
         [str(CHROMIUM), *words, "--virtual-time-budget=10000", "--dump-dom", (tmp_path / "probe.html").as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=SECONDS,
         check=True,
     )
     found = re.search(r'<pre id="probe">(.*?)</pre>', opened.stdout, re.DOTALL)

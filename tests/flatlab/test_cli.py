@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from flatlab.cli.main import main
-from tests.command_line import flatlab
+from tests.command_line import SECONDS, flatlab, is_left, wait_until
 
 QUICK = ("--rounds", "2", "--clients", "6", "--set", "local_epochs=1", "--workers", "1")
 
@@ -83,17 +82,14 @@ def test_an_interrupted_run_goes_on_and_leaves_no_process(how: signal.Signals, t
     with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        _wait_for(tmp_path / "run" / "resume.pt")
+        wait_until((tmp_path / "run" / "resume.pt").exists, process)
         process.kill() if how == signal.SIGKILL else os.killpg(process.pid, how)  # a batch system signals every process
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=SECONDS)
     if how != signal.SIGKILL:
         assert process.returncode == 128 + how
         assert "flatlab train --resume --out run" in stderr
         assert "Traceback" not in stderr
-    deadline = time.monotonic() + 20
-    while _alive(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not _alive(process.pid)
+    wait_until(lambda: not is_left(process.pid))
     resumed = flatlab("train", "--resume", "--out", "run", "--rounds", "7", cwd=tmp_path)
     assert resumed.returncode == 2
     assert "holds a run with another rounds (100000; asked for 7)" in resumed.stderr
@@ -268,19 +264,6 @@ def test_a_preset_can_be_printed_edited_and_used(tmp_path: Path) -> None:
         True,
         0.15,
     )
-
-
-def _wait_for(path: Path, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path.name} did not appear"
-        time.sleep(0.05)
-
-
-def _alive(session: int) -> bool:
-    """Whether any process of the session that the run started is left."""
-    done = subprocess.run(["ps", "-o", "pid=", "-s", str(session)], capture_output=True, text=True, check=False)
-    return bool(done.stdout.split())
 
 
 def test_curvature_is_tracked_and_shown_in_tensorboard(tmp_path: Path) -> None:

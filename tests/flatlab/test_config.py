@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from flatlab.errors import UsageError
 from flatlab.federated.algorithms import ALGORITHMS
-from flatlab.federated.config import make_config, read_config, write_config
+from flatlab.federated.config import make_config
+from flatlab.federated.config_file import read_config, write_config
 
 
 @given(

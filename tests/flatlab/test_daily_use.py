@@ -97,7 +97,7 @@ def test_a_dry_run_says_what_would_be_and_leaves_nothing(tmp_path: Path) -> None
 
 
 def test_a_grid_runs_the_cells_asked_for_with_other_fields(tmp_path: Path) -> None:
-    small = [f"--set={field}" for field in ("rounds=1", "clients=4", "train_samples=120", "test_samples=40")]
+    small = [f"--set={field}" for field in ("rounds=1", "clients=4", "train_samples=1200", "test_samples=40")]
     words = ("reproduce", "toy", "--only", "fedavg-iid-s0", *small, "--out", "o", "--dry-run", "--json", "plan.json")
     done = flatlab(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

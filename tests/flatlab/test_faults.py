@@ -26,7 +26,7 @@ from flatlab.federated.rounds import Run, train
 from flatlab.federated.state import ClientState
 from flatlab.federated.world import World
 from flatlab.files import WriteError, appending, atomic_write
-from tests.command_line import environment
+from tests.command_line import SECONDS, environment
 from tests.flatlab.test_resume import assert_same_outcome
 
 SMALL = {**RUN, "algorithm": "feddc", "hidden": [4], "train_samples": 120, "eval_every": 1}
@@ -36,7 +36,14 @@ NO_AFFINITY = "import os; del os.sched_getaffinity; from flatlab.cli.main import
 
 def run(words: list[str], cwd: Path, before: Callable[[], object] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        words, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=120, check=False, preexec_fn=before
+        words,
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        preexec_fn=before,
     )
 
 

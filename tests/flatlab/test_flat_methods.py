@@ -7,7 +7,7 @@ samples; the gradient is that of `test_algorithms`, written out there.
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from math import ceil
+from math import ceil, cos, pi
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,8 @@ class Reference:
         N, K = len(n), config.local_epochs * ceil(sum(n) / len(n) / config.batch_size)
         wt = [n_i * N / sum(n) for n_i in n]
         eta, ids = config.lr * config.lr_decay**t, sample_clients(config, t)
+        if name == "fednsam":
+            eta = eta * (1 + cos(pi * t / config.rounds)) / 2
         radius = {}
         if name == "fedgloss":
             for which in ("rho", "rho_l"):
@@ -220,7 +222,9 @@ def test_the_tables_cover_every_algorithm() -> None:
 def test_method_follows_its_equations(
     name: str, man: bool, engine: str, toy_world: Callable[..., World], tmp_path: Path
 ) -> None:
-    world = toy_world(algorithm=name, hyper=FLAT[name], man=man, zeta=0.7, clip=1.2, lr_decay=0.9)
+    schedule = "cosine" if name == "fednsam" else "constant"
+    fields = {"hyper": FLAT[name], "clip": 1.2, "rounds": 6, "lr_decay": 0.9, "lr_schedule": schedule}
+    world = toy_world(algorithm=name, man=man, zeta=0.7, **fields)
     ref = Reference(world)
     for t, server in enumerate(run_rounds(world, tmp_path, 6, engine)):
         ref.round(t)

@@ -8,8 +8,7 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +20,8 @@ pytest.importorskip("flwr")
 from flatlab.federated.flower.local import start_superlink, write_certificates
 from flatlab.federated.flower.programs import environment, free_port, program, stop
 from flatlab.files import write_text
+from tests.command_line import SECONDS, flatlab, wait_until
 from tests.command_line import environment as of_this_tree
-from tests.command_line import flatlab
 
 pytestmark = pytest.mark.long
 
@@ -35,7 +34,6 @@ METHODS = {
     "scaffold": ["--algorithm", "scaffold"],
     "feddyn": ["--algorithm", "feddyn", "--man", "--zeta", "0.05"],
 }
-SECONDS = 400  # beside other work
 
 Process = subprocess.Popen[bytes]
 
@@ -49,13 +47,6 @@ def start(*words: object, home: Path, log: Path) -> Process:
             stderr=file,
             cwd=home,
         )
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def rounds_of(folder: Path) -> list[dict[str, object]]:
@@ -180,7 +171,11 @@ def test_what_is_not_encrypted_is_refused(federation: Federation) -> None:
     words = [program("flower-supernode"), "--insecure", "--superlink", federation.address, "--max-retries", "1"]
     with log.open("ab") as file:
         plain = subprocess.run(
-            [*words, "--port", str(free_port())], env=environment(federation.home), stdout=file, stderr=file, timeout=60
+            [*words, "--port", str(free_port())],
+            env=environment(federation.home),
+            stdout=file,
+            stderr=file,
+            timeout=SECONDS,
         )
     assert plain.returncode != 0
     assert "SuperNode ID" not in log.read_text()

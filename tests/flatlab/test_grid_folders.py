@@ -4,8 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from flatlab.grid.cells import CellWork
 from flatlab.grid.plan import Cell, grid_cells, parse_grid
 from flatlab.runs.fingerprint import data_digest
 from flatlab.runs.folder import RunFolder
-from tests.command_line import environment, flatlab
+from tests.command_line import SECONDS, environment, flatlab, wait_until
 
 GRID = """
 title = "t"
@@ -48,14 +47,6 @@ def write_grid(folder: Path, rounds: int = 1, samples: int = 50, seeds: str = "0
 REPRODUCE = ("reproduce", "g.toml", "--out", "o", "--jobs", "1", "--json", "r.json")
 
 
-def wait_for(found: Callable[[], object], process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 90
-    while not found():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-
-
 def started(folder: Path) -> "subprocess.Popen[str]":
     """`flatlab reproduce` at work in `folder`."""
     return subprocess.Popen(
@@ -73,8 +64,8 @@ def long_grid(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     """`flatlab reproduce` of a long run, once its first state is saved."""
     write_grid(tmp_path, rounds=100_000)
     with started(tmp_path) as process:
-        wait_for(lambda: (tmp_path / "o/fedavg-s0/metrics.jsonl").exists(), process)
-        wait_for(lambda: len((tmp_path / "o/fedavg-s0/metrics.jsonl").read_text().splitlines()) > 1, process)
+        wait_until(lambda: (tmp_path / "o/fedavg-s0/metrics.jsonl").exists(), process)
+        wait_until(lambda: len((tmp_path / "o/fedavg-s0/metrics.jsonl").read_text().splitlines()) > 1, process)
         yield process
         process.kill()
 
@@ -98,7 +89,7 @@ assert got
 def test_processes_that_lock_and_take_away_the_same_empty_folder(tmp_path: Path) -> None:
     processes = [subprocess.Popen([sys.executable, "-c", LOCKS, str(tmp_path)], stderr=subprocess.PIPE) for _ in "123"]
     for process in processes:
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=SECONDS)
         assert process.returncode == 0, said.decode()
     assert not list(tmp_path.rglob("run"))
 
@@ -141,7 +132,7 @@ def test_a_terminated_grid_saves_its_cells(
     how: signal.Signals, long_grid: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
     long_grid.send_signal(how)
-    _, said = long_grid.communicate(timeout=60)
+    _, said = long_grid.communicate(timeout=SECONDS)
     assert long_grid.returncode == 128 + how, said
     cell = tmp_path / "o" / "fedavg-s0"
     saved = torch.load(cell / "resume.pt", weights_only=True)["server"]["round"]
@@ -161,7 +152,7 @@ def test_a_call_waits_for_a_cell_that_another_process_has_in_work(tmp_path: Path
         assert process.stderr.readline() == "Another process is at work on fedavg-s0: waiting for it.\n"
         assert note.read_text() == f"{DIED}\n"
         note.unlink()
-    stdout, stderr = process.communicate(timeout=110)
+    stdout, stderr = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, stderr
     assert "1 of 1 cells are done" in stdout
 

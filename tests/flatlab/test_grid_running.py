@@ -20,6 +20,7 @@ from flatlab.grid.carry import DIED, run_cells
 from flatlab.grid.cell_progress import cell_progress
 from flatlab.grid.cells import CellWork
 from flatlab.grid.plan import Cell, grid_cells, parse_grid
+from tests.command_line import is_left, wait_until
 
 GRID = """
 title = "small"
@@ -205,16 +206,9 @@ def test_a_killed_grid_leaves_no_process_and_goes_on_to_the_same_end(tmp_path: P
     grid.write_text(text)
     words = [sys.executable, "-m", "flatlab", "reproduce", str(grid), "--out", str(out), "--jobs", "2"]
     with subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        deadline = time.monotonic() + 60
-        while not list(out.glob("*/round-0020.pt")):
-            assert time.monotonic() < deadline
-            assert run.poll() is None
-            time.sleep(0.02)
+        wait_until(lambda: list(out.glob("*/round-0020.pt")), run)
         os.kill(run.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while subprocess.run(["pgrep", "-f", str(out)], capture_output=True, check=False).stdout or _alive(run.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: not named(out) and not is_left(run.pid))
     cells = grid_cells(parse_grid(text, "small"))
     progress = [cell_progress(cell, out / cell.name) for cell in cells]
     assert any(0 < p.rounds < 60 for p in progress)
@@ -252,6 +246,6 @@ def test_bad_options_are_refused(words: tuple[str, ...], said: str, capsys: pyte
     assert said in capsys.readouterr().err
 
 
-def _alive(session: int) -> bool:
-    done = subprocess.run(["ps", "-o", "pid=", "-s", str(session)], capture_output=True, text=True, check=False)
-    return bool(done.stdout.split())
+def named(folder: Path) -> bool:
+    """Whether a process whose command names `folder` is at work."""
+    return bool(subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, check=False).stdout)

@@ -30,7 +30,7 @@ from flatlab.federated.rounds import Run
 from flatlab.interface.run import TrainedRun
 from flatlab.runs.checkpoint import load_checkpoint
 from flatlab.runs.metrics import Record
-from tests.command_line import environment
+from tests.command_line import SECONDS, environment
 
 ROOT = Path(flatlab.__file__).parents[1]
 RUN: dict[str, Any] = {"algorithm": "feddyn", "man": True, "zeta": 0.05, "clients": 6, "rounds": 2}
@@ -54,7 +54,7 @@ def in_a_new_process(code: str, cwd: Path) -> str:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from flatlab.cli.main import main
+from tests.command_line import SECONDS
 
 MINE = """
 import torch
@@ -119,7 +120,7 @@ def test_eigs_as_a_user_calls_it(folder: Path) -> None:
         sys.executable, "-m", "flatlab", "eigs", *OWN, "--weights", "w.pt", "--loss", "cross_entropy", "--top-k", "2",
         *EXACT, "--json", "e.json",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     assert "Hessian of the mean cross-entropy, 20 samples of mine:data" in done.stdout
     assert "mine:model (w.pt)" in done.stdout

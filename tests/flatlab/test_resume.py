@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from flatlab.errors import UsageError
-from flatlab.federated.config import write_config
+from flatlab.federated.config_file import write_config
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.rounds import Run, train
 from flatlab.federated.state import Place

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from flatlab.errors import UsageError
-from flatlab.federated.config import RunConfig, make_config, write_config
+from flatlab.federated.config import RunConfig, make_config
+from flatlab.federated.config_file import write_config
 from flatlab.federated.engine.base import RoundInputs, RoundOutputs
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.request import read_fields

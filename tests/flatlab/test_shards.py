@@ -17,7 +17,7 @@ from flatlab.grid.cells import CellWork
 from flatlab.grid.plan import grid_cells, parse_grid
 from flatlab.grid.reproduction import Where, read_reproduction
 from flatlab.grid.shards import Shard, read_shard
-from tests.command_line import ROOT, environment, flatlab
+from tests.command_line import ROOT, SECONDS, environment, flatlab
 
 GRID = """
 title = "small"
@@ -81,7 +81,7 @@ def test_an_array_that_is_cut_off_and_queued_again_makes_the_grid_of_one_process
     script = ROOT / "docs" / "examples" / "grid.sbatch"
     done = subprocess.run(
         ["sbatch", "--array=1-2", str(script), "small.toml", "out"],
-        cwd=tmp_path, env=environment() | own, capture_output=True, text=True, timeout=180, check=False,
+        cwd=tmp_path, env=environment() | own, capture_output=True, text=True, timeout=SECONDS, check=False,
     )  # fmt: skip
     logs = "".join(log.read_text() for log in sorted(tmp_path.glob("*.log")))
     assert done.returncode == 0, done.stderr + logs

@@ -23,6 +23,7 @@ from flatlab.trackers import TRACKERS
 from flatlab.trackers.base import Tracked
 from flatlab.trackers.follower import followed, read_trackers
 from flatlab.trackers.numbers import of_round
+from tests.command_line import wait_until
 from tests.flatlab.test_grid_running import cells_of
 
 SMALL: dict[str, Any] = {
@@ -200,10 +201,8 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WANDB_MODE", "offline")
     tracked_twice("wandb", tmp_path / "run")
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
-    deadline = time.monotonic() + 20  # a process of its own writes the files
-    while not all(any(r.HasField("exit") for r in _wandb_records(file)) for file in files):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    # a process of its own writes the files
+    wait_until(lambda: all(any(r.HasField("exit") for r in _wandb_records(file)) for file in files))
     runs = [list(_wandb_records(file)) for file in files]
     begun = [record.run for records in runs for record in records if record.HasField("run")]
     assert len({run.run_id for run in begun}) == 1

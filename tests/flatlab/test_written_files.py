@@ -13,7 +13,7 @@ import torch
 
 from flatlab.cli.pictures import picture_path
 from flatlab.files import WriteError, atomic_write, require_writable, write_text
-from tests.command_line import environment
+from tests.command_line import SECONDS, environment
 
 
 def received(pipe: Path, write: Callable[[], object]) -> bytes:
@@ -117,7 +117,7 @@ def test_open_files_are_written_from_where_they_are(path: str, to: str, tmp_path
             stderr=subprocess.PIPE,
             cwd=tmp_path,
             env=environment(),
-            timeout=60,
+            timeout=SECONDS,
             check=False,
         )
     assert done.returncode == 0, done.stderr
@@ -128,7 +128,7 @@ def test_a_command_writes_to_the_reader_that_a_shell_starts(tmp_path: Path) -> N
     line = '"$0" -m flatlab doctor --json >(cat > got) && wait $!; cat got'
     words = ["bash", "-c", line, sys.executable]
     done = subprocess.run(
-        words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
+        words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
     assert '"versions": {' in done.stdout

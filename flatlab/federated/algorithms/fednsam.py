@@ -6,7 +6,8 @@
 
 Source: Liu et al., "FedNSAM: Consistency of Local and Global Flatness for Federated Learning" (arXiv 2602.23827). The
 abstract perturbs along the momentum, the authors' code along g, as here; its rho is 0.05, its README's 0.01. One
-version of that code builds m from the new change alone.
+version of that code builds m from the new change alone. Its learning rate falls along half a cosine
+(lr_schedule = cosine here).
 """
 
 from pydantic import Field
