@@ -54,6 +54,7 @@ def command(tree: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_what_they_add_works_together(tree: Path) -> None:
     fields = ("--dataset", "stripes", "--algorithm", "fedyogi", "--engine", "here", "--rounds", "8")
     for man in ("--no-man", "--man"):

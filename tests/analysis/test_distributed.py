@@ -137,6 +137,7 @@ def result_of(command: list[str]) -> Any:
     return json.loads(line.split("RESULT", 1)[1])
 
 
+@pytest.mark.long
 def test_two_gloo_processes_agree_with_one(tmp_path: Path) -> None:
     script = tmp_path / "shares.py"
     script.write_text(SCRIPT)

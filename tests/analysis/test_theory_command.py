@@ -123,6 +123,7 @@ def test_a_broken_bound_on_toys_ends_with_exit_code_1(
 STUDY = ("--seeds", 3, "--rounds", 1, "--zetas", "0.5", "--zeta-logits", 0, "--samples", 200)
 
 
+@pytest.mark.long
 def test_a_study_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

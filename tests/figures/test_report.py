@@ -166,6 +166,7 @@ def test_a_browser_opens_it_without_complaint_at_two_widths(page: str, tmp_path:
         assert seen["marked"] == "descending"
 
 
+@pytest.mark.long
 def test_results_that_can_only_be_read_are_reported_elsewhere(
     results: Path, flatlab: Command, tmp_path: Path, capsys: Any
 ) -> None:

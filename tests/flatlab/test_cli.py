@@ -75,7 +75,14 @@ def test_train_writes_a_run_and_says_what_comes_next(tmp_path: Path) -> None:
         assert torch.equal(value, two["state_dict"][name])
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.long),
+    ],
+)
 def test_an_interrupted_run_goes_on_and_leaves_no_process(how: signal.Signals, tmp_path: Path) -> None:
     words = ["train", "--rounds", "100000", "--workers", "2", "--save-every", "0.2", "--out", "run"]
     command = [sys.executable, "-m", "flatlab", *words]
@@ -197,6 +204,7 @@ def test_a_users_model_trains_and_is_measured_only_on_request(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_the_demo_tells_what_happened(tmp_path: Path) -> None:
     done = flatlab("demo", "--out", "demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -206,6 +214,7 @@ def test_the_demo_tells_what_happened(tmp_path: Path) -> None:
     assert {"layers.png", "layers.pdf", "layers.csv"} <= {path.name for path in (tmp_path / "demo").iterdir()}
 
 
+@pytest.mark.long
 @pytest.mark.shared
 def test_two_rounds_on_real_cifar100(shared_datasets: Path, tmp_path: Path) -> None:
     done = flatlab(

@@ -130,6 +130,7 @@ def test_help_loses_no_bracket_to_markup() -> None:
         assert Text.from_markup(text).plain == text.replace("\\[", "[")
 
 
+@pytest.mark.long
 def test_a_user_s_own_analysis_py_is_not_taken_for_ours(tmp_path: Path, runs: Path) -> None:
     (tmp_path / "analysis.py").write_text("raise SystemExit('the wrong analysis')\n")
     (tmp_path / "figures.py").write_text("raise SystemExit('the wrong figures')\n")

@@ -207,6 +207,7 @@ def test_runs_killed_at_random_moments_end_alike(engine: str, algorithm: str, ki
     assert tally.kills.total() == kills
 
 
+@pytest.mark.long
 def test_demo_train_and_reproduce_start_where_the_system_tells_no_affinity(tmp_path: Path) -> None:
     wrapped = [sys.executable, "-c", NO_AFFINITY]
     assert run([*wrapped, "train", "--rounds", "1", "--set", "local_epochs=1"], tmp_path).returncode == 0

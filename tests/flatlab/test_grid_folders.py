@@ -86,6 +86,7 @@ assert got
 """
 
 
+@pytest.mark.long
 def test_processes_that_lock_and_take_away_the_same_empty_folder(tmp_path: Path) -> None:
     processes = [subprocess.Popen([sys.executable, "-c", LOCKS, str(tmp_path)], stderr=subprocess.PIPE) for _ in "123"]
     for process in processes:
@@ -94,6 +95,7 @@ def test_processes_that_lock_and_take_away_the_same_empty_folder(tmp_path: Path)
     assert not list(tmp_path.rglob("run"))
 
 
+@pytest.mark.long
 def test_a_changed_grid_measures_again_and_leaves_another_run_alone(tmp_path: Path) -> None:
     write_grid(tmp_path)
     first = flatlab(*REPRODUCE, cwd=tmp_path)
@@ -127,6 +129,7 @@ def test_a_changed_grid_measures_again_and_leaves_another_run_alone(tmp_path: Pa
     assert (tmp_path / "o/grid.toml").read_text() == described  # the grid whose results lie there
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_terminated_grid_saves_its_cells(
     how: signal.Signals, long_grid: "subprocess.Popen[str]", tmp_path: Path
@@ -141,6 +144,7 @@ def test_a_terminated_grid_saves_its_cells(
     assert not list((tmp_path / "o").glob(".stop*"))
 
 
+@pytest.mark.long
 def test_a_call_waits_for_a_cell_that_another_process_has_in_work(tmp_path: Path) -> None:
     write_grid(tmp_path)
     cell = RunFolder(tmp_path / "o" / "fedavg-s0")

@@ -56,6 +56,7 @@ def test_every_process_sees_one_gpu_alone_and_all_are_used(tmp_path: Path) -> No
     assert Counter(gpu for gpu, _ in {(gpu, process) for _, gpu, process in notes}) == {"3": 2, "GPU-8a7b": 1}
 
 
+@pytest.mark.long
 def test_a_process_on_a_gpu_that_dies_fails_its_cell_alone(tmp_path: Path) -> None:
     def work(cell: Cell, folder: Path) -> None:
         if cell.name == "fedavg-s0":
@@ -67,6 +68,7 @@ def test_a_process_on_a_gpu_that_dies_fails_its_cell_alone(tmp_path: Path) -> No
     assert outcomes == {"fedavg-s0": DIED, "fedavg-man-s0": "", "fedavg-s1": "", "fedavg-man-s1": ""}
 
 
+@pytest.mark.long
 def test_a_dask_cluster_has_one_worker_per_gpu(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     cells = cells_of(seeds="0, 1")

@@ -108,6 +108,7 @@ def test_a_grid_is_run_once_and_ends_with_tables_figures_and_report(
     assert changed == {"final.trace.json"}
 
 
+@pytest.mark.long
 def test_results_are_complete_without_their_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid, out = tmp_path / "small.toml", tmp_path / "results"
     grid.write_text(GRID.format(seeds="0", rounds=3))
@@ -200,6 +201,7 @@ def test_a_cluster_that_cannot_be_used_is_one_error(tmp_path: Path) -> None:
         list(run_cells(cells_of(), tmp_path, work, jobs=1, backend="dask", scheduler="nowhere:1"))
 
 
+@pytest.mark.long
 def test_a_killed_grid_leaves_no_process_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
     grid, out = tmp_path / "small.toml", tmp_path / "results"
     text = GRID.format(seeds="0", rounds=60).replace("checkpoint_every = 2", "checkpoint_every = 20")
@@ -221,6 +223,7 @@ def test_a_killed_grid_leaves_no_process_and_goes_on_to_the_same_end(tmp_path: P
         assert same_parameters(out / cell.name / "final.pt", tmp_path / "alone" / cell.name / "final.pt")
 
 
+@pytest.mark.long
 def test_a_local_dask_cluster_carries_the_grid(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     cells = cells_of(rounds=1, seeds="0")

@@ -228,6 +228,7 @@ def test_a_run_that_was_cut_off_goes_on(run: TrainedRun, tmp_path: Path) -> None
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.long
 def test_a_script_trains_at_its_top_level_in_several_processes(run: TrainedRun, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import flatlab\nprint('once')\n"

@@ -58,6 +58,7 @@ def state(path: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(path).state_dict
 
 
+@pytest.mark.long
 def test_its_page_leads_from_fedavg_to_a_table(here: Path) -> None:
     train_plain, train_anchored, measure, compare = COMMANDS
     (here / "anchor.py").write_text(PLAIN)

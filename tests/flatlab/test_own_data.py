@@ -266,6 +266,7 @@ def test_a_convolutional_model_on_a_table_is_refused(here: Path) -> None:
         make_world(RunConfig(dataset=name, augmentation="flip-crop", clients=2))
 
 
+@pytest.mark.long
 def test_a_grid_on_a_function_needs_it_named_and_is_done_once(here: Path) -> None:
     write(
         here, "torch.manual_seed(0); x = torch.randn(20, 6); return (x, y, {'who': np.arange(20) % 2}), (x, y)", "cells"
