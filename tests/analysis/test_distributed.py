@@ -111,6 +111,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.long
 def test_ranks_decide_and_fail_alike(tmp_path: Path) -> None:
     """On one rank only: a layer that cannot be cut, another chunk size, data that change, inputs that are nan."""
     script = tmp_path / "unlike.py"

@@ -35,7 +35,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 
 @given(**CASES, chunk_size=st.sampled_from([2, 3, None]), memory=st.sampled_from([1, 20_000, 1 << 30]))
-@settings(max_examples=14, deadline=None)
+@settings(max_examples=9, deadline=None)
 def test_hessian_is_the_dense_one(
     make_case: Any, dense_hessian: Any, chunk_size: int | None, memory: int, **case_of: Any
 ) -> None:

@@ -89,7 +89,7 @@ def test_second_copies_stay_overlooked_more_rarely_than_promised(copied: int) ->
     spectrum = sorted([*distinct, distinct[copied], *torch.linspace(1, -1, 170).tolist()], reverse=True)
     operator = matrix_operator(torch.diag(torch.tensor(spectrum, dtype=torch.float64)))
     exact = torch.tensor(spectrum[:5], dtype=torch.float64)
-    results = [lanczos(operator, 5, tol=TOL, seed=seed).values for seed in range(100)]
+    results = [lanczos(operator, 5, tol=TOL, seed=seed).values for seed in range(40)]
     wrong = sum(not torch.allclose(values, exact, rtol=TOL) for values in results)
     assert wrong <= PROBABILITY * len(results)
 
@@ -192,8 +192,10 @@ def test_three_are_missed_more_rarely_than_promised(which: Any) -> None:
     assert wrong == 0
 
 
-@pytest.mark.parametrize("find", [lanczos, power_iteration])
-@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize(
+    ("find", "k"),
+    [(lanczos, 1), (lanczos, 4), (power_iteration, 1), pytest.param(power_iteration, 4, marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_vectors_held_stay_within_the_room_there_is(
     find: Any, k: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
@@ -90,6 +90,7 @@ def test_holm() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+@settings(max_examples=20)
 def test_holm_lies_between_no_correction_and_bonferroni(p: list[float]) -> None:
     for raw, corrected_ in zip(p, holm(p), strict=True):
         assert raw <= corrected_ <= min(1.0, len(p) * raw) + 1e-15

@@ -145,6 +145,7 @@ def test_a_table_says_what_it_leaves_out(results: Path) -> None:
     assert "nan" not in str(table.rows)
 
 
+@pytest.mark.long
 def test_a_table_of_nothing_but_nan_says_so(results: Path, flatlab: Callable[..., int]) -> None:
     _set_traces(results, math.nan, "*")
     table = next(table for table in make_tables(read_results(results))[0] if table.name == "trace")

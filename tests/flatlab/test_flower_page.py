@@ -67,6 +67,7 @@ def test_a_flower_clients_loop_has_man(trained: dict[str, torch.Tensor]) -> None
         torch.testing.assert_close(trained[name], tensor)
 
 
+@pytest.mark.long
 def test_what_flower_saves_is_measured(trained: dict[str, torch.Tensor], tmp_path: Path) -> None:
     (command,) = re.findall(r"^flatlab (eigs .*\.npz.*)$", PAGE, flags=re.MULTILINE)
     torch.save(trained, tmp_path / "final.pt")

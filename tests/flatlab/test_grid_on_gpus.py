@@ -46,6 +46,7 @@ def given(cell: Cell, folder: Path) -> None:
     time.sleep(0.3)
 
 
+@pytest.mark.long
 def test_every_process_sees_one_gpu_alone_and_all_are_used(tmp_path: Path) -> None:
     """Two GPUs, and three jobs: one GPU has two."""
     cells = cells_of(seeds="0, 1, 2, 3")

@@ -169,6 +169,7 @@ def test_an_unexpected_error_leaves_its_traceback(tmp_path: Path) -> None:
     assert "Traceback" in (tmp_path / "fedavg-s0" / "failure.txt").read_text()
 
 
+@pytest.mark.long
 def test_a_cell_whose_process_dies_is_tried_again_and_then_given_up(tmp_path: Path) -> None:
     cells = cells_of(seeds="0, 1")
 

@@ -80,6 +80,7 @@ def largest(model: nn.Module, batch: dict[str, Tensor], shift: int) -> list[floa
     return found
 
 
+@pytest.mark.long
 def test_the_page_runs_as_printed_and_is_right(folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
     names: dict[str, Any] = {}

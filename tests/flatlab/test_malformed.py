@@ -24,7 +24,7 @@ from flatlab.grid.plan import parse_grid
 from flatlab.runs.checkpoint import load_checkpoint, rebuild
 from tests.command_line import flatlab
 
-EACH = 20
+EACH = 12
 """Mutations of every kind; `python -m benchmarks mutations` does 10,000."""
 
 
