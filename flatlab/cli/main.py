@@ -86,7 +86,7 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_: f"flatlab: {message}\n"
     console.stderr = "--json=-" in sys.argv or ("--json", "-") in pairwise(sys.argv)
     try:
-        app()
+        app(prog_name="flatlab")  # also of python -m flatlab, which no shell completes
     except SAID as error:
         _fail(str(error), exit_code(error), debug)
     except OSError as error:

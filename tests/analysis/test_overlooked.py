@@ -82,7 +82,9 @@ def test_a_copy_of_the_last_wanted_changes_nothing_and_costs_little() -> None:
     assert steps < 20
 
 
-@pytest.mark.parametrize("copied", [0, 1, 3])
+@pytest.mark.parametrize(
+    "copied", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)]
+)
 def test_second_copies_stay_overlooked_more_rarely_than_promised(copied: int) -> None:
     """Single-vector Lanczos sees one copy; the share of wrong results is that of what is overlooked."""
     distinct = [10 / (1 + i / 3) for i in range(30)]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,19 @@ def test_a_relation_reads_as_it_is(ends: list[float]) -> None:
     """The smaller side is never rounded to more than the larger."""
     left, right = sides(Interval(*ends[:2]), Interval(*ends[2:]))
     assert float(left.split(" to ")[-1]) <= float(right.split(" to ")[0])
+
+
+def test_the_version_is_the_package_s(tmp_path: Path) -> None:
+    assert flatlab("--version", cwd=tmp_path).stdout.strip() == version("flatlab")
+
+
+def test_a_shell_completes_commands_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "_FLATLAB_COMPLETE=complete_bash" in flatlab("--show-completion", "bash", cwd=tmp_path).stdout
+    monkeypatch.setenv("_FLATLAB_COMPLETE", "complete_bash")
+    for typed, position, words in (("flatlab e", 1, ["eigs"]), ("flatlab eigs --top", 2, ["--top-k"])):
+        monkeypatch.setenv("COMP_WORDS", typed)
+        monkeypatch.setenv("COMP_CWORD", str(position))
+        assert flatlab(cwd=tmp_path).stdout.split() == words
 
 
 def test_help_loses_no_bracket_to_markup() -> None:

@@ -197,6 +197,7 @@ def test_a_worker_that_dies_between_rounds(toy_world: Callable[..., World], tmp_
     assert_same_outcome(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("engine", "algorithm", "kills"),
     [("sequential", "fedspeed", 2), ("stacked", "scaffold", 2), ("streams", "fedsmoo", 1), ("process", "feddc", 1)],

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from flatlab.cli.main import main
-from tests.command_line import SECONDS
+from tests.command_line import flatlab as as_a_process
 
 MINE = """
 import torch
@@ -116,11 +115,8 @@ def tops(entry: dict[str, Any]) -> list[float]:
 
 
 def test_eigs_as_a_user_calls_it(folder: Path) -> None:
-    command = [
-        sys.executable, "-m", "flatlab", "eigs", *OWN, "--weights", "w.pt", "--loss", "cross_entropy", "--top-k", "2",
-        *EXACT, "--json", "e.json",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False)
+    words = ("--weights", "w.pt", "--loss", "cross_entropy", "--top-k", 2, *EXACT, "--json", "e.json")
+    done = as_a_process("eigs", *OWN, *words, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "Hessian of the mean cross-entropy, 20 samples of mine:data" in done.stdout
     assert "mine:model (w.pt)" in done.stdout
