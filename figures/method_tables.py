@@ -23,14 +23,13 @@ def _of(run: Result, kind: str, read: Callable[[dict[str, Any]], float | None]) 
     return read(run.measured[kind]) if kind in run.measured else None
 
 
-def effective_dimension(density: Mapping[str, Any]) -> float:
-    """Sum of λ / (λ + 1) over the positive eigenvalues, from what `flatlab density` saves.
+def count_above_one(density: Mapping[str, Any]) -> float:
+    """How many eigenvalues are above 1, from what `flatlab density` saves; the mean over its probes.
 
-    So many directions are curved more than by 1, one at exactly 1 counting half (MacKay 1992; as a predictor of
-    generalisation Maddox, Benton & Wilson, arXiv 2003.02139, 2020, with their regulariser at 1).
+    Counted by stochastic Lanczos quadrature, as Lin, Saad & Yang (SIAM Review 58, 2016) do.
     """
     probes = list(zip(density["nodes"], density["node_weights"], strict=True))
-    shares = [float(np.dot(weights, np.maximum(at, 0) / (np.maximum(at, 0) + 1))) for at, weights in probes]
+    shares = [sum(weight for at, weight in zip(nodes, weights, strict=True) if at > 1) for nodes, weights in probes]
     return float(density["size"] * np.mean(shares))
 
 
@@ -38,7 +37,7 @@ MEASURES: dict[str, Callable[[Result], float | None]] = {
     "error": lambda run: None if run.accuracy is None else 100 - 100 * run.accuracy,
     "λ₁": lambda run: run.top_eigenvalue,
     "trace": lambda run: run.trace,
-    "effective": lambda run: _of(run, "density", effective_dimension),
+    "above 1": lambda run: _of(run, "density", count_above_one),
     "relative": lambda run: _of(run, "flatness", lambda m: sum(layer["by_trace"] for layer in m["layers"])),
     "adaptive": lambda run: _of(run, "flatness", lambda m: m["adaptive_sharpness"]["value"]),
     "worst": lambda run: _of(run, "flatness", lambda m: (m.get("worst_case_sharpness") or {}).get("value")),
@@ -87,10 +86,10 @@ def ranks_table(results: Results) -> Table:
         "ranks",
         "Methods by error and flatness: rank [best, worst]",
         (
-            "error: of the test, %; effective: dimension, λ / (λ + 1) of the density's positive eigenvalues, added up; "
-            "relative: layers' squared weights times traces, added up; adaptive: sharpness of one step; worst: of "
-            "twenty, within 0.1 % of every weight; local λ₁ and trace: of clients' losses at their own models, mean "
-            "over clients; excess: λ₁ of the global loss less the local one.",
+            "error: of the test, %; above 1: how many eigenvalues are, by the density; relative: layers' squared "
+            "weights times traces, added up; adaptive: sharpness of one step; worst: of twenty, within 0.1 % of every "
+            "weight; local λ₁ and trace: of clients' losses at their own models, mean over clients; excess: λ₁ of the "
+            "global loss less the local one.",
             "Less is better. Of all methods, with and without MAN, in the column: rank by the mean over seeds, and the "
             "best and worst rank that 95 % simultaneous comparisons (Tukey, seeds as blocks) leave it. Means, of what "
             f"varies by factors geometric ones, are told apart from these differences on: {note}.",

@@ -9,7 +9,7 @@ from figures.accuracy_curves import draw_accuracy_curves
 from figures.curvature_bars import draw_curvature_bars
 from figures.errors import MissingResultsError
 from figures.man_table import man_table
-from figures.method_tables import agreement_table, effective_dimension, ranks_table
+from figures.method_tables import agreement_table, count_above_one, ranks_table
 from figures.results import Result, Results
 from flatlab.federated.config import make_config
 
@@ -45,11 +45,11 @@ def test_ranks_are_by_ratios_where_numbers_vary_by_factors() -> None:
     assert any("λ₁ a factor of 1.0" in note for note in table.notes)
 
 
-def test_the_effective_dimension_is_that_of_the_eigenvalues() -> None:
+def test_eigenvalues_above_one_are_counted() -> None:
     """Five eigenvalues, which two probes hold at equal weights on average."""
-    eigenvalues = [-2.0, 0.0, 0.25, 1.0, 9.0]
+    eigenvalues = [-2.0, 0.5, 1.0, 1.5, 9.0]
     density = {"size": 5, "nodes": [eigenvalues] * 2, "node_weights": [[0.4, 0, 0, 0.4, 0.2], [0, 0.4, 0.4, 0, 0.2]]}
-    assert effective_dimension(density) == pytest.approx(0.2 + 0.5 + 0.9)
+    assert count_above_one(density) == pytest.approx(2)
 
 
 def test_what_man_changes_with_its_interval() -> None:
