@@ -1,5 +1,6 @@
 """Every engine gives the same round: worker processes bit for bit, the stack to rounding."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch import Tensor
 
+from flatlab.errors import UsageError
 from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
@@ -82,6 +85,30 @@ def test_an_engine_of_devices_agrees_with_the_sequential_engine(
         assert theirs["images"] == record["images"]
         assert theirs["train_loss"] == pytest.approx(record["train_loss"], rel=10 * close)
         assert theirs["activation_norm"] == pytest.approx(record["activation_norm"], rel=10 * close)
+
+
+def test_a_stack_that_does_not_fit_is_cut(
+    toy_world: Callable[..., World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = toy_world(participation=1.0)
+    run, _ = history(world, tmp_path / "1", SequentialEngine(world))
+    engine = BatchedEngine(world, torch.device("cpu"))
+    forward, fails = engine.model.forward, [True, True]
+
+    def short_of_memory(x: Tensor) -> Tensor:
+        if fails and fails.pop():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        logits: Tensor = forward(x)
+        return logits
+
+    monkeypatch.setattr(engine.model, "forward", short_of_memory)
+    other, _ = history(world, tmp_path / "2", engine)
+    assert engine.together == math.ceil(len(world.parts) / 4)
+    torch.testing.assert_close(other.server.w, run.server.w, rtol=1e-12, atol=1e-12)
+
+    fails[:] = [True] * 9
+    with pytest.raises(UsageError, match="no memory for a local step of mlp"):
+        history(world, tmp_path / "3", engine)
 
 
 def test_a_dead_worker_is_one_sentence(toy_world: Callable[..., World], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flatlab.errors import UsageError, first_line
 from flatlab.tell import Tell, silent
 
 PATIENCE = 300.0
@@ -81,3 +82,17 @@ class Engine(Protocol):
     def __enter__(self) -> "Engine": ...
 
     def __exit__(self, *exception: object) -> None: ...
+
+
+def is_of_memory(error: Exception) -> bool:
+    """Whether it says that memory is short, as torch and the libraries below it put it."""
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "alloc_failed" in words
+
+
+def no_room_for_a_step(model: str, error: Exception) -> UsageError:
+    """What to say where not even one client's step fits the device."""
+    return UsageError(
+        f"The device has no memory for a local step of {model} ({first_line(error)}); "
+        "use --device cpu, or smaller batches."
+    )

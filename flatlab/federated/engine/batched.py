@@ -6,6 +6,7 @@ are done. A stack draws the same samples as the sequential engine and agrees wit
 random numbers themselves (dropout) see other draws.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,7 +21,15 @@ from analysis.calls import call
 from flatlab.data import Split, normalise
 from flatlab.errors import UsageError, first_line
 from flatlab.federated.augment import augment
-from flatlab.federated.engine.base import Engine, Evaluation, Means, RoundInputs, RoundOutputs
+from flatlab.federated.engine.base import (
+    Engine,
+    Evaluation,
+    Means,
+    RoundInputs,
+    RoundOutputs,
+    is_of_memory,
+    no_room_for_a_step,
+)
 from flatlab.federated.engine.round_plan import RoundPlan, plan_round
 from flatlab.federated.engine.sequential import add_up, chunk_starts, score_chunk
 from flatlab.federated.local_step import local_step_
@@ -40,6 +49,7 @@ class BatchedEngine:
 
     def __init__(self, world: World, device: torch.device) -> None:
         self.world, self.device = world, device
+        self.together: int | None = None  # clients whose gradients are taken at once: all, unless memory is short
         for found in world.taps.penalised:
             if found.axis is None:
                 raise UsageError(
@@ -98,17 +108,27 @@ class BatchedEngine:
 
     def _gradient(self, x: Tensor, y: Tensor, weight: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """(f, g) of C clients at `at` (C, P): weighted cross-entropy (C,), and the gradient (C, P) of f + zeta/2 R."""
-        stacked = vmap(grad_and_value(self._objective, has_aux=True), randomness="different")
-        try:
-            gradients, (_, loss) = stacked(at, x, y, weight)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise UsageError(
-                f"The model {self.world.config.model} cannot run as a stack of clients ({first_line(error)}); "
-                "use --engine process, which trains each by itself."
-            ) from error
-        return loss, gradients
+        one = grad_and_value(self._objective, has_aux=True)
+        while True:
+            try:
+                stacked = vmap(one, randomness="different", chunk_size=self.together)
+                gradients, (_, loss) = stacked(at, x, y, weight)
+            except RuntimeError as error:
+                if not is_of_memory(error):
+                    raise UsageError(
+                        f"The model {self.world.config.model} cannot run as a stack of clients ({first_line(error)}); "
+                        "use --engine process, which trains each by itself."
+                    ) from error
+                self._cut(len(at), error)
+                continue
+            return loss, gradients
+
+    def _cut(self, clients: int, error: RuntimeError) -> None:
+        """Take the gradients of half as many clients at once from now on."""
+        at_once = min(self.together or clients, clients)
+        if at_once == 1:
+            raise no_room_for_a_step(self.world.config.model, error) from error
+        self.together = math.ceil(at_once / 2)
 
     def _objective(self, theta: Tensor, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """(f + zeta/2 R, f) of one client, on B samples of the given weights."""

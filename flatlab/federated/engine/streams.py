@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from flatlab.errors import UsageError, first_line
-from flatlab.federated.engine.base import Engine, Evaluation, Means, RoundInputs, RoundOutputs
+from flatlab.federated.engine.base import (
+    Engine,
+    Evaluation,
+    Means,
+    RoundInputs,
+    RoundOutputs,
+    is_of_memory,
+    no_room_for_a_step,
+)
 from flatlab.federated.engine.round_plan import RoundPlan, plan_round
 from flatlab.federated.engine.sequential import add_up, chunk_starts, score_chunk
 from flatlab.federated.engine.slots import Slots
@@ -140,7 +148,7 @@ class StreamsEngine:
         except RuntimeError as error:
             broke = error.__context__  # rather than that the capture is broken
             cause = broke if isinstance(broke, Exception) else error
-            if not any(_of_memory(e) for e in (error, cause)):
+            if not any(is_of_memory(e) for e in (error, cause)):
                 return self._leave(first_line(cause))
             self._make_room(slot, cause)
             return False
@@ -162,10 +170,7 @@ class StreamsEngine:
     def _make_room(self, slot: int, error: Exception) -> None:
         """Use fewer slots: not this one, nor the one before it, so that something is left for all else."""
         if not self.graphs:
-            raise UsageError(
-                f"The device has no memory for a local step of {self.world.config.model} ({first_line(error)}); "
-                "use --device cpu, or smaller batches."
-            ) from error
+            raise no_room_for_a_step(self.world.config.model, error) from error
         self.usable = max(1, slot - 1)
         self.graphs = {key: graph for key, graph in self.graphs.items() if key[0] < min(slot, self.usable)}
         torch.cuda.empty_cache()
@@ -216,9 +221,3 @@ def _generators() -> tuple[object, ...]:
     here, there = (state.numpy().tobytes() for state in (torch.get_rng_state(), torch.cuda.get_rng_state()))
     numpy = np.random.get_state(legacy=False)["state"]
     return here, there, random.getstate(), numpy["key"].tobytes(), numpy["pos"]
-
-
-def _of_memory(error: Exception) -> bool:
-    """Whether it says that memory is short, as torch and the libraries below it put it."""
-    words = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "alloc_failed" in words
