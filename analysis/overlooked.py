@@ -169,7 +169,8 @@ def overlooked(
         n = len(T) + 1
         own[n - 1] = w[0] / length
         image = require_finite((yield own[n - 1 : n]))
-        w, column = orthogonalised(orthogonalised(image, basis)[0], own[:n])
+        w, column = orthogonalised(image, own[:n])
+        w = orthogonalised(w, basis)[0]  # last: what rounding left of the basis, 0 to C, would grow where C has no 0
         T = torch.cat([torch.cat([T, column[:-1]], dim=1), column.T])
         length = norm(w[0])
         # at the end C maps what z has reached to itself, and there is no more to see

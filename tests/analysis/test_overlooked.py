@@ -96,6 +96,22 @@ def test_second_copies_stay_overlooked_more_rarely_than_promised(copied: int) ->
     assert wrong <= PROBABILITY * len(results)
 
 
+@pytest.mark.parametrize("which", ["smallest", "largest"])
+def test_what_is_left_out_does_not_come_back_by_rounding(which: Any) -> None:
+    """Where zero is no eigenvalue beyond the wanted ones, what was found would seem to be one of zero."""
+    copies = 10
+    values = torch.linspace(0.2, 5, 40, dtype=torch.float64).repeat_interleave(copies)
+    values = values if which == "smallest" else -values
+    q, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=torch.Generator().manual_seed(0)).double())
+    matrix = (q * values) @ q.T
+    operator = matrix_operator(matrix.float())
+    for seed in range(2):
+        pairs = lanczos(operator, copies, which=which, seed=seed)
+        assert pairs.converged.all()
+        assert pairs.products < 100 * copies
+        assert pairs.values.tolist() == pytest.approx([values[0].item()] * copies, rel=1e-4)
+
+
 @pytest.mark.parametrize("find", [lanczos, power_iteration])
 @pytest.mark.parametrize("size", [200, 1200])
 def test_all_looks_together_miss_no_more_than_is_said(find: Any, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
