@@ -100,7 +100,7 @@ def test_second_copies_stay_overlooked_more_rarely_than_promised(copied: int) ->
 def test_what_is_left_out_does_not_come_back_by_rounding(which: Any) -> None:
     """Where zero is no eigenvalue beyond the wanted ones, what was found would seem to be one of zero."""
     copies = 10
-    values = torch.linspace(0.2, 5, 40, dtype=torch.float64).repeat_interleave(copies)
+    values = torch.linspace(0.2, 5, 60, dtype=torch.float64).repeat_interleave(copies)
     values = values if which == "smallest" else -values
     q, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=torch.Generator().manual_seed(0)).double())
     matrix = (q * values) @ q.T
