@@ -239,6 +239,11 @@ def moved(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     return _each(batch, move)
 
 
+def copied(batch: Batch) -> Batch:
+    """The batch with tensors of its own, for what may change them in place."""
+    return _each(batch, Tensor.clone)
+
+
 def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """The batch with `change` done to its tensors."""
 

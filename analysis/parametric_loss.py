@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from analysis.batches import Batch, Inputs, batch_length, moved, sliced
+from analysis.batches import Batch, Inputs, batch_length, copied, moved, sliced
 from analysis.calls import call
 from analysis.casts import widened
 from analysis.distributed import Distributed
@@ -85,8 +85,11 @@ class ParametricLoss:
         return {name: parameter.detach().requires_grad_() for name, parameter in self.parameters.items()}
 
     def outputs(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Any:
-        """The model's outputs with `parameters` in place of its own; one that returns its loss is given the targets."""
-        inputs, targets = batch
+        """The model's outputs with `parameters` in place of its own; one that returns its loss is given the targets.
+
+        What it changes in place is a copy: the caller's tensors stay as they are, and are met as they were next time.
+        """
+        inputs, targets = copied(batch)
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         beside = self.loss.arguments(self.model, targets)
         with self.at(parameters) as replaced:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from analysis.batches import Batch, batch_length, moved, sliced
+from analysis.batches import Batch, batch_length, copied, moved, sliced
 from analysis.calls import call
 from analysis.casts import widened
 from analysis.distributed import summed, summed_number
@@ -153,7 +153,7 @@ class Reference:
             yield loss
 
     def _outputs(self, batch: Batch, theta: Tensor) -> Tensor:
-        inputs, targets = batch
+        inputs, targets = copied(batch)
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         beside = self.problem.loss.arguments(self.problem.model, targets)
         with self._at(theta) as named:

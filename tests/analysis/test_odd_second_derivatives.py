@@ -19,7 +19,7 @@ from analysis.objective import loss_and_gradient
 from analysis.operators import hessian
 from analysis.problem import Problem, make_problem
 from analysis.spectrum import eigs
-from tests.analysis.test_products import assert_right, truth
+from tests.analysis.test_products import assert_right, dense, truth
 from tests.command_line import SECONDS
 
 
@@ -228,3 +228,35 @@ def test_kept_graphs_and_samples_in_another_order_do_not_mix() -> None:
     data.passes = 9
     with pytest.raises(MeasurementError, match="data changed"):
         operator(v)
+
+
+# --- what works in place
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        x -= 0.5
+        x /= 0.25
+        return self.first(x)
+
+
+def loss_in_place(outputs: Tensor, targets: Tensor) -> Tensor:
+    targets[targets == 1] = 0
+    return F.cross_entropy(outputs, targets)
+
+
+def test_what_works_in_place_leaves_the_caller_s_data_as_they_were() -> None:
+    torch.manual_seed(0)
+    model = InPlace().double()
+    x, y = torch.randn(7, 4).double(), torch.randint(3, (7,))
+    before = x.clone(), y.clone()
+    problem = make_problem(model, loss_in_place, (x, y), chunk_size=2)
+    expected = truth(model.first, F.cross_entropy, (before[0] - 0.5) / 0.25, before[1].masked_fill(before[1] == 1, 0))
+    for _ in range(2):
+        torch.testing.assert_close(dense(hessian(problem)), expected, rtol=1e-9, atol=1e-11)
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])
