@@ -47,6 +47,8 @@ class Grid(Protocol):
     @property
     def target_note(self) -> str: ...  # noqa: D102
     @property
+    def usual_zeta(self) -> float: ...  # noqa: D102
+    @property
     def measure(self) -> Any: ...  # noqa: D102
 
 
@@ -118,7 +120,12 @@ class Results:
 
     @cached_property
     def _zetas(self) -> dict[tuple[str, str], float]:
-        """MAN's usual coefficient by row and algorithm: the most frequent one, in the row or else in all of them."""
+        """MAN's usual coefficient by row and algorithm: the grid's.
+
+        Without a grid it is the most frequent one, in the row or else in all of them.
+        """
+        if self.grid is not None:  # whose main cells may not be finished while those of its sensitivity are
+            return {_row(run): self.grid.usual_zeta for run in self.runs}
         every = Counter(run.config.zeta for run in self.runs if run.config.man)
         found: dict[tuple[str, str], Counter[float]] = defaultdict(Counter)
         for run in self.runs:
@@ -128,8 +135,8 @@ class Results:
 
     @property
     def zetas(self) -> list[float]:
-        """The usual coefficients, ascending."""
-        return sorted(set(self._zetas.values()))
+        """The coefficients of the usual runs with MAN, ascending."""
+        return sorted({run.config.zeta for run in self.usual if run.config.man})
 
     @cached_property
     def usual(self) -> tuple[Result, ...]:

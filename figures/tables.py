@@ -249,9 +249,10 @@ def _by_seed(runs: list[Result], value: Callable[[Result], float | None]) -> dic
 def _seeds_note(results: Results) -> str:
     seeds = ", ".join(map(str, sorted({run.config.seed for run in results.usual if run.trained})))
     zetas = " or ".join(f"{zeta:g}" for zeta in results.zetas)
+    with_man = f"MAN with zeta {zetas}; " if zetas else ""
     return (
         f"Mean ± standard deviation over seeds ({seeds}; in brackets how many, where fewer, and how many are left out, "
-        f"being not finite); MAN with zeta {zetas}; difference with minus without, paired by seed, with its "
+        f"being not finite); {with_man}difference with minus without, paired by seed, with its "
         "95 % interval (Student's t)."
     )
 

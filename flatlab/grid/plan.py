@@ -26,6 +26,7 @@ and seed: `fedavg-man-dirichlet-0.3-s0`.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -126,6 +127,12 @@ class Grid(BaseModel):
         if not text.replace("\n", " ").isprintable():
             raise ValueError("it holds control characters")
         return " ".join(text.split())
+
+    @cached_property
+    def usual_zeta(self) -> float:
+        """MAN's coefficient wherever [sensitivity] sets no other; a preset has one for all of its data set's cells."""
+        axes = self.axes
+        return _cell(self, axes.algorithms[0], axes.man[0], axes.partitions[0], axes.seeds[0]).config.zeta
 
 
 def grid_cells(grid: Grid) -> tuple[Cell, ...]:

@@ -70,6 +70,20 @@ def test_seeds_that_are_missing_are_counted(results: Path) -> None:
     assert accuracy.rows[3][2:5] == ("52.00 (1)", "57.00 ± 1.00", "+6.00")
 
 
+def test_a_coefficient_of_the_sensitivity_never_stands_for_the_grid_s(results: Path) -> None:
+    shutil.rmtree(results / "fedavg-man-dirichlet-0.3-s1")  # three runs at zeta 0.5 are left, and two at the usual one
+    read = read_results(results)
+    assert read.zetas == [0.15]
+    table = make_tables(read)[0][0]
+    assert table.rows[0][3] == "55.00 ± 1.41 (2)"
+    for run in results.glob("fed*-man-*"):
+        if "zeta" not in run.name:
+            shutil.rmtree(run)
+    read = read_results(results)
+    assert (read.zetas, make_tables(read)[0][0].rows[0][3]) == ([], "")
+    assert not any("zeta" in note for note in make_tables(read)[0][0].notes)
+
+
 def test_rounds_to_target_are_medians_and_say_where_it_is_not_reached(results: Path) -> None:
     read = read_results(results)
     rounds = next(table for table in make_tables(read)[0] if table.name == "rounds")
