@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from figures.errors import MissingResultsError
 from figures.labels import algorithm_label, partition_label
-from figures.results import Result, Results, require_alike
+from figures.results import Result, Results, require_alike, require_same_round
 from figures.shown import three_digits
 from figures.simultaneous import agreement, ranks
 from figures.table import Table
@@ -42,7 +42,7 @@ MEASURES: dict[str, Callable[[Result], float | None]] = {
     "adaptive": lambda run: _of(run, "flatness", lambda m: m["adaptive_sharpness"]["value"]),
     "worst": lambda run: _of(run, "flatness", lambda m: (m.get("worst_case_sharpness") or {}).get("value")),
     "local λ₁": lambda run: _of(run, "local", lambda m: m["means"]["eigenvalue"]["own_at_own"]),
-    "local trace": lambda run: _of(run, "local", lambda m: m["means"]["trace"]["own_at_own"]),
+    "local trace": lambda run: _of(run, "local", lambda m: m["means"].get("trace", {}).get("own_at_own")),
     "excess": lambda run: _of(run, "local", lambda m: m["means"]["eigenvalue"]["discrepancy"]),
 }
 """Numbers of a run of which less is better."""
@@ -154,6 +154,7 @@ def finished_methods(results: Results, place: str) -> tuple[Methods, list[int]]:
     """
     for kind in ("eigs", "trace", "density", "flatness", "local"):
         require_alike(results.usual, kind)
+    require_same_round([run for run in results.usual if run.row == place], "local")
     methods = _trained(results, place)
     for failed in failed_methods(results, place):
         del methods[failed]

@@ -61,7 +61,7 @@ class Result:
     partition: str  # "iid", "dirichlet-<delta>", or another split's kind and parameter
     row: str  # the partition, and after "; " what sets the run apart from others beside MAN, zeta and seed
     records: tuple[dict[str, Any], ...]  # lines of metrics.jsonl
-    measured: Mapping[str, dict[str, Any]]  # kind: <final>.<kind>.json, "settings" among them
+    measured: Mapping[str, dict[str, Any]]  # kind: <final>.<kind>.json, "settings" among them, and its name as "file"
     training: tuple[dict[str, Any], ...]  # eigs of the earlier checkpoints, by round
     trained: bool
     failure: str
@@ -190,8 +190,15 @@ class Results:
 
 def require_alike(runs: Sequence[Result], kind: str) -> None:
     """Raise `MissingResultsError`, with the names of two, where measurements of `kind` were not all made in one way."""
+    require_one_way((_made(run, kind), run.measured[kind]["settings"]) for run in runs if kind in run.measured)
+
+
+def require_same_round(runs: Sequence[Result], kind: str) -> None:
+    """Raise `MissingResultsError` where measurements of `kind` of the `runs` of one row are of different rounds."""
     require_one_way(
-        (f"final.{kind}.json of {run.name}", run.measured[kind]["settings"]) for run in runs if kind in run.measured
+        (_made(run, kind), {"round": run.measured[kind].get("run", {}).get("round")})
+        for run in runs
+        if kind in run.measured
     )
 
 
@@ -206,6 +213,10 @@ def require_one_way(made: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
                 raise MissingResultsError(
                     f"{first} was made with {setting} {one}, {name} with {other}: measure them alike"
                 )
+
+
+def _made(run: Result, kind: str) -> str:
+    return f"{run.measured[kind].get('file', f'final.{kind}.json')} of {run.name}"
 
 
 def _row(run: Result) -> tuple[str, str]:

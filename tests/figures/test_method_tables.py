@@ -1,5 +1,6 @@
 """Tables and figures over many methods: their ranks, what MAN changes in each, and which measures agree."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from figures.man_table import man_table
 from figures.method_tables import agreement_table, count_above_one, ranks_table
 from figures.results import Result, Results
 from flatlab.federated.config import make_config
+from flatlab.federated.config_file import write_config
+from flatlab.grid.plan import grid_cells, parse_grid
+from flatlab.grid.saved_results import read_results
+from flatlab.runs.checkpoint import Checkpoint, save_checkpoint
 
 NAMES = ("fedavg", "fedprox", "scaffold", "fedsam", "fedasam", "feddyn", "feddc", "fedspeed", "fedavgm")
 
@@ -115,3 +120,58 @@ def test_figures_of_many_methods_break_their_line_and_have_no_empty_panel() -> N
     assert draw_curvature_bars(whole).figure.axes[0].get_yscale() == "log"
     no_trace = tuple(Result(**{**vars(run), "measured": {"eigs": run.measured["eigs"]}}) for run in whole.runs)
     assert len(draw_curvature_bars(Results(Path(), None, no_trace)).figure.axes) == 1
+
+
+LOCAL_GRID = """
+title = "Clients"
+[common]
+rounds = 2
+model = "mlp"
+[axes]
+algorithms = ["fedavg", "fedprox", "fedsam", "feddyn"]
+man = [false]
+partitions = ["iid"]
+seeds = [0, 1]
+[measure]
+keep_clients = [{kept}]
+"""
+
+
+@pytest.fixture
+def clients_of_two_rounds(tmp_path: Path) -> Path:
+    """A grid whose clients were measured after round 2, and of seed 1 after round 1 too, as it now asks."""
+    (tmp_path / "grid.toml").write_text(LOCAL_GRID.format(kept=1))
+    for at, cell in enumerate(grid_cells(parse_grid(LOCAL_GRID.format(kept=2), "test"))):
+        folder = tmp_path / cell.name
+        folder.mkdir()
+        write_config(folder / "config.toml", cell.config)
+        (folder / "metrics.jsonl").write_text('{"round": 1}\n{"round": 2, "test_accuracy": 0.5}\n')
+        save_checkpoint(folder / "final.pt", Checkpoint(cell.config, 2, {}, {}, {}, {}))
+        for round_ in (1, 2) if cell.config.seed else (2,):
+            top = {"own_at_own": 10.0 * round_ + at, "whole_at_global": 1.0, "discrepancy": 0.0, "transfer": 0.0}
+            made = {"data": {"dataset": "digits", "split": "train", "samples": 500}, "versions": {}}
+            made |= {"run": {"config": cell.config.plain(), "round": round_}}
+            content = {**made, "means": {"eigenvalue": top}, "distance": 1.0}
+            (folder / f"clients-{round_:04}.local.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def tops(folder: Path) -> list[int]:
+    """Of which round the clients' eigenvalues are that are read of each run."""
+    found = (run.measured.get("local") for run in read_results(folder).runs)
+    return [round(local["means"]["eigenvalue"]["own_at_own"] // 10) if local else 0 for local in found]
+
+
+def test_clients_are_those_of_the_round_that_the_grid_names(clients_of_two_rounds: Path) -> None:
+    assert tops(clients_of_two_rounds) == [0] * 4 + [1] * 4
+    (clients_of_two_rounds / "grid.toml").write_text(LOCAL_GRID.format(kept="2, 1"))
+    assert tops(clients_of_two_rounds) == [2] * 8
+
+
+def test_clients_of_different_rounds_stand_in_no_table(clients_of_two_rounds: Path) -> None:
+    (clients_of_two_rounds / "grid.toml").unlink()
+    assert "local λ₁" in ranks_table(read_results(clients_of_two_rounds)).columns
+    (clients_of_two_rounds / "fedsam-s1" / "clients-0002.local.json").unlink()
+    said = r"clients-0002\.local\.json of \S+ was made with round 2, clients-0001\.local\.json of fedsam-s1 with 1:"
+    with pytest.raises(MissingResultsError, match=said):
+        ranks_table(read_results(clients_of_two_rounds))

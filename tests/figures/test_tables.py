@@ -14,6 +14,7 @@ from scipy import stats
 
 from figures.formats import as_csv, as_latex, as_markdown, table_files
 from figures.gallery import draw_figures
+from figures.labels import man_label
 from figures.paper import published
 from figures.tables import make_tables, rounds_to_target
 from flatlab.errors import UsageError
@@ -82,6 +83,7 @@ def test_a_coefficient_of_the_sensitivity_never_stands_for_the_grid_s(results: P
     read = read_results(results)
     assert (read.zetas, make_tables(read)[0][0].rows[0][3]) == ([], "")
     assert not any("zeta" in note for note in make_tables(read)[0][0].notes)
+    assert man_label(True, read.zetas) == "with MAN"
 
 
 def test_rounds_to_target_are_medians_and_say_where_it_is_not_reached(results: Path) -> None:
