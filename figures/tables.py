@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from figures.errors import MissingResultsError
+from figures.finished_methods import FEWEST
 from figures.labels import REPORTED, algorithm_label, partition_label
 from figures.man_table import man_table
-from figures.method_tables import FEWEST, agreement_table, ranks_table
+from figures.method_tables import agreement_table, ranks_table
 from figures.paper import PAPER_ROUNDS, SOURCE, Quantity, published
 from figures.results import Result, Results, require_alike
 from figures.shown import difference_shown, printed_difference, sample_numbers, sample_shown, three_digits
