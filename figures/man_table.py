@@ -13,6 +13,7 @@ from figures.method_tables import MEASURES, by_ratios, measured
 from figures.results import Results
 from figures.simultaneous import changes
 from figures.table import Table
+from figures.table_notes import tuned_notes
 
 _NOTE = (
     "Runs with MAN against those without at the same seed (×: geometric mean of the ratios; else mean of the "
@@ -35,7 +36,7 @@ def man_table(results: Results) -> Table:
     return Table(
         "man",
         "What MAN changes in every method",
-        (_NOTE, *left_out_notes(results)),
+        (_NOTE, *tuned_notes(results), *left_out_notes(results)),
         ("partition", "method", *measures),
         tuple(
             (partition_label(place), algorithm_label(algorithm), *(row.get(measure, "") for measure in measures))

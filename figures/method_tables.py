@@ -15,6 +15,7 @@ from figures.results import Result, Results
 from figures.shown import three_digits
 from figures.simultaneous import agreement, all_tied, ranks
 from figures.table import Table
+from figures.table_notes import tuned_notes
 
 
 def _of(run: Result, kind: str, read: Callable[[dict[str, Any]], float | None]) -> float | None:
@@ -76,6 +77,7 @@ def ranks_table(results: Results) -> Table:
             "Less is better. Of all methods, with and without MAN, in the column: rank by the mean over seeds, and the "
             "best and worst rank that 95 % simultaneous comparisons (Tukey, seeds as blocks) leave it. Means, of what "
             f"varies by factors geometric ones, are told apart from these differences on: {note}.",
+            *tuned_notes(results),
             *left_out_notes(results),
         ),
         ("partition", "method", *measures),

@@ -159,7 +159,7 @@ class Results:
         return sorted(found, key=lambda run: run.config.seed)
 
     def pair(self, has: Callable[[Result], object], what: str) -> tuple[Result, Result]:
-        """The first two runs that differ in MAN alone and both satisfy `has`.
+        """The first two runs that differ in MAN alone, and what a preset tunes for it, and both satisfy `has`.
 
         Raises `MissingResultsError` naming `what` they should have.
         """

@@ -71,7 +71,7 @@ def read_results(folder: Path) -> Results:
     return Results(
         folder=folder,
         grid=grid,
-        runs=_in_rows(runs),
+        runs=_in_rows(runs, tuned=grid is not None and grid.preset is not None),
         absent=absent,
         grid_text=text,
         study=tuple(read_study(study)) if study.exists() else (),
@@ -129,8 +129,12 @@ def _measured(path: Path, kind: str, of: Fingerprint) -> dict[str, Any]:
     return {**content, "settings": dict(settings_of(content)), "file": path.name}
 
 
-def _in_rows(runs: Sequence[Result]) -> tuple[Result, ...]:
-    """The runs, each with the name of its row."""
+def _in_rows(runs: Sequence[Result], *, tuned: bool) -> tuple[Result, ...]:
+    """The runs, each with the name of its row.
+
+    Where a preset `tuned` them, hyperparameters set none apart: within an algorithm and partition they differ only as
+    the preset has others for MAN, and the two are the paper's pair.
+    """
     plain = [_plain(run) for run in runs]
     _refuse_duplicates(runs, plain)
     require_same_data((run.folder, run.config, run.data) for run in runs)
@@ -141,6 +145,7 @@ def _in_rows(runs: Sequence[Result]) -> tuple[Result, ...]:
     rows = []
     for run, fields in zip(runs, plain, strict=True):
         naming = everywhere | _differing(alike[run.config.algorithm, run.partition])
+        naming -= {name for name in naming if tuned and name.startswith("hyper.")}
         words = [_word(name, value) for name, value in fields.items() if name in naming]
         rows.append(replace(run, row="; ".join([run.partition, ", ".join(words)]) if words else run.partition))
     return tuple(rows)
