@@ -55,8 +55,10 @@ def algorithm_label(name: str) -> str:
 
 
 def man_label(man: bool, zetas: Sequence[float]) -> str:
-    """Without or with MAN, and its coefficients."""
-    return f"with MAN (ζ = {' or '.join(f'{zeta:g}' for zeta in zetas)})" if man else "without MAN"
+    """Without or with MAN, and its coefficients, if any run has it."""
+    if not man:
+        return "without MAN"
+    return f"with MAN (ζ = {' or '.join(f'{zeta:g}' for zeta in zetas)})" if zetas else "with MAN"
 
 
 SPLIT_PARAMETERS = {

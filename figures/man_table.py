@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from figures.errors import MissingResultsError
+from figures.finished_methods import FEWEST, finished_methods, left_out_notes
 from figures.labels import algorithm_label, partition_label
-from figures.method_tables import FEWEST, MEASURES, by_ratios, failed_note, finished_methods, measured
+from figures.method_tables import MEASURES, by_ratios, measured
 from figures.results import Results
 from figures.simultaneous import changes
 from figures.table import Table
+from figures.table_notes import tuned_notes
 
 _NOTE = (
     "Runs with MAN against those without at the same seed (×: geometric mean of the ratios; else mean of the "
@@ -34,7 +36,7 @@ def man_table(results: Results) -> Table:
     return Table(
         "man",
         "What MAN changes in every method",
-        (_NOTE, *failed_note(results)),
+        (_NOTE, *tuned_notes(results), *left_out_notes(results)),
         ("partition", "method", *measures),
         tuple(
             (partition_label(place), algorithm_label(algorithm), *(row.get(measure, "") for measure in measures))

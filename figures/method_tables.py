@@ -1,7 +1,7 @@
 """Tables that compare many methods: their ranks by each measure of flatness, and which measures agree."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from figures.errors import MissingResultsError
-from figures.labels import algorithm_label, partition_label
-from figures.results import Result, Results, require_alike
+from figures.finished_methods import FEWEST, Method, finished_methods, left_out_notes, method_label
+from figures.labels import partition_label
+from figures.results import Result, Results
 from figures.shown import three_digits
-from figures.simultaneous import agreement, ranks
+from figures.simultaneous import agreement, all_tied, ranks
 from figures.table import Table
-
-FEWEST = 4
-"""Methods that a comparison of methods needs."""
+from figures.table_notes import tuned_notes
 
 
 def _of(run: Result, kind: str, read: Callable[[dict[str, Any]], float | None]) -> float | None:
@@ -42,7 +41,7 @@ MEASURES: dict[str, Callable[[Result], float | None]] = {
     "adaptive": lambda run: _of(run, "flatness", lambda m: m["adaptive_sharpness"]["value"]),
     "worst": lambda run: _of(run, "flatness", lambda m: (m.get("worst_case_sharpness") or {}).get("value")),
     "local λ₁": lambda run: _of(run, "local", lambda m: m["means"]["eigenvalue"]["own_at_own"]),
-    "local trace": lambda run: _of(run, "local", lambda m: m["means"]["trace"]["own_at_own"]),
+    "local trace": lambda run: _of(run, "local", lambda m: m["means"].get("trace", {}).get("own_at_own")),
     "excess": lambda run: _of(run, "local", lambda m: m["means"]["eigenvalue"]["discrepancy"]),
 }
 """Numbers of a run of which less is better."""
@@ -56,32 +55,17 @@ FEWEST_AGREEING = 8
 
 def ranks_table(results: Results) -> Table:
     """Every method, without and with MAN, with its place by each measure."""
-    rows: list[tuple[str, ...]] = []
     numbers: list[dict[str, Any]] = []
     apart: dict[str, str] = {}
     for place in results.rows:
-        methods, seeds = finished_methods(results, place)
-        for measure in MEASURES:
-            values = measured(methods, seeds, measure)
-            if values is None:
-                continue
-            ratios = by_ratios(measure, values)
-            found, difference = ranks(np.log(values) if ratios else values)
-            apart[measure] = f"a factor of {_rounded(math.exp(difference))}" if ratios else _rounded(difference)
-            for (algorithm, man), rank, of_seeds in zip(methods, found, values, strict=True):
-                method = {"partition": place, "algorithm": algorithm, "man": man, "measure": measure}
-                numbers.append({**method, **vars(rank), "mean": float(of_seeds.mean())})
+        ranked, least = _ranked(results, place)
+        numbers += ranked
+        apart |= {partition_label(place): least} if ranked else {}
     measures = [m for m in MEASURES if any(number["measure"] == m for number in numbers)]
     if not measures:
         raise MissingResultsError(f"no {FEWEST} methods are finished at two seeds in common")
-    by = {(n["partition"], n["algorithm"], n["man"], n["measure"]): n for n in numbers}
-    ordered = sorted(numbers, key=lambda n: (n["partition"], n["measure"] != measures[0], n["rank"]))
-    for place, algorithm, man in dict.fromkeys((n["partition"], n["algorithm"], n["man"]) for n in ordered):
-        cells = [by.get((place, algorithm, man, measure)) for measure in measures]
-        rows.append(
-            (partition_label(place), method_label(algorithm, man), *(_shown(cell) if cell else "" for cell in cells))
-        )
-    note = "; ".join(f"{measure} {least}" for measure, least in apart.items())
+    several = len(apart) > 1
+    note = ", ".join(f"{place} ({least})" if several else least for place, least in apart.items())
     return Table(
         "ranks",
         "Methods by error and flatness: rank [best, worst]",
@@ -93,37 +77,72 @@ def ranks_table(results: Results) -> Table:
             "Less is better. Of all methods, with and without MAN, in the column: rank by the mean over seeds, and the "
             "best and worst rank that 95 % simultaneous comparisons (Tukey, seeds as blocks) leave it. Means, of what "
             f"varies by factors geometric ones, are told apart from these differences on: {note}.",
-            *failed_note(results),
+            *tuned_notes(results),
+            *left_out_notes(results),
         ),
         ("partition", "method", *measures),
-        tuple(rows),
+        tuple(_rank_rows(numbers, measures)),
         tuple(numbers),
     )
 
 
+def _ranked(results: Results, place: str) -> tuple[list[dict[str, Any]], str]:
+    """Of one row: every method's rank by every measure, and from which difference on means are told apart."""
+    methods, seeds = finished_methods(results, place)
+    numbers: list[dict[str, Any]] = []
+    apart = []
+    for measure in MEASURES:
+        values = measured(methods, seeds, measure)
+        if values is None:
+            continue
+        ratios = by_ratios(measure, values)
+        found, difference = ranks(compared(measure, values))
+        least = f"a factor of {_rounded(math.exp(difference))}" if ratios else _rounded(difference)
+        apart.append(f"{measure} {least}")
+        for (algorithm, man), rank in zip(methods, found, strict=True):
+            method = {"partition": place, "algorithm": algorithm, "man": man, "measure": measure}
+            numbers.append({**method, **vars(rank), "mean": math.exp(rank.mean) if ratios else rank.mean})
+    return numbers, "; ".join(apart)
+
+
+def _rank_rows(numbers: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Partition, method and ranks, in the order of the first measure's."""
+    by = {(n["partition"], n["algorithm"], n["man"], n["measure"]): n for n in numbers}
+    ordered = sorted(numbers, key=lambda n: (n["partition"], n["measure"] != measures[0], n["rank"]))
+    for place, algorithm, man in dict.fromkeys((n["partition"], n["algorithm"], n["man"]) for n in ordered):
+        cells = [by.get((place, algorithm, man, measure)) for measure in measures]
+        shown = [_shown(cell) if cell else "" for cell in cells]
+        yield (partition_label(place), method_label(algorithm, man), *shown)
+
+
 def agreement_table(results: Results) -> Table:
     """Rank correlations of the measures over methods."""
-    rows, numbers = [], []
+    rows, numbers, enough = [], [], False
     for place in results.rows:
         methods, seeds = finished_methods(results, place)
         kin = [algorithm for algorithm, _ in methods]
         if len(set(kin)) < FEWEST_AGREEING:
             continue
-        values = {measure: measured(methods, seeds, measure) for measure in MEASURES}
-        for (one, a), (other, b) in combinations([(m, v) for m, v in values.items() if v is not None], 2):
+        found = {measure: measured(methods, seeds, measure) for measure in MEASURES}
+        enough = enough or any(values is not None for values in found.values())
+        values = {m: compared(m, v) for m, v in found.items() if v is not None}
+        for (one, a), (other, b) in combinations([(m, v) for m, v in values.items() if not all_tied(v)], 2):
             rho, low, high = agreement(a, b, kin)
             rows.append((partition_label(place), f"{one} and {other}", f"{rho:+.2f} [{low:+.2f}, {high:+.2f}]"))
             numbers.append({"partition": place, "one": one, "other": other, "spearman": rho, "low": low, "high": high})
+    if not rows and enough:
+        raise MissingResultsError("no two measures are there by which the methods differ")
     if not rows:
         raise MissingResultsError(f"no {FEWEST_AGREEING} methods are finished at two seeds in common")
     note = (
-        "Spearman's correlation over methods, with and without MAN, of means over seeds; 95 % interval (BCa bootstrap) "
-        "by drawing methods anew, each with its run under MAN."
+        "Spearman's correlation over methods, with and without MAN, of the means over seeds by which they are ranked; "
+        "95 % interval (BCa bootstrap) by drawing methods anew, each with its run under MAN. A measure by which all "
+        "methods tie has none."
     )
     return Table(
         "agreement",
         "Which measures agree",
-        (note, *failed_note(results)),
+        (note, *left_out_notes(results)),
         ("partition", "measures", "correlation"),
         tuple(rows),
         tuple(numbers),
@@ -143,59 +162,13 @@ def by_ratios(measure: str, values: NDArray[np.float64]) -> bool:
     return measure not in DIFFERENCES and bool((values > 0).all())
 
 
-Methods = dict[tuple[str, bool], dict[int, Result]]
-"""Runs by seed of algorithms, without and with MAN."""
-
-
-def finished_methods(results: Results, place: str) -> tuple[Methods, list[int]]:
-    """The runs of every method by seed, and the seeds at which all of them are finished.
-
-    Those of `failed_methods` are left out: one seed of theirs would decide what spread all others are taken to have.
-    """
-    for kind in ("eigs", "trace", "density", "flatness", "local"):
-        require_alike(results.usual, kind)
-    methods = _trained(results, place)
-    for failed in failed_methods(results, place):
-        del methods[failed]
-    seeds = sorted(set.intersection(*(set(runs) for runs in methods.values()))) if methods else []
-    return methods, seeds
-
-
-def failed_methods(results: Results, place: str) -> list[tuple[str, bool]]:
-    """Methods with a run whose accuracy is below half the median of all runs: it did not learn, or collapsed."""
-    methods = _trained(results, place)
-    accuracies = {of: [run.accuracy or 0.0 for run in runs.values()] for of, runs in methods.items()}
-    if not accuracies:
-        return []
-    half = float(np.median(np.concatenate(list(accuracies.values())))) / 2
-    return [of for of, found in accuracies.items() if min(found) < half]
-
-
-def failed_note(results: Results) -> list[str]:
-    """Which methods are left out."""
-    failed = [method_label(*of) for place in results.rows for of in failed_methods(results, place)]
-    if not failed:
-        return []
-    return [f"Left out, since a run's accuracy is below half the median: {', '.join(dict.fromkeys(failed))}."]
-
-
-def method_label(algorithm: str, man: bool) -> str:
-    """The algorithm, with MAN where it is on."""
-    return f"{algorithm_label(algorithm)}{' + MAN' if man else ''}"
-
-
-def _trained(results: Results, place: str) -> Methods:
-    methods: Methods = {}
-    for algorithm in results.algorithms:
-        for man in (False, True):
-            runs = {run.config.seed: run for run in results.select(algorithm, place, man) if run.trained}
-            if runs:
-                methods[algorithm, man] = runs
-    return methods
+def compared(measure: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The numbers whose means over seeds are compared: logarithms where ratios are."""
+    return np.log(values) if by_ratios(measure, values) else values
 
 
 def measured(
-    methods: Mapping[tuple[str, bool], Mapping[int, Result]], seeds: list[int], measure: str
+    methods: Mapping[Method, Mapping[int, Result]], seeds: list[int], measure: str
 ) -> NDArray[np.float64] | None:
     """(methods, seeds); None where there are too few, or one has no such number."""
     if len({algorithm for algorithm, _ in methods}) < FEWEST or len(seeds) < 2:

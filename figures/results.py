@@ -47,6 +47,8 @@ class Grid(Protocol):
     @property
     def target_note(self) -> str: ...  # noqa: D102
     @property
+    def usual_zeta(self) -> float: ...  # noqa: D102
+    @property
     def measure(self) -> Any: ...  # noqa: D102
 
 
@@ -59,7 +61,7 @@ class Result:
     partition: str  # "iid", "dirichlet-<delta>", or another split's kind and parameter
     row: str  # the partition, and after "; " what sets the run apart from others beside MAN, zeta and seed
     records: tuple[dict[str, Any], ...]  # lines of metrics.jsonl
-    measured: Mapping[str, dict[str, Any]]  # kind: <final>.<kind>.json, "settings" among them
+    measured: Mapping[str, dict[str, Any]]  # kind: <final>.<kind>.json, "settings" among them, and its name as "file"
     training: tuple[dict[str, Any], ...]  # eigs of the earlier checkpoints, by round
     trained: bool
     failure: str
@@ -118,7 +120,12 @@ class Results:
 
     @cached_property
     def _zetas(self) -> dict[tuple[str, str], float]:
-        """MAN's usual coefficient by row and algorithm: the most frequent one, in the row or else in all of them."""
+        """MAN's usual coefficient by row and algorithm: the grid's.
+
+        Without a grid it is the most frequent one, in the row or else in all of them.
+        """
+        if self.grid is not None:  # whose main cells may not be finished while those of its sensitivity are
+            return {_row(run): self.grid.usual_zeta for run in self.runs}
         every = Counter(run.config.zeta for run in self.runs if run.config.man)
         found: dict[tuple[str, str], Counter[float]] = defaultdict(Counter)
         for run in self.runs:
@@ -128,8 +135,8 @@ class Results:
 
     @property
     def zetas(self) -> list[float]:
-        """The usual coefficients, ascending."""
-        return sorted(set(self._zetas.values()))
+        """The coefficients of the usual runs with MAN, ascending."""
+        return sorted({run.config.zeta for run in self.usual if run.config.man})
 
     @cached_property
     def usual(self) -> tuple[Result, ...]:
@@ -152,7 +159,7 @@ class Results:
         return sorted(found, key=lambda run: run.config.seed)
 
     def pair(self, has: Callable[[Result], object], what: str) -> tuple[Result, Result]:
-        """The first two runs that differ in MAN alone and both satisfy `has`.
+        """The first two runs that differ in MAN alone, and what a preset tunes for it, and both satisfy `has`.
 
         Raises `MissingResultsError` naming `what` they should have.
         """
@@ -183,8 +190,15 @@ class Results:
 
 def require_alike(runs: Sequence[Result], kind: str) -> None:
     """Raise `MissingResultsError`, with the names of two, where measurements of `kind` were not all made in one way."""
+    require_one_way((_made(run, kind), run.measured[kind]["settings"]) for run in runs if kind in run.measured)
+
+
+def require_same_round(runs: Sequence[Result], kind: str) -> None:
+    """Raise `MissingResultsError` where measurements of `kind` of the `runs` of one row are of different rounds."""
     require_one_way(
-        (f"final.{kind}.json of {run.name}", run.measured[kind]["settings"]) for run in runs if kind in run.measured
+        (_made(run, kind), {"round": run.measured[kind].get("run", {}).get("round")})
+        for run in runs
+        if kind in run.measured
     )
 
 
@@ -199,6 +213,10 @@ def require_one_way(made: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
                 raise MissingResultsError(
                     f"{first} was made with {setting} {one}, {name} with {other}: measure them alike"
                 )
+
+
+def _made(run: Result, kind: str) -> str:
+    return f"{run.measured[kind].get('file', f'final.{kind}.json')} of {run.name}"
 
 
 def _row(run: Result) -> tuple[str, str]:

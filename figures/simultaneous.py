@@ -19,6 +19,9 @@ from scipy import stats
 
 from figures.statistics import LEVEL
 
+ROUNDING = 1e-12
+"""Relative; what the order of a sum may change."""
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -71,8 +74,11 @@ def agreement(
     """Spearman's rank correlation over methods of two numbers' means (methods, seeds), with a bootstrap interval.
 
     Methods are drawn, with all of the same `kin` at once: a method without and with MAN is one draw, not two. The
-    interval is bias-corrected and accelerated (Efron, JASA 82, 1987).
+    interval is bias-corrected and accelerated (Efron, JASA 82, 1987); where there is none, as when all methods of a
+    draw tie, it is the whole range, but for perfect agreement. Raises `ValueError` where all methods tie.
     """
+    if all_tied(one) or all_tied(other):
+        raise ValueError("all methods tie")
     pair = np.stack([one.mean(axis=1), other.mean(axis=1)])
     families = [np.flatnonzero(np.asarray(kin) == name) for name in dict.fromkeys(kin)]
 
@@ -88,4 +94,12 @@ def agreement(
             (everyone,), correlation, n_resamples=draws, vectorized=False, confidence_level=LEVEL, rng=0
         ).confidence_interval
     rho = correlation(everyone)
-    return rho, *((float(found.low), float(found.high)) if np.isfinite(found).all() else (rho, rho))
+    if np.isfinite(found).all():
+        return rho, float(found.low), float(found.high)
+    return (rho, rho, rho) if abs(rho) > 1 - ROUNDING else (rho, -1.0, 1.0)
+
+
+def all_tied(values: NDArray[np.float64]) -> bool:
+    """Whether all methods have one mean: numbers (methods, seeds) that rank nothing."""
+    means = values.mean(axis=1)
+    return bool(np.ptp(means) <= ROUNDING * np.abs(means).max())

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from figures.errors import MissingResultsError
+from figures.finished_methods import FEWEST
 from figures.labels import REPORTED, algorithm_label, partition_label
 from figures.man_table import man_table
-from figures.method_tables import FEWEST, agreement_table, ranks_table
-from figures.paper import PAPER_ROUNDS, SOURCE, Quantity, published
+from figures.method_tables import agreement_table, ranks_table
+from figures.paper import Quantity, published
 from figures.results import Result, Results, require_alike
 from figures.shown import difference_shown, printed_difference, sample_numbers, sample_shown, three_digits
 from figures.statistics import paired_difference, sample
 from figures.table import Table
+from figures.table_notes import paper_notes, precision_notes, tuned_notes
 
 
 @dataclass(frozen=True)
@@ -125,11 +127,12 @@ def rounds_table(results: Results) -> Table:
         f"First round evaluated with a test accuracy of at least {target:.0%}; median over seeds; R+ where that is not "
         f"reached within R rounds. Evaluated every {f'{every} rounds' if every > 1 else 'round'}.",
         results.grid.target_note.strip() if results.grid else "",
+        *tuned_notes(results),
     ]
     return Table(
         name="rounds",
         title=f"Communication rounds to {target:.0%} test accuracy",
-        notes=tuple(note for note in (*notes, *(_paper_notes(results) if beside else [])) if note),
+        notes=tuple(note for note in (*notes, *(paper_notes(results) if beside else [])) if note),
         columns=tuple(columns),
         rows=tuple(row[: len(columns)] for row in rows),
         numbers=tuple(numbers),
@@ -206,35 +209,14 @@ def _comparison(results: Results, quantity: _Quantity) -> Table:
         notes=(
             _seeds_note(results),
             *quantity.notes,
-            *_precision_note(results),
-            *(_paper_notes(results) if beside else []),
+            *precision_notes(results),
+            *tuned_notes(results),
+            *(paper_notes(results) if beside else []),
         ),
         columns=tuple(columns),
         rows=tuple(row[: len(columns)] for row in rows),
         numbers=tuple(numbers),
     )
-
-
-def _precision_note(results: Results) -> list[str]:
-    """What the runs were trained in, where that is not IEEE arithmetic throughout."""
-    precisions = {run.config.plain().get("precision", "ieee") for run in results.usual if run.trained}
-    if precisions <= {"ieee"}:
-        return []
-    return [f"Trained in {' or '.join(sorted(precisions))}; curvature is measured in IEEE arithmetic."]
-
-
-def _paper_notes(results: Results) -> list[str]:
-    """The source, and a warning where the runs are not of the paper's length and data."""
-    plain = [run.config.plain() for run in results.usual if run.trained]
-    rounds = sorted({fields["rounds"] for fields in plain} - {PAPER_ROUNDS})
-    part = any(fields.get("train_samples") is not None for fields in plain)
-    if not rounds and not part:
-        return [f"Paper: {SOURCE}."]
-    ours = [f"after {' or '.join(map(str, rounds))} rounds"] * bool(rounds) + ["on a part of the data"] * part
-    return [
-        f"Paper: {SOURCE}, after {PAPER_ROUNDS} rounds on all data. The runs here are {' and '.join(ours)}: only signs "
-        "and ratios can be compared with the paper's."
-    ]
 
 
 def _cells(results: Results) -> list[tuple[str, str]]:
@@ -249,9 +231,10 @@ def _by_seed(runs: list[Result], value: Callable[[Result], float | None]) -> dic
 def _seeds_note(results: Results) -> str:
     seeds = ", ".join(map(str, sorted({run.config.seed for run in results.usual if run.trained})))
     zetas = " or ".join(f"{zeta:g}" for zeta in results.zetas)
+    with_man = f"MAN with zeta {zetas}; " if zetas else ""
     return (
         f"Mean ± standard deviation over seeds ({seeds}; in brackets how many, where fewer, and how many are left out, "
-        f"being not finite); MAN with zeta {zetas}; difference with minus without, paired by seed, with its "
+        f"being not finite); {with_man}difference with minus without, paired by seed, with its "
         "95 % interval (Student's t)."
     )
 

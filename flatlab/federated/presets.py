@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from flatlab.errors import UsageError
 from flatlab.federated.algorithms import ALGORITHMS
+from flatlab.federated.spelling import in_small_letters
 
 COMMON: dict[str, Any] = {
     "clients": 100,
@@ -68,6 +69,7 @@ def preset_fields(name: str, algorithm: str, man: bool) -> dict[str, Any]:
 
 def preset_hyper(preset: Preset, algorithm: str, man: bool) -> dict[str, Any]:
     """Return the algorithm's hyperparameters: its own defaults, but for the cells that the paper tuned apart."""
+    algorithm = in_small_letters({"algorithm": algorithm})["algorithm"]
     if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         return {}  # a user's own, or a file's mistake, which the run's own validation names
     hyper = ALGORITHMS[algorithm].hyper().model_dump()

@@ -11,6 +11,7 @@ from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.config_file import parse_toml, read_config
 from flatlab.federated.own_algorithm import hyper_of
 from flatlab.federated.presets import preset_fields
+from flatlab.federated.spelling import in_small_letters
 from flatlab.functions import let_run, require_let_run, require_named
 from flatlab.runs.folder import RunFolder, default_folder
 
@@ -37,7 +38,7 @@ def read_fields(
     let_run(given.get("dataset"), given.get("algorithm"))
     own = hyper_of(given.get("algorithm"))
     given |= read_settings(settings, HYPERPARAMETERS | set(own.model_fields if own else ()))
-    merged = merged_fields(read_config(path) if path else {}, given)
+    merged = in_small_letters(merged_fields(read_config(path) if path else {}, given))
     if preset:
         merged = merged_fields(
             preset_fields(preset, merged.get("algorithm", "fedavg"), bool(merged.get("man"))), merged

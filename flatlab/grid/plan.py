@@ -23,7 +23,10 @@ A cell is one run in a folder of its own; it is called after its algorithm, MAN,
 and seed: `fedavg-man-dirichlet-0.3-s0`.
 """
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -125,6 +128,12 @@ class Grid(BaseModel):
             raise ValueError("it holds control characters")
         return " ".join(text.split())
 
+    @cached_property
+    def usual_zeta(self) -> float:
+        """MAN's coefficient wherever [sensitivity] sets no other; a preset has one for all of its data set's cells."""
+        axes = self.axes
+        return _cell(self, axes.algorithms[0], axes.man[0], axes.partitions[0], axes.seeds[0]).config.zeta
+
 
 def grid_cells(grid: Grid) -> tuple[Cell, ...]:
     """Every run of the grid once, seed by seed, so that a grid cut short has whole tables of fewer seeds.
@@ -147,7 +156,20 @@ def grid_cells(grid: Grid) -> tuple[Cell, ...]:
         other = [_cell(grid, axes.algorithms[0], zeta > 0, axes.partitions[0], seed, zeta or None) for zeta in zetas]
         for cell in main + other:
             cells.setdefault(cell.name, cell)
+    _require_different(grid, cells.values())
     return tuple(cells.values())
+
+
+def _require_different(grid: Grid, cells: Iterable[Cell]) -> None:
+    """Raise `UsageError` where two names stand for one run: FedSAM and fedsam, or dirichlet-0.3 and dirichlet-0.30."""
+    names: dict[str, str] = {}
+    for cell in cells:
+        other = names.setdefault(json.dumps(cell.config.plain(), sort_keys=True), cell.name)
+        if other != cell.name:
+            raise UsageError(
+                f"The grid {grid.title!r} has one run twice, as {other} and as {cell.name}: leave one of them out of "
+                "[axes]."
+            )
 
 
 def _require_left_to_axes(grid: Grid) -> None:

@@ -22,7 +22,7 @@ from flatlab.grid.plan import grid_cells, parse_grid
 from flatlab.runs.fingerprint import Fingerprint, fingerprint, require_same_data, settled
 from flatlab.runs.folder import RunFolder
 from flatlab.runs.forms import FORMS
-from flatlab.runs.measurements import is_of, settings_of
+from flatlab.runs.measurements import is_of, measurement_path, settings_of
 from flatlab.runs.saved import read_measurement, read_records, read_study
 
 COMPARED = ("man", "zeta", "seed")
@@ -62,7 +62,8 @@ def read_results(folder: Path) -> Results:
         name: _another_run(folder / name, config) if name in begun else NOT_BEGUN for name, config in cells.items()
     }
     absent = {name: reason for name, reason in absent.items() if reason}
-    runs = [_read_run(folder / name) for name in cells or begun if name not in absent]
+    kept = grid.measure.keep_clients if grid else ()
+    runs = [_read_run(folder / name, kept) for name in cells or begun if name not in absent]
     if not runs:
         found = next((reason for reason in absent.values() if reason != NOT_BEGUN), "")
         raise UsageError(found or f"There are no runs in {folder}; name a folder that `flatlab reproduce` filled.")
@@ -70,7 +71,7 @@ def read_results(folder: Path) -> Results:
     return Results(
         folder=folder,
         grid=grid,
-        runs=_in_rows(runs),
+        runs=_in_rows(runs, tuned=grid is not None and grid.preset is not None),
         absent=absent,
         grid_text=text,
         study=tuple(read_study(study)) if study.exists() else (),
@@ -87,13 +88,14 @@ def _another_run(folder: Path, config: RunConfig) -> str:
     return files.refusal(config, "the grid says", "`flatlab reproduce` leaves it alone, and so do tables and figures")
 
 
-def _read_run(folder: Path) -> Result:
+def _read_run(folder: Path, kept: Sequence[int]) -> Result:
+    """The run in `folder`, with its clients' curvature after the last of the rounds `kept`."""
     config = settled(make_config(read_config(folder / "config.toml"), str(folder / "config.toml")))
     final, failure = finished(config, folder), folder / "failure.txt"
     of = fingerprint(config, final.data if final else "")
     kinds = {kind: folder / f"final.{kind}.json" for kind in FORMS}
-    if kept := sorted(folder.glob("clients-*.local.json")):
-        kinds["local"] = kept[-1]  # of the last round
+    if local := _local(folder, kept):
+        kinds["local"] = local
     earlier = [_measured(path, "eigs", of) for path in sorted(folder.glob("round-*.eigs.json"))]
     return Result(
         folder=folder,
@@ -109,6 +111,13 @@ def _read_run(folder: Path) -> Result:
     )
 
 
+def _local(folder: Path, kept: Sequence[int]) -> Path | None:
+    """The clients' curvature of the last round `kept`, and no other; of the last that is here if no round is named."""
+    if kept:  # a cell measured before the grid named another round has that of the other still
+        return measurement_path(RunFolder(folder).kept_clients(max(kept)), "local")
+    return max(folder.glob("clients-*.local.json"), key=lambda path: (len(path.name), path.name), default=None)
+
+
 def _measured(path: Path, kind: str, of: Fingerprint) -> dict[str, Any]:
     """A measurement with how it was made; raises `UsageError` where it is not of the run `of`."""
     content = read_measurement(path, kind)
@@ -117,11 +126,15 @@ def _measured(path: Path, kind: str, of: Fingerprint) -> dict[str, Any]:
             f"{path} was not made of the run that is in its folder, but of an earlier one with other settings or data: "
             "remove it, or measure again."
         )
-    return {**content, "settings": dict(settings_of(content))}
+    return {**content, "settings": dict(settings_of(content)), "file": path.name}
 
 
-def _in_rows(runs: Sequence[Result]) -> tuple[Result, ...]:
-    """The runs, each with the name of its row."""
+def _in_rows(runs: Sequence[Result], *, tuned: bool) -> tuple[Result, ...]:
+    """The runs, each with the name of its row.
+
+    Where a preset `tuned` them, hyperparameters set none apart: within an algorithm and partition they differ only as
+    the preset has others for MAN, and the two are the paper's pair.
+    """
     plain = [_plain(run) for run in runs]
     _refuse_duplicates(runs, plain)
     require_same_data((run.folder, run.config, run.data) for run in runs)
@@ -132,6 +145,7 @@ def _in_rows(runs: Sequence[Result]) -> tuple[Result, ...]:
     rows = []
     for run, fields in zip(runs, plain, strict=True):
         naming = everywhere | _differing(alike[run.config.algorithm, run.partition])
+        naming -= {name for name in naming if tuned and name.startswith("hyper.")}
         words = [_word(name, value) for name, value in fields.items() if name in naming]
         rows.append(replace(run, row="; ".join([run.partition, ", ".join(words)]) if words else run.partition))
     return tuple(rows)

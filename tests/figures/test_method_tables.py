@@ -1,17 +1,26 @@
 """Tables and figures over many methods: their ranks, what MAN changes in each, and which measures agree."""
 
+import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from figures.accuracy_curves import draw_accuracy_curves
 from figures.curvature_bars import draw_curvature_bars
 from figures.errors import MissingResultsError
+from figures.finished_methods import finished_methods, unfinished_methods
 from figures.man_table import man_table
 from figures.method_tables import agreement_table, count_above_one, ranks_table
 from figures.results import Result, Results
 from flatlab.federated.config import make_config
+from flatlab.federated.config_file import write_config
+from flatlab.grid.plan import grid_cells, parse_grid
+from flatlab.grid.saved_results import read_results
+from flatlab.runs.checkpoint import Checkpoint, save_checkpoint
 
 NAMES = ("fedavg", "fedprox", "scaffold", "fedsam", "fedasam", "feddyn", "feddc", "fedspeed", "fedavgm")
 
@@ -41,7 +50,7 @@ def test_ranks_are_by_ratios_where_numbers_vary_by_factors() -> None:
     assert [by["fedavg", man, "λ₁"]["rank"] for man in (False, True)] == [3, 1]
     assert (by["fedavg", True, "λ₁"]["best"], by["fedavg", True, "λ₁"]["worst"]) == (1, 1)  # 0.25 told from 0.5
     assert by["fedavgm", False, "λ₁"]["rank"] == by["fedavgm", False, "trace"]["rank"] == 18
-    assert by["fedavg", False, "λ₁"]["mean"] == pytest.approx((1 + 1.1 * 1.01 + 0.95 * 1.02) / 3)
+    assert by["fedavg", False, "λ₁"]["mean"] == pytest.approx((1.1 * 1.01 * 0.95 * 1.02) ** (1 / 3))
     assert any("λ₁ a factor of 1.0" in note for note in table.notes)
 
 
@@ -105,6 +114,73 @@ def test_a_method_that_collapsed_is_left_out_and_named() -> None:
     assert "FedAvgM" not in {row[1] for row in man_table(some).rows}
 
 
+def test_a_method_without_the_seeds_of_the_others_is_left_out_and_named() -> None:
+    """FedAvgM with MAN is finished at seed 0 alone, so that no two seeds were common to all."""
+    whole = results()
+    some = Results(Path(), None, whole.runs[:-2])
+    for table, at in ((ranks_table(some), "FedAvgM + MAN"), (man_table(some), "FedAvgM")):
+        assert at not in {row[1] for row in table.rows}
+        assert table.notes[-1] == "Left out, since a run at one of the seeds compared is not finished: FedAvgM + MAN."
+    assert "FedAvgM" in {row[1] for row in ranks_table(some).rows}
+    assert finished_methods(some, "iid")[1] == [0, 1, 2]
+    assert agreement_table(some).rows
+
+
+@pytest.mark.parametrize(
+    ("of_four", "of_fifth", "left_out", "common"),
+    [
+        ([(0, 1), (0, 1, 2), (0, 1), (0, 1)], (2,), ["feddc"], [0, 1]),
+        ([(0, 1, 2)] * 4, (0, 1), [], [0, 1]),  # more methods go before more seeds
+        ([(0, 1, 2)] * 4, (1,), ["feddc"], [0, 1, 2]),
+        ([(0, 1), (0, 1), (1, 2), (1, 2)], (1,), [], [1]),  # no comparison, and so nothing that it leaves out
+    ],
+)
+def test_as_many_methods_as_can_be_are_kept_at_two_seeds(
+    of_four: list[tuple[int, ...]], of_fifth: tuple[int, ...], left_out: list[str], common: list[int]
+) -> None:
+    names = ("fedavg", "fedprox", "fedsam", "feddyn", "feddc")
+    seeds = zip(names, (*of_four, of_fifth), strict=True)
+    some = Results(Path(), None, tuple(result(NAMES.index(name), False, s, 1) for name, of in seeds for s in of))
+    assert unfinished_methods(some, "iid") == [(name, False) for name in left_out]
+    assert finished_methods(some, "iid")[1] == common
+
+
+def test_the_least_differences_are_those_of_each_partition() -> None:
+    """Of the second partition, errors are spread less over the seeds: by the measure alone, not by a factor."""
+    runs = results(methods=4).runs
+    steady = ({"round": 1, "test_accuracy": 0.8},)
+    other = [replace(run, row="dirichlet-0.3", partition="dirichlet-0.3", records=steady) for run in runs]
+    (first,) = (note for note in ranks_table(results(methods=4)).notes if "told apart" in note)
+    (both,) = (note for note in ranks_table(Results(Path(), None, (*runs, *other))).notes if "told apart" in note)
+    alone = first.rpartition("on: ")[2].removesuffix(".")
+    assert f"on: IID ({alone}), Dirichlet 0.3 (error 0.00; λ₁" in both
+
+
+def test_measures_agree_by_the_means_that_ranks_are_by() -> None:
+    """One seed of FedAvg's is so large that its arithmetic mean of λ₁, but not the geometric one, is the last."""
+    whole = results()
+    far = {"eigs": {"settings": {}, "global": {"eigenvalues": [{"value": 5000.0}]}}}
+    runs = [replace(r, measured={**r.measured, **far}) if r.name == "0False1" else r for r in whole.runs]
+    table = agreement_table(Results(Path(), None, tuple(runs)))
+    (found,) = (n["spearman"] for n in table.numbers if (n["one"], n["other"]) == ("λ₁", "trace"))
+    by = {(n["algorithm"], n["man"], n["measure"]): n for n in ranks_table(Results(Path(), None, tuple(runs))).numbers}
+    places = [[by[name, man, m]["rank"] for name in NAMES for man in (False, True)] for m in ("λ₁", "trace")]
+    assert found == pytest.approx(stats.spearmanr(*places).statistic)
+    assert by["fedavg", False, "λ₁"]["rank"] < 18
+
+
+def test_a_measure_by_which_all_methods_tie_agrees_with_none() -> None:
+    steady = ({"round": 1, "test_accuracy": 0.8},)
+    tied = Results(Path(), None, tuple(replace(run, records=steady) for run in results().runs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = agreement_table(tied)
+    assert {(n["one"], n["other"]) for n in table.numbers} == {("λ₁", "trace")}
+    alone = [replace(run, measured={}) for run in tied.runs]
+    with pytest.raises(MissingResultsError, match="no two measures are there by which the methods differ"):
+        agreement_table(Results(Path(), None, tuple(alone)))
+
+
 def test_figures_of_many_methods_break_their_line_and_have_no_empty_panel() -> None:
     whole = results()
     curves = draw_accuracy_curves(whole).figure
@@ -115,3 +191,58 @@ def test_figures_of_many_methods_break_their_line_and_have_no_empty_panel() -> N
     assert draw_curvature_bars(whole).figure.axes[0].get_yscale() == "log"
     no_trace = tuple(Result(**{**vars(run), "measured": {"eigs": run.measured["eigs"]}}) for run in whole.runs)
     assert len(draw_curvature_bars(Results(Path(), None, no_trace)).figure.axes) == 1
+
+
+LOCAL_GRID = """
+title = "Clients"
+[common]
+rounds = 2
+model = "mlp"
+[axes]
+algorithms = ["fedavg", "fedprox", "fedsam", "feddyn"]
+man = [false]
+partitions = ["iid"]
+seeds = [0, 1]
+[measure]
+keep_clients = [{kept}]
+"""
+
+
+@pytest.fixture
+def clients_of_two_rounds(tmp_path: Path) -> Path:
+    """A grid whose clients were measured after round 2, and of seed 1 after round 1 too, as it now asks."""
+    (tmp_path / "grid.toml").write_text(LOCAL_GRID.format(kept=1))
+    for at, cell in enumerate(grid_cells(parse_grid(LOCAL_GRID.format(kept=2), "test"))):
+        folder = tmp_path / cell.name
+        folder.mkdir()
+        write_config(folder / "config.toml", cell.config)
+        (folder / "metrics.jsonl").write_text('{"round": 1}\n{"round": 2, "test_accuracy": 0.5}\n')
+        save_checkpoint(folder / "final.pt", Checkpoint(cell.config, 2, {}, {}, {}, {}))
+        for round_ in (1, 2) if cell.config.seed else (2,):
+            top = {"own_at_own": 10.0 * round_ + at, "whole_at_global": 1.0, "discrepancy": 0.0, "transfer": 0.0}
+            made = {"data": {"dataset": "digits", "split": "train", "samples": 500}, "versions": {}}
+            made |= {"run": {"config": cell.config.plain(), "round": round_}}
+            content = {**made, "means": {"eigenvalue": top}, "distance": 1.0}
+            (folder / f"clients-{round_:04}.local.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def tops(folder: Path) -> list[int]:
+    """Of which round the clients' eigenvalues are that are read of each run."""
+    found = (run.measured.get("local") for run in read_results(folder).runs)
+    return [round(local["means"]["eigenvalue"]["own_at_own"] // 10) if local else 0 for local in found]
+
+
+def test_clients_are_those_of_the_round_that_the_grid_names(clients_of_two_rounds: Path) -> None:
+    assert tops(clients_of_two_rounds) == [0] * 4 + [1] * 4
+    (clients_of_two_rounds / "grid.toml").write_text(LOCAL_GRID.format(kept="2, 1"))
+    assert tops(clients_of_two_rounds) == [2] * 8
+
+
+def test_clients_of_different_rounds_stand_in_no_table(clients_of_two_rounds: Path) -> None:
+    (clients_of_two_rounds / "grid.toml").unlink()
+    assert "local λ₁" in ranks_table(read_results(clients_of_two_rounds)).columns
+    (clients_of_two_rounds / "fedsam-s1" / "clients-0002.local.json").unlink()
+    said = r"clients-0002\.local\.json of \S+ was made with round 2, clients-0001\.local\.json of fedsam-s1 with 1:"
+    with pytest.raises(MissingResultsError, match=said):
+        ranks_table(read_results(clients_of_two_rounds))

@@ -50,6 +50,18 @@ def test_agreement() -> None:
     assert -1 <= low < rho < high <= 1
 
 
+def test_where_draws_tie_no_interval_is_claimed() -> None:
+    """A draw without the last method has nothing to rank by."""
+    last = np.zeros((6, 2))
+    last[5] = 1
+    other = np.array([3.0, 1, 2, 6, 4, 5])[:, None] + np.zeros(2)
+    rho, low, high = agreement(last, other, [str(i) for i in range(6)])
+    assert 0 < rho < 1
+    assert (low, high) == (-1, 1)
+    with pytest.raises(ValueError, match="all methods tie"):
+        agreement(np.zeros((6, 2)), other, [str(i) for i in range(6)])
+
+
 def test_a_method_and_its_run_under_man_are_one_draw() -> None:
     """Twins add no evidence: the interval of twelve pairs is that of twelve methods."""
     rng = np.random.default_rng(3)

@@ -14,6 +14,7 @@ from scipy import stats
 
 from figures.formats import as_csv, as_latex, as_markdown, table_files
 from figures.gallery import draw_figures
+from figures.labels import man_label
 from figures.paper import published
 from figures.tables import make_tables, rounds_to_target
 from flatlab.errors import UsageError
@@ -68,6 +69,21 @@ def test_seeds_that_are_missing_are_counted(results: Path) -> None:
     accuracy = make_tables(read)[0][0]
     assert accuracy.rows[0][2:5] == ("49.00 ± 1.00", "55.00 ± 1.41 (2)", "+6.00 [+0.81, +11.19]")
     assert accuracy.rows[3][2:5] == ("52.00 (1)", "57.00 ± 1.00", "+6.00")
+
+
+def test_a_coefficient_of_the_sensitivity_never_stands_for_the_grid_s(results: Path) -> None:
+    shutil.rmtree(results / "fedavg-man-dirichlet-0.3-s1")  # three runs at zeta 0.5 are left, and two at the usual one
+    read = read_results(results)
+    assert read.zetas == [0.15]
+    table = make_tables(read)[0][0]
+    assert table.rows[0][3] == "55.00 ± 1.41 (2)"
+    for run in results.glob("fed*-man-*"):
+        if "zeta" not in run.name:
+            shutil.rmtree(run)
+    read = read_results(results)
+    assert (read.zetas, make_tables(read)[0][0].rows[0][3]) == ([], "")
+    assert not any("zeta" in note for note in make_tables(read)[0][0].notes)
+    assert man_label(True, read.zetas) == "with MAN"
 
 
 def test_rounds_to_target_are_medians_and_say_where_it_is_not_reached(results: Path) -> None:

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from flatlab.errors import UsageError
 from flatlab.federated.algorithms import ALGORITHMS
+from flatlab.federated.config import make_config
+from flatlab.federated.config_file import write_config
 from flatlab.federated.partition.names import partition_fields, partition_name
+from flatlab.federated.presets import preset_fields
 from flatlab.federated.request import read_fields
 from flatlab.grid.plan import (
     Grid,
@@ -71,6 +74,34 @@ def test_a_cell_keeps_the_hyperparameters_that_the_paper_tuned_apart() -> None:
     assert cells["fedsam-man-iid-s0"].hyper["rho"] == 0.01
     assert cells["fedsam-man-dirichlet-0.6-s0"].hyper["rho"] == 0.05
     assert cells["fedsam-man-dirichlet-0.6-s0"].delta == 0.6
+
+
+def test_what_the_paper_tuned_is_kept_however_the_algorithm_is_spelled() -> None:
+    assert preset_fields("tiny-imagenet-iid", "FedSAM", man=False)["hyper"] == {"rho": 0.03}
+    text = read_grid_text("tiny-imagenet").replace('"fedsam"', '"FedSAM"')
+    cells = {cell.name: cell.config for cell in grid_cells(parse_grid(text, "x"))}
+    assert (cells["FedSAM-iid-s0"].algorithm, cells["FedSAM-iid-s0"].hyper["rho"]) == ("fedsam", 0.03)
+    assert cells["FedSAM-man-iid-s0"].hyper["rho"] == 0.01
+    options = {"algorithm": "FedSAM", "man": True}
+    assert read_fields(None, "tiny-imagenet-iid", options, [], resume=False, out=None).hyper["rho"] == 0.01
+
+
+def test_a_resumed_run_keeps_its_hyperparameters_however_the_algorithm_is_spelled(tmp_path: Path) -> None:
+    write_config(tmp_path / "config.toml", make_config({"algorithm": "fedsam", "hyper": {"rho": 0.7}}, "test"))
+    asked = read_fields(None, None, {"algorithm": "FedSAM"}, [], resume=True, out=tmp_path)
+    assert asked.hyper["rho"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("edit", "twice"),
+    [
+        (('"fedavg"', '"FedSAM"'), "as FedSAM-dirichlet-0.3-s0 and as fedsam-dirichlet-0.3-s0"),
+        (('"iid"', '"dirichlet-0.30"'), "as fedavg-dirichlet-0.3-s0 and as fedavg-dirichlet-0.30-s0"),
+    ],
+)
+def test_one_run_under_two_names_is_refused_before_it_is_trained_twice(edit: tuple[str, str], twice: str) -> None:
+    with pytest.raises(UsageError, match=f"has one run twice, {twice}"):
+        parse_grid(GRID.replace(*edit), "small")
 
 
 def test_sensitivity_adds_only_what_the_grid_does_not_have() -> None:
