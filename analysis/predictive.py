@@ -59,12 +59,6 @@ def predictive(loss: SummedLoss) -> Predictive:
     return kinds[function.function]
 
 
-def is_categorical(loss: SummedLoss) -> bool:
-    """Whether the outputs are logits of classes, of which one is right."""
-    function = loss.function
-    return function is cross_entropy or (isinstance(function, TorchLoss) and function.function is F.cross_entropy)
-
-
 def _categorical(z: Tensor, targets: Tensor, axis: int, ignored: int) -> Information:
     p = torch.softmax(z.detach(), axis)
     counted = torch.ones_like(z)
