@@ -12,6 +12,8 @@ from analysis.derivatives import ancestors, gradients
 from analysis.errors import MeasurementError
 from analysis.graphs import Graph
 from analysis.output_curvature import Middle
+from analysis.output_refusals import real_outputs
+from analysis.own_losses import with_logits
 from analysis.parametric_loss import Chunk
 from analysis.problem import Problem
 from analysis.second_derivatives import graph_only
@@ -80,17 +82,15 @@ class OutputGraph:
         """Run the model on the chunk. Raises `MeasurementError` where J^T C J is not the whole of what is asked."""
         leaves = problem.leaves()
         with graph_only() as sparing:
-            outputs = problem.outputs((chunk.inputs, chunk.targets), leaves)
-        if not isinstance(outputs, Tensor) or outputs.is_complex():
-            raise MeasurementError(
-                "Gauss-Newton and Fisher matrices need a model whose output is one tensor of real numbers."
-            )
+            given = problem.outputs((chunk.inputs, chunk.targets), leaves)
+        outputs = real_outputs(problem, given)
         dummy = torch.zeros_like(outputs, requires_grad=True)
         with sparing.values():
             pulled_back = gradients([outputs], list(leaves.values()), [dummy], create_graph=True)
         leaf = outputs.detach().requires_grad_()
         with problem.at(leaves):
-            loss = chunk.weight * problem.loss(leaf.clone(), chunk.targets)  # a loss may change its argument in place
+            taken = with_logits(given, leaf.clone())  # a loss may change its argument in place
+            loss = chunk.weight * problem.loss(taken, chunk.targets)
         if ancestors(loss) & {get_gradient_edge(own).node for own in leaves.values()}:
             raise MeasurementError(
                 "The loss depends on the parameters beside the model's outputs (weight decay, say), whose curvature "

@@ -50,6 +50,23 @@ class SummedLoss:
         """What the model is given beside its inputs: the targets by name, where it returns its own loss."""
         return self.function.arguments(model, targets) if isinstance(self.function, OwnLoss) else {}
 
+    @property
+    def name(self) -> str:
+        """The name it goes by, that of torch's function where it is one, or else the function's own."""
+        for name, known in LOSSES.items():
+            if known.function is self.function:
+                return name
+        function = self.function.function if isinstance(self.function, TorchLoss) else self.function
+        return getattr(function, "__name__", type(function).__name__)
+
+    def taken(self, outputs: Any) -> Any:
+        """What it is a function of: the `logits` of a mapping or an object, but for a function that takes these itself.
+
+        A loss that the model returns is a function of its parameters, not of its logits.
+        """
+        by_name = isinstance(self.function, TorchLoss) or self.function in (cross_entropy, _next_token)
+        return logits_of(outputs) if by_name else outputs
+
     def share(self, outputs: Any, targets: Tensor) -> Share:
         """S_b and M_b; raises `MeasurementError` where the function returns no scalar."""
         value = self.function(outputs, targets.clone())  # which it may change in place, and are the caller's

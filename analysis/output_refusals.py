@@ -7,8 +7,26 @@ from analysis.batches import Batch, batch_length, moved, picked
 from analysis.derivatives import gradients
 from analysis.distributed import failing_together, summed_number
 from analysis.errors import MeasurementError
+from analysis.own_losses import OwnLoss, with_logits
 from analysis.parametric_loss import Chunk
 from analysis.problem import Problem
+
+
+def real_outputs(problem: Problem, given: object) -> Tensor:
+    """The tensor z of what the model has `given` of which the loss is a function; raises `MeasurementError` if none."""
+    if isinstance(problem.loss.function, OwnLoss):
+        raise MeasurementError(
+            f"Gauss-Newton and Fisher matrices need a loss of the model's outputs, and {problem.loss.name} is computed "
+            "within the model: name a loss of its logits, such as cross_entropy or next_token, or take the Hessian."
+        )
+    z = problem.loss.taken(given)
+    if isinstance(z, Tensor) and not z.is_complex():
+        return z
+    found = "complex numbers" if isinstance(z, Tensor) else type(z).__name__
+    raise MeasurementError(
+        "Gauss-Newton and Fisher matrices need a model whose output is one tensor of real numbers, or has such logits "
+        f"in it and a loss by name; this one's is {found}."
+    )
 
 
 def refuse_flat(problem: Problem) -> None:
@@ -26,20 +44,16 @@ def refuse_flat(problem: Problem) -> None:
 
 
 def _is_curved(problem: Problem, chunk: Chunk) -> bool:
-    """Whether the loss has a second derivative in the outputs, there or elsewhere: a saturated one shows it not there.
-
-    Outputs that the product refuses pass for curved.
-    """
-    outputs = _outputs(problem, (chunk.inputs, chunk.targets))
-    if not isinstance(outputs, Tensor) or outputs.is_complex():
-        return True
+    """Whether the loss has a second derivative in the outputs, there or elsewhere: a saturated one has none there."""
+    given = _outputs(problem, (chunk.inputs, chunk.targets))
+    outputs = real_outputs(problem, given)
     generator = torch.Generator().manual_seed(0)
     # between 0.1 and 0.9 losses of logits, of probabilities and of numbers are defined, and none saturates
     place, direction = torch.rand(2, *outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
     for z in (0.1 + 0.8 * place, outputs):
         leaf = z.detach().requires_grad_()
         with problem.at({}):
-            total = problem.loss(leaf.clone(), chunk.targets)
+            total = problem.loss(with_logits(given, leaf.clone()), chunk.targets)
         (slope,) = gradients([total], [leaf], create_graph=True)
         if gradients([slope], [leaf], [direction])[0].any():
             return True
@@ -47,15 +61,14 @@ def _is_curved(problem: Problem, chunk: Chunk) -> bool:
 
 
 def require_rows(problem: Problem) -> None:
-    """Raise `MeasurementError` where the outputs are not one tensor with a row for each sample."""
+    """Raise `MeasurementError` where the outputs that the loss takes are not one tensor with a row for each sample."""
     with failing_together(problem.device, problem.distributed):
         for count in (2, 3):
-            outputs = _outputs(problem, _samples(problem, count))
-            if not isinstance(outputs, Tensor) or outputs.dim() == 0 or len(outputs) != count:
-                shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            z = real_outputs(problem, _outputs(problem, _samples(problem, count)))
+            if z.dim() == 0 or len(z) != count:
                 raise MeasurementError(
                     f"The empirical Fisher matrix needs outputs with a row for each sample; those of {count} samples "
-                    f"are {shape}: let the model put the samples first."
+                    f"are {tuple(z.shape)}: let the model put the samples first."
                 )
 
 

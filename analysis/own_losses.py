@@ -75,3 +75,8 @@ def logits_of(outputs: Any) -> Any:
         return outputs
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
     return logits if isinstance(logits, Tensor) else outputs
+
+
+def with_logits(outputs: Any, logits: Tensor) -> Any:
+    """Outputs with other logits, for a loss by name: beside a mapping it takes targets (N,) for logits (N, 1) too."""
+    return logits if isinstance(outputs, Tensor) else {"logits": logits}

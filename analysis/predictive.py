@@ -1,7 +1,7 @@
 """The distribution of targets that a model's outputs z stand for, and its Fisher information in z.
 
 A loss -log p(y | z) makes of its outputs a distribution p(. | z), whose Fisher information is E_y [s s^T] with the
-score s = d log p / dz. For the usual losses that is
+score s = d log p / dz, z the logits where the outputs are an object with these. For the usual losses that is
 
     cross-entropy (z logits, p = softmax z)                diag(p) - p p^T              = d^2 loss / dz^2
     binary cross-entropy (z logits, p = sigmoid z)         p (1 - p), entry by entry    = d^2 loss / dz^2
@@ -9,7 +9,8 @@ score s = d log p / dz. For the usual losses that is
 
 since (z - y)^2 is twice -log p, but for a constant. The targets themselves do not enter, so that smoothed labels and
 class probabilities, which train the same distribution on other targets, leave it as it is. Targets that are not counted
-(padding) have no part in it.
+(padding) have no part in it. The loss of the next token is the cross-entropy of all tokens but the first, each given
+those before it as the data have them; the last token's logits predict nothing.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analysis.errors import MeasurementError
-from analysis.losses import SummedLoss, TorchLoss, class_axis, cross_entropy
+from analysis.losses import SummedLoss, TorchLoss, class_axis, cross_entropy, shift_of
+from analysis.own_losses import OwnLoss
 
 Information = Callable[[Tensor], Tensor]
 """The Fisher information of every sample at once, times u of the shape of the outputs."""
@@ -36,13 +38,15 @@ _SUM_TO_ONE = 1e-4
 def predictive(loss: SummedLoss) -> Predictive:
     """The Fisher information of the loss's predictive distribution.
 
-    Raises `MeasurementError` for a loss that is not one of the three above, or that weighs classes.
+    Raises `MeasurementError` for a loss that is none of these, or that weighs classes.
     """
     function = loss.function
     if function is cross_entropy:
         return lambda z, y: _categorical(z, y, class_axis(z, y), _IGNORED)
+    if shift_of(loss):
+        return _of_next_tokens
     if not isinstance(function, TorchLoss):
-        raise _no_distribution(function)
+        raise _no_distribution(loss)
     weights = [name for name in _WEIGHTS if name in function.options]
     if weights:
         raise MeasurementError(
@@ -55,14 +59,8 @@ def predictive(loss: SummedLoss) -> Predictive:
         F.mse_loss: lambda z, y: lambda u: u,
     }
     if function.function not in kinds:
-        raise _no_distribution(function.function)
+        raise _no_distribution(loss)
     return kinds[function.function]
-
-
-def is_categorical(loss: SummedLoss) -> bool:
-    """Whether the outputs are logits of classes, of which one is right."""
-    function = loss.function
-    return function is cross_entropy or (isinstance(function, TorchLoss) and function.function is F.cross_entropy)
 
 
 def _categorical(z: Tensor, targets: Tensor, axis: int, ignored: int) -> Information:
@@ -84,16 +82,22 @@ def _categorical(z: Tensor, targets: Tensor, axis: int, ignored: int) -> Informa
     return information
 
 
+def _of_next_tokens(z: Tensor, targets: Tensor) -> Information:
+    """For z (N, T, C) and the tokens themselves, (N, T)."""
+    information = _categorical(z[:, :-1], targets[:, 1:], 2, _IGNORED)
+    return lambda u: F.pad(information(u[:, :-1]), (0, 0, 0, 1))
+
+
 def _bernoulli(z: Tensor) -> Information:
     p = torch.sigmoid(z.detach())
     variance = p * (1 - p)
     return lambda u: variance * u
 
 
-def _no_distribution(function: Any) -> MeasurementError:
-    name = getattr(function, "__name__", type(function).__name__)
+def _no_distribution(loss: SummedLoss) -> MeasurementError:
+    own = isinstance(loss.function, OwnLoss)
     return MeasurementError(
-        f"Of the loss {name} it is not known which distribution of targets the outputs stand for, so it has no Fisher "
-        "matrix; cross_entropy and binary_cross_entropy of logits and mse have: take one of these, or the Gauss-Newton "
-        "or the empirical Fisher matrix."
+        f"Of the loss {loss.name} it is not known which distribution of targets the outputs stand for, so it has no "
+        "Fisher matrix; cross_entropy and binary_cross_entropy of logits, next_token and mse have: take one of these"
+        + (", or the Hessian." if own else ", or the Gauss-Newton or the empirical Fisher matrix.")
     )

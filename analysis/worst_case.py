@@ -25,9 +25,9 @@ from torch import Tensor
 from analysis.batches import moved, regrouped
 from analysis.confirmation import in_float64
 from analysis.errors import MeasurementError
-from analysis.losses import SummedLoss, class_axis, cross_entropy
+from analysis.losses import SummedLoss, class_axis, cross_entropy, shift_of
 from analysis.objective import loss_and_gradient, loss_at
-from analysis.predictive import is_categorical
+from analysis.own_losses import logits_of
 from analysis.problem import Problem
 from analysis.vectors import norm, random_rows
 
@@ -159,13 +159,17 @@ def with_normalised_logits(problem: Problem) -> Problem:
 
     Raises `MeasurementError` for a loss that takes no logits of classes.
     """
-    if not is_categorical(problem.loss):
-        raise MeasurementError("Logits are normalised for cross_entropy alone: the loss takes no logits of classes.")
+    shift = shift_of(problem.loss)
+    if shift is None:
+        raise MeasurementError(
+            "Logits are normalised for cross_entropy and next_token alone: this loss takes no logits of classes."
+        )
     function = problem.loss.function
 
     def normalised(outputs: Any, targets: Tensor) -> Tensor | tuple[Tensor, Tensor | float]:
-        axis = class_axis(outputs, targets) if function is cross_entropy else 1
-        centred = outputs - outputs.mean(axis, keepdim=True)
+        logits = logits_of(outputs)
+        axis = class_axis(logits, targets) if function is cross_entropy else -1 if shift else 1
+        centred = logits - logits.mean(axis, keepdim=True)
         lengths = torch.linalg.vector_norm(centred, dim=axis, keepdim=True)
         return function(centred / lengths.clamp(min=_LEAST_NORM), targets)
 

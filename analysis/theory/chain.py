@@ -87,12 +87,10 @@ def chain(
 ) -> Chain:
     """Check every statement on `problem`, and F on `clients`, the same network on parts of the same samples.
 
-    Raises `MeasurementError` unless the problem is a mean in float64, where rounding is far below what is to be seen,
-    of a model whose output is one tensor.
+    Raises `MeasurementError` unless the problem is a mean over samples in float64, where rounding is far below what
+    is to be seen, of a model whose output is one tensor.
     """
-    counts_each = problem.reduction == "mean" and problem.normaliser == problem.samples
-    if problem.dtype != torch.float64 or not counts_each:
-        raise MeasurementError("The statements are checked on a mean over samples in float64.")
+    _require_mean(problem)
     require_tensor(problem)
     began = time.perf_counter()
     checks = list(derivative_checks(problem, hessian, gauss_newton, progress))
@@ -114,6 +112,21 @@ def chain(
         checks.append(_clients_check(clients, scale, progress))
     loss = forward_pass(problem).loss
     return Chain(loss, problem.samples, whole, smallest, layers, checks, time.perf_counter() - began)
+
+
+def _require_mean(problem: Problem) -> None:
+    if problem.dtype != torch.float64:
+        raise MeasurementError(
+            f"The statements are checked in float64, not in {str(problem.dtype).removeprefix('torch.')}."
+        )
+    if problem.reduction != "mean":
+        raise MeasurementError(f"The statements are checked on a mean over samples, not on a {problem.reduction}.")
+    if problem.normaliser != problem.samples:  # they weigh every sample by 1/N
+        raise MeasurementError(
+            f"The statements are checked on a loss that is divided by the number of samples, {problem.samples}; "
+            f"{problem.loss.name} is divided by {problem.normaliser:g} here (by elements, labels that count, or their "
+            "weights): pass a function that returns (sum, number of samples)."
+        )
 
 
 def _largest(problem: Problem, largest: Interval) -> Interval:

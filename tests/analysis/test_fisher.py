@@ -292,7 +292,7 @@ REFUSED: dict[str, tuple[Matrix, nn.Module, Any, str]] = {
     "piecewise linear": ("gauss-newton", net(), hinge, "linear in the model's outputs"),
     "two outputs": ("gauss-newton", TwoOutputs(), of_both, "one tensor of real numbers"),
     "rows": ("empirical-fisher", SamplesSecond(), of_columns, "a row for each sample"),
-    "no rows": ("empirical-fisher", TwoOutputs(), of_both, "a row for each sample"),
+    "no rows": ("empirical-fisher", TwoOutputs(), of_both, "one tensor of real numbers"),
 }
 
 

@@ -249,12 +249,33 @@ def test_p_notices_curvature_of_the_activations() -> None:
     assert failed == {("P", "0"), ("P", "2")}
 
 
-def test_only_a_mean_in_float64_is_checked() -> None:
+def test_only_a_mean_over_samples_in_float64_is_checked() -> None:
+    """And what is refused is told which of these it is not."""
     x, y = samples(4, 5)
-    problem = problem_of(mlp(), x, y)
-    for wrong in (problem_of(mlp(), x, y, dtype=torch.float32), replace(problem, reduction="sum")):
-        with pytest.raises(MeasurementError, match="float64"):
-            chain(wrong)
+    numbers, ignored = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, -100, 1, 2])
+    weights = nn.CrossEntropyLoss(weight=torch.tensor([0.5, 2.0, 3.0]))
+    wrong: list[tuple[Problem, str]] = [
+        (problem_of(mlp(), x, y, dtype=torch.float32), "in float64, not in float32"),
+        (replace(problem_of(mlp(), x, y), reduction="sum"), "a mean over samples, not on a sum"),
+        (make_problem(mlp(), "mse", (x, numbers)), "number of samples, 4; mse is divided by 12 here"),
+        (make_problem(mlp(), "binary_cross_entropy", (x, numbers.sigmoid())), "binary_cross_entropy is divided by 12"),
+        (problem_of(mlp(), x, ignored), "number of samples, 4; cross_entropy is divided by 3 here"),
+        (make_problem(mlp(), weights, (x, torch.tensor([0, 1, 2, 2]))), "cross_entropy is divided by 8.5 here"),
+    ]
+    for problem, says in wrong:
+        with pytest.raises(MeasurementError, match=says):
+            chain(problem)
+
+
+def test_elements_are_checked_once_they_are_divided_by_the_samples() -> None:
+    """As the refusal of "mse" says."""
+    x, _ = samples(4, 5)
+    numbers = torch.randn(4, 3, dtype=torch.float64)
+
+    def by_samples(outputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        return F.mse_loss(outputs, targets, reduction="sum"), len(targets)
+
+    assert not broken(chain(make_problem(mlp(), by_samples, (x, numbers))).checks)
 
 
 def test_the_suffix_is_the_curvature_of_the_mean() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from torch.nn import functional as F
 
 from analysis.errors import MeasurementError
 from analysis.flatness import adaptive_sharpness
+from analysis.objective import loss_at
 from analysis.problem import Problem, make_problem
-from analysis.worst_case import Norm, worst_case_sharpness
+from analysis.worst_case import Norm, with_normalised_logits, worst_case_sharpness
 
 NORMS: list[Norm] = ["linf", "l2"]
 
@@ -182,9 +184,52 @@ def test_logits_of_tokens_are_normalised_class_by_class(classes_last: bool) -> N
     assert found[0] > 0
 
 
+@dataclass
+class Said:
+    """Outputs that are an object."""
+
+    logits: Tensor
+
+
+class Wrapped(nn.Module):
+    """A model whose logits come in a mapping, or as an attribute."""
+
+    def __init__(self, model: nn.Module, shape: str) -> None:
+        super().__init__()
+        self.model = model
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.model(x)
+        return {"hidden": 2 * logits, "logits": logits} if self.shape == "mapping" else Said(logits)
+
+
+@pytest.mark.parametrize("shape", ["mapping", "object"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "torch", "next_token"])
+def test_logits_in_a_mapping_or_an_object_are_normalised_as_bare_ones(shape: str, loss: str) -> None:
+    """And the loss that climbs is that of logits which are normalised by hand."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).double()
+    sizes = (6, 5) if loss == "next_token" else (6,)
+    x, y = torch.randn(*sizes, 4, dtype=torch.float64), torch.randint(3, sizes)
+    if loss == "next_token":
+        y[0, 3:] = -100
+    function: Any = nn.CrossEntropyLoss() if loss == "torch" else loss
+    found, expected = (
+        worst_case_sharpness(make_problem(own, function, (x, y)), radius=0.1, normalised_logits=True)
+        for own in (Wrapped(model, shape), model)
+    )
+    assert found.value == pytest.approx(expected.value, rel=1e-12)
+    z = model(x).detach()
+    z = F.normalize(z - z.mean(-1, keepdim=True), dim=-1)
+    by_hand = F.cross_entropy(z[:, :-1].flatten(0, 1), y[:, 1:].flatten()) if z.dim() == 3 else F.cross_entropy(z, y)
+    problem = with_normalised_logits(make_problem(Wrapped(model, shape), function, (x, y)))
+    assert loss_at(problem, problem.point()) == pytest.approx(float(by_hand), rel=1e-12)
+
+
 def test_what_cannot_be_asked_for() -> None:
     problem, *_ = line()
-    with pytest.raises(MeasurementError, match="cross_entropy alone"):
+    with pytest.raises(MeasurementError, match="cross_entropy and next_token alone"):
         worst_case_sharpness(problem, normalised_logits=True)
     for wrong in ({"radius": -1.0}, {"radius": math.nan}, {"steps": 0}, {"batch_size": 0}):
         with pytest.raises(MeasurementError, match="at least one step"):

@@ -114,6 +114,62 @@ def test_a_language_model_by_every_command(
         assert command(monkeypatch, name, *own, *more) in (0, 3)
 
 
+def test_matrices_of_the_logits_of_a_language_model(gpt: Path, folder: Path) -> None:
+    """Gauss-Newton, which is the Fisher matrix here, and the empirical one, against dense matrices in float64."""
+    transformers = pytest.importorskip("transformers")
+    sys.path.insert(0, str(folder))
+    from mine import tokens  # type: ignore[import-not-found]
+
+    model = transformers.GPT2LMHeadModel.from_pretrained(gpt).double().eval()
+    parameters, data = list(model.parameters()), tokens()
+    labels = data["labels"][:, 1:]
+    with sdpa_kernel(SDPBackend.MATH):
+        z = model(data["input_ids"], attention_mask=data["attention_mask"]).logits[:, :-1]
+    roots, slopes = [], []
+    for n, t in (labels != -100).nonzero().tolist():
+        p = torch.softmax(z[n, t], 0).detach()
+        middle = p.diag() - torch.outer(p, p)
+        rows = [torch.autograd.grad(z[n, t, c], parameters, retain_graph=True) for c in range(len(p))]
+        J = torch.stack([torch.cat([piece.flatten() for piece in row]) for row in rows])
+        values, vectors = torch.linalg.eigh(middle)
+        roots.append((vectors * values.clamp(min=0).sqrt()).T @ J)
+        slopes.append((n, (p - F.one_hot(labels[n, t], len(p))) @ J))
+    by_sample = torch.stack([torch.stack([g for at, g in slopes if at == n]).sum(0) for n in range(len(labels))])
+    newton, empirical = (
+        float(torch.linalg.matrix_norm(rows, 2)) ** 2 / len(slopes) for rows in (torch.cat(roots), by_sample)
+    )
+    for matrix, expected in {"gauss-newton": newton, "fisher": newton, "empirical-fisher": empirical}.items():
+        found: Any = flatlab.eigs(f"hf:{gpt}", data=data, matrix=matrix, layers="none", dtype="float64")
+        assert found.eigenvalues[0].value == pytest.approx(expected, rel=2e-3)
+
+
+def test_matrices_of_the_logits_of_a_classifier(folder: Path) -> None:
+    """They are those of a module that returns the logits alone."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    shape = {"image_size": 8, "patch_size": 4, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**shape, intermediate_size=4, num_labels=3)
+    transformers.ViTForImageClassification(config).eval().save_pretrained("vit")
+    sys.path.insert(0, str(folder))
+    from mine import images
+
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner: Any = flatlab.load("hf:./vit")
+
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            logits: Tensor = self.inner(pixel_values).logits
+            return logits
+
+    for matrix in ("gauss-newton", "empirical-fisher"):
+        tops: list[Any] = [
+            flatlab.eigs(model, "cross_entropy", images(), matrix=matrix, layers="none", dtype="float64").eigenvalues
+            for model in ("hf:./vit", Bare())
+        ]
+        assert tops[0][0].value == pytest.approx(tops[1][0].value, rel=1e-6)
+
+
 def test_the_usual_loss_of_an_encoder_with_a_decoder(folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -244,7 +300,7 @@ def test_a_model_of_timm(folder: Path) -> None:
     for name, tensor in made.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
     sys.path.insert(0, str(folder))
-    from mine import images  # type: ignore[import-not-found]
+    from mine import images
 
     assert flatlab.eigs(model, "cross_entropy", images(), layers="none").converged
     (folder / "vit" / "model.safetensors").unlink()
