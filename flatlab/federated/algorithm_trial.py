@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatlab.errors import UsageError, first_line
+from flatlab.errors import UsageError, first_line, shown
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.algorithms.base import Client, Round, Terms
 from flatlab.federated.config import RunConfig
 from flatlab.federated.local_step import local_step_
+from flatlab.federated.own_algorithm import find_algorithm
+from flatlab.federated.server_average import KEPT
 from flatlab.functions import import_named
+from flatlab.runs.contents import NAMES
 
 _CLIENTS, _SIZE, _STEPS, _ROUNDS = 3, 5, 2, 3
 
@@ -37,12 +40,13 @@ class _Trial:
 
     def __init__(self, config: RunConfig) -> None:
         self.config, self.name = config, config.algorithm
-        self.rules, self.hyper = config.rules, config.hyperparameters
+        self.rules, self.hyper = find_algorithm(config.algorithm), config.hyperparameters  # without server_average.py
         self.target = torch.randn(_CLIENTS, _SIZE, dtype=torch.float64)
         self.samples = torch.tensor([[4.0], [9.0], [2.0]], dtype=torch.float64)
         self.wt = self.samples * _CLIENTS / self.samples.sum()
 
     def run(self) -> None:
+        self.refuse_names_of_the_average()
         rules, w = self.rules, torch.randn(_SIZE, dtype=torch.float64)
         given = self.call("initial", w, self.hyper)
         self.require("initial", isinstance(given, Mapping), "no dictionary of vectors")
@@ -50,6 +54,7 @@ class _Trial:
         zeros = torch.zeros_like(w)
         own = {name: given.get(name, zeros).expand(_CLIENTS, _SIZE).clone() for name in rules.own}
         server = {name: given.get(name, zeros) for name in rules.server}
+        names: set[str] = set()
         for t in range(_ROUNDS):
             start = self.call("start", w, server, self.hyper, t)
             self.require("start", _is(start, w), f"something else than the vector {tuple(w.shape)} it starts from")
@@ -59,8 +64,27 @@ class _Trial:
             self.require("combine", _is(combined[0], w), f"a w that is no tensor {tuple(w.shape)} of its dtype")
             self.require_vectors("combine", combined[1], server)
             w, own, server = combined[0], after, dict(combined[1])
-            models = self.call("models", w, server)
-            self.require_vectors("models", models, dict.fromkeys(models, w) if isinstance(models, Mapping) else {})
+            names = self.models(w, server, names)
+
+    def models(self, w: Tensor, server: Mapping[str, Tensor], before: set[str]) -> set[str]:
+        """The names of the further models; refused unless they are as before and none is the run's own."""
+        models = self.call("models", w, server)
+        self.require_vectors("models", models, dict.fromkeys(models, w) if isinstance(models, Mapping) else {})
+        for name in models:
+            named = isinstance(name, str) and name.isidentifier()
+            self.require("models", named, f"a model called {shown(name)}: a name of letters, digits and _ is needed")
+            self.require("models", name not in NAMES, f"a model called {name!r}, as the run calls one of its own")
+        self.require("models", not before or before == set(models), "models of other names in every round")
+        return set(models)
+
+    def refuse_names_of_the_average(self) -> None:
+        """`server_average.py` keeps vectors of its own beside the algorithm's, and would overwrite these."""
+        for name in KEPT if self.config.swa_from is not None else ():
+            if name in self.rules.server:
+                raise UsageError(
+                    f"The algorithm {self.name} calls a vector of the server {name!r}, as the average that swa_start "
+                    "asks for is called: give it another name, or leave swa_start out."
+                )
 
     def clients(
         self, t: int, start: Tensor, own: Mapping[str, Tensor], server: Mapping[str, Tensor]

@@ -24,6 +24,7 @@ from flatlab.federated.trial import tried
 from flatlab.federated.world import World
 from flatlab.functions import _ALLOWED, let_run
 from flatlab.runs.checkpoint import load_checkpoint
+from flatlab.runs.folder import RunFolder
 from tests.command_line import ROOT, flatlab
 
 PAGE = (ROOT / "docs" / "questions" / "own-method.md").read_text()
@@ -142,6 +143,10 @@ MISTAKES = {
     "keep=lambda c, delta: dict(c.own), ascent=lambda c, theta, g: g, during=lambda c, eps: eps)",
     "initial returns no dictionary": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, initial=lambda w, hyper: w)",
     "models returns something else": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, models=lambda w, server: w)",
+    "models returns a model called 'swa', as the run calls": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, models=lambda w, server: {'swa': w})",
+    "models returns a model called 'a/b': a name of": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, models=lambda w, server: {'a/b': w})",
     "rate raised TypeError": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, rate=lambda c: 1)",
     "Terms hold, raised RuntimeError": GOOD + "import torch\nALGORITHM = Algorithm('a', 'b', combine, "
     "terms=lambda c: Terms(constant=torch.zeros(7)))",
@@ -160,6 +165,34 @@ def test_a_mistake_is_named_before_round_1(said: str, here: Path, toy_world: Cal
     let_run("mine:ALGORITHM")
     with pytest.raises(UsageError, match=said):
         tried(toy_world(algorithm="mine:ALGORITHM"))
+
+
+def test_no_vector_is_called_as_the_average(here: Path, toy_world: Callable[..., World]) -> None:
+    (here / "mine.py").write_text(
+        f"{HEAD}def combine(r):\n    return r.theta.mean(0), dict(r.server)\n"
+        "ALGORITHM = Algorithm('a', 'b', combine, server=('swa',))"
+    )
+    let_run("mine:ALGORITHM")
+    tried(toy_world(algorithm="mine:ALGORITHM"))
+    with pytest.raises(UsageError, match="calls a vector of the server 'swa', as the average"):
+        tried(toy_world(algorithm="mine:ALGORITHM", swa_start=0.4, swa_every=1))
+
+
+def test_further_models_are_evaluated_and_kept(here: Path) -> None:
+    """Five with the server's own, more than the workers have room for at once."""
+    (here / "mine.py").write_text(
+        f"{HEAD}{GOOD}ALGORITHM = Algorithm('a', 'b', combine, "
+        "models=lambda w, server: {f'x{i}': (1 + i) * w for i in range(4)})"
+    )
+    small = ["--rounds", 1, "--clients", 2, "--set", "train_samples=60", "--set", "hidden=[4]", "--workers", 2]
+    said = run("train", "--algorithm", "mine:ALGORITHM", "--out", "out", *small, folder=here)
+    assert "x3: a further model of mine:ALGORITHM." in said
+    kept = load_checkpoint(here / "out/final.pt")
+    assert list(kept.models) == ["x0", "x1", "x2", "x3"]
+    record = RunFolder(here / "out").metrics.read()[-1]
+    assert list(record["models"]) == ["server", "x0", "x1", "x2", "x3"]
+    assert record["models"]["x0"] == record["models"]["server"]
+    assert record["models"]["x3"] != record["models"]["server"]
 
 
 def test_a_mistake_is_one_sentence_on_the_command_line(here: Path) -> None:
