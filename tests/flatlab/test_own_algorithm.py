@@ -1,8 +1,7 @@
 """A method in a user's own file: its page from FedAvg to a table, every engine, and its mistakes in one sentence."""
 
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -17,12 +16,12 @@ from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
-from flatlab.federated.own_algorithm import _own, find_algorithm, short_name
+from flatlab.federated.own_algorithm import find_algorithm, short_name
 from flatlab.federated.participants import most_participants
 from flatlab.federated.rounds import Run
 from flatlab.federated.trial import tried
-from flatlab.federated.world import World
-from flatlab.functions import _ALLOWED, let_run
+from flatlab.federated.world import DTYPES, World
+from flatlab.functions import let_run
 from flatlab.runs.checkpoint import load_checkpoint
 from flatlab.runs.folder import RunFolder
 from tests.command_line import ROOT, flatlab
@@ -33,19 +32,6 @@ PLAIN, ANCHOR, CHECK = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 COMMANDS = [line.split()[1:] for line in re.findall(r"^flatlab .*$", PAGE, flags=re.MULTILINE)]
 SMALL = ["--set", "train_samples=200", "--clients", "6", "--workers", "2"]
 HEAD = "from flatlab.federated.algorithms.base import Algorithm, Hyper, Terms\n"
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder from which modules are imported, and forgotten afterwards."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    before = set(_ALLOWED)
-    yield tmp_path
-    _ALLOWED.intersection_update(before)
-    _own.cache_clear()
-    for name in ("anchor", "mine"):
-        sys.modules.pop(name, None)
 
 
 def run(*words: object, folder: Path, code: int = 0) -> str:
@@ -116,8 +102,9 @@ def test_every_engine_and_resuming_follow_its_equations(
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_the_trial_takes_what_is_right(name: str) -> None:
-    config = RunConfig.model_validate({"algorithm": name, "clients": 3})
-    _Trial(config).run()
+    for dtype in DTYPES:
+        config = RunConfig.model_validate({"algorithm": name, "clients": 3, "dtype": dtype})
+        _Trial(config, DTYPES[dtype]).run()
 
 
 GOOD = "def combine(r):\n    return r.theta.mean(0), {}\n"
@@ -147,6 +134,21 @@ MISTAKES = {
     + "ALGORITHM = Algorithm('a', 'b', combine, models=lambda w, server: {'swa': w})",
     "models returns a model called 'a/b': a name of": GOOD
     + "ALGORITHM = Algorithm('a', 'b', combine, models=lambda w, server: {'a/b': w})",
+    "start changes w in place: return a new tensor": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, start=lambda w, server, hyper, t: w.mul_(0.5))",
+    "combine changes round_.theta in place": "def combine(r):\n    return r.theta.sub_(r.w).sum(0), {}\n"
+    "ALGORITHM = Algorithm('a', 'b', combine)",
+    "combine changes round_.server.'m'. in place": "def combine(r):\n    m = r.server['m'].mul_(0.9)\n"
+    "    return r.w + m, {'m': m}\nALGORITHM = Algorithm('a', 'b', combine, server=('m',))",
+    "models changes server.'m'. in place": "def combine(r):\n    return r.w, dict(r.server)\n"
+    "def models(w, server):\n    server['m'] = w\n    return {}\n"
+    "ALGORITHM = Algorithm('a', 'b', combine, server=('m',), models=models)",
+    "keep changes client.own.'h'. in place": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, own=('h',), keep=lambda c, delta: {'h': c.own['h'].add_(delta)})",
+    "initial returns a vector n that is no tensor of float64": GOOD + "import torch\n"
+    "ALGORITHM = Algorithm('a', 'b', combine, server=('n',), initial=lambda w, h: {'n': torch.zeros(1).long()})",
+    "initial returns a vector h that is no tensor .5,. of float64": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, own=('h',), initial=lambda w, hyper: {'h': w[:1]})",
     "rate raised TypeError": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, rate=lambda c: 1)",
     "Terms hold, raised RuntimeError": GOOD + "import torch\nALGORITHM = Algorithm('a', 'b', combine, "
     "terms=lambda c: Terms(constant=torch.zeros(7)))",
@@ -167,6 +169,34 @@ def test_a_mistake_is_named_before_round_1(said: str, here: Path, toy_world: Cal
         tried(toy_world(algorithm="mine:ALGORITHM"))
 
 
+def test_types_are_those_of_the_run_and_norms_are_looked_at_closely(
+    here: Path, toy_world: Callable[..., World]
+) -> None:
+    """In a run in float32, an average in float64 is refused, and a constant in float32 is not."""
+    norm = "lambda c, theta, g: 0.1 * g / g.norm()"
+    (here / "mine.py").write_text(
+        f"{HEAD}{GOOD}import torch\nTABLE = torch.eye(5)\n"
+        "DOUBLE = Algorithm('a', 'b', lambda r: (r.theta.double().mean(0), {}))\n"
+        "SINGLE = Algorithm('a', 'b', combine, terms=lambda c: Terms(constant=TABLE @ c.w))\n"
+        f"NORM = Algorithm('a', 'b', combine, ascent={norm})\n"
+        "COUNT = Algorithm('a', 'b', lambda r: (r.theta.mean(0), dict(r.server)), server=('n',), "
+        f"initial=lambda w, hyper: {{'n': torch.zeros(1)}}, ascent={norm})\n"
+    )
+    said = {
+        "DOUBLE": r"combine returns a w that is no tensor \(5,\) of float32",
+        "NORM": "in a stack .C, P. another result",
+        "COUNT": "in a stack .C, P. another result",
+    }
+    for name in ("SINGLE", *said):
+        let_run(f"mine:{name}")
+        world = toy_world(algorithm=f"mine:{name}", dtype="float32", lr=1e-4)
+        if name in said:
+            with pytest.raises(UsageError, match=said[name]):
+                tried(world)
+        else:
+            tried(world)
+
+
 def test_no_vector_is_called_as_the_average(here: Path, toy_world: Callable[..., World]) -> None:
     (here / "mine.py").write_text(
         f"{HEAD}def combine(r):\n    return r.theta.mean(0), dict(r.server)\n"
@@ -179,12 +209,11 @@ def test_no_vector_is_called_as_the_average(here: Path, toy_world: Callable[...,
 
 
 def test_further_models_are_evaluated_and_kept(here: Path) -> None:
-    """Five with the server's own, more than the workers have room for at once."""
     (here / "mine.py").write_text(
         f"{HEAD}{GOOD}ALGORITHM = Algorithm('a', 'b', combine, "
         "models=lambda w, server: {f'x{i}': (1 + i) * w for i in range(4)})"
     )
-    small = ["--rounds", 1, "--clients", 2, "--set", "train_samples=60", "--set", "hidden=[4]", "--workers", 2]
+    small = ["--rounds", 1, "--clients", 2, "--set", "train_samples=60", "--set", "hidden=[4]", "--workers", 1]
     said = run("train", "--algorithm", "mine:ALGORITHM", "--out", "out", *small, folder=here)
     assert "x3: a further model of mine:ALGORITHM." in said
     kept = load_checkpoint(here / "out/final.pt")

@@ -206,8 +206,8 @@ def _train(t: int, k: int, slot: int) -> tuple[float, int]:
     own = dict(zip(rules.own, shared.own[slot], strict=True))
     result = train_client(_worker.world, _worker.model, t, k, shared.w, own, shared.server)
     shared.theta[slot].copy_(result.theta)
-    for name, row in own.items():
-        row.copy_(result.own[name])
+    if own:  # read all before any is written: one may be what another was
+        shared.own[slot].copy_(torch.stack([result.own[name] for name in own]))
     return result.loss, result.samples
 
 

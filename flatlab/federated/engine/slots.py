@@ -133,9 +133,11 @@ class Slots:
         eta = self.rates.index_select(0, self.step[slot : slot + 1])[0]
         gradient = partial(loss_gradient, world, self.models[slot], x, y)
         loss, after = local_step_(self.theta[slot], gradient, client, terms, config.rules, eta, config, self.step[slot])
-        for name, vector in after.own.items():
-            if vector is not client.own[name]:
-                client.own[name].copy_(vector)
+        changed = {name: vector for name, vector in after.own.items() if vector is not client.own[name]}
+        if len(changed) > 1:  # one may be what another was
+            changed = {name: vector.clone() for name, vector in changed.items()}
+        for name, vector in changed.items():
+            client.own[name].copy_(vector)
         self.loss[slot].add_(loss, alpha=length)
         self.step[slot].add_(1)
         self.row[slot].add_(1)
