@@ -78,3 +78,12 @@ def test_an_average_beyond_float32_is_no_finished_run(toy_world: Callable[..., W
     world = toy_world(rounds=1, dtype="float32", algorithm="fedswa", hyper={"alpha": 1e39})
     with SequentialEngine(world) as engine, pytest.raises(FlatlabError, match="diverged in round 1 at the server"):
         train(Run(world, tmp_path), engine, lambda record: None)
+
+
+@pytest.mark.parametrize(("algorithm", "hyper"), [("fedgloss", {"beta": 1e-300}), ("fedprox", {"mu": 1e300})])
+def test_a_coefficient_beyond_float32_diverges(
+    algorithm: str, hyper: dict[str, float], toy_world: Callable[..., World], tmp_path: Path
+) -> None:
+    world = toy_world(rounds=1, dtype="float32", algorithm=algorithm, hyper=hyper)
+    with SequentialEngine(world) as engine, pytest.raises(FlatlabError, match="diverged in round 1 at client"):
+        train(Run(world, tmp_path), engine, lambda record: None)

@@ -22,6 +22,7 @@ from flatlab.federated.rounds import Run
 from flatlab.federated.trial import tried
 from flatlab.federated.world import DTYPES, World
 from flatlab.functions import let_run
+from flatlab.grid.reproduction import Where, read_reproduction
 from flatlab.runs.checkpoint import load_checkpoint
 from flatlab.runs.folder import RunFolder
 from tests.command_line import ROOT, flatlab
@@ -233,6 +234,18 @@ def test_a_mistake_is_one_sentence_on_the_command_line(here: Path) -> None:
     assert "hyper.mu = -1 does not fit" in said
     said = run("train", "--algorithm", "anchor:ALGORITHM", "--set", "hyper.nu=1", folder=here, code=2)
     assert "anchor:ALGORITHM has no hyperparameter 'nu' (it has: mu, beta)" in said
+
+
+def test_its_hyperparameters_are_set_for_a_whole_grid_by_name(here: Path) -> None:
+    hyper = "class H(Hyper):\n    omega: float = 1.0\n"
+    (here / "mine.py").write_text(f"{HEAD}{GOOD}{hyper}ALGORITHM = Algorithm('a', 'b', combine, H)")
+    axes = 'seeds = [0]\npartitions = ["iid"]\nalgorithms = ["mine:ALGORITHM"]\n'
+    (here / "grid.toml").write_text(f'title = "g"\n[axes]\n{axes}')
+    where = Where(device="cpu", trusted_algorithms=("mine:ALGORITHM",))
+    for cell in read_reproduction("grid.toml", where, settings=["omega=1.5"]).cells:
+        assert cell.config.hyper == {"omega": 1.5}
+    with pytest.raises(UsageError, match="psi"):
+        read_reproduction("grid.toml", where, settings=["psi=1.5"])
 
 
 def test_no_file_chooses_what_is_imported(here: Path) -> None:
