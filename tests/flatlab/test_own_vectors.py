@@ -25,22 +25,30 @@ ENGINES: dict[str, Callable[[World], Engine]] = {
 
 
 METHOD = """
-from flatlab.federated.algorithms.base import Algorithm, weighted_mean
+from flatlab.federated.algorithms.base import Algorithm, Terms, weighted_mean
 
 def combine(round_):
     w = weighted_mean(round_)
-    return w, {"m": w - round_.w}
+    return w, {"m": w - round_.w, "s": 0.9 * round_.server["s"]}
+
+def during(client, ascent):
+    return {"p": ascent, "q": client.own["p"]}
 
 def keep(client, delta):
-    return {"began": client.w.clone(), "h": delta, "old": client.own["h"]}
+    return {**client.own, "began": client.w.clone(), "h": delta, "old": client.own["h"]}
 
 ALGORITHM = Algorithm(
-    "mine", "nowhere", combine, own=("began", "h", "old"), server=("m",), keep=keep,
+    "mine", "nowhere", combine, own=("began", "h", "old", "p", "q"), server=("m", "s"), keep=keep,
     lookahead=lambda client, theta, k: 0.5 * client.server["m"],
-    initial=lambda w_0, hyper: {"began": w_0, "m": w_0},
+    ascent=lambda client, theta, g: 0.1 * g, during=during,
+    terms=lambda client: Terms(gradient=client.server["s"]),
+    initial=lambda w_0, hyper: {"began": w_0, "m": w_0, "s": w_0.new_ones(())},
 )
 """
-"""Its functions return one vector (P,) for every client of a stack, and what they are given, under another name."""
+"""Its functions return one vector (P,) for every client of a stack, and, under another name, what they are given.
+
+The server's vector s has no dimension.
+"""
 
 
 @pytest.fixture
@@ -63,7 +71,7 @@ def test_one_vector_for_every_client_is_the_same_in_every_engine(world: World, t
         torch.testing.assert_close(second.outputs.after["old"], first.outputs.after["h"])
         torch.testing.assert_close(second.outputs.after["began"], first.server.w.expand(6, -1))
         losses = torch.tensor([score.loss for score in scores], dtype=torch.float64)
-        found[name] = torch.cat([second.server.w, losses])
+        found[name] = torch.cat([second.server.w, losses, second.outputs.after["q"].flatten()])
     for numbers in found.values():
         torch.testing.assert_close(numbers, found["sequential"])
 
@@ -72,6 +80,6 @@ def test_every_vector_has_storage_of_its_own(world: World) -> None:
     w = torch.ones(4)
     own, server = world.initial(w)
     vectors = [w, *own.values(), *server.values()]
-    assert len({vector.data_ptr() for vector in vectors}) == len(vectors) == 5
+    assert len({vector.data_ptr() for vector in vectors}) == len(vectors) == 8
     assert torch.equal(own["began"], w)
     assert torch.equal(own["old"], torch.zeros(4))

@@ -37,7 +37,7 @@ class Slots:
         self.models = [deepcopy(model) for _ in range(count)]  # a captured step has addresses of its own model's
         _, server = world.initial(torch.zeros(P, dtype=world.dtype))
         self.w = zeros(P)
-        self.server = {name: zeros(*first.shape) for name, first in server.items()}
+        self.server = {name: zeros(first.shape) for name, first in server.items()}
         self.own = {name: zeros(count, P) for name in rules.own}
         self.theta, self.wt = zeros(count, P), zeros(count, 1)
         self.t, self.eta = zeros((), dtype=torch.float64), zeros((), dtype=torch.float64)
@@ -133,11 +133,9 @@ class Slots:
         eta = self.rates.index_select(0, self.step[slot : slot + 1])[0]
         gradient = partial(loss_gradient, world, self.models[slot], x, y)
         loss, after = local_step_(self.theta[slot], gradient, client, terms, config.rules, eta, config, self.step[slot])
-        changed = {name: vector for name, vector in after.own.items() if vector is not client.own[name]}
-        if len(changed) > 1:  # one may be what another was
-            changed = {name: vector.clone() for name, vector in changed.items()}
-        for name, vector in changed.items():
-            client.own[name].copy_(vector)
+        for name, vector in after.own.items():
+            if vector is not client.own[name]:
+                client.own[name].copy_(vector)
         self.loss[slot].add_(loss, alpha=length)
         self.step[slot].add_(1)
         self.row[slot].add_(1)
