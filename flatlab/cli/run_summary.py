@@ -40,7 +40,8 @@ def print_summary(config: "RunConfig", last: "Record", seconds: float) -> None:
         mark = " *" if name == reported else ""
         table.add_row(f"{name}{mark}", f"{result['accuracy']:.2%}", f"{result['loss']:.4f}", f"{sum(norms):.4g}")
     console.print(table)
-    lines = [f"{name}: {REPORTED[name]}." for name in last["models"]]
+    further = f"a further model of {config.algorithm}"
+    lines = [f"{name}: {REPORTED.get(name, further)}." for name in last["models"]]
     lines.append("* the model that this run reports, and that is measured by the commands.")
     lines += [f"{config.rounds} rounds, clients' own loss in training {last['train_loss']:.4f}, {seconds:.1f} s"]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)

@@ -1,11 +1,11 @@
 """A user's own algorithm is tried once before round 1, on a few numbers, so that no run ends in what could be known.
 
-What is refused: a function that fails, that returns something else than `Algorithm` says, or that gives a client in a
-stack of clients, as GPUs train them, another result than the client by itself.
+What is refused: a function that fails, that returns something else than `Algorithm` says, that changes what it is
+given, or that gives a client in a stack of clients, as GPUs train them, another result than the client by itself.
 """
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,70 +14,125 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatlab.errors import UsageError, first_line
+from flatlab.errors import UsageError, first_line, shown
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.algorithms.base import Client, Round, Terms
+from flatlab.federated.arguments import by_name, changed, versions
 from flatlab.federated.config import RunConfig
 from flatlab.federated.local_step import local_step_
+from flatlab.federated.own_algorithm import find_algorithm
+from flatlab.federated.server_average import KEPT
+from flatlab.federated.world import DTYPES
 from flatlab.functions import import_named
+from flatlab.runs.contents import NAMES
 
 _CLIENTS, _SIZE, _STEPS, _ROUNDS = 3, 5, 2, 3
 
 
+class _StackDiffersError(UsageError):
+    """A stack of clients has another result than the clients by themselves."""
+
+
 def try_algorithm(config: RunConfig) -> None:
     """Run a few rounds of three clients with five parameters each; raises `UsageError` as the module says."""
-    if config.algorithm not in ALGORITHMS:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            _Trial(config).run()
+    if config.algorithm in ALGORITHMS:
+        return
+    dtype = DTYPES[config.dtype]
+    with torch.random.fork_rng(devices=[]):
+        _Trial(config, dtype).run()
+        if dtype != torch.float64:
+            try:
+                _Trial(config, torch.float64).run()
+            except _StackDiffersError:
+                raise
+            except UsageError:  # a constant of the run's dtype, which float64 does not go with
+                pass
 
 
 class _Trial:
-    """Rounds of a quadratic loss in float64, each client's step by itself and as a row of a stack."""
+    """Rounds of a quadratic loss, each client's step by itself and as a row of a stack.
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config, self.name = config, config.algorithm
-        self.rules, self.hyper = config.rules, config.hyperparameters
-        self.target = torch.randn(_CLIENTS, _SIZE, dtype=torch.float64)
-        self.samples = torch.tensor([[4.0], [9.0], [2.0]], dtype=torch.float64)
+    Types are looked at in the run's dtype; the two ways are compared in float64, where rounding hides no difference.
+    """
+
+    def __init__(self, config: RunConfig, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.config, self.name, self.dtype = config, config.algorithm, dtype
+        self.typed = DTYPES[config.dtype] == dtype
+        self.rules, self.hyper = find_algorithm(config.algorithm), config.hyperparameters  # without server_average.py
+        self.target = torch.randn(_CLIENTS, _SIZE, dtype=dtype)
+        self.samples = torch.tensor([[4.0], [9.0], [2.0]], dtype=dtype)
         self.wt = self.samples * _CLIENTS / self.samples.sum()
 
     def run(self) -> None:
-        rules, w = self.rules, torch.randn(_SIZE, dtype=torch.float64)
-        given = self.call("initial", w, self.hyper)
-        self.require("initial", isinstance(given, Mapping), "no dictionary of vectors")
-        self.require("initial", set(given) <= {*rules.own, *rules.server}, "vectors that neither own nor server name")
-        zeros = torch.zeros_like(w)
-        own = {name: given.get(name, zeros).expand(_CLIENTS, _SIZE).clone() for name in rules.own}
-        server = {name: given.get(name, zeros) for name in rules.server}
+        self.refuse_names_of_the_average()
+        w = torch.randn(_SIZE, dtype=self.dtype)
+        first, server = self.initial(w)
+        own = {name: vector.expand(_CLIENTS, _SIZE).clone() for name, vector in first.items()}
+        names: set[str] = set()
         for t in range(_ROUNDS):
             start = self.call("start", w, server, self.hyper, t)
-            self.require("start", _is(start, w), f"something else than the vector {tuple(w.shape)} it starts from")
-            theta, after = self.clients(t, start, own, server)
+            vector = f"the vector {tuple(w.shape)} it starts from, of {self.config.dtype}"
+            self.require("start", self.is_like(start, w), f"something else than {vector}")
+            theta, after = self.clients(t, start.clone(), own, server)
             combined = self.call("combine", self.round(t, w, theta, own, after, server))
             self.require("combine", isinstance(combined, tuple) and len(combined) == 2, "no pair (w, vectors)")
-            self.require("combine", _is(combined[0], w), f"a w that is no tensor {tuple(w.shape)} of its dtype")
+            form = f"tensor {tuple(w.shape)} of {self.config.dtype}"
+            self.require("combine", self.is_like(combined[0], w), f"a w that is no {form}")
             self.require_vectors("combine", combined[1], server)
-            w, own, server = combined[0], after, dict(combined[1])
-            models = self.call("models", w, server)
-            self.require_vectors("models", models, dict.fromkeys(models, w) if isinstance(models, Mapping) else {})
+            w, own, server = combined[0].clone(), after, {name: v.clone() for name, v in combined[1].items()}
+            names = self.models(w, server, names)
+
+    def initial(self, w: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The vectors of one client and of the server before the first round, each with storage of its own."""
+        rules, given = self.rules, self.call("initial", w, self.hyper)
+        self.require("initial", isinstance(given, Mapping), "no dictionary of vectors")
+        self.require("initial", set(given) <= {*rules.own, *rules.server}, "vectors that neither own nor server name")
+        for name, vector in given.items():
+            like = w if name in rules.own or not isinstance(vector, Tensor) else torch.empty_like(vector, dtype=w.dtype)
+            form = f"tensor {tuple(w.shape)}" if name in rules.own else "tensor"
+            right = self.is_like(vector, like)
+            self.require("initial", right, f"a vector {name} that is no {form} of {self.config.dtype}")
+        own, server = (
+            {n: given.get(n, torch.zeros_like(w)).clone() for n in names} for names in (rules.own, rules.server)
+        )
+        return own, server
+
+    def models(self, w: Tensor, server: Mapping[str, Tensor], before: set[str]) -> set[str]:
+        """The names of the further models; refused unless they are as before and none is the run's own."""
+        models = self.call("models", w, server)
+        self.require_vectors("models", models, dict.fromkeys(models, w) if isinstance(models, Mapping) else {})
+        for name in models:
+            named = isinstance(name, str) and name.isidentifier()
+            self.require("models", named, f"a model called {shown(name)}: a name of letters, digits and _ is needed")
+            self.require("models", name not in NAMES, f"a model called {name!r}, as the run calls one of its own")
+        self.require("models", not before or before == set(models), "models of other names in every round")
+        return set(models)
+
+    def refuse_names_of_the_average(self) -> None:
+        """`server_average.py` keeps vectors of its own beside the algorithm's, and would overwrite these."""
+        for name in KEPT if self.config.swa_from is not None else ():
+            if name in self.rules.server:
+                raise UsageError(
+                    f"The algorithm {self.name} calls a vector of the server {name!r}, as the average that swa_start "
+                    "asks for is called: give it another name, or leave swa_start out."
+                )
 
     def clients(
         self, t: int, start: Tensor, own: Mapping[str, Tensor], server: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """theta_K (C, P) and the clients' vectors after the round, one by one; refused where a stack differs."""
-        eta = self.config.learning_rate(t)
         alone = [
-            self.train(t, start, self.wt[i], {name: v[i] for name, v in own.items()}, server, self.target[i], eta)
+            self.train(t, start, self.wt[i], {name: v[i] for name, v in own.items()}, server, self.target[i])
             for i in range(_CLIENTS)
         ]
-        rates = torch.full((_CLIENTS, 1), eta, dtype=torch.float64)
-        together = self.train(t, start.expand(_CLIENTS, _SIZE), self.wt, own, server, self.target, rates)
+        together = self.train(t, start, self.wt, own, server, self.target)
         theta = torch.stack([one for one, _ in alone])
         after = {name: torch.stack([vectors[name] for _, vectors in alone]) for name in own}
         for found, wanted in ((together[0], theta), *((together[1][name], after[name]) for name in own)):
-            if not torch.allclose(found, wanted, rtol=1e-9, atol=1e-12, equal_nan=True):
-                raise UsageError(
+            same = torch.allclose(found.expand_as(wanted), wanted, rtol=1e-9, atol=1e-12, equal_nan=True)
+            if self.dtype == torch.float64 and not same:
+                raise _StackDiffersError(
                     f"The algorithm {self.name} gives clients in a stack (C, P) another result than one by one (P,): "
                     "its sums and norms must go along the last dimension and keep it, as norm in "
                     "flatlab.federated.algorithms.base."
@@ -92,12 +147,15 @@ class _Trial:
         own: Mapping[str, Tensor],
         server: Mapping[str, Tensor],
         target: Tensor,
-        eta: Tensor | float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A client's round, or that of a stack of them: theta_K and its vectors after it."""
-        rules, theta = self.rules, start.clone()
+        """The round of a client, or of a stack of them, as `target` is (P,) or (C, P): theta_K, its vectors after it.
+
+        As in the engines, a stack starts from one (P,), and only its steps' learning rates are (C, 1).
+        """
+        rules, theta, rate = self.rules, start.expand_as(target).clone(), self.config.learning_rate(t)
+        eta = rate if target.dim() == 1 else torch.full((len(target), 1), rate, dtype=self.dtype)
         client: Client[Any] = Client(
-            start, wt, own, server, self.hyper, _STEPS, self.config.lr, torch.arange(_SIZE) < _SIZE - 1, t, eta
+            start, wt, own, server, self.hyper, _STEPS, self.config.lr, torch.arange(_SIZE) < _SIZE - 1, t, rate
         )
         terms = self.call("terms", client)
         self.require("terms", isinstance(terms, Terms), "no Terms")
@@ -107,7 +165,7 @@ class _Trial:
             with self.named("terms, or what its Terms hold,"):
                 _, client = local_step_(theta, gradient, client, terms, rules, eta, self.config, k)
         after: dict[str, Tensor] = self.call("keep", client, theta - start)
-        self.require_vectors("keep", after, own)
+        self.require_rows("keep", after, own)
         return theta, after
 
     def pieces(self, client: Client[Any], theta: Tensor, g: Tensor, k: int) -> None:
@@ -119,12 +177,13 @@ class _Trial:
             ascent = self.call("ascent", client, theta, g)
             self.require_moved("ascent", ascent, theta)
             if rules.during is not None:
-                changed = self.call("during", client, ascent)
+                changed = self.call("during", client, ascent.clone())
                 known = isinstance(changed, Mapping) and set(changed) <= set(client.own)
-                self.require_vectors("during", changed, dict.fromkeys(changed if known else client.own, theta))
+                self.require_rows("during", changed, dict.fromkeys(changed if known else client.own, theta))
         if rules.rate is not None:
+            rate = self.call("rate", client, k)
             with self.named("rate"):
-                float(rules.rate(client, k))
+                float(rate)
 
     def round(
         self,
@@ -139,19 +198,47 @@ class _Trial:
         return Round(w, theta, self.samples, self.wt, before, after, server, self.hyper, _CLIENTS + 1, t, eta, _STEPS)
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """What that function of the algorithm returns."""
+        """What that function of the algorithm returns; refused where it changes an argument, which others hold too."""
+        given = by_name(function, arguments)
+        before = versions(given)
         with self.named(function):
-            return getattr(self.rules, function)(*arguments)
+            returned = getattr(self.rules, function)(*arguments)
+        for what in changed(before, versions(given)):
+            raise UsageError(
+                f"The algorithm {self.name} cannot be used: its {function} changes {what} in place: return a new "
+                "tensor, as a * b rather than a.mul_(b)."
+            )
+        return returned
+
+    def is_like(self, found: object, like: Tensor) -> bool:
+        """Whether it is a tensor of this shape, and of the run's dtype where this trial has it."""
+        if not isinstance(found, Tensor) or found.shape != like.shape:
+            return False
+        return found.dtype == like.dtype or not self.typed
+
+    def is_rows(self, found: object, like: Tensor) -> bool:
+        """Likewise; where `like` is a stack (C, P), one vector (P,) is that of every client."""
+        return self.is_like(found, like) or (like.dim() == 2 and self.is_like(found, like[0]))
 
     def require_moved(self, function: str, found: object, theta: Tensor) -> None:
         """Refuse what cannot be added to theta, entry by entry."""
-        self.require(function, _is(found, theta), f"something else than a tensor {tuple(theta.shape)}")
+        form = f"a tensor {tuple(theta.shape)} of {self.config.dtype}"
+        self.require(function, self.is_rows(found, theta), f"something else than {form}")
 
     def require_vectors(self, function: str, found: object, like: Mapping[str, Tensor]) -> None:
-        """Refuse what is no dictionary of exactly the tensors `like`, by name and shape."""
-        names = ", ".join(like) or "none"
-        right = isinstance(found, Mapping) and set(found) == set(like) and all(_is(found[n], like[n]) for n in like)
-        self.require(function, right, f"something else than a dictionary of its vectors ({names}), each of its shape")
+        """Refuse what is no dictionary of exactly the tensors `like`, by name, shape and dtype."""
+        self.require_dictionary(function, found, like, self.is_like)
+
+    def require_rows(self, function: str, found: object, like: Mapping[str, Tensor]) -> None:
+        """Likewise, of a client or of every client in a stack."""
+        self.require_dictionary(function, found, like, self.is_rows)
+
+    def require_dictionary(
+        self, function: str, found: object, like: Mapping[str, Tensor], fits: Callable[[object, Tensor], bool]
+    ) -> None:
+        right = isinstance(found, Mapping) and set(found) == set(like) and all(fits(found[n], like[n]) for n in like)
+        vectors = f"its vectors ({', '.join(map(str, like)) or 'none'}), each of its shape and of {self.config.dtype}"
+        self.require(function, right, f"something else than a dictionary of {vectors}")
 
     def require(self, function: str, right: bool, returned: str) -> None:
         if not right:
@@ -173,10 +260,6 @@ class _Trial:
 
 def _gradient(target: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     return (theta - target).square().sum(-1) / 2, theta - target
-
-
-def _is(found: object, like: Tensor) -> bool:
-    return isinstance(found, Tensor) and found.shape == like.shape and found.dtype == like.dtype
 
 
 def _line_in(name: str, error: Exception) -> str:

@@ -1,5 +1,6 @@
 """The local step that every algorithm shares, for one client or a stack of clients."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -46,7 +47,8 @@ def local_step_(
     if isinstance(terms.proximal, Tensor):
         g.addcmul_(theta, terms.proximal)
     elif terms.proximal:
-        g.add_(theta, alpha=terms.proximal)
+        beyond = abs(terms.proximal) > torch.finfo(g.dtype).max  # which torch takes for a mistake, rather than as inf
+        g.add_(theta, alpha=math.copysign(math.inf, terms.proximal) if beyond else terms.proximal)
     if terms.constant is not None:
         g.add_(terms.constant)
     shrink = (config.clip / norm(g)).clamp(max=1.0)  # |g| = 0 gives inf, hence 1

@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from flatlab.errors import SAID, FlatlabError, UsageError, shown
+from flatlab.errors import SAID, UsageError, shown
 from flatlab.federated.algorithms.base import Round
+from flatlab.federated.divergence import require_finite_clients, require_finite_server
 from flatlab.federated.engine.base import Engine, RoundInputs, RoundOutputs
 from flatlab.federated.parameters import flatten, state_of
 from flatlab.federated.participants import sample_clients
@@ -133,7 +133,7 @@ class Run:
     def step(self, engine: Engine) -> Step:
         """Train one round and combine it, and change nothing.
 
-        Raises `FlatlabError` if a client's loss or model is not finite.
+        Raises `FlatlabError` if a loss, a model or a vector of a client or of the server is not finite.
         """
         world, server, t = self.world, self.server, self.server.round
         rules, hyper = world.config.rules, world.config.hyperparameters
@@ -142,7 +142,7 @@ class Run:
         own = {name: before[name] for name in rules.own if name in before}
         start = rules.start(server.w, server.vectors, hyper, t)
         outputs = engine.run(RoundInputs(t, ids, start, own, server.vectors, self.saves.round)).to(server.w.device)
-        _check_finite(t, ids, outputs)
+        require_finite_clients(t, ids, outputs)
         samples, wt = world.samples.to(server.w.device), world.wt.to(server.w.device)
         round_ = Round(
             w=server.w,
@@ -172,6 +172,7 @@ class Run:
             evaluated=server.evaluated,
             probed=server.probed,
         )
+        require_finite_server(t, {"selected": after.selected, **self.models(after)}, vectors)
         return Step(ids, outputs, after)
 
     def keep(self, step: Step) -> None:
@@ -287,13 +288,3 @@ def _write(run: Run, step: Step, record: Record, save_every: float) -> None:
         run.checkpoint(run.files.final if last else run.folder / f"round-{step.server.round:04d}.pt")
     if last or due or time.monotonic() - run.saves.began >= save_every:
         run.begin_save()
-
-
-def _check_finite(t: int, ids: list[int], outputs: RoundOutputs) -> None:
-    finite = outputs.theta.isfinite().all(dim=1).tolist()
-    for k, loss, whole in zip(ids, outputs.losses, finite, strict=True):
-        if not isfinite(loss) or not whole:
-            raise FlatlabError(
-                f"Training diverged in round {t + 1} at client {k} (its loss is {loss:.4g}); the last good state is "
-                "kept. Lower the learning rate (--lr), or the coefficient of MAN or of the algorithm."
-            )

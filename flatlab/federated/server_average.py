@@ -19,6 +19,9 @@ from torch import Tensor
 
 from flatlab.federated.algorithms.base import Algorithm, Round
 
+KEPT = ("swa", "swa_count")
+"""The server's vectors bar and n."""
+
 _LEAST = 1e-4  # the learning rate at the end of a cycle
 
 
@@ -48,5 +51,4 @@ def averaging(rules: Algorithm, first: int, every: int) -> Algorithm:
         """The average; until there is one, w."""
         return {**rules.models(w, server), "swa": server["swa"] if server["swa_count"] > 0 else w}
 
-    vectors = (*rules.server, "swa", "swa_count")
-    return replace(rules, combine=combine, initial=initial, models=models, server=vectors)
+    return replace(rules, combine=combine, initial=initial, models=models, server=(*rules.server, *KEPT))

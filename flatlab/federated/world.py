@@ -61,11 +61,15 @@ class World:
         return initial_model(self.config, self.data).to(self.dtype)
 
     def initial(self, w: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The vectors of a client and of the server before the first round, which begins at `w` (P,)."""
+        """The vectors of a client and of the server before the first round, which begins at `w` (P,).
+
+        Each has storage of its own: `initial` may return w itself, or one tensor twice.
+        """
         rules = self.config.rules
-        given, zeros = rules.initial(w, self.config.hyperparameters), torch.zeros_like(w)
+        given = rules.initial(w, self.config.hyperparameters)
         own, server = (
-            {name: given.get(name, zeros).to(w.device) for name in names} for names in (rules.own, rules.server)
+            {name: given[name].to(w.device, copy=True) if name in given else torch.zeros_like(w) for name in names}
+            for names in (rules.own, rules.server)
         )
         return own, server
 

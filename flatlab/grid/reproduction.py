@@ -17,7 +17,8 @@ from flatlab.errors import SAID, UsageError
 from flatlab.federated.config import RunConfig
 from flatlab.federated.config_file import parse_toml
 from flatlab.federated.footprint import Footprint, footprint
-from flatlab.federated.request import merged_fields, read_settings
+from flatlab.federated.own_algorithm import hyper_of
+from flatlab.federated.request import HYPERPARAMETERS, merged_fields, read_settings
 from flatlab.federated.world import resolve
 from flatlab.files import write_text
 from flatlab.functions import let_run
@@ -173,8 +174,8 @@ def read_reproduction(name: str, where: Where, only: Sequence[str] = (), setting
     if where.device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device is auto, cpu or cuda, not {where.device!r}.")
     device, gpus = _devices(where)
-    text = _with_settings(read_grid_text(name), name, settings)
     let_run(where.trusted_dataset, *where.trusted_algorithms)
+    text = _with_settings(read_grid_text(name), name, settings, where.trusted_algorithms)
     grid = parse_grid(text, name)
     require_named_code(grid, where.trusted_model, name)
     jobs = len(gpus) or where.jobs or available_cores()
@@ -206,12 +207,16 @@ def _devices(where: Where) -> tuple[str, tuple[str, ...]]:
     return ("cuda", dealt(gpus, jobs)) if gpus else ("cpu", ())
 
 
-def _with_settings(text: str, name: str, settings: Sequence[str]) -> str:
-    """The grid's TOML with fields of every cell set anew; as it is written where there are none."""
+def _with_settings(text: str, name: str, settings: Sequence[str], algorithms: Sequence[str]) -> str:
+    """The grid's TOML with fields of every cell set anew; as it is written where there are none.
+
+    Hyperparameters are those of flatlab's algorithms and of the user's own `algorithms`.
+    """
     if not settings:
         return text
     plain = parse_toml(text, f"The grid {name}")
     common = plain.get("common", {})
     if not isinstance(common, dict):
         return text  # which validation names
-    return tomli_w.dumps({**plain, "common": merged_fields(common, read_settings(settings))})
+    hyper = HYPERPARAMETERS.union(*(own.model_fields for own in map(hyper_of, algorithms) if own))
+    return tomli_w.dumps({**plain, "common": merged_fields(common, read_settings(settings, hyper))})

@@ -44,7 +44,7 @@ class Checkpoint:
     config: RunConfig
     round: int  # rounds completed
     state_dict: dict[str, Tensor]  # of the model that the run reports (RunConfig.report)
-    models: dict[str, dict[str, Tensor]]  # the other models of the round: "server", "selected", "all"
+    models: dict[str, dict[str, Tensor]]  # the round's others: "server", "selected", "all", the algorithm's
     metrics: dict[str, Any]  # the newest line of metrics.jsonl that has an evaluation; empty before the first
     provenance: dict[str, str]  # versions, commit, platform
     data: str = ""  # digest of the data it was trained on; empty in files from before it was kept

@@ -1,4 +1,6 @@
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,8 +9,10 @@ import torch
 
 from flatlab.data import ImageData, Split
 from flatlab.federated.config import RunConfig
+from flatlab.federated.own_algorithm import _own
 from flatlab.federated.parameters import layout_of
 from flatlab.federated.world import World, initial_model
+from flatlab.functions import _ALLOWED
 
 MakeWorld = Callable[..., World]
 
@@ -55,3 +59,16 @@ def toy_world() -> MakeWorld:
         return World(config, data, list(parts), layout_of(initial_model(config, data)))
 
     return make
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder from which modules are imported, and forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(_ALLOWED)
+    yield tmp_path
+    _ALLOWED.intersection_update(before)
+    _own.cache_clear()
+    for name in ("anchor", "mine"):
+        sys.modules.pop(name, None)

@@ -1,8 +1,7 @@
 """A method in a user's own file: its page from FedAvg to a table, every engine, and its mistakes in one sentence."""
 
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -17,13 +16,15 @@ from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
-from flatlab.federated.own_algorithm import _own, find_algorithm, short_name
+from flatlab.federated.own_algorithm import find_algorithm, short_name
 from flatlab.federated.participants import most_participants
 from flatlab.federated.rounds import Run
 from flatlab.federated.trial import tried
-from flatlab.federated.world import World
-from flatlab.functions import _ALLOWED, let_run
+from flatlab.federated.world import DTYPES, World
+from flatlab.functions import let_run
+from flatlab.grid.reproduction import Where, read_reproduction
 from flatlab.runs.checkpoint import load_checkpoint
+from flatlab.runs.folder import RunFolder
 from tests.command_line import ROOT, flatlab
 
 PAGE = (ROOT / "docs" / "questions" / "own-method.md").read_text()
@@ -32,19 +33,6 @@ PLAIN, ANCHOR, CHECK = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 COMMANDS = [line.split()[1:] for line in re.findall(r"^flatlab .*$", PAGE, flags=re.MULTILINE)]
 SMALL = ["--set", "train_samples=200", "--clients", "6", "--workers", "2"]
 HEAD = "from flatlab.federated.algorithms.base import Algorithm, Hyper, Terms\n"
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder from which modules are imported, and forgotten afterwards."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    before = set(_ALLOWED)
-    yield tmp_path
-    _ALLOWED.intersection_update(before)
-    _own.cache_clear()
-    for name in ("anchor", "mine"):
-        sys.modules.pop(name, None)
 
 
 def run(*words: object, folder: Path, code: int = 0) -> str:
@@ -115,8 +103,9 @@ def test_every_engine_and_resuming_follow_its_equations(
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_the_trial_takes_what_is_right(name: str) -> None:
-    config = RunConfig.model_validate({"algorithm": name, "clients": 3})
-    _Trial(config).run()
+    for dtype in DTYPES:
+        config = RunConfig.model_validate({"algorithm": name, "clients": 3, "dtype": dtype})
+        _Trial(config, DTYPES[dtype]).run()
 
 
 GOOD = "def combine(r):\n    return r.theta.mean(0), {}\n"
@@ -142,6 +131,25 @@ MISTAKES = {
     "keep=lambda c, delta: dict(c.own), ascent=lambda c, theta, g: g, during=lambda c, eps: eps)",
     "initial returns no dictionary": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, initial=lambda w, hyper: w)",
     "models returns something else": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, models=lambda w, server: w)",
+    "models returns a model called 'swa', as the run calls": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, models=lambda w, server: {'swa': w})",
+    "models returns a model called 'a/b': a name of": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, models=lambda w, server: {'a/b': w})",
+    "start changes w in place: return a new tensor": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, start=lambda w, server, hyper, t: w.mul_(0.5))",
+    "combine changes round_.theta in place": "def combine(r):\n    return r.theta.sub_(r.w).sum(0), {}\n"
+    "ALGORITHM = Algorithm('a', 'b', combine)",
+    "combine changes round_.server.'m'. in place": "def combine(r):\n    m = r.server['m'].mul_(0.9)\n"
+    "    return r.w + m, {'m': m}\nALGORITHM = Algorithm('a', 'b', combine, server=('m',))",
+    "models changes server.'m'. in place": "def combine(r):\n    return r.w, dict(r.server)\n"
+    "def models(w, server):\n    server['m'] = w\n    return {}\n"
+    "ALGORITHM = Algorithm('a', 'b', combine, server=('m',), models=models)",
+    "keep changes client.own.'h'. in place": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, own=('h',), keep=lambda c, delta: {'h': c.own['h'].add_(delta)})",
+    "initial returns a vector n that is no tensor of float64": GOOD + "import torch\n"
+    "ALGORITHM = Algorithm('a', 'b', combine, server=('n',), initial=lambda w, h: {'n': torch.zeros(1).long()})",
+    "initial returns a vector h that is no tensor .5,. of float64": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, own=('h',), initial=lambda w, hyper: {'h': w[:1]})",
     "rate raised TypeError": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, rate=lambda c: 1)",
     "Terms hold, raised RuntimeError": GOOD + "import torch\nALGORITHM = Algorithm('a', 'b', combine, "
     "terms=lambda c: Terms(constant=torch.zeros(7)))",
@@ -162,6 +170,61 @@ def test_a_mistake_is_named_before_round_1(said: str, here: Path, toy_world: Cal
         tried(toy_world(algorithm="mine:ALGORITHM"))
 
 
+def test_types_are_those_of_the_run_and_norms_are_looked_at_closely(
+    here: Path, toy_world: Callable[..., World]
+) -> None:
+    """In a run in float32, an average in float64 is refused, and a constant in float32 is not."""
+    norm = "lambda c, theta, g: 0.1 * g / g.norm()"
+    (here / "mine.py").write_text(
+        f"{HEAD}{GOOD}import torch\nTABLE = torch.eye(5)\n"
+        "DOUBLE = Algorithm('a', 'b', lambda r: (r.theta.double().mean(0), {}))\n"
+        "SINGLE = Algorithm('a', 'b', combine, terms=lambda c: Terms(constant=TABLE @ c.w))\n"
+        f"NORM = Algorithm('a', 'b', combine, ascent={norm})\n"
+        "COUNT = Algorithm('a', 'b', lambda r: (r.theta.mean(0), dict(r.server)), server=('n',), "
+        f"initial=lambda w, hyper: {{'n': torch.zeros(1)}}, ascent={norm})\n"
+    )
+    said = {
+        "DOUBLE": r"combine returns a w that is no tensor \(5,\) of float32",
+        "NORM": "in a stack .C, P. another result",
+        "COUNT": "in a stack .C, P. another result",
+    }
+    for name in ("SINGLE", *said):
+        let_run(f"mine:{name}")
+        world = toy_world(algorithm=f"mine:{name}", dtype="float32", lr=1e-4)
+        if name in said:
+            with pytest.raises(UsageError, match=said[name]):
+                tried(world)
+        else:
+            tried(world)
+
+
+def test_no_vector_is_called_as_the_average(here: Path, toy_world: Callable[..., World]) -> None:
+    (here / "mine.py").write_text(
+        f"{HEAD}def combine(r):\n    return r.theta.mean(0), dict(r.server)\n"
+        "ALGORITHM = Algorithm('a', 'b', combine, server=('swa',))"
+    )
+    let_run("mine:ALGORITHM")
+    tried(toy_world(algorithm="mine:ALGORITHM"))
+    with pytest.raises(UsageError, match="calls a vector of the server 'swa', as the average"):
+        tried(toy_world(algorithm="mine:ALGORITHM", swa_start=0.4, swa_every=1))
+
+
+def test_further_models_are_evaluated_and_kept(here: Path) -> None:
+    (here / "mine.py").write_text(
+        f"{HEAD}{GOOD}ALGORITHM = Algorithm('a', 'b', combine, "
+        "models=lambda w, server: {f'x{i}': (1 + i) * w for i in range(4)})"
+    )
+    small = ["--rounds", 1, "--clients", 2, "--set", "train_samples=60", "--set", "hidden=[4]", "--workers", 1]
+    said = run("train", "--algorithm", "mine:ALGORITHM", "--out", "out", *small, folder=here)
+    assert "x3: a further model of mine:ALGORITHM." in said
+    kept = load_checkpoint(here / "out/final.pt")
+    assert list(kept.models) == ["x0", "x1", "x2", "x3"]
+    record = RunFolder(here / "out").metrics.read()[-1]
+    assert list(record["models"]) == ["server", "x0", "x1", "x2", "x3"]
+    assert record["models"]["x0"] == record["models"]["server"]
+    assert record["models"]["x3"] != record["models"]["server"]
+
+
 def test_a_mistake_is_one_sentence_on_the_command_line(here: Path) -> None:
     (here / "mine.py").write_text(HEAD + MISTAKES["combine returns no pair"])
     assert run("train", "--algorithm", "mine:ALGORITHM", folder=here, code=2).count("\n") == 1
@@ -171,6 +234,18 @@ def test_a_mistake_is_one_sentence_on_the_command_line(here: Path) -> None:
     assert "hyper.mu = -1 does not fit" in said
     said = run("train", "--algorithm", "anchor:ALGORITHM", "--set", "hyper.nu=1", folder=here, code=2)
     assert "anchor:ALGORITHM has no hyperparameter 'nu' (it has: mu, beta)" in said
+
+
+def test_its_hyperparameters_are_set_for_a_whole_grid_by_name(here: Path) -> None:
+    hyper = "class H(Hyper):\n    omega: float = 1.0\n"
+    (here / "mine.py").write_text(f"{HEAD}{GOOD}{hyper}ALGORITHM = Algorithm('a', 'b', combine, H)")
+    axes = 'seeds = [0]\npartitions = ["iid"]\nalgorithms = ["mine:ALGORITHM"]\n'
+    (here / "grid.toml").write_text(f'title = "g"\n[axes]\n{axes}')
+    where = Where(device="cpu", trusted_algorithms=("mine:ALGORITHM",))
+    for cell in read_reproduction("grid.toml", where, settings=["omega=1.5"]).cells:
+        assert cell.config.hyper == {"omega": 1.5}
+    with pytest.raises(UsageError, match="psi"):
+        read_reproduction("grid.toml", where, settings=["psi=1.5"])
 
 
 def test_no_file_chooses_what_is_imported(here: Path) -> None:

@@ -20,7 +20,7 @@ Local step k = 0, 1, ... at learning rate eta_t (clip_c scales a vector down to 
 
 where `Terms(constant, proximal, decay, gradient)` are fixed for the round. The functions are written for one client, on
 vectors of shape (P,); since they only broadcast, they serve a stack of C clients, (C, P) with scalars as (C, 1),
-unchanged."""
+unchanged; (P,) in place of (C, P) is every client's. They return new tensors, and change none that they are given."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

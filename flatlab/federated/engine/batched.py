@@ -83,7 +83,7 @@ class BatchedEngine:
                 loss, client = local_step_(theta, gradient, client, terms, rules, eta, config, step)
                 total += loss * taken
                 samples += taken
-        after = rules.keep(client, theta - w)
+        after = {name: rows.expand_as(theta) for name, rows in rules.keep(client, theta - w).items()}  # (P,): of all
         return RoundOutputs(
             theta=theta,
             after=after,

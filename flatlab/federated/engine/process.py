@@ -35,7 +35,10 @@ from flatlab.functions import let_run
 from flatlab.malloc import keep_freed_memory
 
 MODELS = 4
-"""Most models evaluated at once: the server's, its average, and those over the selected and over all clients."""
+"""Most models evaluated at once: the server's, its average, and those over the selected and over all clients.
+
+An algorithm's further models wait for these.
+"""
 
 LEAVE_SECONDS = 5.0
 """How long a worker stays after SIGTERM, unless the server ends it before."""
@@ -106,6 +109,9 @@ class ProcessEngine:
 
     def evaluate(self, models: Sequence[Tensor]) -> list[Evaluation]:
         """Evaluate each flat vector (P,) on the test set."""
+        return [score for first in range(0, len(models), MODELS) for score in self._evaluate(models[first:][:MODELS])]
+
+    def _evaluate(self, models: Sequence[Tensor]) -> list[Evaluation]:
         test = self.world.data.test
         for row, vector in enumerate(models):
             self.shared.models[row].copy_(vector)
@@ -200,8 +206,8 @@ def _train(t: int, k: int, slot: int) -> tuple[float, int]:
     own = dict(zip(rules.own, shared.own[slot], strict=True))
     result = train_client(_worker.world, _worker.model, t, k, shared.w, own, shared.server)
     shared.theta[slot].copy_(result.theta)
-    for name, row in own.items():
-        row.copy_(result.own[name])
+    if own:  # read all before any is written: one may be what another was
+        shared.own[slot].copy_(torch.stack([result.own[name] for name in own]))
     return result.loss, result.samples
 
 

@@ -37,7 +37,7 @@ class Slots:
         self.models = [deepcopy(model) for _ in range(count)]  # a captured step has addresses of its own model's
         _, server = world.initial(torch.zeros(P, dtype=world.dtype))
         self.w = zeros(P)
-        self.server = {name: zeros(*first.shape) for name, first in server.items()}
+        self.server = {name: zeros(first.shape) for name, first in server.items()}
         self.own = {name: zeros(count, P) for name in rules.own}
         self.theta, self.wt = zeros(count, P), zeros(count, 1)
         self.t, self.eta = zeros((), dtype=torch.float64), zeros((), dtype=torch.float64)

@@ -186,7 +186,7 @@ class StreamsEngine:
         client = slots.participants(inputs, wave)
         theta = slots.theta[:n].clone()
         after = self.world.config.rules.keep(client, theta - slots.w)
-        return theta, {name: rows.clone() for name, rows in after.items()}, slots.loss[:n].clone()
+        return theta, {name: rows.expand_as(theta).clone() for name, rows in after.items()}, slots.loss[:n].clone()
 
     def _take_steps(self, steps: list[tuple[int, int]], n: int) -> None:
         """Take steps, each (slot, samples), those of different slots at once."""

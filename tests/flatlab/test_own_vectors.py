@@ -1,0 +1,85 @@
+"""Vectors of methods of one's own: each has its own storage, and every engine keeps what the functions return."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from flatlab.federated.engine.base import Engine
+from flatlab.federated.engine.batched import BatchedEngine
+from flatlab.federated.engine.process import ProcessEngine
+from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.engine.streams import StreamsEngine
+from flatlab.federated.participants import most_participants
+from flatlab.federated.rounds import Run
+from flatlab.federated.trial import tried
+from flatlab.federated.world import World
+from flatlab.functions import let_run
+
+ENGINES: dict[str, Callable[[World], Engine]] = {
+    "process": lambda world: ProcessEngine(world, 2, most_participants(world.config)),
+    "batched": lambda world: BatchedEngine(world, torch.device("cpu")),
+    "streams": lambda world: StreamsEngine(world, torch.device("cpu"), slots=2),
+}
+
+
+METHOD = """
+from flatlab.federated.algorithms.base import Algorithm, Terms, weighted_mean
+
+def combine(round_):
+    w = weighted_mean(round_)
+    return w, {"m": w - round_.w, "s": 0.9 * round_.server["s"]}
+
+def during(client, ascent):
+    return {"p": ascent, "q": client.own["p"]}
+
+def keep(client, delta):
+    return {**client.own, "began": client.w.clone(), "h": delta, "old": client.own["h"]}
+
+ALGORITHM = Algorithm(
+    "mine", "nowhere", combine, own=("began", "h", "old", "p", "q"), server=("m", "s"), keep=keep,
+    lookahead=lambda client, theta, k: 0.5 * client.server["m"],
+    ascent=lambda client, theta, g: 0.1 * g, during=during,
+    terms=lambda client: Terms(gradient=client.server["s"]),
+    initial=lambda w_0, hyper: {"began": w_0, "m": w_0, "s": w_0.new_ones(())},
+)
+"""
+"""Its functions return one vector (P,) for every client of a stack, and, under another name, what they are given.
+
+The server's vector s has no dimension.
+"""
+
+
+@pytest.fixture
+def world(here: Path, toy_world: Callable[..., World]) -> World:
+    (here / "mine.py").write_text(METHOD)
+    let_run("mine:ALGORITHM")
+    return tried(toy_world(algorithm="mine:ALGORITHM", participation=1.0))
+
+
+def test_one_vector_for_every_client_is_the_same_in_every_engine(world: World, tmp_path: Path) -> None:
+    """Five models are more than the processes evaluate at once."""
+    found = {}
+    for name, engine in {"sequential": SequentialEngine, **ENGINES}.items():
+        run = Run(world, tmp_path / name)
+        with engine(world) as opened:
+            first = run.step(opened)
+            run.keep(first)
+            second = run.step(opened)
+            scores = opened.evaluate([second.server.w * i for i in range(5)])
+        torch.testing.assert_close(second.outputs.after["old"], first.outputs.after["h"])
+        torch.testing.assert_close(second.outputs.after["began"], first.server.w.expand(6, -1))
+        losses = torch.tensor([score.loss for score in scores], dtype=torch.float64)
+        found[name] = torch.cat([second.server.w, losses, second.outputs.after["q"].flatten()])
+    for numbers in found.values():
+        torch.testing.assert_close(numbers, found["sequential"])
+
+
+def test_every_vector_has_storage_of_its_own(world: World) -> None:
+    w = torch.ones(4)
+    own, server = world.initial(w)
+    vectors = [w, *own.values(), *server.values()]
+    assert len({vector.data_ptr() for vector in vectors}) == len(vectors) == 8
+    assert torch.equal(own["began"], w)
+    assert torch.equal(own["old"], torch.zeros(4))
