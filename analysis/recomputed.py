@@ -48,7 +48,8 @@ def nothing_recomputed() -> Iterator[None]:
         if not _blocks:
             _own[_NONREENTRANT] = getattr(torch_checkpoint, _NONREENTRANT)
             setattr(torch_checkpoint, _NONREENTRANT, _nonreentrant)
-            setattr(_REENTRANT, "apply", staticmethod(_reentrant))  # noqa: B010  what it inherits is back where this is deleted
+            # It inherits its own, which is back where this is deleted.
+            setattr(_REENTRANT, "apply", staticmethod(_reentrant))  # noqa: B010  mypy lets no method be assigned
         _blocks += 1
     try:
         yield
