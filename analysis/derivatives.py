@@ -11,8 +11,11 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from analysis.errors import MeasurementError
 from analysis.ieee import ieee
 
-_SIGNS = ("not implemented", "once_differentiable", "not differentiable", "torch.utils.checkpoint")
+_SIGNS = ("not implemented", "once_differentiable", "not differentiable")
 """Parts of torch's messages about derivatives that it does not have."""
+
+_RECOMPUTED = "torch.utils.checkpoint"
+"""Part of its messages about what is recomputed where gradients are taken."""
 
 
 @ieee()
@@ -49,7 +52,12 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # NotImplementedError among them
-        said = str(error).splitlines()[0]
+        said = str(error).partition("\n")[0]
+        if _RECOMPUTED in said:
+            raise MeasurementError(
+                f"A part of the model or loss is recomputed where its gradients are taken, which fails here ({said}); "
+                "run it directly, or by torch.utils.checkpoint.checkpoint, which is left out while it is measured."
+            ) from error
         if not any(sign in said for sign in _SIGNS):
             raise
         raise MeasurementError(

@@ -21,6 +21,7 @@ from analysis.first_pass import FirstPass, fingerprint
 from analysis.ieee import NoAutocast, ieee
 from analysis.losses import Reduction, Share, SummedLoss
 from analysis.model_copy import as_own, as_real, private_copy
+from analysis.recomputed import nothing_recomputed
 from analysis.second_derivatives import LeanSecondDerivatives
 from analysis.stand_ins import StandIns
 
@@ -108,6 +109,7 @@ class ParametricLoss:
         # Fused attention has no second derivative. The mode entered last is asked first.
         with (
             ieee(),
+            nothing_recomputed(),
             sdpa_kernel(SDPBackend.MATH),
             NoAutocast(),
             LeanSecondDerivatives(),

@@ -23,6 +23,7 @@ from analysis.ieee import ieee
 from analysis.layers import Layer
 from analysis.parametric_loss import Chunk
 from analysis.problem import Problem
+from analysis.recomputed import nothing_recomputed
 from analysis.second_derivatives import LeanSecondDerivatives, weight_gradients
 
 _LINEAR_IN_WEIGHTS = (
@@ -85,7 +86,7 @@ def _weight_gradients(module: nn.Module, a: Tensor, u: Tensor) -> Mapping[str, T
         by_weight, by_bias = weight_gradients(a, module.weight, u, geometry)
         return {"weight": by_weight, "bias": by_bias}
     weights = {name: p.detach().requires_grad_() for name, p in module.named_parameters(recurse=False)}
-    with LeanSecondDerivatives():
+    with nothing_recomputed(), LeanSecondDerivatives():
         outputs = functional_call(module, weights, (a,))
     return dict(zip(weights, gradients([outputs], list(weights.values()), [u]), strict=True))
 

@@ -21,6 +21,7 @@ from analysis.distributed import summed, summed_number
 from analysis.ieee import NoAutocast
 from analysis.model_copy import as_own
 from analysis.problem import Problem
+from analysis.recomputed import nothing_recomputed
 from analysis.stand_ins import StandIns
 from analysis.vectors import norm
 
@@ -170,7 +171,13 @@ class Reference:
         named = {n: as_own(x, own[n]) for n, x in shaped.items()}
         table = {id(tensor): named.get(name, own[name]) for tensor, name in problem.aliases}
         # fused attention has no second derivative
-        with sdpa_kernel(SDPBackend.MATH), NoAutocast(), widened(problem.dtype), StandIns(table):
+        with (
+            nothing_recomputed(),
+            sdpa_kernel(SDPBackend.MATH),
+            NoAutocast(),
+            widened(problem.dtype),
+            StandIns(table),
+        ):
             yield named
 
     def _pieces(self) -> Iterator[tuple[float, Batch]]:

@@ -64,19 +64,20 @@ class Given:
         Path | None, typer.Option(help="Write the numbers to this file too; -: to standard output, and tables beside.")
     ] = None
     model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="package.module:function|hf:NAME|timm:NAME",
             help="Measure the model that this function returns, called as function(), or one of Hugging Face or timm, "
             "by name or from a folder (hf:./folder); beside checkpoints that name it, let it run, called as by flatlab "
-            "train: function(input_shape=..., classes=...).",
+            "train: function(input_shape=..., classes=...); may be repeated for several checkpoints.",
             rich_help_panel=_OWN,
         ),
     ] = None
     dataset: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="package.module:function", help="Beside checkpoints whose data set it is: let this function run."
+            metavar="package.module:function",
+            help="Beside checkpoints whose data set it is: let this function run; may be repeated.",
         ),
     ] = None
     weights: Annotated[
@@ -115,7 +116,7 @@ class Given:
         from flatlab.functions import let_run
         from flatlab.measuring.subjects import read_measurement
 
-        let_run(self.dataset)
+        let_run(*(self.dataset or ()))
         return read_measurement(
             self.paths,
             samples=self.samples,
@@ -123,7 +124,7 @@ class Given:
             dtype=self.dtype,
             device=self.device,
             data_root=self.data_root,
-            model=self.model,
+            models=tuple(dict.fromkeys(self.model or ())),  # one named twice is one
             weights=self.weights,
             data=self.data,
             loss=self.loss,

@@ -44,10 +44,12 @@ def verify(
         Path | None, typer.Option(help="Folder that holds local copies of data sets (or FLATLAB_DATA).")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Let this package.module:function, which the checkpoint names, run.")
+        list[str] | None,
+        typer.Option(help="Let this package.module:function, which a checkpoint names, run; may be repeated."),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Let this package.module:function, the checkpoint's data set, run.")
+        list[str] | None,
+        typer.Option(help="Let this package.module:function, a checkpoint's data set, run; may be repeated."),
     ] = None,
     figures: Annotated[Path | None, typer.Option(help="Draw the figures of these numbers into this folder.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the numbers to this file too.")] = None,
@@ -79,8 +81,8 @@ def verify(
 
     _refuse_idle(context, study, bool(checkpoints))
     checkpoints = final_checkpoints(checkpoints)
-    let_run(dataset)
-    measurement = Measurement(samples, data_root=data_root, trusted_model=model)
+    let_run(*(dataset or ()))
+    measurement = Measurement(samples, data_root=data_root, trusted_models=tuple(model or ()))
     if study:
         from flatlab.measuring.study import read_plan
 

@@ -80,7 +80,8 @@ class CellWork:
             log(of_measurement(kind, content), final.round)
 
     def _measure(self, kind: str, path: Path, measure: Measure) -> dict[str, Any]:
-        asked = Measurement(measure.samples, DTYPE, usual_device(self.device), self.data_root, self.trusted_model)
+        models = () if self.trusted_model is None else (self.trusted_model,)
+        asked = Measurement(measure.samples, DTYPE, usual_device(self.device), self.data_root, models)
         measurement = replace(asked, kept=kind == "local")
         result = measured(
             lambda: open_subject(path, measurement),

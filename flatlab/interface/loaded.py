@@ -25,7 +25,7 @@ class LoadedCheckpoint:
     path: Path
     content: Checkpoint = field(repr=False)  # parameters, configuration, metrics, versions
     data_root: Path | None = None  # folder of local copies of data sets
-    trusted_model: str | None = None  # package.module:function that may run
+    trusted_models: tuple[str, ...] = ()  # package.module:function that may run
 
     @property
     def config(self) -> RunConfig:
@@ -54,7 +54,7 @@ class LoadedCheckpoint:
 
     @cached_property
     def _rebuilt(self) -> tuple[nn.Module, ImageData]:
-        return rebuild(self.content, root=self.data_root, trusted_model=self.trusted_model)
+        return rebuild(self.content, root=self.data_root, trusted_models=self.trusted_models)
 
     def problem(
         self,
@@ -75,7 +75,7 @@ class LoadedCheckpoint:
 
     def measurement(self, **asked: Any) -> Measurement:
         """How this checkpoint is measured: what is `asked`, on its own data and model."""
-        return Measurement(data_root=self.data_root, trusted_model=self.trusted_model, most=DEFAULT_SAMPLES, **asked)
+        return Measurement(data_root=self.data_root, trusted_models=self.trusted_models, most=DEFAULT_SAMPLES, **asked)
 
 
 def load(
@@ -106,7 +106,8 @@ def load(
     let_run(dataset)
     path = Path(path)
     file = path / "final.pt" if path.is_dir() else path
-    return LoadedCheckpoint(file, load_checkpoint(file), None if data_root is None else Path(data_root), model)
+    root = None if data_root is None else Path(data_root)
+    return LoadedCheckpoint(file, load_checkpoint(file), root, () if model is None else (model,))
 
 
 def warn_of(notes: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ class Measurement:
     dtype: str = "float32"
     device: str = "cpu"
     data_root: Path | None = None
-    trusted_model: str | None = None
+    trusted_models: tuple[str, ...] = ()  # package.module:function of checkpoints that may run
     full: bool = False  # all training samples
     clients: str | None = None  # "all", or numbers separated by commas: only what these clients hold
     own: OwnModel | None = None
@@ -65,7 +65,7 @@ def read_measurement(
     dtype: str,
     device: str,
     data_root: Path | None,
-    model: str | None,
+    models: Sequence[str],
     weights: Path | None,
     data: str | None,
     loss: str | None,
@@ -77,14 +77,19 @@ def read_measurement(
         for option, value in {"--weights": weights, "--data": data, "--loss": loss}.items():
             if value is not None:
                 raise UsageError(f"{option} is for a model of your own; a checkpoint brings its own: leave one out.")
-    elif model is None or data is None:
+    elif not models or data is None:
         raise UsageError(
             "Name a checkpoint of flatlab train, or measure a model of your own: --model package.module:function "
             "(or hf:NAME, timm:NAME) --data package.module:function."
         )
+    elif len(models) > 1:
+        raise UsageError(
+            f"One model of your own is measured at a time, and --model names {len(models)}: {', '.join(models)}; "
+            "keep one of them, or name the checkpoints whose models they are."
+        )
     else:
-        own = OwnModel(model, data, weights, loss)
-    return Measurement(samples, dtype, usual_device(device), data_root, model, full, clients, own)
+        own = OwnModel(models[0], data, weights, loss)
+    return Measurement(samples, dtype, usual_device(device), data_root, tuple(models), full, clients, own)
 
 
 def usual_device(device: str) -> str:
@@ -118,7 +123,7 @@ def open_checkpoint(path: Path, measurement: Measurement) -> Subject:
     keep_freed_memory()
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
-    model, data = rebuild(checkpoint, root=measurement.data_root, trusted_model=measurement.trusted_model)
+    model, data = rebuild(checkpoint, root=measurement.data_root, trusted_models=measurement.trusted_models)
     parts = _parts(checkpoint, measurement)
     chosen, available = _choice(data, parts, measurement, config.seed)
     dtype = DTYPES[measurement.dtype]

@@ -131,16 +131,16 @@ def load_tensors(path: Path, kind: str, advice: str) -> Any:
 
 
 def rebuild(
-    checkpoint: Checkpoint, *, root: Path | None = None, trusted_model: str | None = None
+    checkpoint: Checkpoint, *, root: Path | None = None, trusted_models: tuple[str, ...] = ()
 ) -> tuple[nn.Module, ImageData]:
     """Build the checkpoint's model, with its parameters, and load its data; the loss is the mean cross-entropy.
 
-    The model's own code runs only if it is flatlab's or `trusted_model` names the same `package.module:function`:
+    The model's own code runs only if it is flatlab's or `trusted_models` name the same `package.module:function`:
     a checkpoint from elsewhere must not choose what is imported. Raises `UsageError` where the parts do not fit, or the
     data have changed since the training.
     """
     named = checkpoint.config.model
-    if named not in (*MODELS, "auto", trusted_model):
+    if named not in (*MODELS, "auto", *trusted_models):
         raise UsageError(f"This checkpoint's model is the function {named}; to let it run, add --model {named}.")
     config, data = resolve(checkpoint.config, root)
     if checkpoint.data and data_digest(data) != checkpoint.data:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from analysis.errors import MeasurementError
 from analysis.objective import loss_and_gradient
@@ -145,35 +144,6 @@ def test_group_normalisation_of_channels_last_images() -> None:
         [sys.executable, "-c", CHANNELS_LAST], capture_output=True, text=True, cwd=root, timeout=SECONDS
     )
     assert done.stdout.strip() == "same", f"{done.returncode} {done.stderr[-500:]}"
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointed_parts(reentrant: bool) -> None:
-    class M(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.conv, self.head = nn.Conv2d(1, 2, 2), nn.Conv2d(2, 2, 2), nn.Linear(8, 2)
-            self.saving = True
-
-        def part(self, x: Tensor) -> Tensor:
-            return torch.relu(self.conv(x))
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = torch.tanh(self.first(x))
-            x = checkpoint(self.part, x, use_reentrant=reentrant) if self.saving else self.part(x)
-            logits: Tensor = self.head(x.flatten(1))
-            return logits
-
-    torch.manual_seed(0)
-    model = M().double()
-    x, y = torch.randn(5, 1, 4, 4).double(), torch.randint(2, (5,))
-    plain = copy.deepcopy(model)
-    plain.saving = False
-    if reentrant:
-        with pytest.raises(MeasurementError, match="checkpoint"):
-            make_problem(model, F.cross_entropy, (x, y))
-    else:
-        assert_right(model, F.cross_entropy, x, y, truth(plain, F.cross_entropy, x, y))
 
 
 # --- data that change
