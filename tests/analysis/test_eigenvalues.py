@@ -142,7 +142,10 @@ def test_bounds_hold_against_the_exact_spectrum(make_matrix: Any, seed: int, tol
         assert sharper <= residual + 1e-12
 
 
-@pytest.mark.parametrize("which", ["largest", "smallest", "both", "magnitude"])
+@pytest.mark.parametrize(
+    "which",
+    [*("largest", "smallest"), *(pytest.param(which, marks=pytest.mark.long) for which in ("both", "magnitude"))],
+)
 def test_the_sharper_bound_holds_beside_eigenvalues_that_look_like_one(make_matrix: Any, which: Any) -> None:
     """Closer than the residual, so that Ritz values do not show how many there are."""
     sharp = 0

@@ -93,6 +93,7 @@ def small_battery(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(battery, name, value)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small_battery")
 def test_toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert flatlab(monkeypatch, "verify", "--json", tmp_path / "toys.json", "--figures", tmp_path) == 0

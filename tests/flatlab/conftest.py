@@ -63,12 +63,17 @@ def toy_world() -> MakeWorld:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder from which modules are imported, and forgotten afterwards."""
+    """A folder from which modules are imported, where no other test's are known, and forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    _forget()
     before = set(_ALLOWED)
     yield tmp_path
     _ALLOWED.intersection_update(before)
+    _forget()
+
+
+def _forget() -> None:
     _own.cache_clear()
     for name in ("anchor", "mine"):
         sys.modules.pop(name, None)

@@ -227,6 +227,7 @@ def spoil(at: Path, **fields: Any) -> None:
     (at / "config.json").write_text(json.dumps(config | fields))
 
 
+@pytest.mark.long
 def test_what_cannot_be_had_is_one_sentence(gpt: Path, folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
     model = transformers.GPT2LMHeadModel.from_pretrained(gpt)

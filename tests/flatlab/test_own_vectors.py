@@ -58,6 +58,7 @@ def world(here: Path, toy_world: Callable[..., World]) -> World:
     return tried(toy_world(algorithm="mine:ALGORITHM", participation=1.0))
 
 
+@pytest.mark.long
 def test_one_vector_for_every_client_is_the_same_in_every_engine(world: World, tmp_path: Path) -> None:
     """Five models are more than the processes evaluate at once."""
     found = {}
