@@ -62,6 +62,19 @@ def environment(width: int = 150, first: Path | None = None) -> dict[str, str]:
     }
 
 
+def program(
+    *words: object,
+    cwd: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    before: Callable[[], object] | None = None,
+) -> Done:
+    """Run a program to its end, with this tree before all others and the environment's `variables` set."""
+    command, own = [str(word) for word in words], environment() | dict(variables or {})
+    return subprocess.run(
+        command, cwd=cwd, env=own, preexec_fn=before, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+
+
 def wait_until(done: Callable[[], object], process: "subprocess.Popen[Any] | None" = None) -> None:
     """Return when `done()` is true; fail where it is not in time, or `process` ends first."""
     deadline = time.monotonic() + SECONDS

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import isfinite
 
+import torch
 from torch import Tensor
 
 from flatlab.errors import FlatlabError
@@ -13,12 +14,14 @@ _KEPT = "the last good state is kept. Lower the learning rate (--lr), or the coe
 
 def require_finite_clients(t: int, ids: Sequence[int], outputs: RoundOutputs) -> None:
     """Raise `FlatlabError` unless losses, models and own vectors of the participants `ids` of round t are finite."""
-    finite = outputs.theta.isfinite().all(dim=1).tolist()
-    for k, loss, whole in zip(ids, outputs.losses, finite, strict=True):
+    names = [*outputs.after]
+    parts = (outputs.theta, *outputs.after.values())
+    found = torch.stack([rows.isfinite().all(dim=1) for rows in parts]).tolist()  # a device is asked once
+    for k, loss, whole in zip(ids, outputs.losses, found[0], strict=True):
         if not isfinite(loss) or not whole:
             raise FlatlabError(f"Training diverged in round {t + 1} at client {k} (its loss is {loss:.4g}); {_KEPT}")
-    for name, rows in outputs.after.items():
-        for k, whole in zip(ids, rows.isfinite().all(dim=1).tolist(), strict=True):
+    for name, row in zip(names, found[1:], strict=True):
+        for k, whole in zip(ids, row, strict=True):
             if not whole:
                 raise FlatlabError(
                     f"Training diverged in round {t + 1} at client {k} (its vector {name} is not finite); {_KEPT}"
@@ -27,9 +30,8 @@ def require_finite_clients(t: int, ids: Sequence[int], outputs: RoundOutputs) ->
 
 def require_finite_server(t: int, models: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> None:
     """Raise `FlatlabError` unless the models and the server's vectors after round t are finite."""
-    for kind, tensors in (("model", models), ("vector", vectors)):
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise FlatlabError(
-                    f"Training diverged in round {t + 1} at the server (the {kind} {name} is not finite); {_KEPT}"
-                )
+    names = [*(f"model {name}" for name in models), *(f"vector {name}" for name in vectors)]
+    found = torch.stack([tensor.isfinite().all() for tensor in (*models.values(), *vectors.values())]).tolist()
+    for name, whole in zip(names, found, strict=True):
+        if not whole:
+            raise FlatlabError(f"Training diverged in round {t + 1} at the server (the {name} is not finite); {_KEPT}")

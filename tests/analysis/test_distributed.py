@@ -1,7 +1,6 @@
 """Two processes that hold half of the data each get the numbers of one process that holds all."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 from analysis.errors import MeasurementError
 from analysis.problem import make_problem
 from analysis.spectrum import eigs
-from tests.command_line import SECONDS, environment
+from tests.command_line import program
 
 SCRIPT = """
 import json, sys
@@ -117,8 +116,7 @@ def test_ranks_decide_and_fail_alike(tmp_path: Path) -> None:
     script = tmp_path / "unlike.py"
     script.write_text(UNLIKE)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [*launcher, str(script), str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, env=environment())
+    done = program(*launcher, script, tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert lines[0]["cut"] == lines[1]["cut"] == ["head"]
@@ -132,7 +130,7 @@ def test_ranks_decide_and_fail_alike(tmp_path: Path) -> None:
 
 
 def result_of(command: list[str]) -> Any:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment())
+    done = program(*command)
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "RESULT" in line]
     return json.loads(line.split("RESULT", 1)[1])

@@ -1,11 +1,9 @@
 """Products where second derivatives of torch are wrong, missing or odd, and where the data change between products."""
 
 import copy
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +17,7 @@ from analysis.operators import hessian
 from analysis.problem import Problem, make_problem
 from analysis.spectrum import eigs
 from tests.analysis.test_products import assert_right, dense, truth
-from tests.command_line import SECONDS
+from tests.command_line import program
 
 
 def test_an_asymmetric_second_derivative_is_refused_and_a_saturated_loss_is_not() -> None:
@@ -139,10 +137,7 @@ print("same")
 
 def test_group_normalisation_of_channels_last_images() -> None:
     """In a process of its own, which torch would end."""
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", CHANNELS_LAST], capture_output=True, text=True, cwd=root, timeout=SECONDS
-    )
+    done = program(sys.executable, "-c", CHANNELS_LAST)
     assert done.stdout.strip() == "same", f"{done.returncode} {done.stderr[-500:]}"
 
 

@@ -26,25 +26,12 @@ from flatlab.federated.rounds import Run, train
 from flatlab.federated.state import ClientState
 from flatlab.federated.world import World
 from flatlab.files import WriteError, appending, atomic_write
-from tests.command_line import SECONDS, environment
+from tests.command_line import program
 from tests.flatlab.test_resume import assert_same_outcome
 
 SMALL = {**RUN, "algorithm": "feddc", "hidden": [4], "train_samples": 120, "eval_every": 1}
 TRAIN = ("train", "--config", "c.toml", "--out", "out", "--save-every", "0", "--workers", "1")
 NO_AFFINITY = "import os; del os.sched_getaffinity; from flatlab.cli.main import main; main()"
-
-
-def run(words: list[str], cwd: Path, before: Callable[[], object] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words,
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-        preexec_fn=before,
-    )
 
 
 def flatlab(words: Sequence[str], folder: Path, before: Callable[[], object] = lambda: None) -> tuple[int | None, str]:
@@ -146,7 +133,7 @@ def test_an_error_that_a_library_makes_of_a_failed_write_is_one_of_writing(tmp_p
         "    with atomic_write(Path('a.pt')) as file: torch.save(torch.ones(100_000), file)\n"
         "except WriteError as error: print(error)\n"
     )
-    done = run([sys.executable, "-c", code], tmp_path, small_files(5000))
+    done = program(sys.executable, "-c", code, cwd=tmp_path, before=small_files(5000))
     assert done.stdout.startswith("a.pt cannot be written (File too large)"), done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -211,8 +198,8 @@ def test_runs_killed_at_random_moments_end_alike(engine: str, algorithm: str, ki
 @pytest.mark.long
 def test_demo_train_and_reproduce_start_where_the_system_tells_no_affinity(tmp_path: Path) -> None:
     wrapped = [sys.executable, "-c", NO_AFFINITY]
-    assert run([*wrapped, "train", "--rounds", "1", "--set", "local_epochs=1"], tmp_path).returncode == 0
-    assert run([*wrapped, "reproduce", "toy", "--out", "grid", "--dry-run"], tmp_path).returncode == 0
+    assert program(*wrapped, "train", "--rounds", 1, "--set", "local_epochs=1", cwd=tmp_path).returncode == 0
+    assert program(*wrapped, "reproduce", "toy", "--out", "grid", "--dry-run", cwd=tmp_path).returncode == 0
     process = subprocess.Popen([*wrapped, "demo", "--out", "demo"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "demo" / "without-man" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):

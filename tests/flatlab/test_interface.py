@@ -4,7 +4,6 @@ import dataclasses
 import doctest
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from flatlab.federated.rounds import Run
 from flatlab.interface.run import TrainedRun
 from flatlab.runs.checkpoint import load_checkpoint
 from flatlab.runs.metrics import Record
-from tests.command_line import SECONDS, environment
+from tests.command_line import program
 
 ROOT = Path(flatlab.__file__).parents[1]
 RUN: dict[str, Any] = {"algorithm": "feddyn", "man": True, "zeta": 0.05, "clients": 6, "rounds": 2}
@@ -48,15 +47,7 @@ def beside_runs(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_a_new_process(code: str, cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, code] if code.endswith(".py") else [sys.executable, "-c", code],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    done = program(sys.executable, *([code] if code.endswith(".py") else ["-c", code]), cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

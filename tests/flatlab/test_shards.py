@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from flatlab.grid.cells import CellWork
 from flatlab.grid.plan import grid_cells, parse_grid
 from flatlab.grid.reproduction import Where, read_reproduction
 from flatlab.grid.shards import Shard, read_shard
-from tests.command_line import ROOT, SECONDS, environment, flatlab
+from tests.command_line import ROOT, flatlab, program
 
 GRID = """
 title = "small"
@@ -79,10 +78,7 @@ def test_an_array_that_is_cut_off_and_queued_again_makes_the_grid_of_one_process
     faults = {"1": ["TERM", "out/fedavg-s0/round-0020.pt"], "2": ["KILL", "out/fedavg-man-s0/round-0020.pt"]}
     own = {"PATH": f"{commands}:{os.environ['PATH']}", "SHARDS": "2", "FAULTS": json.dumps(faults)}
     script = ROOT / "docs" / "examples" / "grid.sbatch"
-    done = subprocess.run(
-        ["sbatch", "--array=1-2", str(script), "small.toml", "out"],
-        cwd=tmp_path, env=environment() | own, capture_output=True, text=True, timeout=SECONDS, check=False,
-    )  # fmt: skip
+    done = program("sbatch", "--array=1-2", script, "small.toml", "out", cwd=tmp_path, variables=own)
     logs = "".join(log.read_text() for log in sorted(tmp_path.glob("*.log")))
     assert done.returncode == 0, done.stderr + logs
     assert json.loads((tmp_path / "history.json").read_text()) == {"1": [143, 0], "2": [-9, 0]}, logs

@@ -4,7 +4,6 @@ Four of them, whose shares are unequal or, of clients with few samples, too few 
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from flatlab.cli.main import main
 from flatlab.cli.watched_run import train_run
 from flatlab.federated.config import make_config
 from flatlab.federated.execution import Execution
-from tests.command_line import SECONDS, environment
+from tests.command_line import Done, program
 
 RUN = {"rounds": 2, "clients": 3, "local_epochs": 1, "hidden": (6,), "train_samples": 201}
 FEW = {**RUN, "clients": 4, "train_samples": 10, "partition": "iid", "participation": 0.5}
@@ -70,10 +69,8 @@ def kept_clients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "clients-0002.pt"
 
 
-def processes(count: int, cwd: Path, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *TORCHRUN, str(count), *map(str, words)]
-    own = environment() | variables
-    return subprocess.run(command, cwd=cwd, env=own, capture_output=True, text=True, timeout=SECONDS, check=False)
+def processes(count: int, cwd: Path, *words: object, **variables: str) -> Done:
+    return program(sys.executable, *TORCHRUN, count, *words, cwd=cwd, variables=variables)
 
 
 def one_process(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from flatlab.cli.pictures import picture_path
 from flatlab.files import WriteError, atomic_write, require_writable, write_text
-from tests.command_line import SECONDS, environment
+from tests.command_line import SECONDS, environment, program
 
 
 def received(pipe: Path, write: Callable[[], object]) -> bytes:
@@ -126,10 +126,7 @@ def test_open_files_are_written_from_where_they_are(path: str, to: str, tmp_path
 
 def test_a_command_writes_to_the_reader_that_a_shell_starts(tmp_path: Path) -> None:
     line = '"$0" -m flatlab doctor --json >(cat > got) && wait $!; cat got'
-    words = ["bash", "-c", line, sys.executable]
-    done = subprocess.run(
-        words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+    done = program("bash", "-c", line, sys.executable, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert '"versions": {' in done.stdout
 
