@@ -25,7 +25,10 @@ def open_hub(source: Source) -> Any:
     except ConnectionError as error:
         raise _not_found(source, f"it cannot be reached: {reason(error)}") from error
     except Exception as error:
-        raise unreadable(source, error) from error
+        refusal = unreadable(source, error)
+        if source.reading.configuration is None and "config" in str(error).lower():
+            refusal = UsageError(f"{refusal} Name one with --hub-config (hub_config in a file).")
+        raise refusal from error
 
 
 def _require_reachable(source: Source) -> None:

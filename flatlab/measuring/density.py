@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 _LAYERS = 3
-"""Times as long, with layers: a guess for a few."""
+"""Times as long, with layers: of the order of a few of them."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ EIGS_PRODUCTS = 50
 """That the top of a network and its layers takes: 40 for the digits' MLP, 70 for the CIFAR CNN."""
 
 _LAYERS_APART = 3
-"""Times as much, where layers do not share one graph; a guess for a few layers."""
+"""Times as much, where layers do not share one graph: of the order of a few layers."""
 
 PARTS = 4
 """Disjoint subsets on which lambda_max is measured again, to see how much the sample matters."""

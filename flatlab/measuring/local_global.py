@@ -8,8 +8,7 @@ sigma a top eigenvalue or a trace of the Hessian:
     distance      mean_k |theta_k - w|                         how far apart the models are
 
 Lee and Yoon (ICML 2024) call by "flatness discrepancy", and Liu et al. (arXiv 2602.23827) by "flatness distance", that
-flatness at the clients does not carry over to the global model; their texts could not be read, and these definitions
-are ours.
+flatness at the clients does not carry over to the global model. The names are theirs, the definitions above ours.
 """
 
 from collections.abc import Mapping

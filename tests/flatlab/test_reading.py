@@ -1,5 +1,6 @@
 """What a user says of how a data set is read: labels, held-out shares, sizes, columns of clients, augmentation."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,42 @@ def test_clients_are_the_values_of_a_column(table: Path) -> None:
         load_images(str(table), reading=Reading(label="digit", holdout=0.2))
     with pytest.raises(UsageError, match="leave hub_config out"):
         load_images(str(table), reading=Reading(configuration="v2"))
+
+
+@pytest.fixture
+def two_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A data set of the hub that its library has in its own cache: "dark" of black images, "light" of grey ones."""
+    import datasets
+
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    for name, level in {"dark": 0, "light": 100}.items():
+        files = {split: str(tmp_path / name / f"{split}.parquet") for split in ("train", "test")}
+        for k, file in enumerate(files.values()):
+            images = [Image.fromarray(np.full((4, 4), level + 10 * k + i, dtype=np.uint8)) for i in range(4)]
+            rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0, 1]})
+            rows.cast_column("image", datasets.Image()).to_parquet(file)
+        datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / name))
+        read = next((tmp_path / name).glob("parquet/*/*/*/dataset_info.json"))
+        read.write_text(json.dumps({**json.loads(read.read_text()), "dataset_name": "greys", "config_name": name}))
+        for arrow in read.parent.glob("*.arrow"):
+            arrow.rename(arrow.with_name(arrow.name.replace("parquet-", "greys-")))
+        (cache / "someone___greys" / name / "0.0.0").mkdir(parents=True)
+        read.parent.rename(cache / "someone___greys" / name / "0.0.0" / "0")
+    return "someone/greys"
+
+
+def test_a_configuration_of_the_hub_is_the_one_that_is_named(two_configurations: str) -> None:
+    def brightest(configuration: str) -> float:
+        return float(load_images(two_configurations, reading=Reading(configuration=configuration)).train.images.max())
+
+    assert [brightest(name) for name in ("dark", "light", "dark")] == [3, 103, 3]
+    with pytest.raises(UsageError, match=r"(dark, light|light, dark)\. Name one with --hub-config"):
+        load_images(two_configurations)
+    with pytest.raises(UsageError, match="for config 'grey'"):
+        load_images(two_configurations, reading=Reading(configuration="grey"))
 
 
 @pytest.fixture
