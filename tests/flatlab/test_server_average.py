@@ -16,7 +16,7 @@ from flatlab.federated.rounds import Run
 from flatlab.federated.server_average import averaging
 from flatlab.federated.world import World
 from tests.flatlab.test_algorithms import ENGINES, run_rounds
-from tests.flatlab.test_flat_methods import vectors
+from tests.flatlab.test_method_identities import vectors
 
 
 @pytest.mark.parametrize("name", ["fedavg", "feddyn", "fedwmsam"])
