@@ -25,7 +25,7 @@ def print_plan(config: "RunConfig", out: Path | None, data_root: Path | None) ->
     with status.status("Calibrating: one client's epoch"):
         speeds = calibrate([config], "cpu", data_root)
     console.print(tomli_w.dumps(config.plain()), markup=False, highlight=False)
-    console.print(f"{speeds.parameters:,} parameters, {speeds.train_images:,} training images.", highlight=False)
+    console.print(f"{speeds.parameters:,} parameters, {speeds.train_images:,} training samples.", highlight=False)
     say_held = footprint(config, speeds.parameters).sentence()
     console.print(say_held, markup=False, highlight=False, soft_wrap=True)
     console.print(

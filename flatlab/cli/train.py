@@ -28,8 +28,8 @@ def train(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="digits, cifar10, cifar100, tiny-imagenet, fashion-mnist, a hub name, a folder, or "
-            "package.module:function, which returns (train, test).",
+            help="digits, cifar10, cifar100, tiny-imagenet, fashion-mnist, a hub name, a folder, a CSV or Parquet "
+            "file, or package.module:function, which returns (train, test).",
             rich_help_panel=_DATA,
         ),
     ] = None,

@@ -21,7 +21,10 @@ SPLITS = {
 }
 """What a split may be called, in any case; the first name of each wins over the others."""
 
-TABLES = (".parquet", ".csv", ".json", ".jsonl", ".arrow", ".tar", ".zip")
+FILES = (".csv", ".tsv", ".parquet")
+"""Files of rows, which may be named as a data set each by itself."""
+
+TABLES = (*FILES, ".json", ".jsonl", ".arrow", ".tar", ".zip")
 """Files that hold many samples."""
 
 
@@ -41,6 +44,11 @@ class SplitFiles:
     def parquet(self) -> list[Path]:
         """Those that are Parquet files, but for one that describes a folder's images."""
         return [file for file in self.files if file.suffix.lower() == ".parquet" and not _is_metadata(file)]
+
+    @property
+    def tables(self) -> list[Path]:
+        """Those that are rows, but for one that describes a folder's images."""
+        return [file for file in self.files if file.suffix.lower() in FILES and not _is_metadata(file)]
 
     @property
     def metadata(self) -> list[Path]:
@@ -68,11 +76,13 @@ def by_split(names: Iterable[str], where: str) -> dict[str, str]:
 def split_files(folder: Path) -> dict[str, SplitFiles]:
     """Find the files of each split: those in the folders train/ and test/ or, where there are none, by their names.
 
-    Hidden files and folders, and folders that start with "__", are left out.
+    Hidden files and folders, and folders that start with "__", are left out. A file is a training split.
 
     Raises:
         UsageError: a name stands for two splits, or files named after splits lie in several folders.
     """
+    if folder.is_file():
+        return {"train": SplitFiles(None, (folder,))}
     folders = by_split((entry.name for entry in _folders(folder)), str(folder))
     if folders:
         return {

@@ -118,7 +118,8 @@ def find_columns(source: Source, features: Any) -> Columns:
     features = features or {}  # None where only reading would tell, which is never so for images
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if len(images) != 1:
-        raise UsageError(f"{source} must have one column of images, but has {', '.join(images) or 'none'}.")
+        found = ", ".join(images) or "none: numbers are read from CSV and Parquet files"
+        raise UsageError(f"{source} must have one column of images, but has {found}.")
     for field, name in (("label_column", source.reading.label), ("partition_column", source.reading.column)):
         if name is not None and name not in features:
             raise UsageError(f"{source} has no column {name!r} ({field}), but only {', '.join(features)}.")

@@ -1,37 +1,32 @@
 """Reading a data set from where it lies: its two splits, decoded, with labels that are class numbers."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from analysis.strata import stratified_choice
 from flatlab.data.hub import open_hub
 from flatlab.data.image_folder import by_split, class_folders, split_files
+from flatlab.data.known import KNOWN
+from flatlab.data.numbering import Labels, class_numbers, held_out, owner_numbers, warn_of_copies
 from flatlab.data.pixels import DeepPixels, Pixels, decode, eight_bits, scaled
 from flatlab.data.rows import load_files, loaded_samples, parquet_samples, unreadable
 from flatlab.data.samples import Sample, Samples, Source
-from flatlab.errors import UsageError, shown
-
-Labels = NDArray[np.int64]
+from flatlab.data.table import Rows, Tables, holds_rows, read_files, read_rows, shows_images
+from flatlab.errors import UsageError
 
 _Part = TypeVar("_Part")
-
-_NOTABLE = 0.01  # share of test images that are copies of training images; CIFAR's own few are below it
 
 
 @dataclass(frozen=True)
 class Decoded:
     """Images of one split, all of one size, with labels that are class numbers."""
 
-    images: list[Pixels]  # n arrays, each (height, width) or (height, width, 3)
+    images: list[Pixels] | Rows  # n arrays, each (height, width) or (height, width, 3); or rows (n, columns), scaled
     labels: Labels  # (n,)
     owners: Labels | None = None  # (n,) number of each sample's value in the column of clients, if one is asked for
 
@@ -45,8 +40,15 @@ def read(source: Source) -> tuple[Decoded, Decoded, int]:
     Raises:
         UsageError: whatever keeps the data set from being read, in one sentence.
     """
+    opened = _open_folder(source, source.folder) if source.folder else _open_from_hub(source)
+    if isinstance(opened, Tables):
+        train, test, classes = read_rows(source, opened)
+        return Decoded(*train), Decoded(*test), classes
+    return _read_images(source, opened)
+
+
+def _read_images(source: Source, splits: Sequence[Samples]) -> tuple[Decoded, Decoded, int]:
     reading = source.reading
-    splits = _open_folder(source, source.folder) if source.folder else _open_from_hub(source)
     train, test = splits[0], splits[-1]
     if test.classes not in (None, train.classes):  # plain numbers are taken for positions among the declared classes
         raise UsageError(f"{source} has a test split with other classes, or in another order, than its training split.")
@@ -57,28 +59,32 @@ def read(source: Source) -> tuple[Decoded, Decoded, int]:
         advance = partial(progress.advance, task)
         decoded = [_decoded(part, reading.size, advance) for part in splits]
     if reading.holdout is not None:
-        decoded = _held_out(source, reading.holdout, *decoded[0])
+        decoded = held_out(source, reading.holdout, *decoded[0])
     (train_samples, train_images), (test_samples, test_images) = decoded
     if not (train_images and test_images):
         raise UsageError(f"{source} has {len(train_images)} training and {len(test_images)} test images.")
     _require_apart(train_samples, test_samples)
     _require_one_size(source, train_samples + test_samples, train_images + test_images)
     images = eight_bits(train_images + test_images, str(source))
-    _warn_of_copies(source, images[: len(train_images)], images[len(train_images) :])
-    train_labels, test_labels, classes = _class_numbers(source, train.classes, train_samples, test_samples)
+    warn_of_copies(source, "images", images[: len(train_images)], images[len(train_images) :])
+    train_labels, test_labels, classes = class_numbers(source, train.classes, train_samples, test_samples)
     split = len(train_images)
-    owners = None if reading.column is None else _owner_numbers(source, train_samples)
+    owners = None if reading.column is None else owner_numbers(source, train_samples)
     return Decoded(images[:split], train_labels, owners), Decoded(images[split:], test_labels), classes
 
 
-def _open_folder(source: Source, folder: Path) -> tuple[Samples, ...]:
-    """The training split and, unless a share is held out, the test split."""
+def _open_folder(source: Source, folder: Path) -> tuple[Samples, ...] | Tables:
+    """The training split and, unless a share is held out, the test split; `folder` may be a file, the former."""
     if source.reading.configuration is not None:
         raise UsageError(f"{source} is no data set of the hub: leave hub_config out.")
+    if folder.is_file() and source.reading.holdout is None:
+        raise UsageError(f"{source} is one file, with nothing to test on: hold out a share of it (holdout).")
     try:
         parts = _train_and_test(source, split_files(folder))
     except OSError as error:
         raise unreadable(source, error) from error
+    if source.name not in KNOWN and all(holds_rows(part) for part in parts):
+        return Tables(*(read_files(source, part.tables) for part in parts))
     if any(part.parquet and part.images for part in parts):
         raise UsageError(f"{source} holds both Parquet files and images in a split: keep one of the two kinds there.")
     if all(part.parquet for part in parts):
@@ -94,9 +100,11 @@ def _open_folder(source: Source, folder: Path) -> tuple[Samples, ...]:
     return load_files(source, folder, [part.files for part in parts])
 
 
-def _open_from_hub(source: Source) -> tuple[Samples, ...]:
+def _open_from_hub(source: Source) -> tuple[Samples, ...] | Tables:
     splits = open_hub(source)
     parts = _train_and_test(source, {split: splits[name] for split, name in by_split(splits, str(source)).items()})
+    if source.name not in KNOWN and not any(shows_images(part.features) for part in parts):
+        return Tables(*(part.with_format("arrow")[:] for part in parts))
     return tuple(loaded_samples(source, what, part) for what, part in zip(("training", "test"), parts, strict=False))
 
 
@@ -109,8 +117,8 @@ def _train_and_test(source: Source, splits: Mapping[str, _Part]) -> tuple[_Part,
         raise UsageError(
             f"{source} needs a split called train and one called test or validation, but has "
             f"{', '.join(splits) or 'none'}: "
-            "name its files train-*.parquet and test-*.parquet, or its folders train/ and test/, or hold out a share "
-            "of the training split (holdout)."
+            "name its files train-*.parquet and test-*.parquet (or .csv), or its folders train/ and test/, or hold out "
+            "a share of the training split (holdout)."
         )
     return train, test
 
@@ -126,35 +134,6 @@ def _decoded(
         kept.append(sample if isinstance(sample.image, Path) else replace(sample, image=b""))
         advance(1)
     return kept, images
-
-
-def _held_out(
-    source: Source, share: float, samples: list[Sample], images: list[DeepPixels]
-) -> list[tuple[list[Sample], list[DeepPixels]]]:
-    """Draw `share` of the samples, class by class and the same ones each time, as the test split."""
-    count = round(share * len(samples))
-    if not 1 <= count < len(samples):
-        raise UsageError(
-            f"{source} has {len(samples)} training images, of which holdout = {share:g} leaves one split empty."
-        )
-    groups = np.unique([str(_label(sample)) for sample in samples], return_inverse=True)[1]
-    chosen = set(stratified_choice(groups, count, np.random.default_rng(0)).tolist())
-    places = ([k for k in range(len(samples)) if k not in chosen], sorted(chosen))
-    return [([samples[k] for k in part], [images[k] for k in part]) for part in places]
-
-
-def _owner_numbers(source: Source, samples: Sequence[Sample]) -> Labels:
-    """Number the values of the column of clients in their sorted order."""
-    owners = [sample.owner for sample in samples]
-    for sample in samples:
-        if not isinstance(sample.owner, int | str):
-            raise UsageError(
-                f"{sample.name} has in the column {source.reading.column!r} neither a whole number nor a name: "
-                f"{shown(sample.owner)}."
-            )
-    if len({type(owner) for owner in owners}) > 1:
-        raise UsageError(f"{source} has names and whole numbers in its column {source.reading.column!r}.")
-    return np.unique(np.array(owners), return_inverse=True)[1].astype(np.int64)
 
 
 def _require_apart(train: Sequence[Sample], test: Sequence[Sample]) -> None:
@@ -173,18 +152,6 @@ def _identity(file: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _warn_of_copies(source: Source, train: Sequence[Pixels], test: Sequence[Pixels]) -> None:
-    """Say how many test images are training images pixel by pixel, where they are more than a few."""
-    known = {hash(image.tobytes()) for image in train}
-    copies = sum(hash(image.tobytes()) in known for image in test)
-    if copies >= _NOTABLE * len(test):
-        warnings.warn(
-            f"{source} has {len(test)} test images, of which {copies} are training images too: its test accuracy says "
-            "less than it seems to.",
-            stacklevel=2,
-        )
-
-
 def _require_one_size(source: Source, samples: Sequence[Sample], images: Sequence[DeepPixels]) -> None:
     first: dict[tuple[int, ...], Sample] = {}
     for sample, image in zip(samples, images, strict=True):
@@ -195,36 +162,6 @@ def _require_one_size(source: Source, samples: Sequence[Sample], images: Sequenc
             f"{source} has images of {len(first)} sizes, from {small[0]} x {small[1]} to {large[0]} x {large[1]} "
             f"({one.name}, {other.name}): scale them to one size first, or name one (image_size)."
         )
-
-
-def _class_numbers(
-    source: Source, classes: Sequence[str] | None, train: Sequence[Sample], test: Sequence[Sample]
-) -> tuple[Labels, Labels, int]:
-    """Number the classes as the data set declares them, or else in the sorted order of the training labels."""
-    splits = [[_label(sample) for sample in split] for split in (train, test)]
-    kinds = {type(label) for labels in splits for label in labels}
-    if len(kinds) > 1:
-        raise UsageError(f"{source} has names and whole numbers as labels: choose one of them for both splits.")
-    values = sorted(set(splits[0])) if classes is None else range(len(classes))
-    number = {value: place for place, value in enumerate(values)}
-    for what, labels in zip(("training", "test"), splits, strict=True):
-        unknown = next((label for label in labels if label not in number), None)
-        if unknown is not None:
-            raise UsageError(
-                f"{source} has the label {unknown} in its {what} split, which is none of its {len(number)} classes."
-            )
-    if len(number) < 2:
-        raise UsageError(
-            f"{source} has the one class {(classes or values)[0]}, and nothing to tell it from: give it two at least."
-        )
-    numbers = [np.array([number[label] for label in labels], dtype=np.int64) for labels in splits]
-    return numbers[0], numbers[1], len(number)
-
-
-def _label(sample: Sample) -> int | str:
-    if not isinstance(sample.label, int | str):
-        raise UsageError(f"{sample.name} has a label that is neither a whole number nor a name: {sample.label}.")
-    return sample.label if isinstance(sample.label, str) else int(sample.label)  # a truth value is a number
 
 
 def _progress() -> Progress:

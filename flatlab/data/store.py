@@ -8,8 +8,10 @@ hub are decoded once for all. `meta.json` is written last: where it is, the arra
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -17,10 +19,11 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from flatlab.data.bundled import BUNDLED
-from flatlab.data.image_folder import visible_files
+from flatlab.data.image_folder import FILES, visible_files
 from flatlab.data.images import ImageData, Split, channel_statistics
 from flatlab.data.known import KNOWN
 from flatlab.data.own import load_own
+from flatlab.data.pixels import Pixels
 from flatlab.data.samples import AS_FOUND, Reading, Source
 from flatlab.data.source import Decoded, read
 from flatlab.errors import FlatlabError, UsageError
@@ -36,15 +39,16 @@ def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FO
 
     Args:
         name: one in `flatlab.data.bundled` or in `flatlab.data.known`, a local folder of Parquet files
-            (train-*.parquet, test-*.parquet) or of images (train/CLASS/*.png, test/CLASS/*.png), or a name on the
-            Hugging Face hub. A known name is never a folder: ./digits is one. Or `package.module:function`, which
-            runs only if the command line names it (`own.load_own`).
+            (train-*.parquet, test-*.parquet) or of images (train/CLASS/*.png, test/CLASS/*.png), a CSV or Parquet file
+            or folder of rows (`table.py`), or a name on the Hugging Face hub. A known name is never a folder: ./digits
+            is one. Or `package.module:function`, which runs only if the command line names it (`own.load_own`).
         root: folder of local copies, each in a folder of its name; the environment's FLATLAB_DATA if None.
         reading: what the user says of labels, splits and sizes.
 
     Returns:
-        The data, images mapped from the cache. Mean and standard deviation are the published ones for a known name, or
-        a folder of that name, and measured on the training images for all others, which are not augmented.
+        The data, images or scaled rows mapped from the cache. Mean and standard deviation of images are the published
+        ones for a known name, or a folder of that name, and measured on the training images for all others, which are
+        not augmented.
 
     Raises:
         UsageError: the data set is nowhere to be found, or is not an image-classification data set of one image size
@@ -82,12 +86,12 @@ def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FO
 
 
 def is_local(name: str, root: Path | None = None) -> bool:
-    """Whether the data set is bundled, in a folder here or a function's, so that it can change. Raises `UsageError`."""
+    """Whether the data set is bundled, in files here or a function's, so that it can change. Raises `UsageError`."""
     return names_function(name) or name in BUNDLED or _locate(name, root, AS_FOUND).folder is not None
 
 
 def absolute_name(name: str) -> str:
-    """The name by which `load_images` finds the same data from any working directory: a folder's path is completed.
+    """The name by which `load_images` finds the same data from any working directory: a path is completed.
 
     Known names, and those of local copies in FLATLAB_DATA, stay as they are.
     """
@@ -96,8 +100,8 @@ def absolute_name(name: str) -> str:
         names_function(name)
         or name in BUNDLED
         or name in KNOWN
-        or (root and Path(root, name).is_dir())
-        or not Path(name).is_dir()
+        or (root and Path(root, name).exists())
+        or not Path(name).exists()
     ):
         return name
     return str(Path(name).resolve())
@@ -123,7 +127,7 @@ def known_places(root: Path | None = None) -> dict[str, Place]:
 
 
 def _locate(name: str, root: Path | None, reading: Reading) -> Source:
-    """Find a local copy: in `root` first, then, unless the name is a known one, as a folder in its own right."""
+    """Find a local copy: in `root` first, then, unless the name is a known one, as a path in its own right."""
     if root is None and os.environ.get("FLATLAB_DATA"):
         root = Path(os.environ["FLATLAB_DATA"])
     if root is not None and not root.is_dir():
@@ -131,7 +135,7 @@ def _locate(name: str, root: Path | None, reading: Reading) -> Source:
     candidates = [] if root is None else [root / name]
     if name not in KNOWN and Path(name) not in candidates:
         candidates.append(Path(name))
-    folder = next((candidate.resolve() for candidate in candidates if candidate.is_dir()), None)
+    folder = next((candidate.resolve() for candidate in candidates if _is_data(candidate)), None)
     short_name = name if folder is None else folder.name
     known = KNOWN.get(short_name)
     return Source(
@@ -144,6 +148,13 @@ def _locate(name: str, root: Path | None, reading: Reading) -> Source:
     )
 
 
+def _is_data(path: Path) -> bool:
+    """Whether `path` is a folder, or a file of rows. Raises `UsageError` for another file."""
+    if path.is_file() and path.suffix.lower() not in FILES:
+        raise UsageError(f"{path} is neither a folder nor a file of rows ({', '.join(FILES)}).")
+    return path.exists()
+
+
 def cache_folder() -> Path:
     """Where decoded images are kept."""
     return Path(os.environ.get("FLATLAB_CACHE") or user_cache_path("flatlab"))
@@ -154,7 +165,7 @@ def _key(source: Source) -> str:
     if source.reading != AS_FOUND:
         identity.append(tuple(vars(source.reading).values()))
     if source.folder is not None:
-        for file in visible_files(source.folder):
+        for file in [source.folder] if source.folder.is_file() else visible_files(source.folder):
             status = file.stat()
             identity.append((str(file), status.st_size, status.st_mtime_ns))
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()
@@ -166,23 +177,31 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _store(folder: Path, train: Decoded, test: Decoded, classes: int) -> None:
-    colour = any(image.ndim == 3 for image in train.images + test.images)
+    colour = any(image.ndim == 3 for decoded in (train, test) for image in decoded.images)
     for split, decoded in (("train", train), ("test", test)):
-        height, width = decoded.images[0].shape[:2]
-        shape = (len(decoded.images), 3 if colour else 1, height, width)
         with atomic_write(folder / f"{split}-images.npy") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for image in decoded.images:
-                channels = image.transpose(2, 0, 1) if image.ndim == 3 else image[None]
-                file.write(np.broadcast_to(channels, shape[1:]).tobytes())
+            if isinstance(decoded.images, np.ndarray):
+                np.save(file, decoded.images)
+            else:
+                _write_images(file, decoded.images, 3 if colour else 1)
         with atomic_write(folder / f"{split}-labels.npy") as file:
             np.save(file, decoded.labels)
         if decoded.owners is not None:
             with atomic_write(folder / f"{split}-owners.npy") as file:
                 np.save(file, decoded.owners)
-    mean, std = channel_statistics(np.load(folder / "train-images.npy", mmap_mode="r"))
+    mean: list[float] = []
+    std: list[float] = []
+    if not isinstance(train.images, np.ndarray):  # rows are scaled
+        mean, std = channel_statistics(np.load(folder / "train-images.npy", mmap_mode="r"))
     write_text(folder / "meta.json", json.dumps({"classes": classes, "mean": mean, "std": std}))
+
+
+def _write_images(file: IO[bytes], images: Sequence[Pixels], channels: int) -> None:
+    shape = (len(images), channels, *images[0].shape[:2])
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    for image in images:
+        planes = image.transpose(2, 0, 1) if image.ndim == 3 else image[None]
+        file.write(np.broadcast_to(planes, shape[1:]).tobytes())
 
 
 def _load(folder: Path, name: str) -> ImageData:

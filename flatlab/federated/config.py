@@ -40,7 +40,7 @@ class RunConfig(BaseModel):
 
     dataset: Line = Field(
         "digits",
-        description="digits, cifar10, cifar100, tiny-imagenet, fashion-mnist, hub name, folder, module:function",
+        description="digits, cifar10, ..., a name on the hub, a folder, a CSV or Parquet file, or module:function",
     )
     train_samples: Count | None = Field(None, description="train on a class-balanced subset of this size")
     test_samples: Count | None = Field(None, description="test on a class-balanced subset of this size")

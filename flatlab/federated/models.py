@@ -79,7 +79,7 @@ def default_model(dataset: str, input_shape: tuple[int, ...]) -> str:
     if names_function(dataset):
         return "mlp"
     known = {"digits": "mlp", "cifar10": "cifar-cnn", "cifar100": "cifar-cnn", "tiny-imagenet": "tiny-convnet"}
-    return known.get(dataset, "cifar-cnn" if min(input_shape[1:]) >= 16 else "mlp")
+    return known.get(dataset, "cifar-cnn" if len(input_shape) == 3 and min(input_shape[1:]) >= 16 else "mlp")
 
 
 def mlp(

@@ -13,6 +13,7 @@ from flatlab.federated.own_algorithm import _own
 from flatlab.federated.parameters import layout_of
 from flatlab.federated.world import World, initial_model
 from flatlab.functions import _ALLOWED
+from tests.flatlab.hub_cache import HubCache
 
 MakeWorld = Callable[..., World]
 
@@ -77,3 +78,9 @@ def _forget() -> None:
     _own.cache_clear()
     for name in ("anchor", "mine"):
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
+    """The hub's data sets that a test puts there, without a hub."""
+    return HubCache(tmp_path / "hub", monkeypatch)

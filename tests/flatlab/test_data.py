@@ -280,8 +280,8 @@ def _two_sizes(folder: Path) -> None:
 def _no_images(folder: Path) -> None:
     for file in list(folder.iterdir()):
         file.unlink()
-    (folder / "train.csv").write_text("a,label\n1,0\n")
-    (folder / "test.csv").write_text("a,label\n1,0\n")
+    (folder / "train.jsonl").write_text('{"a": 1, "label": 0}\n')
+    (folder / "test.jsonl").write_text('{"a": 1, "label": 0}\n')
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def _no_images(folder: Path) -> None:
         (_missing_label, "has a label that is neither a whole number nor a name: None"),
         (_hidden_test_labels, "has the label -1 in its test split"),
         (_two_sizes, "has images of 2 sizes, from 6 x 5 to 9 x 9"),
-        (_no_images, "must have one column of images, but has none"),
+        (_no_images, "must have one column of images, but has none: numbers are read from CSV and Parquet files"),
     ],
 )
 def test_folders_that_are_no_data_set(folder: Path, own_cache: Path, damage: Any, sentence: str) -> None:

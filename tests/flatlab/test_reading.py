@@ -1,6 +1,5 @@
 """What a user says of how a data set is read: labels, held-out shares, sizes, columns of clients, augmentation."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from flatlab.data.pixels import scaled
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig
 from flatlab.federated.world import make_world, resolve
+from tests.flatlab.hub_cache import HubCache
 
 
 @pytest.fixture(autouse=True)
@@ -69,27 +69,17 @@ def test_clients_are_the_values_of_a_column(table: Path) -> None:
 
 
 @pytest.fixture
-def two_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A data set of the hub that its library has in its own cache: "dark" of black images, "light" of grey ones."""
+def two_configurations(hub: HubCache) -> str:
+    """A data set of the hub: "dark" of black images, "light" of grey ones."""
     import datasets
 
-    cache = tmp_path / "hub"
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     for name, level in {"dark": 0, "light": 100}.items():
-        files = {split: str(tmp_path / name / f"{split}.parquet") for split in ("train", "test")}
-        for k, file in enumerate(files.values()):
+        splits = {}
+        for k, split in enumerate(("train", "test")):
             images = [Image.fromarray(np.full((4, 4), level + 10 * k + i, dtype=np.uint8)) for i in range(4)]
             rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0, 1]})
-            rows.cast_column("image", datasets.Image()).to_parquet(file)
-        datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / name))
-        read = next((tmp_path / name).glob("parquet/*/*/*/dataset_info.json"))
-        read.write_text(json.dumps({**json.loads(read.read_text()), "dataset_name": "greys", "config_name": name}))
-        for arrow in read.parent.glob("*.arrow"):
-            arrow.rename(arrow.with_name(arrow.name.replace("parquet-", "greys-")))
-        (cache / "someone___greys" / name / "0.0.0").mkdir(parents=True)
-        read.parent.rename(cache / "someone___greys" / name / "0.0.0" / "0")
+            splits[split] = rows.cast_column("image", datasets.Image())
+        hub.put("greys", name, splits)
     return "someone/greys"
 
 

@@ -1,0 +1,246 @@
+"""Tables of numbers in files: what is read from them, and what is refused for the wrong numbers it would be."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flatlab.data import Reading, load_images
+from flatlab.errors import UsageError
+from flatlab.federated.config import RunConfig
+from flatlab.federated.world import make_world
+from tests.command_line import flatlab
+from tests.flatlab.hub_cache import HubCache
+
+HEADER = ("width", "length", "ripe", "farm", "fruit")
+XY = ("x", "label")
+READING = Reading(label="fruit", holdout=0.25)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLATLAB_CACHE", str(tmp_path / "cache"))
+
+
+def rows(count: int = 40, seed: int = 0) -> list[list[Any]]:
+    rng = np.random.default_rng(seed)
+    return [
+        [
+            float(rng.normal(5, 3)),
+            int(rng.integers(1000)),
+            k % 3 == 0,
+            ["north", "south"][k % 2],
+            ("fig", "plum")[k % 2],
+        ]
+        for k in range(count)
+    ]
+
+
+def write(file: Path, content: list[list[Any]], header: Sequence[str] = HEADER, delimiter: str = ",") -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as lines:
+        csv.writer(lines, delimiter=delimiter).writerows([header, *content])
+    return file
+
+
+def scaled(train: list[list[Any]], other: list[list[Any]]) -> torch.Tensor:
+    """The first three columns of `other`, scaled by `train`."""
+    known, wanted = (np.array([row[:3] for row in part], dtype=float) for part in (train, other))
+    return torch.from_numpy((wanted - known.mean(0)) / known.std(0))
+
+
+def test_two_files_are_scaled_by_the_training_rows(tmp_path: Path) -> None:
+    train, test = rows(40), rows(12, seed=1)
+    write(tmp_path / "fruit" / "train-0.csv", train[:25])
+    write(tmp_path / "fruit" / "train-1.csv", train[25:])
+    others = (4, 2, 0, 1)  # in another order, and of no farm
+    write(tmp_path / "fruit" / "test.csv", [[row[k] for k in others] for row in test], [HEADER[k] for k in others])
+    data = load_images(str(tmp_path / "fruit"), reading=Reading(label="fruit", column="farm"))
+    torch.testing.assert_close(data.train.images, scaled(train, train))
+    torch.testing.assert_close(data.test.images, scaled(train, test))
+    assert data.train.labels.tolist() == [k % 2 for k in range(40)]
+    assert data.train.owners is not None
+    assert data.train.owners.tolist() == [k % 2 for k in range(40)]
+    assert (data.classes, data.input_shape, data.of_images) == (2, (3,), False)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_what_delimits_is_found(tmp_path: Path, delimiter: str) -> None:
+    content = [[*row[:3], row[4]] for row in rows()]
+    file = write(tmp_path / "fruit.csv", content, (*HEADER[:3], "fruit"), delimiter)
+    data = load_images(str(file), reading=READING)
+    assert (len(data.train), len(data.test), data.input_shape) == (30, 10, (3,))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # as a spreadsheet begins a file
+    marked = load_images(str(file), reading=READING)
+    assert marked.train.images.equal(data.train.images)
+
+
+def test_a_share_is_held_out_before_anything_is_scaled(tmp_path: Path) -> None:
+    content = [[*row[:3], row[4]] for row in rows()]
+    data = load_images(str(write(tmp_path / "fruit.csv", content, (*HEADER[:3], "fruit"))), reading=READING)
+    torch.testing.assert_close(data.train.images.mean(0), torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(data.train.images.std(0, correction=0), torch.ones(3, dtype=torch.float64))
+    whole = scaled(content, content)
+    slope = (data.train.images[1] - data.train.images[0]) / (whole[1] - whole[0])
+    assert not torch.allclose(slope, torch.ones(3, dtype=torch.float64), rtol=1e-3)
+    assert torch.bincount(data.test.labels).tolist() == [5, 5]
+
+
+def test_parquet_and_the_hub_have_the_same_rows(tmp_path: Path, hub: HubCache) -> None:
+    import datasets
+
+    content = [[*row[:3], row[4]] for row in rows()]
+    expected = load_images(str(write(tmp_path / "fruit.csv", content, (*HEADER[:3], "fruit"))), reading=READING)
+    table = datasets.Dataset.from_dict(dict(zip((*HEADER[:3], "fruit"), zip(*content, strict=True), strict=True)))
+    table.to_parquet(str(tmp_path / "fruit.parquet"))
+    hub.put("fruit", "default", {"train": table})
+    for name in (str(tmp_path / "fruit.parquet"), "someone/fruit"):
+        found = load_images(name, reading=READING)
+        assert found.train.images.equal(expected.train.images)
+        assert found.test.labels.equal(expected.test.labels)
+
+
+@pytest.mark.parametrize(
+    ("written", "numbers"),
+    [
+        (["1", "01", "1"], [1, 0, 1]),
+        (["null", "NA", "x"], [1, 0, 2]),
+        (["10", "9", "-1"], [2, 1, 0]),
+        (["10", "9", "ten"], [0, 1, 2]),
+        (["1.0", "0.0", "1.0"], [1, 0, 1]),
+        (["true", "false", "true"], [1, 0, 1]),
+    ],
+)
+def test_labels_are_as_they_are_written(written: list[str], numbers: list[int], tmp_path: Path) -> None:
+    for k, split in enumerate(("train", "test")):
+        write(tmp_path / "codes" / f"{split}.csv", [[k + x, y] for x, y in zip((1, 3, 5), written, strict=True)], XY)
+    data = load_images(str(tmp_path / "codes"))
+    assert data.train.labels.tolist() == data.test.labels.tolist() == numbers
+
+
+def test_a_column_that_does_not_vary_is_zero(tmp_path: Path) -> None:
+    content = [[0.1, 1e-9 * k, "ab"[k % 2]] for k in range(20)]
+    data = load_images(
+        str(write(tmp_path / "c.csv", content, ("same", "small", "label"))), reading=Reading(holdout=0.2)
+    )
+    assert data.train.images[:, 0].tolist() == [0.0] * 16
+    assert data.train.images[:, 1].std(correction=0) == pytest.approx(1)
+
+
+@given(st.lists(st.floats(-1e100, 1e100), min_size=8, max_size=30).filter(lambda x: len(set(x)) > 4))
+def test_any_numbers_are_scaled_or_refused(tmp_path_factory: pytest.TempPathFactory, numbers: list[float]) -> None:
+    folder = tmp_path_factory.mktemp("rows")
+    for split in ("train", "test"):
+        write(folder / f"{split}.csv", [[x, k % 2] for k, x in enumerate(numbers)], XY)
+    with pytest.warns(UserWarning, match="are training rows too"):
+        found = load_images(str(folder)).train.images
+    assert found.isfinite().all()
+    assert found.mean().item() == pytest.approx(0, abs=1e-6)
+    assert found.std(correction=0).item() == pytest.approx(1)
+
+
+def test_numbers_without_a_common_scale_are_refused(tmp_path: Path) -> None:
+    for large in (1e200, 1e-200):
+        file = write(tmp_path / "x.csv", [[large * k, k % 2] for k in range(8)], XY)
+        with pytest.raises(UsageError, match="that lie too far apart, or too close, to scale"):
+            load_images(str(file), reading=Reading(holdout=0.25))
+
+
+def _table(*lines: str) -> str:
+    return "\n".join(lines) + "\n"
+
+
+ROWS = [f"{k}.5,{k},{'ab'[k % 2]}" for k in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("text", "reading", "reason"),
+    [
+        (_table("1.5,2,3", *ROWS), {}, "begins with numbers: give its columns names"),
+        (_table(",y,label", *ROWS), {}, "has no name for its column 1"),
+        (_table("x,x,label", *ROWS), {}, "has two columns 'x'"),
+        (_table("x,y,label", *ROWS, ",4,a"), {}, "Row 13 of the training split .* no finite number in its column 'x'"),
+        (_table("x,y,label", *ROWS, "inf,4,a"), {}, "no finite number in its column 'x'"),
+        (_table("x,y,label", *ROWS, "1,4,"), {}, "Row 13 of the training split .* neither a whole number nor a name"),
+        (_table("x,y,label", *ROWS, "1,4"), {}, "cannot be read: .*Expected 3 columns, got 2"),
+        (
+            _table("x,y,kind", *ROWS),
+            {},
+            r"no column that could be its labels: name .* \(label_column\), one of x",
+        ),
+        (_table("class,y,label", *ROWS), {}, "label and class that could be its labels"),
+        (_table("x,y,label", *ROWS), {"label": "z"}, r"no column 'z' \(label_column\)"),
+        (_table("x,y,label", *ROWS), {"column": "z"}, r"no column 'z' \(partition_column\)"),
+        (_table("x,y,label", *ROWS), {"label": "y", "holdout": 0.2}, "column 'label' what is no number .'a'."),
+        (_table("x,y,label", *(f"2026-11-{k:02},{k},a" for k in range(1, 13))), {}, "'x' what is no number"),
+        (_table("label", *"abab"), {}, "has labels, and no other column"),
+        (_table("x,y,label", *ROWS), {"size": 8}, "has no use for image_size = 8"),
+        (_table("x,y,label", *ROWS), {"configuration": "v2"}, "leave hub_config out"),
+        (_table("x,y,label", *ROWS), {"holdout": None}, "is one file, with nothing to test on: hold out a share"),
+        (_table("x,y,label"), {}, "has 0 training samples"),
+        ("", {}, "cannot be read: Empty CSV file"),
+        (_table("x,y,label", *ROWS).encode("utf-16"), {}, "cannot be read"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, text: str | bytes, reading: dict[str, Any], reason: str) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(UsageError, match=reason):
+        load_images(str(file), reading=Reading(**{"holdout": 0.25, **reading}))
+
+
+def test_a_test_split_of_other_columns_or_classes_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "f" / "train.csv", [[k, "ab"[k % 2]] for k in range(8)], XY)
+    write(tmp_path / "f" / "test.csv", [[k, "ab"[k % 2]] for k in range(8)], ("z", "label"))
+    with pytest.raises(UsageError, match="has other columns than its training split: 'x' is in one of them alone"):
+        load_images(str(tmp_path / "f"))
+    write(tmp_path / "f" / "test.csv", [[k, "abc"[k % 3]] for k in range(8)], XY)
+    with pytest.raises(UsageError, match="the label c in its test split"):
+        load_images(str(tmp_path / "f"))
+
+
+def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.xlsx").touch()
+    with pytest.raises(UsageError, match=r"neither a folder nor a file of rows \(.csv, .tsv, .parquet\)"):
+        load_images(str(tmp_path / "rows.xlsx"))
+
+
+def test_clients_are_the_values_of_a_column(tmp_path: Path) -> None:
+    file = write(tmp_path / "fruit.csv", rows())
+    fields = {"dataset": str(file), "label_column": "fruit", "holdout": 0.25, "partition": "column", "clients": 2}
+    world = make_world(RunConfig.model_validate({**fields, "partition_column": "farm"}))
+    assert world.config.model == "mlp"
+    assert sorted(map(len, world.parts)) == [15, 15]
+
+
+def test_a_file_trains_and_is_measured_from_another_folder_until_it_changes(tmp_path: Path) -> None:
+    content = [[*row[:3], row[4]] for row in rows()]
+    write(tmp_path / "fruit.csv", content, (*HEADER[:3], "fruit"))
+    words = (
+        "--dataset",
+        "fruit.csv",
+        "--label-column",
+        "fruit",
+        "--holdout",
+        "0.25",
+        "--clients",
+        "3",
+        "--rounds",
+        "1",
+    )
+    done = flatlab("train", *words, "--workers", "1", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "elsewhere").mkdir()
+    done = flatlab("eigs", "../run/final.pt", "--full", cwd=tmp_path / "elsewhere")
+    assert done.returncode == 0, done.stderr
+    assert "fc1" in done.stdout
+    write(tmp_path / "fruit.csv", content[:-1], (*HEADER[:3], "fruit"))
+    done = flatlab("eigs", "../run/final.pt", "--full", cwd=tmp_path / "elsewhere")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
