@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatlab.data import Reading, load_images
@@ -133,6 +133,7 @@ def test_a_column_that_does_not_vary_is_zero(tmp_path: Path) -> None:
     assert data.train.images[:, 1].std(correction=0) == pytest.approx(1)
 
 
+@settings(max_examples=25)
 @given(st.lists(st.floats(-1e100, 1e100), min_size=8, max_size=30).filter(lambda x: len(set(x)) > 4))
 def test_any_numbers_are_scaled_or_refused(tmp_path_factory: pytest.TempPathFactory, numbers: list[float]) -> None:
     folder = tmp_path_factory.mktemp("rows")
