@@ -112,7 +112,12 @@ def elsewhere_of(problem: ParametricLoss) -> Point:
     generator = torch.Generator().manual_seed(0)
     point = {}
     for name, parameter in differentiable(problem.model):
-        scale = float(torch.linalg.vector_norm(parameter)) / math.sqrt(max(1, parameter.numel()))
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-        point[name] = (parameter.detach() + (scale or _SCALE_OF_ZEROS) * noise) / math.sqrt(2)
+        point[name] = away_from(parameter, generator)
     return point
+
+
+def away_from(parameter: Tensor, generator: torch.Generator) -> Tensor:
+    """Values as large as the parameter's, half of them its own and half at random."""
+    scale = float(torch.linalg.vector_norm(parameter)) / math.sqrt(max(1, parameter.numel()))
+    noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+    return (parameter.detach() + (scale or _SCALE_OF_ZEROS) * noise) / math.sqrt(2)

@@ -73,6 +73,10 @@ class FlatnessReport:
         return values[0] / values[4] if len(values) == 5 and values[4] else float("nan")
 
 
+def _is_bias(name: str) -> bool:
+    return any(part == "bias" or part.startswith("bias_") for part in name.split("."))
+
+
 def flatness(
     problem: Problem,
     *,
@@ -98,8 +102,9 @@ def flatness(
     >>> [layer.name for layer in report.layers], report.sam_sharpness > 0
     (['0', '2'], True)
     """
+    own = dict(problem.model.named_parameters())  # complex ones in the dimensions that they have there
     weights = {
-        layer.name: [full for full in layer.parameters.values() if problem.parameters[full].dim() >= 2]
+        layer.name: [full for short, full in layer.parameters.items() if own[full].dim() >= 2 and not _is_bias(short)]
         for layer in find_layers(problem)
     }
     weights = {name: own for name, own in weights.items() if own}

@@ -124,6 +124,11 @@ class TorchLoss:
             targets = targets.to(outputs.dtype)
         elif not targets.is_floating_point() and targets.dtype != torch.bool:
             targets = targets.long()  # torch takes no other classes, and a uint8 that equals -100 is 156
+        if self.function is F.cross_entropy and outputs.dim() > 1 and outputs.shape[1] == 1:
+            raise MeasurementError(
+                "Cross-entropy over one class is 0 whatever the model returns: for a single logit name the loss "
+                "binary_cross_entropy."
+            )
         total = self.function(outputs, targets, **options, reduction="sum")
         return total, self.normaliser(outputs, targets, options)
 
@@ -132,9 +137,16 @@ def _weight_of_labels(outputs: Tensor, targets: Tensor, options: Mapping[str, An
     """The class weights of all labels that are not ignored; for class probabilities, the number of distributions."""
     if targets.is_floating_point():
         return outputs.numel() / outputs.shape[1]
-    counted = targets[targets != options.get("ignore_index", IGNORED)]
+    labels = targets[targets != options.get("ignore_index", IGNORED)]
     weight = options.get("weight")
-    return counted.numel() if weight is None else weight.double()[counted].sum()
+    return labels.numel() if weight is None else weight.double()[labels].sum()
+
+
+def counted(targets: Tensor, options: Mapping[str, Any]) -> Tensor:
+    """Which labels a cross-entropy with torch's `options` counts: none ignored, nor of a class without weight."""
+    kept: Tensor = targets != options.get("ignore_index", IGNORED)
+    weight = options.get("weight")
+    return kept if weight is None else kept & (weight.to(targets.device)[targets.long().where(kept, 0)] != 0)
 
 
 def _elements(outputs: Tensor, targets: Tensor, options: Mapping[str, Any]) -> float:

@@ -21,6 +21,7 @@ from analysis.first_pass import FirstPass, fingerprint
 from analysis.ieee import NoAutocast, ieee
 from analysis.losses import Reduction, Share, SummedLoss
 from analysis.model_copy import as_own, as_real, private_copy
+from analysis.model_state import forgotten
 from analysis.recomputed import nothing_recomputed
 from analysis.second_derivatives import LeanSecondDerivatives
 from analysis.stand_ins import StandIns
@@ -93,7 +94,7 @@ class ParametricLoss:
         inputs, targets = copied(batch)
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         beside = self.loss.arguments(self.model, targets)
-        with self.at(parameters) as replaced:
+        with forgotten(self.model), self.at(parameters) as replaced:
             return call(self.model, replaced, args, {**kwargs, **beside})
 
     @contextmanager

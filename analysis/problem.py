@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from analysis.batches import Part, inspect_data
+from analysis.changed_weights import refuse_changed_weights
 from analysis.distributed import Distributed, failing_together, require_ranks, summed_number
 from analysis.errors import MeasurementError
 from analysis.first_pass import FirstPass
@@ -26,11 +27,12 @@ from analysis.refusals import (
     refuse_at_first_sight,
     refuse_shift,
     refuse_unfit,
-    running_in_float64,
+    running_in_its_precision,
     survey,
     weighed,
 )
 from analysis.symmetry import refuse_wrong_products
+from analysis.true_slopes import refuse_wrong_derivatives
 
 
 class Problem(ParametricLoss):
@@ -82,10 +84,11 @@ def make_problem(
     all shares together; with "copies" they are all samples, which are too few for a share each, on every rank.
     Wrappers of torch.compile and data parallelism are taken off.
 
-    Costs 2.5 forward passes over the data, in which every batch is compared with its parts, and on up to four samples a
-    product together and one for each. Raises `MeasurementError`
-    where second derivatives of a sum over samples would be meaningless: dropout or batch norm in training mode, a
-    random forward pass, samples that influence one another, a reduction that is not the stated one.
+    Costs 2.5 forward passes over the data, in which every batch is compared with its parts, on up to four samples a
+    product together and one for each, and on one some twelve passes and four gradients in float64. Raises
+    `MeasurementError` where second derivatives of a sum over samples would be meaningless: dropout or batch norm in
+    training mode, a random forward pass, samples that influence one another, a reduction that is not the stated one,
+    weights that change when the model runs, a gradient or a product that is not the loss's.
 
     >>> import torch
     >>> from analysis.problem import make_problem
@@ -125,11 +128,13 @@ def make_problem(
         distributed=distributed,
         first_pass=FirstPass(),
     )
-    with failing_together(device, distributed), running_in_float64(problem, inspected.first):
+    with failing_together(device, distributed), running_in_its_precision(problem, inspected.first):
         refuse_shift(problem.loss, inspected.first)
+        refuse_changed_weights(problem, inspected.first)
         first = first_that_count(problem, inspected.first)
         refuse_at_first_sight(problem, first)
         refuse_wrong_products(problem, first)
+        refuse_wrong_derivatives(problem, first)
         plan = plan_chunks(problem, first, memory, chunk_size)
     plan = plan.agreed(device, distributed)
     problem = replace(problem, chunk_size=plan.chunk_size, cached_samples=plan.cached_samples)

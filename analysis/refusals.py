@@ -53,7 +53,11 @@ def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
     whole, again = part_at(problem, start, {}), part_at(problem, start, {})
     parts = parts_together([part_at(problem, sliced(start, n, n + 1), {}) for n in range(few)])
     if not (whole.finite and again.finite and parts.finite):
-        raise MeasurementError(f"The loss of the first samples is {whole.total}; curvature needs a finite loss.")
+        bad = next(part for part in (whole, again, parts) if not part.finite)
+        alone = ""
+        if bad is parts:
+            alone = " where each is taken alone (a mean over labels that count must return (sum, normaliser))"
+        raise MeasurementError(f"The loss of the first samples is {bad.total}{alone}; curvature needs a finite loss.")
     if not agree(problem, whole, again, start, {}):
         raise MeasurementError("The model gives another loss each time it runs; switch its randomness off first.")
     if not agree(problem, whole, parts, start, {}):
@@ -70,27 +74,28 @@ def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
 
 
 @contextmanager
-def running_in_float64(problem: ParametricLoss, first: Batch) -> Iterator[None]:
-    """Say in a sentence that a model or loss runs in float32 alone, where it is to be measured in float64."""
+def running_in_its_precision(problem: ParametricLoss, first: Batch) -> Iterator[None]:
+    """Say in a sentence that a model or loss runs in the other precision alone, float32 or float64."""
     try:
         yield
     except RuntimeError as error:
-        no_memory = isinstance(error, torch.OutOfMemoryError)
-        if problem.dtype != torch.float64 or no_memory or not _runs_in_float32(problem, first):
+        here, other = ("float32", "float64") if problem.dtype == torch.float32 else ("float64", "float32")
+        if isinstance(error, torch.OutOfMemoryError) or not _runs_in(getattr(torch, other), problem, first):
             raise
         said = (str(error).strip().splitlines() or ["no message"])[0]
         raise MeasurementError(
-            f"The model or the loss does not run in float64 ({said}): something in it stays in float32, such as a "
-            "loss's weights or a state that forward makes; let it take the type of what it is computed with."
+            f"The model or the loss does not run in {here} ({said}): something in it stays in {other}, such as a "
+            "loss's weights, a part or a state that forward makes; let it take the type of what it is computed with, "
+            f"or measure in {other}."
         ) from error
 
 
-def _runs_in_float32(problem: ParametricLoss, first: Batch) -> bool:
+def _runs_in(dtype: torch.dtype, problem: ParametricLoss, first: Batch) -> bool:
     model = private_copy(problem.model)
-    convert(model, problem.device, torch.float32)
-    single = replace(problem.of(model), dtype=torch.float32)
+    convert(model, problem.device, dtype)
+    other = replace(problem.of(model), dtype=dtype)
     try:
-        part_at(single, moved(sliced(first, 0, 1), single.device, single.dtype), {})
+        part_at(other, moved(sliced(first, 0, 1), other.device, other.dtype), {})
     except RuntimeError:
         return False
     return True

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analysis.distributed import failing_together, summed_number
-from analysis.losses import SummedLoss, TorchLoss, class_axis, cross_entropy, saturates
+from analysis.losses import SummedLoss, TorchLoss, class_axis, counted, cross_entropy, saturates, shift_of
 from analysis.own_losses import OwnLoss, logits_of
 from analysis.parametric_loss import ParametricLoss
 
@@ -38,16 +38,22 @@ def lost_share(problem: ParametricLoss) -> float:
                 loss += chunk.weight * problem.loss(outputs, chunk.targets).item()
     loss, total, count = (summed_number(x, problem.device, problem.distributed) for x in (loss, total, count))
     mean = loss / problem.samples if problem.loss.reduction == "sum" else loss
+    if mean < 0:  # no softmax's: one that the model returns, such as that of a density
+        return 0.0
     eps = torch.finfo(torch.float64).eps
     return eps / max(min(mean, total / count if count else mean), eps)  # below eps the other classes' p is left
 
 
 def _complements(loss: SummedLoss, logits: Tensor, targets: Tensor) -> Tensor:
-    """1 - p of every prediction's likeliest outcome, to within eps."""
+    """1 - p of every prediction's likeliest outcome, to within eps, of those whose targets count."""
     known: Any = loss.function.function if isinstance(loss.function, TorchLoss) else loss.function
     if known is F.binary_cross_entropy_with_logits:
         return torch.sigmoid(-logits.abs())
     axis = class_axis(logits, targets) if known is cross_entropy else 1 if known is F.cross_entropy else -1
     below = logits - logits.amax(axis, keepdim=True)
     others = below.exp().sum(axis) - 1  # the likeliest's own
-    return others / (1 + others)
+    unsure = others / (1 + others)
+    if shift_of(loss):
+        unsure, targets = unsure[:, :-1], targets[:, 1:]
+    options = loss.function.options if isinstance(loss.function, TorchLoss) else {}
+    return unsure[counted(targets, options)] if not targets.is_floating_point() else unsure

@@ -6,7 +6,7 @@ whole's, but bounds it from above.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -137,11 +137,7 @@ def batch_spectra(
         found.append(carried(pairs, lost_share(own), tol))
         if progress:
             progress(index + 1, count)
-    if not found:
-        raise UncountedError(f"None of the {count} batches of {batch_size} samples has a target that counts.")
-    if uncounted:
-        named = ", ".join(map(str, uncounted))
-        warnings.warn(f"Left out, because none of their targets count: batches {named} of {count}.", stacklevel=2)
+    say_uncounted(uncounted, count, batch_size)
     return BatchSpectra(
         values=torch.stack([pairs.values for pairs in found]),
         residuals=torch.stack([pairs.residuals for pairs in found]),
@@ -150,6 +146,15 @@ def batch_spectra(
         batch_size=batch_size,
         products=sum(pairs.products for pairs in found),
     )
+
+
+def say_uncounted(uncounted: Sequence[int], count: int, batch_size: int) -> None:
+    """Warn of the batches, by their places from 1, that were left out of `count`; `UncountedError` if all were."""
+    if len(uncounted) == count:
+        raise UncountedError(f"None of the {count} batches of {batch_size} samples has a target that counts.")
+    if uncounted:
+        named = ", ".join(map(str, uncounted))
+        warnings.warn(f"Left out, because none of their targets count: batches {named} of {count}.", stacklevel=3)
 
 
 def require_batches(problem: Problem, batch_size: int) -> None:

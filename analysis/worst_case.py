@@ -24,11 +24,12 @@ from torch import Tensor
 
 from analysis.batches import moved, regrouped
 from analysis.confirmation import in_float64
-from analysis.errors import MeasurementError
+from analysis.errors import MeasurementError, UncountedError
 from analysis.losses import SummedLoss, class_axis, cross_entropy, shift_of
 from analysis.objective import loss_and_gradient, loss_at
 from analysis.own_losses import logits_of
 from analysis.problem import Problem
+from analysis.subsets import say_uncounted
 from analysis.vectors import norm, random_rows
 
 Norm = Literal["linf", "l2"]
@@ -65,9 +66,10 @@ def worst_case_sharpness(
 ) -> WorstCase:
     """The mean over batches of `batch_size` samples (all, if there are fewer) of what `steps` of ascent climb.
 
-    A last batch that is smaller is left out. Costs steps + 1 gradients over all samples. `progress` is told the batches
-    done and their number. Raises `MeasurementError` for numbers that are none, for several processes, and for
-    normalised logits of another loss than cross-entropy.
+    A last batch that is smaller is left out, and with a warning one of which no target counts. Costs steps + 1
+    gradients over all samples. `progress` is told the batches done and their number. Raises `MeasurementError` for
+    numbers that are none, for several processes, and for normalised logits of another loss than cross-entropy, and
+    `UncountedError` where no target counts at all.
 
     >>> import torch
     >>> from analysis.problem import make_problem
@@ -90,12 +92,20 @@ def worst_case_sharpness(
     of = with_normalised_logits(problem) if normalised_logits else problem
     exact = _in_float64(of)
     values: list[float] = []
-    for batch in regrouped(of.data, size):
+    uncounted: list[int] = []
+    count = problem.samples // size
+    for place, batch in enumerate(regrouped(of.data, size), 1):
         generator = torch.Generator().manual_seed(seed)
-        e = _climb(of.on([batch], checked=True), norm, radius, steps, generator)
+        try:
+            own = of.on([batch], checked=True)
+        except UncountedError:
+            uncounted.append(place)
+            continue
+        e = _climb(own, norm, radius, steps, generator)
         values.append(max(0.0, _rise((exact or of).on([batch], checked=True), e)))
         if progress:
-            progress(len(values), problem.samples // size)
+            progress(place, count)
+    say_uncounted(uncounted, count, size)
     found = torch.tensor(values, dtype=torch.float64)
     confirmed = exact is not None
     return WorstCase(found.mean().item(), found, norm, radius, steps, size, normalised_logits, confirmed)

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from analysis.central_difference import Difference, central_difference
 from analysis.layer_blocks import LayerBlocks
 from analysis.objective import loss_and_gradient
 from analysis.operators import SymmetricOperator
 from analysis.problem import Problem
-from analysis.theory.reference import Difference, Reference, central_difference
+from analysis.theory.reference import Reference
 from analysis.theory.statements import LEAST_CURVATURE, Check, Interval, exactly
 from analysis.vectors import norm
 

@@ -1,5 +1,6 @@
 """Data that a function of the user's returns: tensors of any shape, with labels that are class numbers."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -44,6 +45,7 @@ def load_own(name: str, reading: Reading) -> ImageData:
     classes = 1 + max(int(train.labels.max()), int(test.labels.max()))
     if classes > MOST_CLASSES:
         _refuse(name, f"has the label {classes - 1}, of {MOST_CLASSES - 1} at most: number the classes from 0")
+    _look_at_classes(name, train.labels, classes)
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     if train.images.dtype == torch.uint8:
@@ -52,6 +54,19 @@ def load_own(name: str, reading: Reading) -> ImageData:
     if reading.column is not None:
         train = Split(train.images, train.labels, _owners(name, columns, reading.column, len(train)))
     return ImageData(name, train, test, classes, mean, std, augment=False)
+
+
+def _look_at_classes(name: str, labels: Tensor, classes: int) -> None:
+    """Refuse a single class, and warn of such as no training sample has: each has its logit, which nothing teaches."""
+    if classes < 2:
+        _refuse(name, "has the one class 0, and nothing to tell it from: give it two at least")
+    missing = torch.bincount(labels, minlength=classes).eq(0).nonzero().flatten().tolist()
+    if missing:
+        warnings.warn(
+            f"The data set {name} has no training sample of {len(missing)} of its {classes} classes (the first: "
+            f"{missing[0]}), which have logits all the same: number the classes from 0, without gaps.",
+            stacklevel=2,
+        )
 
 
 def _split(name: str, what: str, returned: Any) -> tuple[Split, Mapping[str, Any]]:

@@ -51,7 +51,7 @@ def tried(world: World) -> World:
         _refuse_unknown_layers(world, model, layers)
         theta = flatten(dict(model.named_parameters()), world.layout)
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        with _usage(f"The model {world.config.model} cannot be run on images of shape {tuple(x.shape)}"):
+        with _usage(f"The model {world.config.model} cannot be run on {_described(world, x)}"):
             everywhere = _run_twice(world, model, x, ())
             tapped = _run_twice(world, model, x, layers) if layers else everywhere
         _refuse_changed_buffers(model, before)
@@ -65,6 +65,12 @@ def tried(world: World) -> World:
             _refuse_nothing_to_penalise(world, model)
             world = _with_copies_if_needed(world, model, x, y, theta)
     return world
+
+
+def _described(world: World, x: Tensor) -> str:
+    what = "images" if world.data.of_images else "inputs" if x.is_floating_point() else "tokens"
+    hint = "; whole numbers are tokens: return floats, or name a model with an embedding" if what == "tokens" else ""
+    return f"{what} of shape {tuple(x.shape[1:])}{hint}"
 
 
 def statement(world: World) -> str:

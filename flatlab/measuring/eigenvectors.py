@@ -30,7 +30,7 @@ class Eigenvectors:
     @property
     def vectors(self) -> Tensor:
         """(P, k), as `flatlab.eigs` returns them."""
-        return torch.cat([tensor.flatten(1) for tensor in self.parameters.values()], dim=1).T
+        return torch.cat([tensor.reshape(len(tensor), -1) for tensor in self.parameters.values()], dim=1).T
 
 
 def write_vectors(

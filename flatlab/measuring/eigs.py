@@ -1,6 +1,7 @@
 """What `flatlab eigs` computes: extreme eigenvalues of the network and its layers, and how they owe to the sample."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from analysis.eigenvalue import Eigenvalue
+from analysis.errors import UncountedError
 from analysis.operators import Matrix
 from analysis.problem import Problem
 from analysis.spectrum import Backend, EigsReport, End, LayerSpectrum, Method, eigs
@@ -224,7 +226,13 @@ def measure_eigs(subject: Subject, search: Search, tell: Tell = silent, *, sampl
     some = samples < subject.available and samples >= 2 * PARTS * ranks()
     if sampling and some and search.which != "smallest":
         tell(f"{PARTS} subsets, to see the sampling error")
-        spread = sampling_spread(subject.problem, PARTS, start=report.vectors[:, :1], matrix=search.matrix)
+        try:
+            spread = sampling_spread(subject.problem, PARTS, start=report.vectors[:, :1], matrix=search.matrix)
+        except UncountedError:
+            warnings.warn(
+                f"How much the choice of samples matters stays open: one of {PARTS} subsets has no target that counts.",
+                stacklevel=2,
+            )
     return EigsResult(
         loss=report.loss,
         eigenvalues=report.eigenvalues,

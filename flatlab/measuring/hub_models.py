@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from analysis.model_copy import convert
 from flatlab.errors import UsageError, first_line
 from flatlab.measuring.weights import load_weights, some_names
 
@@ -145,12 +146,17 @@ def _loss_of(transformers: Any, config: Any, kind: type) -> str:
 def _timm(timm: Any, source: str | Path, name: str, dtype: torch.dtype) -> HubModel:
     if isinstance(source, str):
         known = f"hf-hub:{source}" if "/" in source else source
-        return HubModel(timm.create_model(known, pretrained=True).to(dtype), "cross_entropy", ())
-    module = timm.create_model(f"local-dir:{source}", pretrained=False).to(dtype)
+        return HubModel(_converted(timm.create_model(known, pretrained=True), dtype), "cross_entropy", ())
+    module = _converted(timm.create_model(f"local-dir:{source}", pretrained=False), dtype)
     files = [source / file for file in _TIMM_WEIGHTS if (source / file).is_file()]
     if not files:
         raise UsageError(f"The folder {source} holds no weights: {' or '.join(_TIMM_WEIGHTS)}.")
     return HubModel(module, "cross_entropy", tuple(load_weights(module, files[0], name)))
+
+
+def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    convert(module, torch.device("cpu"), dtype)
+    return module
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A user's own model, weights, data and loss, as the command line names them."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from torch import nn
 
 from analysis.batches import Inspected, inspect_data
 from analysis.losses import LOSSES, Loss
-from analysis.model_copy import FULL, unwrapped, working_dtype
+from analysis.model_copy import FULL, convert, unwrapped, working_dtype
 from analysis.problem import Problem, make_problem
 from flatlab.errors import SAID, UsageError
 from flatlab.functions import import_function
@@ -18,6 +19,7 @@ from flatlab.measuring.ranks import spread
 from flatlab.measuring.weights import load_weights
 
 _USUAL_LOSS = "cross_entropy"
+_SUM_TO_ONE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
     named = own.loss or usual_loss
     loss = _loss(named)
     data = _data(own)
+    if own.loss is None and named == _USUAL_LOSS:
+        _require_distributions(own, data)
     if samples is not None and samples > data.samples:
         raise UsageError(f"{own.data} returns {data.samples} samples: ask for 1 to {data.samples}, not {samples}.")
     batches = data.batches if samples is None else some_of(data, samples)
@@ -78,10 +82,14 @@ def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, str, list[str]
         raise UsageError(f"The model {own.model} must return a torch.nn.Module, but returned {type(model).__name__}.")
     model = unwrapped(model)
     low = {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype not in FULL}
-    model.to(working_dtype(model, dtype))  # before foreign weights come, which may be finer than the model's own
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the raising, which the notes say
+        dtype = working_dtype(model, dtype)
+    # Before foreign weights come, which may be finer than the model's own. `Module.to` would make complex ones real.
+    convert(model, next(model.parameters()).device, dtype)
     notes = [f"The {str(kind).removeprefix('torch.')} parameters of {own.model} are raised to float32." for kind in low]
     if own.weights is not None:
-        return model, _USUAL_LOSS, load_weights(model, own.weights, own.model)
+        return model, _USUAL_LOSS, [*notes, *load_weights(model, own.weights, own.model)]
     said = f"The weights measured are those that {own.model} returned; --weights names others."
     return model, _USUAL_LOSS, [*notes, said]
 
@@ -94,6 +102,16 @@ def _data(own: OwnModel) -> Inspected:
         raise UsageError(f"What {own.data} returns cannot be used. {error}") from error
     except Exception as error:
         raise UsageError(f"Reading the data of {own.data} fails: {_said(error)}") from error
+
+
+def _require_distributions(own: OwnModel, data: Inspected) -> None:
+    """Numbers that are no probabilities of classes belong to another loss than the one that nobody named."""
+    targets = data.first[1]
+    if targets.is_floating_point() and (targets.dim() < 2 or (targets.sum(1) - 1).abs().max() > _SUM_TO_ONE):
+        raise UsageError(
+            f"The targets of {own.data} are numbers that do not add up to one for each sample: name the loss they are "
+            "for (--loss mse, binary_cross_entropy, ...)."
+        )
 
 
 def _loss(name: str) -> Loss:

@@ -4,6 +4,7 @@ Files are read as tensors and plain data, never as code. What was chosen in them
 prefix that was taken off the names, the entries that were left.
 """
 
+import copy
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -146,6 +147,7 @@ def _chosen(model: nn.Module, content: Any, path: Path, complaint: str) -> _Foun
     if not sets:
         raise UsageError(f"{path} holds something else than a state_dict. {_ADVICE}")
     found = [fit for entry, tensors in sets for fit in _fits(model, tensors, entry)]
+    found = found or [fit for entry, tensors in sets for fit in _renamed(model, tensors, entry)]
     if not found:
         tensors = _stripped(max((tensors for _, tensors in sets), key=len), model.state_dict())
         fill(model, tensors, complaint)  # says what is missing, or of another shape
@@ -187,6 +189,19 @@ def _fits(model: nn.Module, tensors: Mapping[str, Tensor], entry: tuple[str, ...
         own = {name: tensor for name, tensor in own.items() if tensor.shape == state[name].shape}
         if all(any(name in own for name in names) for names in needed):
             yield _Found(_with_tied(model, own, list(own)), entry, (_COMPILED if compiled else "") + prefix, left)
+
+
+def _renamed(model: nn.Module, tensors: Mapping[str, Tensor], entry: tuple[str, ...]) -> Iterator[_Found]:
+    """The tensors under names that the model's modules translate as they load: torch's former weight normalisation."""
+    for prefix in ("", *(f"{wrapper}." for wrapper in WRAPPERS)):
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        twin = copy.deepcopy(model)
+        try:
+            twin.load_state_dict(own)
+        except RuntimeError:
+            continue
+        yield _Found(twin.state_dict(), entry, prefix, tuple(name for name in tensors if not name.startswith(prefix)))
+        return
 
 
 def _is_beside(name: str, state: Mapping[str, Tensor]) -> bool:

@@ -138,3 +138,14 @@ def test_a_radius_is_not_negative(sharpness: Callable[[Problem, float], float], 
     problem = make_problem(nn.Linear(2, 2), "mse", (torch.ones(3, 2), torch.ones(3, 2)))
     with pytest.raises(MeasurementError, match="radius"):
         sharpness(problem, radius)
+
+
+def test_a_bias_is_no_weight_whatever_its_shape() -> None:
+    torch.manual_seed(0)
+    norm = nn.LayerNorm((2, 3))
+    nn.init.constant_(norm.bias, 10.0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)), norm, nn.Flatten(), nn.Linear(6, 3))
+    report = flatness(make_problem(model, "cross_entropy", (torch.randn(9, 4), torch.arange(9) % 3)))
+    assert [layer.weight_norm2 for layer in report.layers] == pytest.approx(
+        [model[0].weight.square().sum().item(), 6.0, model[4].weight.square().sum().item()]  # type: ignore[operator]
+    )

@@ -233,3 +233,13 @@ def test_files_that_are_no_weights(write: Callable[[Path], Any], sentence: str, 
     with pytest.raises(UsageError) as caught:
         load_weights(Net(), path, "mine:make")
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_names_that_modules_translate_themselves_are_loaded(prefix: str, tmp_path: Path) -> None:
+    former = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3)), nn.Tanh())
+    torch.save({prefix + name: tensor for name, tensor in former.state_dict().items()}, tmp_path / "w.pt")
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Tanh())
+    load_weights(model, tmp_path / "w.pt", "model")
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(model(x), former(x))

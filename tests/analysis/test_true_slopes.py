@@ -1,0 +1,154 @@
+"""Gradients and products that are not the loss's, which are symmetric all the same; and kinks, which are no fault."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from analysis.errors import MeasurementError
+from analysis.operators import hessian
+from analysis.problem import make_problem
+from tests.analysis.test_products import dense, truth
+
+X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(12) % 3
+
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return ctx.factor * gradients[0], None
+
+
+class Forgets(torch.autograd.Function):
+    """x^2, whose second derivative is taken for zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return 2 * x.detach() * gradients[0]
+
+
+def apply(function: Any, *args: Any) -> Tensor:
+    result: Tensor = function.apply(*args)
+    return result
+
+
+def hooked(z: Tensor) -> Tensor:
+    if z.requires_grad:
+        z.register_hook(lambda gradient: 0.5 * gradient)
+    return z
+
+
+class Net(nn.Module):
+    """Two layers with something done to what lies between them, and to the logits."""
+
+    def __init__(
+        self, inside: Callable[[Tensor], Tensor] = torch.tanh, logits: Callable[[Tensor], Any] = torch.clone
+    ) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.inside, self.logits = inside, logits
+        self.first, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.logits(self.head(self.inside(self.first(x))))
+        return z
+
+
+class Rounded(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight
+        return F.linear(x, w + ((4 * w).round() / 4 - w).detach(), self.bias)
+
+
+def _halved(module: nn.Module, into: Any, out: Any) -> tuple[Tensor, ...]:
+    return tuple(0.5 * gradient for gradient in into)
+
+
+def _backward_hook() -> nn.Module:
+    net = Net()
+    net.head.register_full_backward_hook(_halved)
+    return net
+
+
+GRADIENTS: dict[str, Callable[[], nn.Module]] = {
+    "scaled": lambda: Net(logits=lambda z: apply(Scaled, z, 0.1)),
+    "reversed": lambda: Net(logits=lambda z: apply(Scaled, z, -1.0)),
+    "hook": lambda: Net(logits=hooked),
+    "backward hook": _backward_hook,
+    "straight through": lambda: Net(inside=lambda h: h + (h.sign() - h).detach()),
+    "rounded weights": lambda: nn.Sequential(Rounded(4, 3), nn.Tanh(), Rounded(3, 3)),
+    "a detached norm": lambda: Net(logits=lambda z: z * (1 + z.detach().norm(dim=1, keepdim=True))),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_a_gradient_that_is_not_the_losss_is_refused(kind: str, dtype: torch.dtype) -> None:
+    with pytest.raises(MeasurementError, match="The gradient that the model and the loss give is not that of the loss"):
+        make_problem(GRADIENTS[kind](), "cross_entropy", (X, Y), dtype=dtype)
+
+
+def test_a_second_derivative_that_is_forgotten_is_refused() -> None:
+    with pytest.raises(MeasurementError, match="The Hessian's products are not those of the loss"):
+        make_problem(Net(inside=lambda h: apply(Forgets, h)), "cross_entropy", (X, Y))
+
+
+def _frozen_below() -> nn.Module:
+    class Frozen(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                h = torch.tanh(self.first(x))
+            z: Tensor = self.head(h)
+            return z
+
+    return Frozen()
+
+
+SOUND: dict[str, Callable[[], nn.Module]] = {
+    "kinks": lambda: nn.Sequential(nn.Linear(4, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 3)),
+    "kinks at zero": lambda: nn.Sequential(_zeroed(nn.Linear(4, 30)), nn.ReLU(), nn.Linear(30, 3)),
+    "a part without gradients": _frozen_below,
+    "absolute values": lambda: Net(inside=torch.abs),
+    "the largest of some": lambda: Net(inside=lambda h: h.view(len(h), 3, 2).amax(2).repeat(1, 2)),
+}
+
+
+def _zeroed(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _distances(z: Tensor, y: Tensor) -> Tensor:
+    return (z - F.one_hot(y, 3)).abs().sum(1).mean()
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", _distances], ids=["smooth", "kinked"])
+@pytest.mark.parametrize("kind", SOUND)
+def test_kinks_and_what_is_held_fixed_are_no_fault(kind: str, loss: Any) -> None:
+    x = X.clone()
+    x[::2] = 0  # as a black image is: with a bias of zero all units lie at their kinks
+    make_problem(SOUND[kind](), loss, (x, Y))
+
+
+def test_scales_far_apart_are_no_fault() -> None:
+    model = Net()
+    with torch.no_grad():
+        model.first.weight.mul_(1e4)
+        model.head.weight.mul_(1e-4)
+    problem = make_problem(model, "cross_entropy", (X, Y), dtype=torch.float64)
+    torch.testing.assert_close(dense(hessian(problem)), truth(model.double(), F.cross_entropy, X.double(), Y))
