@@ -99,5 +99,5 @@ def class_numbers(
 
 def _label(sample: Sample) -> int | str:
     if not isinstance(sample.label, int | str):
-        raise UsageError(f"{sample.name} has a label that is neither a whole number nor a name: {sample.label}.")
+        raise UsageError(f"{sample.name} has a label that is neither a whole number nor a name: {shown(sample.label)}.")
     return sample.label if isinstance(sample.label, str) else int(sample.label)  # a truth value is a number
