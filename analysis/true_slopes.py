@@ -5,8 +5,8 @@ gradients round, custom functions of which the second derivative forgets a term.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from analysis.derivatives import gradients
 from analysis.errors import MeasurementError
 from analysis.model_copy import convert, private_copy
 from analysis.parametric_loss import ParametricLoss
-from analysis.vectors import dot, norm, random_rows
+from analysis.vectors import dot
 
 _APART = 1e-2  # of themselves; a wrong derivative is off by more, a right one by 1e-4 where differences settle
 _NOTHING = 1e-8  # of what is usual: below it all is rounding
@@ -26,93 +26,132 @@ _POINTS = 8  # at random, that say what is usual
 _COARSE = (1e-2, 1e-3, 1e-4)  # steps that are seen where a part computes in float32, which finer ones are not
 _NEARLY = 0.05  # of themselves, at a coarse step
 
+_ZERO, _ONE = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+
+Pieces = Mapping[str, Tensor]
+"""A vector of the selected parameters, in pieces as they are."""
+
 
 def refuse_wrong_derivatives(problem: ParametricLoss, first: Batch) -> None:
     """Hold a gradient and a product to differences of losses and gradients, of one sample and in float64.
 
     That is done away from the parameters, where neither a fitted loss nor inputs that are zero lie at a kink or hide
-    anything. What does not run in float64, or has no difference that two steps agree on, is not decided here.
+    anything. What does not run in float64, or has no difference that two steps agree on, is not decided here. Takes
+    the room of some six vectors in float64.
 
     Raises:
         MeasurementError: a derivative is another than the loss's.
     """
-    double = _in_float64(problem)
+    model = private_copy(problem.model)
+    convert(model, problem.device, torch.float64)
+    double = replace(problem.of(model), dtype=torch.float64)
     try:
-        _compare(double, first)
+        _try_lines(double, _counted(double, first))
     except RuntimeError:  # something in it stays in float32
         return
 
 
-def _in_float64(problem: ParametricLoss) -> ParametricLoss:
-    model = private_copy(problem.model)
-    convert(model, problem.device, torch.float64)
-    return replace(problem.of(model), dtype=torch.float64)
-
-
-def _compare(problem: ParametricLoss, first: Batch) -> None:
-    one = _counted(problem, first)
+def _try_lines(problem: ParametricLoss, one: Batch) -> None:
     generator = torch.Generator().manual_seed(0)
-    theta = problem.flatten([away_from(p, generator) for p in problem.parameters.values()])
-    gradient = _gradient(problem, one, theta)
-    if not gradient.isfinite().all():
+    theta = {name: away_from(p.detach(), generator) for name, p in problem.parameters.items()}
+    gradient = _Line(problem, one, theta, theta).gradient(0.0)
+    if not all(piece.isfinite().all() for piece in gradient.values()):
         return
-    (random,) = random_rows(1, problem.size, theta, generator)
-    random *= gradient != 0  # what gets no gradient is held fixed: an embedding's padding, a part under no_grad
-    ways = [x * (norm(theta) or 1.0) / norm(x) for x in (gradient, random) if norm(x) > 0]
-    for way in ways:
-        _refuse_slope(problem, one, theta, way, dot(gradient, way))
-    if ways:
-        _refuse_curve(problem, one, theta, torch.stack(ways).sum(0))
+    way = {name: _direction(theta[name], piece, generator) for name, piece in gradient.items()}
+    line = _Line(problem, one, theta, way)
+    _refuse_slope(line, _inner(gradient, way))
+    del gradient
+    _refuse_curve(line)
 
 
-def _refuse_slope(problem: ParametricLoss, one: Batch, theta: Tensor, way: Tensor, given: float) -> None:
-    def losses(at: Tensor) -> Tensor:
-        return _loss(problem, one, at)[None]
+def _direction(theta: Tensor, gradient: Tensor, generator: torch.Generator) -> Tensor:
+    """Along the gradient and at random alike, as long as theta: so every parameter's share is seen.
 
-    def off(found: float, share: float) -> bool:
-        return abs(found - given) > share * max(abs(found), abs(given))
+    What gets no gradient is held fixed: an embedding's padding, a part under no_grad.
+    """
+    random = torch.randn(gradient.shape, generator=generator, dtype=torch.float64).to(gradient) * (gradient != 0)
+    parts = [gradient / gradient.norm(), random / random.norm()] if gradient.any() else [gradient]
+    direction: Tensor = sum(parts[1:], parts[0]) * theta.norm()
+    return direction
 
-    true = central_difference(losses, theta, way)
-    if not true.settled or not off(true.value.item(), _APART):
+
+@dataclass(frozen=True)
+class _Line:
+    """The loss of one sample at theta + t way, and its derivatives in t as the model gives them."""
+
+    problem: ParametricLoss
+    one: Batch
+    theta: Pieces
+    way: Pieces
+
+    def loss(self, t: float) -> float:
+        with torch.no_grad():
+            return self.problem.share(self.one, self._at(t)).total.item()
+
+    def gradient(self, t: float) -> Pieces:
+        leaves = self._at(t)
+        found = gradients([self.problem.share(self.one, leaves).total], list(leaves.values()))
+        return dict(zip(leaves, found, strict=True))
+
+    def slope(self, t: float) -> float:
+        return _inner(self.gradient(t), self.way)
+
+    def curve(self) -> float:
+        leaves, ways = self._at(0.0), list(self.way.values())
+        slopes = gradients([self.problem.share(self.one, leaves).total], list(leaves.values()), create_graph=True)
+        images = gradients(slopes, list(leaves.values()), ways)
+        return _inner(dict(zip(leaves, images, strict=True)), self.way)
+
+    def usual(self, of: Callable[["_Line"], float]) -> float:
+        """The largest of a number at random parameters as large as theta: what rounding is measured by.
+
+        A saturated loss may be next to nothing where it is looked at, and its derivatives too.
+        """
+        generator = torch.Generator().manual_seed(1)
+        return max(abs(of(replace(self, theta=self._elsewhere(generator)))) for _ in range(_POINTS))
+
+    def _elsewhere(self, generator: torch.Generator) -> Pieces:
+        size = _norm(self.theta) / math.sqrt(max(1, sum(piece.numel() for piece in self.theta.values())))
+        return {name: size * torch.randn(p.shape, generator=generator).to(p) for name, p in self.theta.items()}
+
+    def _at(self, t: float) -> dict[str, Tensor]:
+        return {name: torch.add(p, self.way[name], alpha=t).requires_grad_() for name, p in self.theta.items()}
+
+
+def _refuse_slope(line: _Line, given: float) -> None:
+    true = central_difference(_of_tensor(line.loss), _ZERO, _ONE)
+    seen = true.value.item()
+    if not true.settled or not _apart(seen, given, _APART):
         return
-    for step in _COARSE:
-        found = (losses(theta + step * way) - losses(theta - step * way)).item() / (2 * step)
-        if not off(found, _NEARLY):
-            return
-    if abs(true.value.item() - given) <= _NOTHING * _usual(problem, one, theta, _loss):
+    if any(not _apart((line.loss(t) - line.loss(-t)) / (2 * t), given, _NEARLY) for t in _COARSE):
         return
-    raise MeasurementError(
-        f"The gradient that the model and the loss give is not that of the loss: along a line it is {given:.4g}, where "
-        f"the loss changes by {true.value.item():.4g}. A part is detached, is given another gradient (a straight-"
-        "through estimator, a custom function), or a hook changes it: curvature would be that of nothing."
-    )
-
-
-def _refuse_curve(problem: ParametricLoss, one: Batch, theta: Tensor, way: Tensor) -> None:
-    leaves = _leaves(problem, theta)
-    slopes = gradients([problem.share(one, leaves).total], list(leaves.values()), create_graph=True)
-    given = problem.flatten(gradients(slopes, list(leaves.values()), problem.split(way)))
-    true = central_difference(lambda at: _gradient(problem, one, at), theta, way)
-    apart, large = norm(given - true.value), max(norm(given), norm(true.value))
-    if not true.settled or norm(true.value) == 0 or apart <= _APART * large:
-        return
-    if apart > _NOTHING * _usual(problem, one, theta, _gradient) * norm(way):
+    if abs(seen - given) > _NOTHING * line.usual(lambda other: other.loss(0.0)):
         raise MeasurementError(
-            f"The Hessian's products are not those of the loss: one of norm {norm(given):.4g} is {apart:.4g} from what "
-            "gradients change by. A second derivative is wrong, in torch or in a function of your own; replace it."
+            f"The gradient that the model and the loss give is not that of the loss: along a line it is {given:.4g}, "
+            f"where the loss changes by {seen:.4g}. A part is detached, is given another gradient (a straight-through "
+            "estimator, a custom function), or a hook changes it: curvature would be that of nothing."
         )
 
 
-def _usual(
-    problem: ParametricLoss, one: Batch, theta: Tensor, of: Callable[[ParametricLoss, Batch, Tensor], Tensor]
-) -> float:
-    """The largest norm of a loss or gradient at random parameters as large as `theta`: what rounding is measured by.
+def _refuse_curve(line: _Line) -> None:
+    given, true = line.curve(), central_difference(_of_tensor(line.slope), _ZERO, _ONE)
+    seen = true.value.item()
+    if not true.settled or seen == 0 or not _apart(seen, given, _APART):
+        return
+    if abs(seen - given) > _NOTHING * line.usual(lambda other: other.slope(0.0)):
+        raise MeasurementError(
+            f"The Hessian's products are not those of the loss: along a line its curvature is {given:.4g}, where "
+            f"gradients change by {seen:.4g}. A second derivative is wrong, in torch or in a function of your own; "
+            "replace it."
+        )
 
-    A saturated loss may be next to nothing where it is looked at, and its derivatives too.
-    """
-    generator = torch.Generator().manual_seed(1)
-    points = random_rows(_POINTS, len(theta), theta, generator) * (norm(theta) / math.sqrt(max(1, len(theta))))
-    return max(norm(of(problem, one, point).reshape(-1)) for point in points)
+
+def _of_tensor(f: Callable[[float], float]) -> Callable[[Tensor], Tensor]:
+    return lambda t: torch.tensor([f(t.item())], dtype=torch.float64)
+
+
+def _apart(one: float, other: float, share: float) -> bool:
+    return abs(one - other) > share * max(abs(one), abs(other))
 
 
 def _counted(problem: ParametricLoss, first: Batch) -> Batch:
@@ -121,20 +160,13 @@ def _counted(problem: ParametricLoss, first: Batch) -> Batch:
         one = moved(sliced(first, n, n + 1), problem.device, problem.dtype)
         with torch.no_grad():
             if float(problem.share(one, {}).normaliser) != 0:
-                return one
+                break
     return one
 
 
-def _leaves(problem: ParametricLoss, theta: Tensor) -> dict[str, Tensor]:
-    pieces = zip(problem.parameters, problem.split(theta), strict=True)
-    return {name: piece.detach().clone().requires_grad_() for name, piece in pieces}
+def _norm(pieces: Pieces) -> float:
+    return math.sqrt(sum(torch.linalg.vector_norm(piece).item() ** 2 for piece in pieces.values()))
 
 
-def _loss(problem: ParametricLoss, one: Batch, theta: Tensor) -> Tensor:
-    with torch.no_grad():
-        return problem.share(one, _leaves(problem, theta)).total
-
-
-def _gradient(problem: ParametricLoss, one: Batch, theta: Tensor) -> Tensor:
-    leaves = _leaves(problem, theta)
-    return problem.flatten(gradients([problem.share(one, leaves).total], list(leaves.values())))
+def _inner(one: Pieces, other: Pieces) -> float:
+    return sum(dot(piece.reshape(-1), other[name].reshape(-1)) for name, piece in one.items())
