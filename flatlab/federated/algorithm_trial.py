@@ -22,6 +22,7 @@ from flatlab.federated.config import RunConfig
 from flatlab.federated.local_step import local_step_
 from flatlab.federated.own_algorithm import find_algorithm
 from flatlab.federated.server_average import KEPT
+from flatlab.federated.streams import seeded
 from flatlab.federated.world import DTYPES
 from flatlab.functions import import_named
 from flatlab.runs.contents import NAMES
@@ -38,7 +39,7 @@ def try_algorithm(config: RunConfig) -> None:
     if config.algorithm in ALGORITHMS:
         return
     dtype = DTYPES[config.dtype]
-    with torch.random.fork_rng(devices=[]):
+    with seeded(config.seed, "trial"):
         _Trial(config, dtype).run()
         if dtype != torch.float64:
             try:

@@ -35,7 +35,7 @@ from flatlab.federated.engine.sequential import add_up, chunk_starts, score_chun
 from flatlab.federated.local_step import local_step_
 from flatlab.federated.man import tap_penalised
 from flatlab.federated.precision import arithmetic, autocast
-from flatlab.federated.streams import stream_seed
+from flatlab.federated.streams import seeded
 from flatlab.federated.world import World
 
 
@@ -61,8 +61,11 @@ class BatchedEngine:
 
     def run(self, inputs: RoundInputs) -> RoundOutputs:
         """Train the participants of one round."""
+        with seeded(self.world.config.seed, "model", inputs.t):
+            return self._run(inputs)
+
+    def _run(self, inputs: RoundInputs) -> RoundOutputs:
         world, config, rules = self.world, self.world.config, self.world.config.rules
-        torch.manual_seed(stream_seed(config.seed, "model", inputs.t))
         own, server = self._move(inputs.own), self._move(inputs.server)
         w = inputs.w.to(self.device)
         client = world.client(inputs.t, inputs.ids, w, own, server)

@@ -16,7 +16,7 @@ from flatlab.federated.local_batches import Batch, local_batches
 from flatlab.federated.local_step import local_step_
 from flatlab.federated.man import penalty_terms, square_sum
 from flatlab.federated.precision import arithmetic, autocast
-from flatlab.federated.streams import stream, stream_seed
+from flatlab.federated.streams import seeded, stream
 from flatlab.federated.world import World
 
 TEST_CHUNK = 500
@@ -38,12 +38,19 @@ def train_client(
 ) -> ClientResult:
     """Run client k's local steps of round t from the model `w` (P,), with vectors `own` and `server`.
 
-    `model` lends its form; its parameters are left pointing at theta_K.
+    `model` lends its form; its parameters are left pointing at theta_K. What it and the algorithm draw at random is the
+    client's own in that round.
     """
+    with seeded(world.config.seed, "model", t, k):
+        return _train_client(world, model, t, k, w, own, server)
+
+
+def _train_client(
+    world: World, model: nn.Module, t: int, k: int, w: Tensor, own: Mapping[str, Tensor], server: Mapping[str, Tensor]
+) -> ClientResult:
     config, algorithm = world.config, world.config.rules
     client = world.client(t, k, w, own, server)
     terms = algorithm.terms(client)
-    torch.manual_seed(stream_seed(config.seed, "model", t, k))  # for models that draw, such as dropout
     inputs, labels = client_data(world, k)
     theta = w.clone()
     total, seen = 0.0, 0

@@ -31,7 +31,7 @@ from flatlab.federated.engine.sequential import add_up, chunk_starts, score_chun
 from flatlab.federated.engine.slots import Slots
 from flatlab.federated.participants import sample_clients
 from flatlab.federated.precision import arithmetic
-from flatlab.federated.streams import stream_seed
+from flatlab.federated.streams import seeded
 from flatlab.federated.world import World
 from flatlab.tell import Tell, silent
 
@@ -76,13 +76,14 @@ class StreamsEngine:
     def run(self, inputs: RoundInputs) -> RoundOutputs:
         """Train the participants of one round."""
         plan = self._plan(inputs.t, inputs.ids).to(self.device)
-        done, waves = 0, []
-        with arithmetic(self.world.config.precision, self.device):
+        done, waves, seed = 0, [], self.world.config.seed
+        # What a step draws before it is captured is not the caller's either.
+        with arithmetic(self.world.config.precision, self.device), seeded(seed, "capture"):
             while done < len(inputs.ids):
                 wave = slice(done, min(done + self.usable, len(inputs.ids)))
                 if self._prepare(inputs, plan, wave):
-                    torch.manual_seed(stream_seed(self.world.config.seed, "model", inputs.t, done))
-                    waves.append(self._train(inputs, plan, wave))
+                    with seeded(seed, "model", inputs.t, done):
+                        waves.append(self._train(inputs, plan, wave))
                     done = wave.stop
         self._plan_ahead(inputs.t + 1)
         thetas, afters, losses = zip(*waves, strict=True)
