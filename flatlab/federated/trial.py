@@ -42,7 +42,7 @@ def tried(world: World) -> World:
 
     Leaves torch's global generators as they were. Raises `UsageError` as the module says.
     """
-    try_algorithm(world.config)
+    world = replace(world, draws=try_algorithm(world.config))
     index = torch.arange(SAMPLES) % len(world.data.train.labels)
     x = normalise(world.data.train.images[index], world.data.mean, world.data.std, dtype=world.dtype)
     layers = world.config.man_layers if world.config.man else ()

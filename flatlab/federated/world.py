@@ -36,6 +36,7 @@ class World:
     taps: Taps = field(
         default_factory=Taps
     )  # what a trial of the model showed (trial.py); engines take most models without one
+    draws: str = ""  # the function of an own algorithm's client that draws random numbers, as its trial showed
 
     @property
     def samples(self) -> Tensor:
@@ -67,7 +68,8 @@ class World:
         Each has storage of its own: `initial` may return w itself, or one tensor twice.
         """
         rules = self.config.rules
-        given = rules.initial(w, self.config.hyperparameters)
+        with seeded(self.config.seed, "initial"):
+            given = rules.initial(w, self.config.hyperparameters)
         own, server = (
             {name: given[name].to(w.device, copy=True) if name in given else torch.zeros_like(w) for name in names}
             for names in (rules.own, rules.server)

@@ -15,6 +15,7 @@ from flatlab.federated.engine.base import Evaluation, RoundInputs, RoundOutputs
 from flatlab.federated.local_batches import Batch, local_batches
 from flatlab.federated.local_step import local_step_
 from flatlab.federated.man import penalty_terms, square_sum
+from flatlab.federated.own_calls import clients_named, require_kept
 from flatlab.federated.precision import arithmetic, autocast
 from flatlab.federated.streams import seeded, stream
 from flatlab.federated.world import World
@@ -41,7 +42,8 @@ def train_client(
     `model` lends its form; its parameters are left pointing at theta_K. What it and the algorithm draw at random is the
     client's own in that round.
     """
-    with seeded(world.config.seed, "model", t, k):
+    given = {"w": w, "own": own, "server": server}
+    with seeded(world.config.seed, "model", t, k), clients_named(world.config, t, given):
         return _train_client(world, model, t, k, w, own, server)
 
 
@@ -62,7 +64,9 @@ def _train_client(
             loss, client = local_step_(theta, gradient, client, terms, algorithm, client.eta, config, step)
             total += loss.item() * len(y)
             seen += len(y)
-    return ClientResult(theta, algorithm.keep(client, theta - w), total / seen, seen)
+    after = algorithm.keep(client, theta - w)
+    require_kept(config, t, after, own)
+    return ClientResult(theta, after, total / seen, seen)
 
 
 def client_batches(world: World, t: int, k: int) -> Iterator[Batch]:
