@@ -62,7 +62,7 @@ def load_toys(window: int = 1) -> Toys:
 def new_toy(toys: Toys, hidden: Sequence[int], activation: Activation, seed: int) -> nn.Sequential:
     """A perceptron with ten logits in float64, initialised from `seed` alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of a GPU the generator stays as the caller has it
         widths = [toys.x[0].numel(), *hidden]
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         for i, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):

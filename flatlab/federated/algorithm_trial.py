@@ -1,45 +1,52 @@
 """A user's own algorithm is tried once before round 1, on a few numbers, so that no run ends in what could be known.
 
 What is refused: a function that fails, that returns something else than `Algorithm` says, that changes what it is
-given, or that gives a client in a stack of clients, as GPUs train them, another result than the client by itself.
+given, that returns something else when it is asked again, or that gives a client in a stack of clients, as GPUs train
+them, another result than the client by itself; and a model reported as the participants' average that is another.
 """
 
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flatlab.errors import UsageError, first_line, shown
+from flatlab.errors import UsageError, shown
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.algorithms.base import Client, Round, Terms
-from flatlab.federated.arguments import by_name, changed, versions
 from flatlab.federated.config import RunConfig
 from flatlab.federated.local_step import local_step_
 from flatlab.federated.own_algorithm import find_algorithm
+from flatlab.federated.own_calls import Calls
 from flatlab.federated.server_average import KEPT
+from flatlab.federated.streams import seeded
 from flatlab.federated.world import DTYPES
-from flatlab.functions import import_named
 from flatlab.runs.contents import NAMES
 
 _CLIENTS, _SIZE, _STEPS, _ROUNDS = 3, 5, 2, 3
+
+_OF_CLIENTS = ("terms", "ascent", "during", "lookahead", "rate", "keep")
+
+_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9}
+"""By which two averages may differ, relative to the numbers averaged."""
 
 
 class _StackDiffersError(UsageError):
     """A stack of clients has another result than the clients by themselves."""
 
 
-def try_algorithm(config: RunConfig) -> None:
-    """Run a few rounds of three clients with five parameters each; raises `UsageError` as the module says."""
+def try_algorithm(config: RunConfig) -> str:
+    """Run a few rounds of three clients with five parameters each; raises `UsageError` as the module says.
+
+    Returns the name of a function of the client's that draws random numbers, if any does: it is not tried in stacks.
+    """
     if config.algorithm in ALGORITHMS:
-        return
+        return ""
     dtype = DTYPES[config.dtype]
-    with torch.random.fork_rng(devices=[]):
-        _Trial(config, dtype).run()
+    with seeded(config.seed, "trial"):
+        trial = _Trial(config, dtype)
+        trial.run()
         if dtype != torch.float64:
             try:
                 _Trial(config, torch.float64).run()
@@ -47,9 +54,10 @@ def try_algorithm(config: RunConfig) -> None:
                 raise
             except UsageError:  # a constant of the run's dtype, which float64 does not go with
                 pass
+    return trial.draws
 
 
-class _Trial:
+class _Trial(Calls):
     """Rounds of a quadratic loss, each client's step by itself and as a row of a stack.
 
     Types are looked at in the run's dtype; the two ways are compared in float64, where rounding hides no difference.
@@ -57,9 +65,9 @@ class _Trial:
 
     def __init__(self, config: RunConfig, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
-        self.config, self.name, self.dtype = config, config.algorithm, dtype
-        self.typed = DTYPES[config.dtype] == dtype
-        self.rules, self.hyper = find_algorithm(config.algorithm), config.hyperparameters  # without server_average.py
+        rules = find_algorithm(config.algorithm)  # without server_average.py
+        super().__init__(config, rules, typed=DTYPES[config.dtype] == dtype)
+        self.name, self.dtype, self.hyper, self.draws = config.algorithm, dtype, config.hyperparameters, ""
         self.target = torch.randn(_CLIENTS, _SIZE, dtype=dtype)
         self.samples = torch.tensor([[4.0], [9.0], [2.0]], dtype=dtype)
         self.wt = self.samples * _CLIENTS / self.samples.sum()
@@ -72,14 +80,11 @@ class _Trial:
         names: set[str] = set()
         for t in range(_ROUNDS):
             start = self.call("start", w, server, self.hyper, t)
-            vector = f"the vector {tuple(w.shape)} it starts from, of {self.config.dtype}"
-            self.require("start", self.is_like(start, w), f"something else than {vector}")
+            self.require_start(start, w)
             theta, after = self.clients(t, start.clone(), own, server)
             combined = self.call("combine", self.round(t, w, theta, own, after, server))
-            self.require("combine", isinstance(combined, tuple) and len(combined) == 2, "no pair (w, vectors)")
-            form = f"tensor {tuple(w.shape)} of {self.config.dtype}"
-            self.require("combine", self.is_like(combined[0], w), f"a w that is no {form}")
-            self.require_vectors("combine", combined[1], server)
+            self.require_combined(combined, w, server)
+            self.refuse_another_average(combined[0], theta)
             w, own, server = combined[0].clone(), after, {name: v.clone() for name, v in combined[1].items()}
             names = self.models(w, server, names)
 
@@ -101,13 +106,25 @@ class _Trial:
     def models(self, w: Tensor, server: Mapping[str, Tensor], before: set[str]) -> set[str]:
         """The names of the further models; refused unless they are as before and none is the run's own."""
         models = self.call("models", w, server)
-        self.require_vectors("models", models, dict.fromkeys(models, w) if isinstance(models, Mapping) else {})
+        self.require_models(models, w)
         for name in models:
             named = isinstance(name, str) and name.isidentifier()
             self.require("models", named, f"a model called {shown(name)}: a name of letters, digits and _ is needed")
             self.require("models", name not in NAMES, f"a model called {name!r}, as the run calls one of its own")
         self.require("models", not before or before == set(models), "models of other names in every round")
         return set(models)
+
+    def refuse_another_average(self, w: Tensor, theta: Tensor) -> None:
+        """Where a run reports the participants' average, w must be it, or the algorithm say that it differs."""
+        if self.config.report != "selected" or self.rules.server_differs:
+            return
+        weights = self.samples if self.rules.weighted else torch.ones_like(self.samples)
+        mean, rounding = (weights * theta).sum(0) / weights.sum(), _ROUNDING[self.dtype] * theta.abs().max()
+        if not (w - mean).abs().max() <= rounding:
+            raise self.wrong(
+                "report = selected is the participants' average, and its combine returns another w: give the Algorithm "
+                "server_differs=True (or weighted=False, where every client counts alike)"
+            )
 
     def refuse_names_of_the_average(self) -> None:
         """`server_average.py` keeps vectors of its own beside the algorithm's, and would overwrite these."""
@@ -131,7 +148,7 @@ class _Trial:
         after = {name: torch.stack([vectors[name] for _, vectors in alone]) for name in own}
         for found, wanted in ((together[0], theta), *((together[1][name], after[name]) for name in own)):
             same = torch.allclose(found.expand_as(wanted), wanted, rtol=1e-9, atol=1e-12, equal_nan=True)
-            if self.dtype == torch.float64 and not same:
+            if self.dtype == torch.float64 and not self.draws and not same:
                 raise _StackDiffersError(
                     f"The algorithm {self.name} gives clients in a stack (C, P) another result than one by one (P,): "
                     "its sums and norms must go along the last dimension and keep it, as norm in "
@@ -198,72 +215,37 @@ class _Trial:
         return Round(w, theta, self.samples, self.wt, before, after, server, self.hyper, _CLIENTS + 1, t, eta, _STEPS)
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """What that function of the algorithm returns; refused where it changes an argument, which others hold too."""
-        given = by_name(function, arguments)
-        before = versions(given)
-        with self.named(function):
-            returned = getattr(self.rules, function)(*arguments)
-        for what in changed(before, versions(given)):
-            raise UsageError(
-                f"The algorithm {self.name} cannot be used: its {function} changes {what} in place: return a new "
-                "tensor, as a * b rather than a.mul_(b)."
+        """What that function of the algorithm returns; refused where it returns something else when asked again."""
+        before = torch.get_rng_state()
+        returned = super().call(function, *arguments)
+        if function in _OF_CLIENTS and not torch.equal(torch.get_rng_state(), before):
+            self.draws = self.draws or function
+        torch.set_rng_state(before)
+        if not _same(super().call(function, *arguments), returned):
+            raise self.wrong(
+                f"its {function} gives two results for the same arguments: keep its state in `server` or `own`, and "
+                "draw from torch's generator"
             )
         return returned
-
-    def is_like(self, found: object, like: Tensor) -> bool:
-        """Whether it is a tensor of this shape, and of the run's dtype where this trial has it."""
-        if not isinstance(found, Tensor) or found.shape != like.shape:
-            return False
-        return found.dtype == like.dtype or not self.typed
-
-    def is_rows(self, found: object, like: Tensor) -> bool:
-        """Likewise; where `like` is a stack (C, P), one vector (P,) is that of every client."""
-        return self.is_like(found, like) or (like.dim() == 2 and self.is_like(found, like[0]))
 
     def require_moved(self, function: str, found: object, theta: Tensor) -> None:
         """Refuse what cannot be added to theta, entry by entry."""
         form = f"a tensor {tuple(theta.shape)} of {self.config.dtype}"
         self.require(function, self.is_rows(found, theta), f"something else than {form}")
 
-    def require_vectors(self, function: str, found: object, like: Mapping[str, Tensor]) -> None:
-        """Refuse what is no dictionary of exactly the tensors `like`, by name, shape and dtype."""
-        self.require_dictionary(function, found, like, self.is_like)
 
-    def require_rows(self, function: str, found: object, like: Mapping[str, Tensor]) -> None:
-        """Likewise, of a client or of every client in a stack."""
-        self.require_dictionary(function, found, like, self.is_rows)
-
-    def require_dictionary(
-        self, function: str, found: object, like: Mapping[str, Tensor], fits: Callable[[object, Tensor], bool]
-    ) -> None:
-        right = isinstance(found, Mapping) and set(found) == set(like) and all(fits(found[n], like[n]) for n in like)
-        vectors = f"its vectors ({', '.join(map(str, like)) or 'none'}), each of its shape and of {self.config.dtype}"
-        self.require(function, right, f"something else than a dictionary of {vectors}")
-
-    def require(self, function: str, right: bool, returned: str) -> None:
-        if not right:
-            raise UsageError(f"The algorithm {self.name} cannot be used: its {function} returns {returned}.")
-
-    @contextmanager
-    def named(self, function: str) -> Iterator[None]:
-        """Turn whatever a user's function raises into one sentence that says where."""
-        try:
-            yield
-        except UsageError:
-            raise
-        except Exception as error:
-            line = _line_in(self.name, error)
-            raise UsageError(
-                f"The algorithm {self.name} cannot be used: its {function} raised {first_line(error)}{line}."
-            ) from error
+def _same(a: object, b: object) -> bool:
+    """Whether two results are equal, number by number, nan where the other has nan."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    if isinstance(a, Terms) and isinstance(b, Terms):
+        return _same(vars(a), vars(b))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return type(a) is type(b) and (not isinstance(a, bool | int | float | str) or a == b or a != a)
 
 
 def _gradient(target: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     return (theta - target).square().sum(-1) / 2, theta - target
-
-
-def _line_in(name: str, error: Exception) -> str:
-    """Where in the user's file the error arose, for a sentence."""
-    file = import_named(name.partition(":")[0] + ":__file__", "algorithm")
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f" ({Path(file).name}, line {lines[-1]})" if lines else ""

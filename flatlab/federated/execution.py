@@ -27,6 +27,7 @@ from flatlab.runs.folder import RunFolder
 from flatlab.runs.interruption import terminable
 from flatlab.runs.metrics import Record
 from flatlab.tell import Tell, silent
+from flatlab.torch_settings import usual_settings
 
 CHOICES = {"state": ("memory", "disk"), "engine": ("auto", *ENGINES), "device": ("auto", "cpu", "cuda")}
 """What fields of `Execution` may say."""
@@ -99,6 +100,7 @@ def unwatched(run: Run) -> Iterator[Callable[[Record], None]]:
     yield lambda record: None
 
 
+@usual_settings()
 def carry_out(
     config: RunConfig,
     folder: Path,

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flatlab.errors import SAID, UsageError, shown
+from flatlab.errors import UsageError, shown
 from flatlab.federated.algorithms.base import Round
 from flatlab.federated.divergence import require_finite_clients, require_finite_server
 from flatlab.federated.engine.base import Engine, RoundInputs, RoundOutputs
@@ -17,6 +17,7 @@ from flatlab.federated.parameters import flatten, state_of
 from flatlab.federated.participants import sample_clients
 from flatlab.federated.round_record import evaluation_interval, evaluation_record, training_record
 from flatlab.federated.saving import Saves
+from flatlab.federated.server_calls import combine, further_models, lent, start
 from flatlab.federated.state import LAST, ClientState, Place, ServerState, read_server
 from flatlab.federated.world import World
 from flatlab.files import WriteError
@@ -133,15 +134,16 @@ class Run:
     def step(self, engine: Engine) -> Step:
         """Train one round and combine it, and change nothing.
 
-        Raises `FlatlabError` if a loss, a model or a vector of a client or of the server is not finite.
+        Raises `FlatlabError` if a loss, a model or a vector of a client or of the server is not finite, and for what
+        goes wrong in a user's own algorithm.
         """
         world, server, t = self.world, self.server, self.server.round
         rules, hyper = world.config.rules, world.config.hyperparameters
         ids = sample_clients(world.config, t)
         before = self.clients.read(ids)
         own = {name: before[name] for name in rules.own if name in before}
-        start = rules.start(server.w, server.vectors, hyper, t)
-        outputs = engine.run(RoundInputs(t, ids, start, own, server.vectors, self.saves.round)).to(server.w.device)
+        begin, sent = start(world.config, t, server.w, server.vectors), lent(world.config, server.vectors)
+        outputs = engine.run(RoundInputs(t, ids, begin, own, sent, self.saves.round)).to(server.w.device)
         require_finite_clients(t, ids, outputs)
         samples, wt = world.samples.to(server.w.device), world.wt.to(server.w.device)
         round_ = Round(
@@ -158,7 +160,7 @@ class Run:
             eta=world.config.learning_rate(t),
             K=world.steps,
         )
-        w, vectors = rules.combine(round_)
+        w, vectors = combine(world.config, round_)
         weights = samples if rules.weighted else torch.ones_like(samples)
         every = server.all
         if every is not None:
@@ -186,11 +188,11 @@ class Run:
         "all" is among them where the run reports it: every client's last model is kept for it.
         """
         server = server or self.server
-        rules = self.world.config.rules
+        config = self.world.config
         models = {"server": server.w} | ({} if server.all is None else {"all": server.all})
-        if rules.server_differs:
+        if config.rules.server_differs:
             models["selected"] = server.selected
-        return models | rules.models(server.w, server.vectors)
+        return models | further_models(config, server.round, server.w, server.vectors)
 
     @property
     def reported(self) -> str:
@@ -234,11 +236,11 @@ def train(
     `on_round` gets the record of each completed round; `probe` measures the server model every `probe_every` rounds
     and at the end, under "curvature" of the record; of rounds `keep_clients` the clients' own models are written. The
     whole state is saved at checkpoints, whenever a round ends `save_every` seconds or more after the last save, and
-    when the run is interrupted or cannot go on. Raises `FlatlabError` on divergence, and `WriteError` where the folder
-    takes nothing more: what was saved stays.
+    when the run is interrupted or cannot go on, for whatever reason. Raises `FlatlabError` on divergence, and
+    `WriteError` where the folder takes nothing more: what was saved stays.
     """
     config = run.world.config
-    interval = evaluation_interval(run.world)
+    interval, whole = evaluation_interval(run.world), True
     try:
         while run.server.round < config.rounds:
             stop_if_asked()
@@ -257,15 +259,17 @@ def train(
             with undisturbed():
                 if done in keep_clients:
                     run.keep_models(step)
+                whole = False  # state and metrics may not be of the same round
                 _write(run, step, record, save_every)
+                whole = True
             on_round(record)
         run.saves.end()
-    except WriteError:  # state and metrics may not be of the same round, and the disk takes nothing more
+    except WriteError:  # the disk takes nothing more
         raise
-    except (KeyboardInterrupt, *SAID):  # the state is that after the last whole round
+    except (KeyboardInterrupt, Exception):  # whatever a model or a tracker raises: the state is the last whole round's
         with undisturbed():
             run.saves.end()
-            if run.server.round > run.saves.round:
+            if whole and run.server.round > run.saves.round:
                 run.save()
         raise
     finally:

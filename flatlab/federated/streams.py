@@ -5,6 +5,8 @@ so neither the order in which clients are trained nor the process that trains th
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,3 +20,19 @@ def stream_seed(seed: int, *name: str | int) -> int:
 def stream(seed: int, *name: str | int) -> torch.Generator:
     """Return a fresh CPU generator at the start of the stream called `name`."""
     return torch.Generator().manual_seed(stream_seed(seed, *name))
+
+
+@contextmanager
+def seeded(seed: int, *name: str | int) -> Iterator[None]:
+    """Within the block, torch's global generators, from which models draw, stand at the start of the stream `name`.
+
+    On leaving it they stand where they were: they are the caller's.
+    """
+    started = torch.cuda.is_initialized()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if started else ()):
+            torch.manual_seed(stream_seed(seed, *name))
+            yield
+    finally:
+        if not started:  # no state to go back to: a GPU not in use yet begins at the seed that the caller gave
+            torch.cuda.manual_seed_all(torch.initial_seed())

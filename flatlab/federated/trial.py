@@ -22,7 +22,7 @@ from flatlab.federated.algorithm_trial import try_algorithm
 from flatlab.federated.engine.sequential import loss_gradient
 from flatlab.federated.man import Penalised, Taps
 from flatlab.federated.parameters import flatten, load_vector, state_of
-from flatlab.federated.streams import stream_seed
+from flatlab.federated.streams import seeded, stream_seed
 from flatlab.federated.world import World
 from flatlab.runs.checkpoint import fill
 from flatlab.runs.contents import require_state
@@ -40,13 +40,13 @@ SAME = 1e-3
 def tried(world: World) -> World:
     """Try algorithm and model; return `world` with what was seen of its activations, for engines and `statement`.
 
-    Leaves torch's global generator as it was. Raises `UsageError` as the module says.
+    Leaves torch's global generators as they were. Raises `UsageError` as the module says.
     """
-    try_algorithm(world.config)
+    world = replace(world, draws=try_algorithm(world.config))
     index = torch.arange(SAMPLES) % len(world.data.train.labels)
     x = normalise(world.data.train.images[index], world.data.mean, world.data.std, dtype=world.dtype)
     layers = world.config.man_layers if world.config.man else ()
-    with torch.random.fork_rng(devices=[]):
+    with seeded(world.config.seed, "trial"):
         model = world.new_model()
         _refuse_unknown_layers(world, model, layers)
         theta = flatten(dict(model.named_parameters()), world.layout)

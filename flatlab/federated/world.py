@@ -19,7 +19,8 @@ from flatlab.federated.models import build_model, default_model
 from flatlab.federated.parameters import Layout, layout_of
 from flatlab.federated.partition import Indices, Options, split_clients
 from flatlab.federated.partition.file import read_split
-from flatlab.federated.streams import stream_seed
+from flatlab.federated.streams import seeded, stream_seed
+from flatlab.torch_settings import usual_settings
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -35,6 +36,7 @@ class World:
     taps: Taps = field(
         default_factory=Taps
     )  # what a trial of the model showed (trial.py); engines take most models without one
+    draws: str = ""  # the function of an own algorithm's client that draws random numbers, as its trial showed
 
     @property
     def samples(self) -> Tensor:
@@ -66,7 +68,8 @@ class World:
         Each has storage of its own: `initial` may return w itself, or one tensor twice.
         """
         rules = self.config.rules
-        given = rules.initial(w, self.config.hyperparameters)
+        with seeded(self.config.seed, "initial"):
+            given = rules.initial(w, self.config.hyperparameters)
         own, server = (
             {name: given[name].to(w.device, copy=True) if name in given else torch.zeros_like(w) for name in names}
             for names in (rules.own, rules.server)
@@ -129,8 +132,7 @@ def make_world(config: RunConfig, root: Path | None = None) -> World:
 
 def initial_model(config: RunConfig, data: ImageData) -> nn.Module:
     """Build `config.model` for `data`, its parameters drawn from the run's stream "initialisation"."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(config.seed, "initialisation"))
+    with usual_settings(), seeded(config.seed, "initialisation"):
         return build_model(
             config.model,
             input_shape=data.input_shape,

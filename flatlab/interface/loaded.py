@@ -16,6 +16,7 @@ from flatlab.functions import let_run
 from flatlab.measuring.hub_models import names_hub_model, open_hub_model
 from flatlab.measuring.subjects import DEFAULT_SAMPLES, Measurement, check, open_checkpoint
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, rebuild
+from flatlab.torch_settings import usual_settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +54,11 @@ class LoadedCheckpoint:
         return self._rebuilt[1]
 
     @cached_property
+    @usual_settings()
     def _rebuilt(self) -> tuple[nn.Module, ImageData]:
         return rebuild(self.content, root=self.data_root, trusted_models=self.trusted_models)
 
+    @usual_settings()
     def problem(
         self,
         samples: int | None = None,
@@ -78,6 +81,7 @@ class LoadedCheckpoint:
         return Measurement(data_root=self.data_root, trusted_models=self.trusted_models, most=DEFAULT_SAMPLES, **asked)
 
 
+@usual_settings()
 def load(
     path: str | Path, *, data_root: str | Path | None = None, model: str | None = None, dataset: str | None = None
 ) -> LoadedCheckpoint | Any:

@@ -22,6 +22,7 @@ from flatlab.measuring.subjects import check
 from flatlab.measuring.surface import SurfaceResult, measure_surface, read_section
 from flatlab.measuring.trace import TraceResult, measure_trace, read_probing
 from flatlab.measuring.verify import Verification, open_with_clients, verify_subject
+from flatlab.torch_settings import usual_settings
 
 
 def eigs(
@@ -251,6 +252,7 @@ def surface(
     )
 
 
+@usual_settings()
 def verify(
     model: Model,
     loss: Loss | str | None = None,

@@ -17,6 +17,7 @@ from flatlab.measuring.hub_models import names_hub_model, open_hub_model
 from flatlab.measuring.result import Result, measured
 from flatlab.measuring.subjects import Measurement, Subject, check, open_parts, open_subject
 from flatlab.tell import Tell
+from flatlab.torch_settings import usual_settings
 
 Model = LoadedCheckpoint | TrainedRun | str | Path | nn.Module
 """What is measured; of strings, hf:NAME and timm:NAME are models of these libraries, others are paths."""
@@ -24,6 +25,7 @@ Model = LoadedCheckpoint | TrainedRun | str | Path | nn.Module
 R = TypeVar("R", bound=Result)
 
 
+@usual_settings()
 def measure_model(
     model: Model,
     loss: Loss | str | None,

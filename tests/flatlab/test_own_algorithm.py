@@ -104,7 +104,7 @@ def test_every_engine_and_resuming_follow_its_equations(
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_the_trial_takes_what_is_right(name: str) -> None:
     for dtype in DTYPES:
-        config = RunConfig.model_validate({"algorithm": name, "clients": 3, "dtype": dtype})
+        config = RunConfig.model_validate({"algorithm": name, "clients": 3, "dtype": dtype, "report": "selected"})
         _Trial(config, DTYPES[dtype]).run()
 
 
@@ -153,6 +153,10 @@ MISTAKES = {
     "rate raised TypeError": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, rate=lambda c: 1)",
     "Terms hold, raised RuntimeError": GOOD + "import torch\nALGORITHM = Algorithm('a', 'b', combine, "
     "terms=lambda c: Terms(constant=torch.zeros(7)))",
+    "combine gives two results for the same arguments: keep its state": "N = [0]\ndef combine(r):\n    N[0] += 1\n"
+    "    return r.w + (r.theta.mean(0) - r.w) / N[0], {}\nALGORITHM = Algorithm('a', 'b', combine)",
+    "terms gives two results for the same arguments": GOOD + "import random\n"
+    "ALGORITHM = Algorithm('a', 'b', combine, terms=lambda c: Terms(proximal=random.random()))",
     "is of type dict; it must be an Algorithm": "ALGORITHM = {}",
     "has no ALGORITHM": "",
     "has as its hyper a dict": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, {})",

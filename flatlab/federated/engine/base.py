@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flatlab.errors import UsageError, first_line
+from flatlab.federated.world import World
 from flatlab.tell import Tell, silent
 
 PATIENCE = 300.0
@@ -96,3 +97,12 @@ def no_room_for_a_step(model: str, error: Exception) -> UsageError:
         f"The device has no memory for a local step of {model} ({first_line(error)}); "
         "use --device cpu, or smaller batches."
     )
+
+
+def refuse_own_draws(world: World) -> None:
+    """Raise `UsageError` where an own algorithm's client draws random numbers: those of a stack have none each."""
+    if world.draws:
+        raise UsageError(
+            f"The algorithm {world.config.algorithm} draws random numbers in its {world.draws}, which clients that "
+            "train together would share; use --engine process, which trains each by itself."
+        )

@@ -29,13 +29,15 @@ from flatlab.federated.engine.base import (
     RoundOutputs,
     is_of_memory,
     no_room_for_a_step,
+    refuse_own_draws,
 )
 from flatlab.federated.engine.round_plan import RoundPlan, plan_round
 from flatlab.federated.engine.sequential import add_up, chunk_starts, score_chunk
 from flatlab.federated.local_step import local_step_
 from flatlab.federated.man import tap_penalised
+from flatlab.federated.own_calls import clients_named, require_kept
 from flatlab.federated.precision import arithmetic, autocast
-from flatlab.federated.streams import stream_seed
+from flatlab.federated.streams import seeded
 from flatlab.federated.world import World
 
 
@@ -49,6 +51,7 @@ class BatchedEngine:
 
     def __init__(self, world: World, device: torch.device) -> None:
         self.world, self.device = world, device
+        refuse_own_draws(world)
         self.together: int | None = None  # clients whose gradients are taken at once: all, unless memory is short
         for found in world.taps.penalised:
             if found.axis is None:
@@ -61,8 +64,12 @@ class BatchedEngine:
 
     def run(self, inputs: RoundInputs) -> RoundOutputs:
         """Train the participants of one round."""
+        config, given = self.world.config, {"w": inputs.w, "own": inputs.own, "server": inputs.server}
+        with seeded(config.seed, "model", inputs.t), clients_named(config, inputs.t, given):
+            return self._run(inputs)
+
+    def _run(self, inputs: RoundInputs) -> RoundOutputs:
         world, config, rules = self.world, self.world.config, self.world.config.rules
-        torch.manual_seed(stream_seed(config.seed, "model", inputs.t))
         own, server = self._move(inputs.own), self._move(inputs.server)
         w = inputs.w.to(self.device)
         client = world.client(inputs.t, inputs.ids, w, own, server)
@@ -83,7 +90,9 @@ class BatchedEngine:
                 loss, client = local_step_(theta, gradient, client, terms, rules, eta, config, step)
                 total += loss * taken
                 samples += taken
-        after = {name: rows.expand_as(theta) for name, rows in rules.keep(client, theta - w).items()}  # (P,): of all
+        kept = rules.keep(client, theta - w)
+        require_kept(config, inputs.t, kept, own)
+        after = {name: rows.expand_as(theta) for name, rows in kept.items()}  # (P,): of all
         return RoundOutputs(
             theta=theta,
             after=after,

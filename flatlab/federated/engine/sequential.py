@@ -15,8 +15,9 @@ from flatlab.federated.engine.base import Evaluation, RoundInputs, RoundOutputs
 from flatlab.federated.local_batches import Batch, local_batches
 from flatlab.federated.local_step import local_step_
 from flatlab.federated.man import penalty_terms, square_sum
+from flatlab.federated.own_calls import clients_named, require_kept
 from flatlab.federated.precision import arithmetic, autocast
-from flatlab.federated.streams import stream, stream_seed
+from flatlab.federated.streams import seeded, stream
 from flatlab.federated.world import World
 
 TEST_CHUNK = 500
@@ -38,12 +39,20 @@ def train_client(
 ) -> ClientResult:
     """Run client k's local steps of round t from the model `w` (P,), with vectors `own` and `server`.
 
-    `model` lends its form; its parameters are left pointing at theta_K.
+    `model` lends its form; its parameters are left pointing at theta_K. What it and the algorithm draw at random is the
+    client's own in that round.
     """
+    given = {"w": w, "own": own, "server": server}
+    with seeded(world.config.seed, "model", t, k), clients_named(world.config, t, given):
+        return _train_client(world, model, t, k, w, own, server)
+
+
+def _train_client(
+    world: World, model: nn.Module, t: int, k: int, w: Tensor, own: Mapping[str, Tensor], server: Mapping[str, Tensor]
+) -> ClientResult:
     config, algorithm = world.config, world.config.rules
     client = world.client(t, k, w, own, server)
     terms = algorithm.terms(client)
-    torch.manual_seed(stream_seed(config.seed, "model", t, k))  # for models that draw, such as dropout
     inputs, labels = client_data(world, k)
     theta = w.clone()
     total, seen = 0.0, 0
@@ -55,7 +64,9 @@ def train_client(
             loss, client = local_step_(theta, gradient, client, terms, algorithm, client.eta, config, step)
             total += loss.item() * len(y)
             seen += len(y)
-    return ClientResult(theta, algorithm.keep(client, theta - w), total / seen, seen)
+    after = algorithm.keep(client, theta - w)
+    require_kept(config, t, after, own)
+    return ClientResult(theta, after, total / seen, seen)
 
 
 def client_batches(world: World, t: int, k: int) -> Iterator[Batch]:

@@ -20,6 +20,7 @@ from flatlab.federated.engine.base import RoundInputs
 from flatlab.federated.engine.round_plan import RoundPlan, most_steps
 from flatlab.federated.engine.sequential import loss_gradient
 from flatlab.federated.local_step import local_step_
+from flatlab.federated.own_calls import clients_named
 from flatlab.federated.world import World
 
 WAITING = 512 << 20
@@ -72,11 +73,13 @@ class Slots:
         self.eta.fill_(config.learning_rate(inputs.t))
         client = self.participants(inputs, clients)
         rate = rules.rate
-        rates = [client.eta * (1.0 if rate is None else rate(client, k)) for k in range(len(self.rates))]
+        with clients_named(config, inputs.t, {"w": self.w, "own": client.own, "server": self.server}):
+            rates = [client.eta * (1.0 if rate is None else rate(client, k)) for k in range(len(self.rates))]
+            terms = rules.terms(client)
         self.rates.copy_(torch.tensor(rates, dtype=torch.float64))
         self.loss.zero_()
         self.step.zero_()
-        return self._load_terms(rules.terms(client), n)
+        return self._load_terms(terms, n)
 
     def _load_terms(self, terms: Terms, n: int) -> bool:
         before = {name: value for name, value in self.terms.items() if not isinstance(value, Tensor)}

@@ -25,13 +25,15 @@ from flatlab.federated.engine.base import (
     RoundOutputs,
     is_of_memory,
     no_room_for_a_step,
+    refuse_own_draws,
 )
 from flatlab.federated.engine.round_plan import RoundPlan, plan_round
 from flatlab.federated.engine.sequential import add_up, chunk_starts, score_chunk
 from flatlab.federated.engine.slots import Slots
+from flatlab.federated.own_calls import clients_named, require_kept
 from flatlab.federated.participants import sample_clients
 from flatlab.federated.precision import arithmetic
-from flatlab.federated.streams import stream_seed
+from flatlab.federated.streams import seeded
 from flatlab.federated.world import World
 from flatlab.tell import Tell, silent
 
@@ -55,6 +57,7 @@ class StreamsEngine:
 
     def __init__(self, world: World, device: torch.device, slots: int, tell: Tell = silent) -> None:
         self.world, self.device, self.tell = world, device, tell
+        refuse_own_draws(world)
         try:
             self.slots = Slots(world, device, slots)
         except torch.OutOfMemoryError as error:
@@ -75,14 +78,21 @@ class StreamsEngine:
 
     def run(self, inputs: RoundInputs) -> RoundOutputs:
         """Train the participants of one round."""
+        given = {"w": inputs.w, "own": inputs.own, "server": inputs.server}
+        with clients_named(self.world.config, inputs.t, given):
+            return self._run(inputs)
+
+    def _run(self, inputs: RoundInputs) -> RoundOutputs:
         plan = self._plan(inputs.t, inputs.ids).to(self.device)
-        done, waves = 0, []
-        with arithmetic(self.world.config.precision, self.device):
+        done, waves, seed = 0, [], self.world.config.seed
+        # What a step draws before it is captured is not the caller's either.
+        with arithmetic(self.world.config.precision, self.device), seeded(seed, "capture"):
             while done < len(inputs.ids):
                 wave = slice(done, min(done + self.usable, len(inputs.ids)))
                 if self._prepare(inputs, plan, wave):
-                    torch.manual_seed(stream_seed(self.world.config.seed, "model", inputs.t, done))
-                    waves.append(self._train(inputs, plan, wave))
+                    given = {"w": self.slots.w, "server": self.slots.server}
+                    with seeded(seed, "model", inputs.t, done), clients_named(self.world.config, inputs.t, given):
+                        waves.append(self._train(inputs, plan, wave))
                     done = wave.stop
         self._plan_ahead(inputs.t + 1)
         thetas, afters, losses = zip(*waves, strict=True)
@@ -186,6 +196,7 @@ class StreamsEngine:
         client = slots.participants(inputs, wave)
         theta = slots.theta[:n].clone()
         after = self.world.config.rules.keep(client, theta - slots.w)
+        require_kept(self.world.config, inputs.t, after, client.own)
         return theta, {name: rows.expand_as(theta).clone() for name, rows in after.items()}, slots.loss[:n].clone()
 
     def _take_steps(self, steps: list[tuple[int, int]], n: int) -> None:

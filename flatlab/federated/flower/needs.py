@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flatlab.federated.algorithms.base import Round
+from flatlab.federated.streams import seeded
 from flatlab.federated.world import World
 
 ROUNDS = 1000
@@ -60,5 +61,6 @@ def needs_of(world: World) -> Needs:
             eta=config.learning_rate(t),
             K=world.steps,
         )
-        rules.combine(round_)
+        with seeded(config.seed, "combine", t):
+            rules.combine(round_)
     return Needs(*(tuple(name for name in rules.own if name in watched.read) for watched in (before, after)))
