@@ -7,6 +7,7 @@ import typer
 
 from flatlab.cli.options import choice
 from flatlab.cli.run_plan import print_plan
+from flatlab.cli.used import require_used
 from flatlab.cli.watched_run import train_run
 from flatlab.federated.engine import ENGINES
 from flatlab.trackers import TRACKERS
@@ -186,8 +187,11 @@ def train(
         ),
     ] = None,
     patience: Annotated[
-        float, typer.Option(min=0, help="Seconds that a round waits for a node that died.", rich_help_panel=_RUN)
-    ] = 300.0,
+        float | None,
+        typer.Option(
+            min=0, help="Seconds that a round waits for a node that died (default: 300).", rich_help_panel=_RUN
+        ),
+    ] = None,
     track_eigs: Annotated[
         int | None,
         typer.Option(min=1, help="Record top eigenvalues of the server model every N rounds.", rich_help_panel=_RUN),
@@ -228,9 +232,15 @@ def train(
     from flatlab.federated.config import RunConfig
     from flatlab.federated.execution import Execution, read_rounds
     from flatlab.federated.request import read_fields
+    from flatlab.trackers.follower import read_trackers
 
+    require_used(context)
     options = {name: value for name, value in context.params.items() if name in RunConfig.model_fields}
     run_config = read_fields(config, preset, options, settings or [], resume=resume, out=out)
+    kept = read_rounds(keep_clients)
+    execution = Execution(workers, engine, device, state, save_every, track_eigs, kept, superlink, patience)
+    execution.require_rounds(run_config)
+    trackers = read_trackers([*(track or ()), *(["tensorboard"] if tensorboard else [])])
     if show_split or draw_split or save_split:
         from flatlab.cli.split import present_split
 
@@ -242,7 +252,4 @@ def train(
     elif dry_run:
         print_plan(run_config, out, data_root)
     else:
-        kept = read_rounds(keep_clients)
-        execution = Execution(workers, engine, device, state, save_every, track_eigs, kept, superlink, patience)
-        names = [*(track or ()), *(["tensorboard"] if tensorboard else [])]
-        train_run(run_config, out, execution, data_root=data_root, track=names, json=json)
+        train_run(run_config, out, execution, data_root=data_root, track=trackers, json=json)

@@ -14,7 +14,7 @@ from flatlab.files import write_text
 def read_config(path: Path) -> dict[str, Any]:
     """Return the fields in a TOML file, not yet validated; raises `UsageError` if it is missing or is not TOML."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(f"Cannot read the configuration {path}: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:

@@ -45,7 +45,7 @@ class Execution:
     track_eigs: int | None = None  # rounds between measurements of the server model's curvature
     keep_clients: tuple[int, ...] = ()  # rounds whose clients' own models are kept
     superlink: str | None = None  # connection of Flower's configuration, or SIMULATION; None: nodes on this machine
-    patience: float = PATIENCE  # seconds that a round waits for a node that is not there
+    patience: float | None = None  # seconds that a round waits for a node that is not there; None: PATIENCE
 
     def __post_init__(self) -> None:
         for option, allowed in CHOICES.items():
@@ -73,10 +73,17 @@ class Execution:
             )
         if self.device == "cuda" and self.engine == "flower":
             raise UsageError("--engine flower trains on the nodes' CPUs; leave --device out.")
-        if not self.patience >= 0:
+        if self.patience is not None and not self.patience >= 0:
             raise UsageError(f"--patience is a number of seconds, 0 or more, not {shown(self.patience)}.")
+        if self.patience is not None and self.engine != "flower":
+            raise UsageError("--patience is with nodes of Flower's; add --engine flower.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("There is no CUDA device here; leave --device out to use the CPU.")
+
+    def require_rounds(self, config: RunConfig) -> None:
+        """Raise `UsageError` where clients are to be kept of a round that the run does not have."""
+        if max(self.keep_clients, default=0) > config.rounds:
+            raise UsageError(f"--keep-clients {max(self.keep_clients)}: the run has only {config.rounds} rounds.")
 
 
 def read_rounds(words: str | None) -> tuple[int, ...]:
@@ -120,8 +127,7 @@ def carry_out(
     keep_freed_memory()
     execution = execution or Execution()
     config = settled(config, data_root)
-    if max(execution.keep_clients, default=0) > config.rounds:
-        raise UsageError(f"--keep-clients {max(execution.keep_clients)}: the run has only {config.rounds} rounds.")
+    execution.require_rounds(config)
     files = RunFolder(folder)
     files.require(config)
     with terminable():
@@ -183,7 +189,7 @@ def open_engine(world: World, execution: Execution, tell: Tell = silent, folder:
         folder=folder,
         tell=tell,
         superlink=execution.superlink,
-        patience=execution.patience,
+        patience=PATIENCE if execution.patience is None else execution.patience,
     )
     engine: Engine = import_module(ENGINES[name]).open_engine(world, means)
     return engine

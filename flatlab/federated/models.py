@@ -82,6 +82,12 @@ def default_model(dataset: str, input_shape: tuple[int, ...]) -> str:
     return known.get(dataset, "cifar-cnn" if len(input_shape) == 3 and min(input_shape[1:]) >= 16 else "mlp")
 
 
+def usual_model(dataset: str) -> str | None:
+    """The model that "auto" stands for on a data set, where its name alone says so."""
+    small, large = (default_model(dataset, shape) for shape in ((1, 8, 8), (3, 64, 64)))
+    return small if small == large else None
+
+
 def mlp(
     input_shape: tuple[int, ...], classes: int, hidden: Sequence[int] = (64, 32), activation: Activation = "relu"
 ) -> nn.Sequential:

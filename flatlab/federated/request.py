@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from flatlab.data import absolute_name
-from flatlab.errors import UsageError
+from flatlab.errors import UsageError, shown
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.config_file import parse_toml, read_config
+from flatlab.federated.needs import USUAL, is_whole, require_effect, word
 from flatlab.federated.own_algorithm import hyper_of
 from flatlab.federated.presets import preset_fields
 from flatlab.federated.spelling import in_small_letters
@@ -37,30 +38,25 @@ def read_fields(
     given = {name: value for name, value in options.items() if value is not None}
     let_run(given.get("dataset"), given.get("algorithm"))
     own = hyper_of(given.get("algorithm"))
-    given |= read_settings(settings, HYPERPARAMETERS | set(own.model_fields if own else ()))
-    merged = in_small_letters(merged_fields(read_config(path) if path else {}, given))
-    if preset:
-        merged = merged_fields(
-            preset_fields(preset, merged.get("algorithm", "fedavg"), bool(merged.get("man"))), merged
-        )
+    given = named_once(given, read_settings(settings, HYPERPARAMETERS | set(own.model_fields if own else ())))
+    written = in_small_letters(read_config(path) if path else {})
+    merged = in_small_letters(merged_fields(written, given))
+    cell = preset_fields(preset, merged.get("algorithm", "fedavg"), bool(merged.get("man"))) if preset else {}
+    merged = merged_fields(cell, merged)
     source = f"{path} and the options" if path else "the options"
     folder = out or default_folder(make_config(merged, source))
     saved = RunFolder(folder).config() if resume else None
+    below = saved.plain() if saved else {}
     if saved:
-        below = saved.plain()
         if merged.get("algorithm", saved.algorithm) != saved.algorithm:
             del below["hyper"]  # another algorithm's
         merged = merged_fields(below, merged)
     config = make_config(merged, source)
     require_let_run(config.algorithm, "algorithm")
-    if given.get("zeta") is not None and not config.man:
-        raise UsageError("--zeta is the coefficient of MAN, which is off; add --man.")
-    if given.get("swa_every") is not None and config.swa_start is None:
-        raise UsageError("swa_every is part of an average that nothing asks for; set swa_start, as to 0.75.")
-    if given.get("delta") is not None and config.partition == "iid":
-        raise UsageError(
-            "--delta is the concentration of a Dirichlet split, and this one is IID: leave one of them out."
-        )
+    require_effect(given, "the options", dict(config))
+    if not is_whole(written):  # an option may give a field of the file its effect, or take it away
+        alone = {**USUAL, **below, **cell, **written}
+        require_effect(written, f"the configuration {path}", dict(config), alone)
     require_named(config.model, given.get("model"), f"The run in {folder}" if saved else f"The configuration {path}")
     file = None if config.partition_file is None else str(Path(config.partition_file).resolve())
     return config.model_copy(update={"dataset": absolute_name(config.dataset), "partition_file": file})
@@ -77,7 +73,8 @@ def merged_fields(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any
 def read_settings(settings: Sequence[str], hyperparameters: Collection[str] = HYPERPARAMETERS) -> dict[str, Any]:
     """Turn FIELD=VALUE words into fields; a value is TOML (50, 0.1, true, [64, 32]) or else a plain word.
 
-    One of the `hyperparameters` may be named alone (rho) or as such (hyper.rho). Raises `UsageError`.
+    One of the `hyperparameters` may be named alone (rho) or as such (hyper.rho). Raises `UsageError`, also where a
+    field is named with two values.
     """
     fields: dict[str, Any] = {}
     for setting in settings:
@@ -85,10 +82,24 @@ def read_settings(settings: Sequence[str], hyperparameters: Collection[str] = HY
         if not equals or not name:
             raise UsageError(f"--set {setting} is not FIELD=VALUE, as in --set batch_size=50.")
         try:
-            value = parse_toml(f"value = {text}", setting)["value"]
+            read = parse_toml(f"value = {text}", setting)
         except UsageError:
-            value = text
+            read = {"value": text}
+        if len(read) > 1:  # further lines that are TOML too
+            raise UsageError(f"--set {shown(setting)} holds more than one field: write --set before each of them.")
         of_method = name.startswith("hyper.") or (name not in RunConfig.model_fields and name in hyperparameters)
-        above = {"hyper": {name.removeprefix("hyper."): value}} if of_method else {name: value}
-        fields = merged_fields(fields, above)
+        above = {"hyper": {name.removeprefix("hyper."): read["value"]}} if of_method else {name: read["value"]}
+        fields = named_once(fields, above)
     return fields
+
+
+def named_once(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Both together, names in small letters; raises `UsageError` where a field has another value in each of them."""
+    fields, more = in_small_letters(fields), in_small_letters(more)
+    for name in fields.keys() & more.keys():
+        one, other = fields[name], more[name]
+        if name == "hyper" and isinstance(one, dict) and isinstance(other, dict):
+            named_once(one, other)
+        elif one != other:
+            raise UsageError(f"{name} is given twice, as {word(one)} and as {word(other)}: leave one of them out.")
+    return merged_fields(fields, more)

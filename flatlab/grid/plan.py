@@ -235,7 +235,7 @@ def read_grid_text(name: str) -> str:
     if name in shipped_grids():
         return shipped_grid_text(name)
     try:
-        return Path(name).read_text(encoding="utf-8")
+        return Path(name).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         known = ", ".join(shipped_grids())
         raise UsageError(f"There is no grid {name!r}: name one of {known}, or a TOML file.") from error

@@ -27,6 +27,7 @@ from flatlab.grid.cell_progress import Progress, State, cell_progress
 from flatlab.grid.cells import CellWork
 from flatlab.grid.estimate import calibrate, measuring_seconds, training_seconds
 from flatlab.grid.finished import finished
+from flatlab.grid.idle import require_effects
 from flatlab.grid.plan import Cell, Grid, grid_cells, parse_grid, read_grid_text, require_named_code
 from flatlab.grid.shards import WHOLE, Shard
 from flatlab.grid.workers import dealt, visible_gpus
@@ -181,6 +182,7 @@ def read_reproduction(name: str, where: Where, only: Sequence[str] = (), setting
     jobs = len(gpus) or where.jobs or available_cores()
     results = where.out or Path("checkpoints") / Path(name).stem
     cells = tuple(replace(cell, config=settled(cell.config, where.data_root)) for cell in grid_cells(grid))
+    require_effects(grid, cells, name)
     for pattern in only:
         if not any(fnmatchcase(cell.name, pattern) for cell in cells):
             some = ", ".join(cell.name for cell in cells[:3])

@@ -54,7 +54,7 @@ def read_results(folder: Path) -> Results:
     that is not the one that the grid now describes.
     """
     path = folder / "grid.toml"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = path.read_text(encoding="utf-8-sig") if path.exists() else ""
     grid = parse_grid(text, str(path)) if text else None
     begun = sorted(path.parent.name for path in folder.glob("*/config.toml"))
     cells = {cell.name: cell.config for cell in grid_cells(grid)} if grid else {}

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from flatlab.cli.console import say
 from flatlab.cli.progress import bar
 from flatlab.federated.config import RunConfig
-from flatlab.federated.engine.base import PATIENCE
 from flatlab.federated.execution import Execution, carry_out
 from flatlab.federated.request import read_fields
 from flatlab.federated.rounds import SAVE_SECONDS
@@ -97,7 +96,7 @@ def train(
     track_eigs: int | None = None,
     keep_clients: Sequence[int] = (),
     superlink: str | None = None,
-    patience: float = PATIENCE,
+    patience: float | None = None,
     track: Sequence[str] = (),
     tensorboard: bool = False,
     progress: bool = True,

@@ -17,7 +17,7 @@ from flatlab.data import ImageData, Reading, Split, load_images
 from flatlab.errors import UsageError
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.config import RunConfig
-from flatlab.federated.models import default_model
+from flatlab.federated.models import default_model, usual_model
 
 DIGITS = 16
 """Hexadecimal digits that are kept of a hash."""
@@ -134,10 +134,8 @@ def settled(config: RunConfig, root: Path | None = None) -> RunConfig:
 
 @cache
 def _usual_model(dataset: str, root: Path | None, reading: Reading) -> str:
-    small, large = (default_model(dataset, shape) for shape in ((1, 8, 8), (3, 64, 64)))
-    if small == large:  # it goes by the name, and the data need not be at hand
-        return small
-    return default_model(dataset, load_images(dataset, root=root, reading=reading).input_shape)
+    by_name = usual_model(dataset)  # where there is one, the data need not be at hand
+    return by_name or default_model(dataset, load_images(dataset, root=root, reading=reading).input_shape)
 
 
 def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:

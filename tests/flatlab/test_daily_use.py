@@ -66,7 +66,7 @@ def test_a_search_that_did_not_converge_has_an_exit_code_of_its_own(runs: Path) 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("train", "--partition", "IID", "--delta", 0.5), "--delta is the concentration of a Dirichlet split"),
+        (("train", "--partition", "IID", "--delta", 0.5), "delta = 0.5 has no effect"),
         (("train", "--engine", "batched", "--workers", 2), "--workers is of worker processes"),
         (("train", "--engine", "streams", "--workers", 2), "--workers is of worker processes"),
         (("train", "--device", "cuda", "--workers", 2), "--workers is of processes, which train on the CPU"),
@@ -92,7 +92,7 @@ def test_an_option_that_would_do_nothing_or_wrong_is_refused(words: tuple[object
 def test_a_dry_run_says_what_would_be_and_leaves_nothing(tmp_path: Path) -> None:
     done = flatlab("train", "--dry-run", "--algorithm", "scaffold", "--out", "x", "--rounds", 7, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for said in ("rounds = 7", "parameters, 1,438 training images", "It would go to x.", "takes about", "clients x"):
+    for said in ("rounds = 7", "parameters, 1,438 training samples", "It would go to x.", "takes about", "clients x"):
         assert said in done.stdout
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,51 @@
+"""Options of `flatlab train` that a call would not use, since others have it leave before the training."""
+
+import typer
+
+from flatlab.errors import UsageError
+
+LEAVE = ("show_split", "draw_split", "save_split", "save_shares", "dry_run")
+"""Options that have the call leave before the training."""
+
+SPLITS = frozenset(("show_split", "draw_split", "save_split"))
+"""Those that present the split, in one call if need be; every other is carried out alone."""
+
+TRAINING = (
+    "workers",
+    "engine",
+    "device",
+    "superlink",
+    "patience",
+    "track_eigs",
+    "keep_clients",
+    "track",
+    "tensorboard",
+    "state",
+    "save_every",
+    "json",
+)
+"""Options that say how a run is trained and where its numbers go, beside the fields that say which run it is."""
+
+READ = {"save_shares": {"workers"}, "dry_run": set(TRAINING) - {"json"}}
+"""Options of `TRAINING` that such a call reads: a dry run checks how the run would be carried out."""
+
+
+def require_used(context: typer.Context) -> None:
+    """Raise `UsageError` where the command line names an option that the call would not use."""
+    given = [name for name in (*LEAVE, *TRAINING) if _is_given(context, name)]
+    first = next((name for name in given if name in LEAVE), None)
+    if first is None:
+        return
+    used = {first, *READ.get(first, ())} | (SPLITS if first in SPLITS else set())
+    for name in given:
+        if name not in used:
+            raise UsageError(f"{_option(name)} has no effect beside {_option(first)}: leave one of them out.")
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
