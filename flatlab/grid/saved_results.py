@@ -17,7 +17,7 @@ from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.config_file import read_config
 from flatlab.federated.partition.names import partition_name
-from flatlab.grid.finished import finished
+from flatlab.grid.finished import finished, require_last_evaluation
 from flatlab.grid.plan import grid_cells, parse_grid
 from flatlab.runs.fingerprint import Fingerprint, fingerprint, require_same_data, settled
 from flatlab.runs.folder import RunFolder
@@ -89,9 +89,17 @@ def _another_run(folder: Path, config: RunConfig) -> str:
 
 
 def _read_run(folder: Path, kept: Sequence[int]) -> Result:
-    """The run in `folder`, with its clients' curvature after the last of the rounds `kept`."""
+    """The run in `folder`, with its clients' curvature after the last of the rounds `kept`.
+
+    Raises `UsageError` where what lies there is not all of one run.
+    """
     config = settled(make_config(read_config(folder / "config.toml"), str(folder / "config.toml")))
+    if refusal := RunFolder(folder).refusal(config, "config.toml says", "bring back the final.pt of that run"):
+        raise UsageError(refusal)
     final, failure = finished(config, folder), folder / "failure.txt"
+    records = read_records(folder / "metrics.jsonl")
+    if final is not None:
+        require_last_evaluation(final, records, folder)
     of = fingerprint(config, final.data if final else "")
     kinds = {kind: folder / f"final.{kind}.json" for kind in FORMS}
     if local := _local(folder, kept):
@@ -102,7 +110,7 @@ def _read_run(folder: Path, kept: Sequence[int]) -> Result:
         config=config,
         partition=partition_name(config),
         row=partition_name(config),
-        records=tuple(read_records(folder / "metrics.jsonl")),
+        records=tuple(records),
         measured={kind: _measured(path, kind, of) for kind, path in kinds.items() if path.exists()},
         training=tuple(sorted(earlier, key=lambda eigs: eigs["run"]["round"])),
         trained=final is not None,
