@@ -28,19 +28,6 @@ from flatlab.runs.saved import read_measurement, read_records, read_study
 COMPARED = ("man", "zeta", "seed")
 """In what the runs of one row differ."""
 
-OF_THE_METHOD = (
-    "hyper",
-    "lr",
-    "lr_decay",
-    "lr_schedule",
-    "weight_decay",
-    "clip",
-    "local_epochs",
-    "batch_size",
-    "report",
-)
-"""Fields that presets choose for an algorithm: between two algorithms these say nothing."""
-
 HARMLESS = ("checkpoint_every",)
 """Fields that change no number."""
 
@@ -140,13 +127,14 @@ def _measured(path: Path, kind: str, of: Fingerprint) -> dict[str, Any]:
 def _in_rows(runs: Sequence[Result], *, tuned: bool) -> tuple[Result, ...]:
     """The runs, each with the name of its row.
 
-    Where a preset `tuned` them, hyperparameters set none apart: within an algorithm and partition they differ only as
-    the preset has others for MAN, and the two are the paper's pair.
+    Hyperparameters are an algorithm's own and set no two algorithms apart; all other fields do, since presets have one
+    value of each for all algorithms. Where a preset `tuned` the runs, hyperparameters set none apart: within an
+    algorithm and partition they differ only as the preset has others for MAN, and the two are the paper's pair.
     """
     plain = [_plain(run) for run in runs]
     _refuse_duplicates(runs, plain)
     require_same_data((run.folder, run.config, run.data) for run in runs)
-    everywhere = _differing([_without(fields, OF_THE_METHOD) for fields in plain])
+    everywhere = _differing([_without(fields, ("hyper",)) for fields in plain])
     alike: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for run, fields in zip(runs, plain, strict=True):
         alike[run.config.algorithm, run.partition].append(fields)
