@@ -23,22 +23,32 @@ def finished_methods(results: Results, place: str) -> tuple[Methods, list[int]]:
     """The runs of every method by seed, and the seeds at which all of them are finished.
 
     Those of `failed_methods` are left out: one seed of theirs would decide what spread all others are taken to have;
-    and those of `unfinished_methods`, for which all others would lose seeds.
+    those of `unfinished_methods`, for which all others would lose seeds; and those of `unevaluated_methods`.
     """
     for kind in ("eigs", "trace", "density", "flatness", "local"):
         require_alike(results.usual, kind)
     require_same_round([run for run in results.usual if run.row == place], "local")
     methods = _trained(results, place)
-    for left_out in (*failed_methods(results, place), *unfinished_methods(results, place)):
+    for left_out in [of for find in LEFT_OUT.values() for of in find(results, place)]:
         del methods[left_out]
     seeds = sorted(set.intersection(*(set(runs) for runs in methods.values()))) if methods else []
     return methods, seeds
 
 
+def unevaluated_methods(results: Results, place: str) -> list[Method]:
+    """Methods with a finished run of which no accuracy after its last round is known."""
+    methods = _trained(results, place)
+    return [of for of, runs in methods.items() if any(run.accuracy is None for run in runs.values())]
+
+
 def failed_methods(results: Results, place: str) -> list[Method]:
     """Methods with a run whose accuracy is below half the median of all runs: it did not learn, or collapsed."""
     methods = _trained(results, place)
-    accuracies = {of: [run.accuracy or 0.0 for run in runs.values()] for of, runs in methods.items()}
+    for unevaluated in unevaluated_methods(results, place):
+        del methods[unevaluated]
+    accuracies = {
+        of: [run.accuracy for run in runs.values() if run.accuracy is not None] for of, runs in methods.items()
+    }
     if not accuracies:
         return []
     half = float(np.median(np.concatenate(list(accuracies.values())))) / 2
@@ -48,20 +58,24 @@ def failed_methods(results: Results, place: str) -> list[Method]:
 def unfinished_methods(results: Results, place: str) -> list[Method]:
     """Methods without which the most others are finished at two seeds in common; none where no `FEWEST` are."""
     methods = _trained(results, place)
-    for failed in failed_methods(results, place):
-        del methods[failed]
+    for left_out in (*unevaluated_methods(results, place), *failed_methods(results, place)):
+        del methods[left_out]
     kept = _most_at_two_seeds(methods)
     return [of for of in methods if of not in kept] if _algorithms(kept) >= FEWEST else []
 
 
+LEFT_OUT: dict[str, Callable[[Results, str], list[Method]]] = {
+    "a run has no accuracy after its last round": unevaluated_methods,
+    "a run's accuracy is below half the median": failed_methods,
+    "a run at one of the seeds compared is not finished": unfinished_methods,
+}
+"""The reasons to leave a method out, and which it is for; no method has two."""
+
+
 def left_out_notes(results: Results) -> list[str]:
     """Which methods are left out, and why."""
-    reasons: dict[str, Callable[[Results, str], list[Method]]] = {
-        "a run's accuracy is below half the median": failed_methods,
-        "a run at one of the seeds compared is not finished": unfinished_methods,
-    }
     notes = []
-    for reason, methods in reasons.items():
+    for reason, methods in LEFT_OUT.items():
         found = {place: [method_label(*of) for of in methods(results, place)] for place in results.rows}
         names = [
             f"{name} ({partition_label(place)})" if len(results.rows) > 1 else name

@@ -84,8 +84,9 @@ class Result:
 
     @property
     def accuracy(self) -> float | None:
-        """Test accuracy after the last round; None before."""
-        return self.curve[-1][1] if self.trained and self.curve else None
+        """Test accuracy after the last round; None before, and where that round's evaluation is not here."""
+        evaluated = self.curve if self.trained else []
+        return evaluated[-1][1] if evaluated and evaluated[-1][0] == self.config.rounds else None
 
     @property
     def top_eigenvalue(self) -> float | None:

@@ -1,10 +1,7 @@
 """The paper's tables from saved results: ours over seeds, without and with MAN, beside the published numbers."""
 
-import math
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from figures.errors import MissingResultsError
 from figures.finished_methods import FEWEST
@@ -13,6 +10,7 @@ from figures.man_table import man_table
 from figures.method_tables import agreement_table, ranks_table
 from figures.paper import Quantity, published
 from figures.results import Result, Results, require_alike
+from figures.rounds_table import rounds_table
 from figures.shown import difference_shown, printed_difference, sample_numbers, sample_shown, three_digits
 from figures.statistics import paired_difference, sample
 from figures.table import Table
@@ -99,46 +97,6 @@ def trace_table(results: Results) -> Table:
     )
 
 
-def rounds_table(results: Results) -> Table:
-    """Communication rounds to the target accuracy that the grid states."""
-    target = results.grid.target_accuracy if results.grid else None
-    if target is None:
-        raise MissingResultsError("the grid states no target_accuracy")
-    rows, numbers, beside = [], [], False
-    for place, algorithm in _cells(results):
-        row: dict[str, Any] = {"partition": place, "algorithm": algorithm}
-        shown, theirs = [], []
-        for man in (False, True):
-            runs = [run for run in results.select(algorithm, place, man) if run.trained]
-            row |= _rounds(runs, target, "with" if man else "without")
-            shown.append(_shown_rounds(runs, target))
-            printed = published("rounds", runs[0].config.dataset, runs[0].partition, algorithm, man) if runs else None
-            theirs.append(printed or "")
-            row[f"paper_{'with' if man else 'without'}"] = printed or ""
-        if any(shown):
-            rows.append((partition_label(place), algorithm_label(algorithm), *shown, *theirs))
-            numbers.append(row)
-            beside = beside or any(theirs)
-    if not rows:
-        raise MissingResultsError("no run is trained to its end")
-    columns = ["partition", "algorithm", "without MAN", "with MAN"] + ["paper, without", "paper, with"] * beside
-    every = max(run.curve[0][0] for run in results.usual if run.curve)
-    notes = [
-        f"First round evaluated with a test accuracy of at least {target:.0%}; median over seeds; R+ where that is not "
-        f"reached within R rounds. Evaluated every {f'{every} rounds' if every > 1 else 'round'}.",
-        results.grid.target_note.strip() if results.grid else "",
-        *tuned_notes(results),
-    ]
-    return Table(
-        name="rounds",
-        title=f"Communication rounds to {target:.0%} test accuracy",
-        notes=tuple(note for note in (*notes, *(paper_notes(results) if beside else [])) if note),
-        columns=tuple(columns),
-        rows=tuple(row[: len(columns)] for row in rows),
-        numbers=tuple(numbers),
-    )
-
-
 TABLES: dict[str, Callable[[Results], Table]] = {
     "accuracy": accuracy_table,
     "top_eigenvalue": eigenvalue_table,
@@ -151,11 +109,6 @@ METHOD_TABLES: dict[str, Callable[[Results], Table]] = {
     "man": man_table,
     "agreement": agreement_table,
 }
-
-
-def rounds_to_target(run: Result, target: float) -> float:
-    """The first evaluated round with a test accuracy of at least `target`; infinite if there is none."""
-    return next((float(done) for done, accuracy in run.curve if accuracy >= target), math.inf)
 
 
 def _comparison(results: Results, quantity: _Quantity) -> Table:
@@ -257,22 +210,3 @@ def _measured_on(results: Results, kind: str) -> str:
 def _unconverged_note(results: Results) -> list[str]:
     found = [run.name for run in results.usual if run.unconverged]
     return [f"Not converged, or a larger one is not excluded: {', '.join(found)}."] if found else []
-
-
-def _rounds(runs: list[Result], target: float, side: str) -> dict[str, Any]:
-    counts = [rounds_to_target(run, target) for run in runs]
-    return {
-        f"{side}_median": statistics.median(counts) if counts else "",
-        f"{side}_reached": sum(math.isfinite(count) for count in counts),
-        f"{side}_seeds": len(counts),
-    }
-
-
-def _shown_rounds(runs: list[Result], target: float) -> str:
-    if not runs:
-        return ""
-    counts = [rounds_to_target(run, target) for run in runs]
-    middle = statistics.median(counts)
-    reached = sum(math.isfinite(count) for count in counts)
-    text = f"{middle:g}" if math.isfinite(middle) else f"{runs[0].config.rounds}+"
-    return text if reached in (0, len(counts)) else f"{text} ({reached} of {len(counts)})"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flatlab.grid.finished import finished
+from flatlab.grid.finished import finished, require_last_evaluation
 from flatlab.grid.plan import Cell, Kind, Measure
 from flatlab.measuring.density import Quadrature
 from flatlab.measuring.eigs import Search
@@ -60,17 +60,21 @@ class Progress:
 
 
 def cell_progress(cell: Cell, folder: Path, data: str = "") -> Progress:
-    """Read how far `cell` is in its `folder`, which need not exist; `data` is the digest of its data, where known."""
+    """Read how far `cell` is in its `folder`, which need not exist; `data` is the digest of its data, where known.
+
+    Raises `UsageError` for a file that cannot be read, or is not of the run that is finished there.
+    """
     another = another_run(cell, folder) or _of_other_data(cell, folder, data)
     if another:
         return Progress(0, None, False, cell.kinds, another, another)
-    run = RunFolder(folder)
-    records = run.metrics.read()
-    accuracies = [record["test_accuracy"] for record in records if "test_accuracy" in record]
     final = finished(cell.config, folder)
+    records = RunFolder(folder).metrics.read()
+    accuracies = [record["test_accuracy"] for record in records if "test_accuracy" in record]
     missing = tuple(kind for kind in cell.kinds if not (final and is_measured(kind, cell, final, folder)))
     if final is not None and lacks_weights(cell, final, folder):  # it is trained again
         return Progress(0, None, False, cell.kinds, read_failure(folder))
+    if final is not None:
+        require_last_evaluation(final, records, folder)
     return Progress(
         rounds=len(records),
         accuracy=accuracies[-1] if accuracies else None,

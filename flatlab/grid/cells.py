@@ -24,6 +24,7 @@ from flatlab.grid.cell_progress import (
     settings_of_kind,
     unmeasured,
 )
+from flatlab.grid.finished import require_last_evaluation
 from flatlab.grid.plan import Cell, Kind, Measure
 from flatlab.measuring.density import measure_density
 from flatlab.measuring.eigs import Search, measure_eigs
@@ -53,7 +54,10 @@ class CellWork:
     track: tuple[str, ...] = ()  # trackers of the cells
 
     def __call__(self, cell: Cell, folder: Path) -> None:
-        """Train and measure what `folder` lacks; each measurement is written as soon as it is made."""
+        """Train and measure what `folder` lacks; each measurement is written as soon as it is made.
+
+        Raises `FlatlabError` where a run cannot go on, or what lies there is not all of one.
+        """
         let_run(*self.trusted)
         device = usual_device(self.device)
         files = RunFolder(folder)
@@ -62,6 +66,7 @@ class CellWork:
             train_cell(cell, folder, self.data_root, device, self.track)
             final = files.finished(cell.config)
         assert final is not None  # or training would have raised
+        require_last_evaluation(final, files.metrics.read(), folder)
         missing = [kind for kind in cell.kinds if not is_measured(kind, cell, final, folder)]
         trackers = self.track if missing else ()
         with followed(trackers, folder, cell.config.plain(), final.round, files.log) as log:

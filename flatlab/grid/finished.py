@@ -1,21 +1,25 @@
 """Whether the run of a cell is finished, in a folder that may have been brought here without its weights."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from flatlab.errors import UsageError
+from flatlab.errors import UsageError, shown
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.runs.checkpoint import Checkpoint
 from flatlab.runs.fingerprint import differences, settled
 from flatlab.runs.folder import RunFolder
 from flatlab.runs.forms import FORMS
 from flatlab.runs.measurements import measurement_path
+from flatlab.runs.metrics import Record
 from flatlab.runs.saved import read_measurement
 
 
 def finished(config: RunConfig, folder: Path) -> Checkpoint | None:
     """What is known of the run `config`, but for its weights, where it is finished; None where it is not.
 
-    Its last checkpoint says so, or, where that is not here, its rounds and what was measured of it.
+    Its last checkpoint says so, or, where that is not here, its rounds and what was measured of it. What metrics.jsonl
+    says of it is another question (`require_last_evaluation`).
     """
     files = RunFolder(folder)
     if files.final.exists():
@@ -29,6 +33,28 @@ def finished(config: RunConfig, folder: Path) -> Checkpoint | None:
     return head
 
 
+def require_last_evaluation(final: Checkpoint, records: Sequence[Record], folder: Path) -> None:
+    """Raise `UsageError` unless the newest evaluation of `records`, metrics.jsonl in `folder`, is that of `final`.
+
+    It is of the last round, and the one that the checkpoint keeps, where that is here: a file that was cut off, or is
+    another run's, holds accuracies too. `records` are read after `final`, since they are complete before it is there.
+    """
+    path, last = folder / "metrics.jsonl", final.config.rounds
+    advice = "bring back the file that this run wrote, or move the folder away and train the run again."
+    newest = next((record for record in reversed(records) if "test_accuracy" in record), None)
+    if newest is None or newest["round"] != last:
+        found = "has no evaluation" if newest is None else f"has its newest evaluation in round {newest['round']}"
+        raise UsageError(f"{path} {found}, and the run beside it is finished, after round {last}: {advice}")
+    for name in ("test_accuracy", "test_loss"):
+        ours = newest.get(name)
+        kept = final.metrics.get(name, ours)
+        if json.dumps(ours) != json.dumps(kept):  # as text, since a loss may be no number
+            raise UsageError(
+                f"{path} has {name} = {shown(ours)} in round {last}, and final.pt beside it {shown(kept)}, so that one "
+                f"of them is of another run: {advice}"
+            )
+
+
 def _head_of_measurements(checkpoint: Path) -> Checkpoint | None:
     for kind in FORMS:
         path = measurement_path(checkpoint, kind)
@@ -39,5 +65,6 @@ def _head_of_measurements(checkpoint: Path) -> Checkpoint | None:
                 config = make_config(run["config"], str(path))
             except UsageError:  # of a version whose runs had other fields
                 return None
-            return Checkpoint(config, run["round"], {}, {}, run.get("metrics", {}), content.get("versions", {}), data)
+            # without its metrics: where the run was trained again elsewhere, its rounding is another
+            return Checkpoint(config, run["round"], {}, {}, {}, content.get("versions", {}), data)
     return None

@@ -17,7 +17,7 @@ from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.config_file import read_config
 from flatlab.federated.partition.names import partition_name
-from flatlab.grid.finished import finished
+from flatlab.grid.finished import finished, require_last_evaluation
 from flatlab.grid.plan import grid_cells, parse_grid
 from flatlab.runs.fingerprint import Fingerprint, fingerprint, require_same_data, settled
 from flatlab.runs.folder import RunFolder
@@ -27,19 +27,6 @@ from flatlab.runs.saved import read_measurement, read_records, read_study
 
 COMPARED = ("man", "zeta", "seed")
 """In what the runs of one row differ."""
-
-OF_THE_METHOD = (
-    "hyper",
-    "lr",
-    "lr_decay",
-    "lr_schedule",
-    "weight_decay",
-    "clip",
-    "local_epochs",
-    "batch_size",
-    "report",
-)
-"""Fields that presets choose for an algorithm: between two algorithms these say nothing."""
 
 HARMLESS = ("checkpoint_every",)
 """Fields that change no number."""
@@ -89,9 +76,17 @@ def _another_run(folder: Path, config: RunConfig) -> str:
 
 
 def _read_run(folder: Path, kept: Sequence[int]) -> Result:
-    """The run in `folder`, with its clients' curvature after the last of the rounds `kept`."""
+    """The run in `folder`, with its clients' curvature after the last of the rounds `kept`.
+
+    Raises `UsageError` where what lies there is not all of one run.
+    """
     config = settled(make_config(read_config(folder / "config.toml"), str(folder / "config.toml")))
+    if refusal := RunFolder(folder).refusal(config, "config.toml says", "bring back the final.pt of that run"):
+        raise UsageError(refusal)
     final, failure = finished(config, folder), folder / "failure.txt"
+    records = read_records(folder / "metrics.jsonl")
+    if final is not None:
+        require_last_evaluation(final, records, folder)
     of = fingerprint(config, final.data if final else "")
     kinds = {kind: folder / f"final.{kind}.json" for kind in FORMS}
     if local := _local(folder, kept):
@@ -102,7 +97,7 @@ def _read_run(folder: Path, kept: Sequence[int]) -> Result:
         config=config,
         partition=partition_name(config),
         row=partition_name(config),
-        records=tuple(read_records(folder / "metrics.jsonl")),
+        records=tuple(records),
         measured={kind: _measured(path, kind, of) for kind, path in kinds.items() if path.exists()},
         training=tuple(sorted(earlier, key=lambda eigs: eigs["run"]["round"])),
         trained=final is not None,
@@ -132,13 +127,14 @@ def _measured(path: Path, kind: str, of: Fingerprint) -> dict[str, Any]:
 def _in_rows(runs: Sequence[Result], *, tuned: bool) -> tuple[Result, ...]:
     """The runs, each with the name of its row.
 
-    Where a preset `tuned` them, hyperparameters set none apart: within an algorithm and partition they differ only as
-    the preset has others for MAN, and the two are the paper's pair.
+    Hyperparameters are an algorithm's own and set no two algorithms apart; all other fields do, since presets have one
+    value of each for all algorithms. Where a preset `tuned` the runs, hyperparameters set none apart: within an
+    algorithm and partition they differ only as the preset has others for MAN, and the two are the paper's pair.
     """
     plain = [_plain(run) for run in runs]
     _refuse_duplicates(runs, plain)
     require_same_data((run.folder, run.config, run.data) for run in runs)
-    everywhere = _differing([_without(fields, OF_THE_METHOD) for fields in plain])
+    everywhere = _differing([_without(fields, ("hyper",)) for fields in plain])
     alike: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for run, fields in zip(runs, plain, strict=True):
         alike[run.config.algorithm, run.partition].append(fields)

@@ -99,7 +99,7 @@ GRADIENTS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_a_gradient_that_is_not_the_losss_is_refused(kind: str, dtype: torch.dtype) -> None:
-    with pytest.raises(MeasurementError, match="not that of the loss|not those of the loss"):
+    with pytest.raises(MeasurementError, match=r"not that of the loss|not those of the loss"):
         make_problem(GRADIENTS[kind](), "cross_entropy", (X, Y), dtype=dtype)
 
 

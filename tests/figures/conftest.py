@@ -75,6 +75,9 @@ def change() -> Callable[..., None]:
         config = make_config(read_config(run / "config.toml"), "test").model_copy(update=fields)
         write_config(run / "config.toml", config)
         write_final(run, config, data)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-config.rounds :]
+        numbered = [record | {"round": t} for t, record in enumerate(lines, start=1)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in numbered))
         for path in run.glob("*.json"):
             content = json.loads(path.read_text())
             content.get("run", content)["config"] = config.plain()

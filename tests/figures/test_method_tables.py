@@ -29,7 +29,7 @@ def result(at: int, man: bool, seed: int, change: float) -> Result:
     """Method number `at`: λ₁ is 2^at, times `change` under MAN, times what the seed makes of all; error likewise."""
     noise = (1, 1.1, 0.95)[seed] * (1 + 0.01 * ((3 * at + seed) % 4))
     top = 2.0**at * noise * (change if man else 1)
-    config = make_config({"algorithm": NAMES[at], "man": man, "seed": seed})
+    config = make_config({"algorithm": NAMES[at], "man": man, "seed": seed, "rounds": 1})
     measured: dict[str, dict[str, Any]] = {
         "eigs": {"settings": {}, "global": {"eigenvalues": [{"value": top}]}},
         "trace": {"settings": {}, "trace": {"value": 5 * top}},
@@ -112,6 +112,15 @@ def test_a_method_that_collapsed_is_left_out_and_named() -> None:
     assert "FedAvgM" in {row[1] for row in table.rows}
     assert table.notes[-1] == "Left out, since a run's accuracy is below half the median: FedAvgM + MAN."
     assert "FedAvgM" not in {row[1] for row in man_table(some).rows}
+
+
+def test_a_method_whose_last_evaluation_is_not_here_did_not_collapse() -> None:
+    whole = results()
+    cut = replace(whole.runs[-1], records=())
+    table = ranks_table(Results(Path(), None, (*whole.runs[:-1], cut)))
+    assert "FedAvgM + MAN" not in {row[1] for row in table.rows}
+    assert table.notes[-1] == "Left out, since a run has no accuracy after its last round: FedAvgM + MAN."
+    assert replace(cut, config=make_config({"rounds": 2}), records=whole.runs[-1].records).accuracy is None
 
 
 def test_a_method_without_the_seeds_of_the_others_is_left_out_and_named() -> None:
