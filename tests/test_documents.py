@@ -75,9 +75,10 @@ def test_the_citation_file_has_what_is_required_and_this_version() -> None:
 
 def unknown_options(text: str) -> list[str]:
     """Options in the code of a page that the command before them does not have, or, if they stand alone, none has."""
+    root = get_command(app)
     known = {
         name: {"--help", *(word for each in command.params for word in (*each.opts, *each.secondary_opts))}
-        for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
+        for name, command in {"": root, **root.commands}.items()  # type: ignore[attr-defined]
     }
     unknown = []
     for code in re.findall(r"```.*?```|`[^`]+`", text, flags=re.DOTALL):

@@ -53,11 +53,12 @@ def read_fields(
         merged = merged_fields(below, merged)
     config = make_config(merged, source)
     require_let_run(config.algorithm, "algorithm")
+    require_named(config.model, given.get("model"), f"The run in {folder}" if saved else f"The configuration {path}")
     require_effect(given, "the options", dict(config))
     if not is_whole(written):  # an option may give a field of the file its effect, or take it away
         alone = {**USUAL, **below, **cell, **written}
-        require_effect(written, f"the configuration {path}", dict(config), alone)
-    require_named(config.model, given.get("model"), f"The run in {folder}" if saved else f"The configuration {path}")
+        with_man = {**alone, "man": True} if "man" in given else alone  # one file for runs with --man and --no-man
+        require_effect(written, f"the configuration {path}", dict(config), alone, with_man)
     file = None if config.partition_file is None else str(Path(config.partition_file).resolve())
     return config.model_copy(update={"dataset": absolute_name(config.dataset), "partition_file": file})
 

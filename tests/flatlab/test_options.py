@@ -76,6 +76,7 @@ def test_a_field_beside_what_it_needs_is_taken(fields: dict[str, Any], tmp_path:
 
 def test_an_option_may_give_a_field_of_a_file_its_effect_or_take_it_away(tmp_path: Path) -> None:
     ask(toml(tmp_path / "a.toml", {"zeta": 0.5}), man=True)
+    ask(toml(tmp_path / "a.toml", {"zeta": 0.5}), man=False)
     ask(toml(tmp_path / "b.toml", {"zeta": 0.5, "man": True}), man=False)
     ask(toml(tmp_path / "c.toml", {"delta": 0.5}), partition="iid")
     with pytest.raises(UsageError, match=r"delta = 0\.5 has no effect"):
