@@ -85,7 +85,7 @@ def make_problem(
     Wrappers of torch.compile and data parallelism are taken off.
 
     Costs 2.5 forward passes over the data, in which every batch is compared with its parts, on up to four samples a
-    product together and one for each, and on one some twelve passes and four gradients in float64. Raises
+    product together and one for each, and on one some four passes and four gradients in float64. Raises
     `MeasurementError` where second derivatives of a sum over samples would be meaningless: dropout or batch norm in
     training mode, a random forward pass, samples that influence one another, a reduction that is not the stated one,
     weights that change when the model runs, a gradient or a product that is not the loss's.

@@ -82,6 +82,7 @@ def test_a_copy_of_the_last_wanted_changes_nothing_and_costs_little() -> None:
     assert steps < 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "copied", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long)]
 )
@@ -184,6 +185,7 @@ def test_a_look_writes_over_no_vector_that_it_leaves_out(monkeypatch: pytest.Mon
     assert not torch.equal(store[3:], before[3:])  # it works in the memory of the others
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["largest", "smallest", "both", "magnitude"])
 def test_three_are_missed_more_rarely_than_promised(which: Any) -> None:
     """Spectra with a cluster at their ends, a part of which the start does not have."""

@@ -89,6 +89,7 @@ def test_holm() -> None:
     assert holm([]) == []
 
 
+@pytest.mark.long
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 @settings(max_examples=20)
 def test_holm_lies_between_no_correction_and_bonferroni(p: list[float]) -> None:

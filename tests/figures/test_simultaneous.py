@@ -72,6 +72,7 @@ def test_a_method_and_its_run_under_man_are_one_draw() -> None:
     assert twins == pytest.approx(alone, abs=1e-9)
 
 
+@pytest.mark.long
 def test_an_interval_covers_the_correlation_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(4)
     kin = [str(i) for i in range(24)]

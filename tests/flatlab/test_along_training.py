@@ -11,6 +11,7 @@ from tests.command_line import flatlab
 from tests.flatlab.test_cli import QUICK
 
 
+@pytest.mark.long
 def test_curvature_is_tracked_and_shown_in_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -44,6 +44,7 @@ def test_the_run_without_man_is_the_reference_in_whatever_order(runs: Path) -> N
     assert [one["checkpoint"] for one in json.loads(done.stdout)["checkpoints"]] == ["a-man/final.pt", "b/final.pt"]
 
 
+@pytest.mark.long
 def test_a_ratio_of_unlike_measurements_comes_with_a_word(runs: Path) -> None:
     flatlab("eigs", "b", "--samples", 50, "--layers", "none", "--json", "50.json", cwd=runs)
     other = flatlab(

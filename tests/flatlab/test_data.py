@@ -175,6 +175,7 @@ print(len(data.train), int(data.train.images.sum()), "datasets" in sys.modules)
 """
 
 
+@pytest.mark.long
 def test_two_processes_that_start_at_once_decode_once(folder: Path) -> None:
     command = [sys.executable, "-c", LOAD_IN_A_PROCESS, str(folder)]
     processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -69,6 +69,7 @@ def same_parameters(one: Path, two: Path) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.long
 def test_a_grid_is_run_once_and_ends_with_tables_figures_and_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
