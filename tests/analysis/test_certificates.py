@@ -41,6 +41,7 @@ def dense(problem: Problem) -> Tensor:
     return hessian(in_float64(problem)).rows(torch.eye(problem.size, dtype=torch.float64))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["largest", "smallest"])
 def test_neither_end_is_missed_on_networks_whose_gradient_hides_it(which: Any) -> None:
     for spectrum in spectra(4 * len(KINDS), seed=5):
@@ -86,6 +87,7 @@ def test_the_chain_bounds_every_part_of_the_start(seed: int, depth: int, size: i
     assert abs(q[top].item()) <= bound * (1 + 1e-6) or bound >= math.e
 
 
+@pytest.mark.long
 def test_the_probability_is_not_understated() -> None:
     """Stopped at the first chance, the top is missed more rarely than the result says."""
     values = torch.cat([torch.tensor([1.02]), torch.linspace(1, -1, 299)]).double()

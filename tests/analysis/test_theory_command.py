@@ -108,6 +108,7 @@ def test_toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert_drawn(tmp_path, "theory-shift", 8 * 5 + 4 * 3)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small_battery")
 def test_a_broken_bound_on_toys_ends_with_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -169,6 +169,7 @@ def test_a_small_matrix_is_worked_through_whole(size: int) -> None:
     assert (moments.trace.standard_error, moments.products, moments.converged) == (0.0, size, True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("relative_spread", [0.05, 0.1, pytest.param(0.2, marks=pytest.mark.long)])
 def test_the_error_of_a_trace_covers_as_often_as_it_says(relative_spread: float) -> None:
     """Of 400 searches that stop by themselves, 95 % have the trace within 1.96 standard errors (give or take 1 %)."""

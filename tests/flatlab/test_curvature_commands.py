@@ -284,6 +284,7 @@ FIGURES: dict[tuple[str, ...], tuple[int, str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", FIGURES, ids=" ".join)
 def test_several_subjects_are_shown_side_by_side_and_drawn(
     words: tuple[str, ...],

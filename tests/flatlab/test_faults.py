@@ -81,6 +81,7 @@ def assert_one_sentence(said: str) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("state", ["memory", "disk"])
 def test_a_run_on_a_full_disk_goes_on_once_there_is_room(state: str, tmp_path: Path) -> None:
     for name in ("whole", "full"):

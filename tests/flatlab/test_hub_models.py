@@ -97,6 +97,7 @@ def test_the_page_runs_as_printed_and_is_right(folder: Path) -> None:
     assert names["language"].to_dict()["loss_function"] == "next_token"
 
 
+@pytest.mark.long
 def test_a_language_model_by_every_command(
     gpt: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,6 +75,7 @@ def test_importing_flatlab_imports_nothing_heavy(tmp_path: Path) -> None:
     assert set(names) <= set(dir(flatlab))
 
 
+@pytest.mark.long
 def test_the_packages_beside_it_are_names_of_its_own(tmp_path: Path) -> None:
     code = "import flatlab; print(flatlab.analysis.problem.make_problem, flatlab.figures.report.make_report)"
     assert "make_problem" in in_a_new_process(code, tmp_path)

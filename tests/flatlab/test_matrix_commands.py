@@ -157,6 +157,7 @@ def test_the_matrix_is_named_wherever_its_numbers_stand(checkpoint: Path, truth:
     assert json.loads(checkpoint.with_suffix(".eigs-fisher.json").read_text()) == result
 
 
+@pytest.mark.long
 def test_densities_by_layer(checkpoint: Path, truth: Dense, tmp_path: Path) -> None:
     result, said = command(
         tmp_path, "density", checkpoint, "--full", "--dtype", "float64", "--layers", "--depth", 60, "--probes", 4,

@@ -306,6 +306,7 @@ def test_interrupted_anywhere_the_last_whole_round_is_saved(
     assert [record["round"] for record in resumed.files.metrics.read()] == [1, 2, 3, 4]
 
 
+@pytest.mark.long
 def test_a_quick_look_says_where_it_went(run: Path, tmp_path: Path) -> None:
     assert flatlab("eigs", "run/final.pt", "--samples", "100", cwd=tmp_path).returncode == 0
     before = (run / "final.eigs.json").read_bytes()

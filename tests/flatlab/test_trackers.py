@@ -196,6 +196,7 @@ def tracked_twice(name: str, folder: Path) -> None:
     assert not (folder / "run.log").exists()  # where a failure would stand
 
 
+@pytest.mark.long
 def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -124,6 +124,7 @@ def test_open_files_are_written_from_where_they_are(path: str, to: str, tmp_path
     assert (done.stdout if to == "pipe" else (tmp_path / "out").read_bytes()) == b"first then last"
 
 
+@pytest.mark.long
 def test_a_command_writes_to_the_reader_that_a_shell_starts(tmp_path: Path) -> None:
     line = '"$0" -m flatlab doctor --json >(cat > got) && wait $!; cat got'
     done = program("bash", "-c", line, sys.executable, cwd=tmp_path)
