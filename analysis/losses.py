@@ -24,6 +24,8 @@ from analysis.own_losses import IGNORED, OwnLoss, logits_of
 Loss = Callable[[Any, Tensor], Tensor | tuple[Tensor, Tensor | float]]
 """(outputs, targets) -> the mean or the sum over the samples of the batch, a scalar; or (sum, normaliser)."""
 
+_SUM_TO_ONE = 1e-4  # but for rounding
+
 Reduction = Literal["mean", "sum"]
 
 
@@ -140,6 +142,11 @@ def _weight_of_labels(outputs: Tensor, targets: Tensor, options: Mapping[str, An
     labels = targets[targets != options.get("ignore_index", IGNORED)]
     weight = options.get("weight")
     return labels.numel() if weight is None else weight.double()[labels].sum()
+
+
+def are_distributions(targets: Tensor, axis: int = 1) -> bool:
+    """Whether floating targets add up to one along the classes' `axis`, so that they are probabilities of these."""
+    return targets.dim() > axis and bool(((targets.sum(axis) - 1).abs() <= _SUM_TO_ONE).all())
 
 
 def counted(targets: Tensor, options: Mapping[str, Any]) -> Tensor:

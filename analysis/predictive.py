@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analysis.errors import MeasurementError
-from analysis.losses import SummedLoss, TorchLoss, class_axis, cross_entropy, shift_of
+from analysis.losses import SummedLoss, TorchLoss, are_distributions, class_axis, cross_entropy, shift_of
 from analysis.own_losses import OwnLoss
 
 Information = Callable[[Tensor], Tensor]
@@ -32,7 +32,6 @@ Predictive = Callable[[Tensor, Tensor], Information]
 
 _WEIGHTS = ("weight", "pos_weight")
 _IGNORED = -100  # the label that torch leaves out unless told otherwise
-_SUM_TO_ONE = 1e-4
 
 
 def predictive(loss: SummedLoss) -> Predictive:
@@ -67,7 +66,7 @@ def _categorical(z: Tensor, targets: Tensor, axis: int, ignored: int) -> Informa
     p = torch.softmax(z.detach(), axis)
     counted = torch.ones_like(z)
     if targets.is_floating_point():
-        if (targets.sum(axis) - 1).abs().max() > _SUM_TO_ONE:
+        if not are_distributions(targets, axis):
             raise MeasurementError(
                 "Targets that are class probabilities must add up to one for every sample; otherwise they weigh the "
                 "samples, and the cross-entropy is no log-likelihood: take the Gauss-Newton matrix."

@@ -26,7 +26,7 @@ from flatlab.errors import UsageError, shown
 
 Rows = NDArray[np.float64]
 
-Split = tuple[Rows, Labels, Labels | None]
+Scaled = tuple[Rows, Labels, Labels | None]
 """Inputs (n, columns), labels (n,) and the numbers of the clients' values (n,)."""
 
 _NUMBERS = (
@@ -133,7 +133,7 @@ def _like(first: Any, table: Any, name: str, other: str) -> Any:
     return table.select(first.column_names)
 
 
-def read_rows(source: Source, stored: Tables) -> tuple[Split, Split, int]:
+def read_rows(source: Source, stored: Tables) -> tuple[Scaled, Scaled, int]:
     """Make of the training split and, unless a share is held out, the test split inputs, labels and owners.
 
     Inputs are brought to mean 0 and standard deviation 1 over the training rows, column by column; a column that does

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from analysis.batches import Inspected, inspect_data
-from analysis.losses import LOSSES, Loss
+from analysis.losses import LOSSES, Loss, are_distributions
 from analysis.model_copy import FULL, convert, unwrapped, working_dtype
 from analysis.problem import Problem, make_problem
 from flatlab.errors import SAID, UsageError
@@ -19,7 +19,6 @@ from flatlab.measuring.ranks import spread
 from flatlab.measuring.weights import load_weights
 
 _USUAL_LOSS = "cross_entropy"
-_SUM_TO_ONE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _data(own: OwnModel) -> Inspected:
 def _require_distributions(own: OwnModel, data: Inspected) -> None:
     """Numbers that are no probabilities of classes belong to another loss than the one that nobody named."""
     targets = data.first[1]
-    if targets.is_floating_point() and (targets.dim() < 2 or (targets.sum(1) - 1).abs().max() > _SUM_TO_ONE):
+    if targets.is_floating_point() and not are_distributions(targets):
         raise UsageError(
             f"The targets of {own.data} are numbers that do not add up to one for each sample: name the loss they are "
             "for (--loss mse, binary_cross_entropy, ...)."
