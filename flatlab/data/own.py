@@ -58,9 +58,10 @@ def load_own(name: str, reading: Reading) -> ImageData:
 
 def _look_at_classes(name: str, labels: Tensor, classes: int) -> None:
     """Refuse a single class, and warn of such as no training sample has: each has its logit, which nothing teaches."""
-    if classes < 2:
-        _refuse(name, "has the one class 0, and nothing to tell it from: give it two at least")
-    missing = torch.bincount(labels, minlength=classes).eq(0).nonzero().flatten().tolist()
+    counts = torch.bincount(labels, minlength=classes)
+    if counts.count_nonzero() < 2:
+        _refuse(name, f"has the one class {int(labels[0])}, and nothing to tell it from: give it two at least")
+    missing = counts.eq(0).nonzero().flatten().tolist()
     if missing:
         warnings.warn(
             f"The data set {name} has no training sample of {len(missing)} of its {classes} classes (the first: "

@@ -177,10 +177,10 @@ def test_classes_without_samples_are_said(
     name = f"gaps{abs(hash(said))}"
     (tmp_path / f"{name}.py").write_text(
         f"import torch\ndef data():\n    s = torch.randn(9, 4), torch.tensor({labels().tolist()})\n    return s, s\n"
-        "def single():\n    s = torch.randn(9, 4), torch.zeros(9, dtype=torch.long)\n    return s, s\n"
+        "def single():\n    s = torch.randn(9, 4), torch.full((9,), 5)\n    return s, s\n"
     )
     let_run(f"{name}:data", f"{name}:single")
     with pytest.warns(UserWarning, match=said):
         load_images(f"{name}:data")
-    with pytest.raises(UsageError, match="has the one class 0"):
+    with pytest.raises(UsageError, match="has the one class 5"):
         load_images(f"{name}:single")
