@@ -1,4 +1,4 @@
-"""Operations of torch whose derivatives are wrong, are not those of L, or end the process (torch 2.13)."""
+"""Operations of torch whose derivatives are wrong, missing, not those of L, or end the process (torch 2.13)."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn import functional as F
 
 from analysis.errors import MeasurementError
+from analysis.written_out import cdist, embedding_bags, hardsigmoid, multi_margin_loss, multilabel_margin_loss
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -29,6 +31,12 @@ def embedding(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             "rescale them once and set max_norm to None."
         )
     call.arguments |= {"scale_grad_by_freq": False, "sparse": False}
+    if function is F.embedding_bag and call.arguments["input"].dim() == 2:
+        call.apply_defaults()
+        asked = call.arguments
+        return embedding_bags(
+            asked["input"], asked["weight"], asked["mode"], asked["per_sample_weights"], asked["padding_idx"]
+        )
     return function(*call.args, **call.kwargs)
 
 
@@ -45,10 +53,36 @@ def group_norm(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs
     return function(input.contiguous() if input.device.type == "cpu" else input, *args, **kwargs)
 
 
+class _ContiguousGradient(Function):
+    """x -> x, whose gradient lies as contiguous images do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous()
+
+
+def batch_statistics(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Batch or instance normalisation; of a single sample on a CPU torch misreads a gradient that lies channels last.
+
+    As it does where tokens are made of an image, y.flatten(2).transpose(1, 2): all gradients behind it are wrong.
+    """
+    y = function(input, *args, **kwargs)
+    return _ContiguousGradient.apply(y) if len(input) == 1 else y  # type: ignore[no-untyped-call]
+
+
 MENDED: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch._weight_norm: weight_norm,
     torch.embedding: bare_embedding,
     **{f: partial(embedding, f) for f in (F.embedding, F.embedding_bag)},
+    **{f: partial(batch_statistics, f) for f in (F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm)},
+    F.hardsigmoid: hardsigmoid,
+    torch.cdist: cdist,
+    F.multi_margin_loss: multi_margin_loss,
+    F.multilabel_margin_loss: multilabel_margin_loss,
     **{f: partial(group_norm, f) for f in (F.group_norm, torch.group_norm, torch.native_group_norm)},
 }
 """What is called in place of which function."""

@@ -20,7 +20,7 @@ from analysis.distributed import Distributed
 from analysis.first_pass import FirstPass, fingerprint
 from analysis.ieee import NoAutocast, ieee
 from analysis.losses import Reduction, Share, SummedLoss
-from analysis.model_copy import as_own, as_real, private_copy
+from analysis.model_copy import as_own, as_real, convert, private_copy
 from analysis.model_state import forgotten
 from analysis.recomputed import nothing_recomputed
 from analysis.second_derivatives import LeanSecondDerivatives
@@ -138,6 +138,12 @@ class ParametricLoss:
             parameters={name: as_real(named[name]) for name in self.parameters},
             aliases=[*self.aliases, *((p, name) for name, p in named.items())],
         )
+
+    def in_float64(self) -> Self:
+        """The same L in float64. Raises RuntimeError or TypeError where the model or the device has none."""
+        model = private_copy(self.model)
+        convert(model, self.device, torch.float64)
+        return replace(self.of(model), dtype=torch.float64)
 
     @torch.no_grad()
     def moved_to(self, parameters: Mapping[str, Tensor]) -> Self:

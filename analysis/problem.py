@@ -6,14 +6,15 @@ The sum always runs over all N samples, and M is N or the sum of all samples' we
 never is a mean of batch means. The model is copied, so the caller's modes, gradients and flags are never touched.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from analysis.batches import Part, inspect_data
+from analysis.batches import Batch, Part, inspect_data
 from analysis.changed_weights import refuse_changed_weights
 from analysis.distributed import Distributed, failing_together, require_ranks, summed_number
 from analysis.errors import MeasurementError
@@ -131,14 +132,44 @@ def make_problem(
     with failing_together(device, distributed), running_in_its_precision(problem, inspected.first):
         refuse_shift(problem.loss, inspected.first)
         refuse_changed_weights(problem, inspected.first)
-        first = first_that_count(problem, inspected.first)
-        refuse_at_first_sight(problem, first)
-        refuse_wrong_products(problem, first)
-        refuse_wrong_derivatives(problem, first)
+        with _rounding_told(problem, lambda problem: _tried(problem, inspected.first)):
+            first = _tried(problem, inspected.first)
         plan = plan_chunks(problem, first, memory, chunk_size)
     plan = plan.agreed(device, distributed)
     problem = replace(problem, chunk_size=plan.chunk_size, cached_samples=plan.cached_samples)
-    return replace(problem, normaliser=survey(problem))
+    with _rounding_told(problem, survey):
+        return replace(problem, normaliser=survey(problem))
+
+
+def _tried(problem: Problem, first: Batch) -> Batch:
+    """The first batch that counts, on which losses and derivatives are those of a sum over samples."""
+    first = first_that_count(problem, first)
+    refuse_at_first_sight(problem, first)
+    refuse_wrong_products(problem, first)
+    refuse_wrong_derivatives(problem, first)
+    return first
+
+
+@contextmanager
+def _rounding_told(problem: Problem, check: Callable[[Problem], object]) -> Iterator[None]:
+    """Say of what `check` refuses in float32 alone that it is rounding."""
+    try:
+        yield
+    except MeasurementError as error:
+        if problem.dtype == torch.float64 or not _passes(problem, check):
+            raise
+        raise MeasurementError(
+            "Rounding in float32 leaves too little of this model's loss or its derivatives: measure it in float64 "
+            f"(dtype=torch.float64, --dtype float64), where what follows is not so. {error}"
+        ) from error
+
+
+def _passes(problem: Problem, check: Callable[[Problem], object]) -> bool:
+    try:
+        check(problem.in_float64())
+    except (MeasurementError, RuntimeError, TypeError):  # the latter where something in it stays in float32
+        return False
+    return True
 
 
 def _selected_names(model: nn.Module, names: Iterable[str] | None) -> list[str]:

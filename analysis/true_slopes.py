@@ -16,7 +16,6 @@ from analysis.batches import Batch, batch_length, moved, sliced
 from analysis.central_difference import STEPS, central_difference
 from analysis.derivatives import gradients
 from analysis.errors import MeasurementError
-from analysis.model_copy import convert, private_copy
 from analysis.parametric_loss import ParametricLoss
 from analysis.vectors import dot
 
@@ -43,10 +42,8 @@ def refuse_wrong_derivatives(problem: ParametricLoss, first: Batch) -> None:
     Raises:
         MeasurementError: a derivative is another than the loss's.
     """
-    model = private_copy(problem.model)
     try:
-        convert(model, problem.device, torch.float64)
-        double = replace(problem.of(model), dtype=torch.float64)
+        double = problem.in_float64()
         _try_lines(double, _counted(double, first))
     except (RuntimeError, TypeError):  # something in it stays in float32, or the device has no float64
         return

@@ -224,3 +224,15 @@ reentrant = net(
     lambda m, x: checkpoint(lambda z: m.a(z).tanh(), m.fc1(x), use_reentrant=True), lambda: {"a": nn.Linear(6, 6)}
 )
 reentrant_from_the_images = net(lambda m, x: checkpoint(lambda z: m.fc1(z).tanh(), x, use_reentrant=True))
+
+
+def normalised_tokens(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A normalised image made into tokens; torch misreads the gradient of one of them alone on a CPU."""
+    channels, height, width = input_shape
+    normalised = nn.Sequential(nn.Conv2d(channels, 3, 3, padding=1), nn.InstanceNorm2d(3, affine=True))
+
+    class ToTokens(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(2).transpose(1, 2)
+
+    return nn.Sequential(normalised, ToTokens(), nn.LayerNorm(3), nn.Flatten(), nn.Linear(3 * height * width, classes))

@@ -115,6 +115,13 @@ def test_what_cannot_end_well_is_refused_before_it_begins(
     assert "\n" not in str(raised.value)
 
 
+def test_a_wrong_gradient_of_a_batch_of_one_is_refused_where_there_is_one(toy_world: MakeWorld) -> None:
+    for sizes, batch_size in (((3, 5), 4), ((4, 8), 1)):
+        with pytest.raises(UsageError, match=r"gradient .* of one sample"):
+            world_of(toy_world, "normalised_tokens", sizes=sizes, batch_size=batch_size)
+    world_of(toy_world, "normalised_tokens", sizes=(4, 8), batch_size=4)
+
+
 @pytest.mark.parametrize("name", ["linear", "attention"])
 def test_man_without_an_activation_is_refused_unless_layers_are_named(name: str, toy_world: MakeWorld) -> None:
     with pytest.raises(UsageError, match="MAN finds no activation"):
