@@ -132,9 +132,7 @@ def _print_sampling(number: str, result: dict[str, Any]) -> None:
 
 
 def _whole(result: dict[str, Any]) -> dict[str, Any]:
-    parameters = sum(layer["parameters"] for layer in result["layers"])
-    shown_beside = {"parameters": parameters or None, "input_norm2": None, "output_norm2": None}
-    return {**result["global"], **shown_beside, "sampling": result["sampling"]}
+    return {**result["global"], "input_norm2": None, "output_norm2": None, "sampling": result["sampling"]}
 
 
 def _rows(name: str, columns: Sequence[dict[str, Any] | None]) -> list[list[str]]:

@@ -147,7 +147,10 @@ class EigsResult(Result):
         """Eigenvalues and norms; a norm that does not exist is null."""
         return {
             "loss": self.loss,
-            "global": {"eigenvalues": self._plain(self.eigenvalues)},
+            "global": {
+                "parameters": sum(map(math.prod, self.parameters.values())),
+                "eigenvalues": self._plain(self.eigenvalues),
+            },
             "layers": [
                 {
                     "name": layer.name,
