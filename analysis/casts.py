@@ -2,11 +2,11 @@
 
 Models raise activations to float32 (norms, softmax, logits before a loss), because they may be given in half precision.
 Of a float64 activation the same cast takes half of the digits, and no residual shows it: what is said to be exact to
-float64 would be exact to float32.
+float64 would be exact to float32. So it is where a model writes into `torch.zeros(...)`, of torch's default type.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,9 +15,19 @@ from torch import Tensor
 from analysis.function_mode import FunctionMode
 
 
-def widened(dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Within the block, float32 that is asked for is float64, where `dtype` is; what models cast still has one type."""
-    return _Widened() if dtype == torch.float64 else nullcontext()
+@contextmanager
+def widened(dtype: torch.dtype) -> Iterator[None]:
+    """Within the block, `dtype` is torch's default, and where it is float64, so is float32 that is asked for.
+
+    What models cast still has one type.
+    """
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with _Widened() if dtype == torch.float64 else nullcontext():
+            yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 class _Widened(FunctionMode):

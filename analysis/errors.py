@@ -1,5 +1,7 @@
 """The error that this package raises on purpose; anything else that escapes is a defect."""
 
+from collections.abc import Iterable
+
 
 class MeasurementError(ValueError):
     """What cannot be measured as asked. The message is one sentence for the user: what is wrong, and what to do."""
@@ -11,3 +13,9 @@ class AsymmetryError(MeasurementError):
 
 class UncountedError(MeasurementError):
     """Samples of which no target counts, such as padding alone, so that there is no mean over them."""
+
+
+def some(names: Iterable[str], most: int = 8) -> str:
+    """The first names, and how many more there are, as a sentence lists them."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from analysis.derivatives import within_transform
 from analysis.errors import MeasurementError
 from analysis.written_out import cdist, embedding_bags, hardsigmoid, multi_margin_loss, multilabel_margin_loss
 
@@ -71,7 +72,8 @@ def batch_statistics(function: Callable[..., Any], input: Tensor, *args: Any, **
     As it does where tokens are made of an image, y.flatten(2).transpose(1, 2): all gradients behind it are wrong.
     """
     y = function(input, *args, **kwargs)
-    return _ContiguousGradient.apply(y) if len(input) == 1 else y  # type: ignore[no-untyped-call]
+    misread = len(input) == 1 and not within_transform(y)  # torch.func lays out its own
+    return _ContiguousGradient.apply(y) if misread else y  # type: ignore[no-untyped-call]
 
 
 MENDED: Mapping[Callable[..., Any], Callable[..., Any]] = {

@@ -21,7 +21,8 @@ def private_copy(model: nn.Module) -> nn.Module:
     """The model, copied, without the wrappers of torch.compile and data parallelism.
 
     Tensors that a model keeps from an earlier run (an activation, the weight that `weight_norm` computes) are copied
-    as values. Raises `MeasurementError` for a model that cannot be copied.
+    as leaves, by which a loss that is computed from them is known. Raises `MeasurementError` for a model that cannot be
+    copied.
     """
     if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
         raise MeasurementError(
@@ -60,21 +61,21 @@ def _wrapped(model: nn.Module) -> nn.Module | None:
 
 
 class _GraphsLeftBehind(FunctionMode):
-    """Within the block, `copy.deepcopy` copies the value of a tensor that belongs to a graph, where torch refuses."""
+    """Within the block, `copy.deepcopy` makes a leaf of a tensor that belongs to a graph, where torch refuses."""
 
     def _instead(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if func is not Tensor.__deepcopy__ or args[0].is_leaf:
             return func(*args, **kwargs)
         tensor, memo = args
-        memo[id(tensor)] = tensor.detach().clone()
+        memo[id(tensor)] = tensor.detach().clone().requires_grad_()
         return memo[id(tensor)]
 
 
 def working_dtype(model: nn.Module, wanted: torch.dtype | None) -> torch.dtype:
     """The precision to compute in: `wanted`, or the widest of the parameters, float32 at least.
 
-    Warns where half-precision parameters are raised. Raises `MeasurementError` for other precisions and for a model
-    without parameters or values.
+    Warns where half-precision parameters are raised, and where float64 ones are rounded. Raises `MeasurementError` for
+    other precisions and for a model without parameters or values.
     """
     parameters = dict(model.named_parameters())
     if not parameters:
@@ -90,7 +91,20 @@ def working_dtype(model: nn.Module, wanted: torch.dtype | None) -> torch.dtype:
     dtype = wanted or (torch.float64 if torch.float64 in found else torch.float32)
     if low:
         warnings.warn(f"{' and '.join(low)} parameters are raised to {_said(dtype)}, exactly.", stacklevel=3)
+    if dtype == torch.float32 and any(map(rounded, parameters.values())):
+        warnings.warn(
+            "float64 parameters are rounded to float32; in float64 (dtype=float64, --dtype float64) they are kept.",
+            stacklevel=3,
+        )
     return dtype
+
+
+def rounded(tensor: Tensor) -> bool:
+    """Whether float32 (or its complex numbers) cannot hold the values of a tensor that is wider."""
+    if tensor.dtype not in (torch.float64, torch.complex128):
+        return False
+    narrow = torch.complex64 if tensor.is_complex() else torch.float32
+    return not torch.equal(tensor.to(narrow).to(tensor.dtype), tensor)
 
 
 def convert(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

@@ -102,10 +102,14 @@ class ParametricLoss:
         """Within the block, torch computes in IEEE arithmetic, with second derivatives, and with `parameters`.
 
         Wherever a model or loss holds on to its parameters, they are replaced. Yields them as the model's modules have
-        them.
+        them, for anything that asks parameters that require a gradient, whether graphs are recorded or not.
         """
         own = dict(self.model.named_parameters())
+        if not torch.is_grad_enabled():
+            parameters = {n: p.detach().requires_grad_() for n, p in {**self.parameters, **parameters}.items()}
         replaced = {n: as_own(p, own[n]) for n, p in parameters.items()}
+        for tensor in replaced.values():
+            tensor._is_param = True  # what isinstance(tensor, nn.Parameter) looks for
         table = {id(tensor): replaced.get(name, own[name]) for tensor, name in self.aliases}
         # Fused attention has no second derivative. The mode entered last is asked first.
         with (

@@ -17,7 +17,7 @@ from torch import nn
 from analysis.batches import Batch, Part, inspect_data
 from analysis.changed_weights import refuse_changed_weights
 from analysis.distributed import Distributed, failing_together, require_ranks, summed_number
-from analysis.errors import MeasurementError
+from analysis.errors import MeasurementError, some
 from analysis.first_pass import FirstPass
 from analysis.losses import Loss, Reduction, summed_loss
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
@@ -32,6 +32,7 @@ from analysis.refusals import (
     survey,
     weighed,
 )
+from analysis.substituted import refuse_other_than_parameters
 from analysis.symmetry import refuse_wrong_products
 from analysis.true_slopes import refuse_wrong_derivatives
 
@@ -145,6 +146,7 @@ def _tried(problem: Problem, first: Batch) -> Batch:
     """The first batch that counts, on which losses and derivatives are those of a sum over samples."""
     first = first_that_count(problem, first)
     refuse_at_first_sight(problem, first)
+    refuse_other_than_parameters(problem, first)
     refuse_wrong_products(problem, first)
     refuse_wrong_derivatives(problem, first)
     return first
@@ -183,15 +185,10 @@ def _selected_names(model: nn.Module, names: Iterable[str] | None) -> list[str]:
         names = [name if name in aliases else name.replace("_orig_mod.", "").removeprefix("module.") for name in names]
         for name in names:
             if name not in aliases:
-                raise MeasurementError(f"The model has no parameter {name!r}; it has {_some(aliases)}.")
+                raise MeasurementError(f"The model has no parameter {name!r}; it has {some(aliases)}.")
         selection = {aliases[name] for name in names}
         if fixed := selection.difference(name for name, _ in differentiable(model)):
             raise MeasurementError(f"The parameter {min(fixed)} holds integers, of which there is no derivative.")
     if not selection:
         raise MeasurementError("No parameter is selected: all are frozen; name some or unfreeze them.")
     return [name for name in canonical.values() if name in selection]
-
-
-def _some(names: Iterable[str], most: int = 8) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -20,6 +20,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from analysis import patches
+from analysis.derivatives import within_transform
 from analysis.function_mode import FunctionMode
 from analysis.mended import MENDED
 from analysis.patches import Geometry, Sizes
@@ -74,13 +75,17 @@ class LeanSecondDerivatives(FunctionMode):
     """
 
     def _instead(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if func in MENDED:
+            return MENDED[func](*args, **kwargs)
+        if any(isinstance(value, Tensor) and within_transform(value) for value in args):
+            return func(*args, **kwargs)  # for what follows, torch.func has no rules
         if func in _DIMENSIONS:
             return convolution(_DIMENSIONS[func], *args, **kwargs)
         if func in _RELUS and len(args) == 1 and not kwargs.get("inplace", False):
             return _ReLU.apply(args[0])  # type: ignore[no-untyped-call]
         if func in _MAX_POOLS:
             return max_pool2d(*args, **kwargs)
-        return MENDED.get(func, func)(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def convolution(

@@ -5,6 +5,7 @@ gradients round, custom functions of which the second derivative forgets a term.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,7 @@ from analysis.agreement import away_from
 from analysis.batches import Batch, batch_length, moved, sliced
 from analysis.central_difference import STEPS, central_difference
 from analysis.derivatives import gradients
-from analysis.errors import MeasurementError
+from analysis.errors import MeasurementError, some
 from analysis.parametric_loss import ParametricLoss
 from analysis.vectors import dot
 
@@ -55,11 +56,32 @@ def _try_lines(problem: ParametricLoss, one: Batch) -> None:
     gradient = _Line(problem, one, theta, theta).gradient(0.0)
     if not all(piece.isfinite().all() for piece in gradient.values()):
         return
+    _warn_of_what_is_fixed(problem, one, theta, gradient)
     way = {name: _direction(theta[name], piece, generator) for name, piece in gradient.items()}
     line = _Line(problem, one, theta, way)
     _refuse_slope(line, _inner(gradient, way))
     del gradient
     _refuse_curve(line)
+
+
+def _warn_of_what_is_fixed(problem: ParametricLoss, one: Batch, theta: Pieces, gradient: Pieces) -> None:
+    """Name parameters that the loss changes with and has no gradient by: every number counts them as constants."""
+    generator = torch.Generator().manual_seed(2)
+    still = [name for name, piece in gradient.items() if not piece.any()]
+    way = {
+        name: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+        if name in still
+        else torch.zeros_like(p)
+        for name, p in theta.items()
+    }
+    line = _Line(problem, one, theta, way)
+    seen = _settled_elsewhere(line.loss, 0.0) if still else None
+    if seen and abs(seen) > _NOTHING * line.usual(lambda other: other.loss(0.0)):
+        warnings.warn(
+            f"The loss changes with {some(still)}, but has no gradient by any of them (detached, or under "
+            "no_grad): they are measured as if they were fixed. Set requires_grad_(False) on what is.",
+            stacklevel=2,
+        )
 
 
 def _direction(theta: Tensor, gradient: Tensor, generator: torch.Generator) -> Tensor:
@@ -131,8 +153,9 @@ def _refuse_slope(line: _Line, given: float) -> None:
 def _refuse_curve(line: _Line) -> None:
     given = line.curve()
     seen = _settled_elsewhere(line.slope, given)
-    if not seen:  # zero is also what a slope says that float32 does not move
-        return
+    coarsely = [(line.slope(t) - line.slope(-t)) / (2 * t) for t in _COARSE] if seen else []
+    if not seen or any(not _apart(found, given, _NEARLY) for found in coarsely):
+        return  # zero is also what a slope says that float32 does not move
     if abs(seen - given) > _NOTHING * line.usual(lambda other: other.slope(0.0)):
         raise MeasurementError(
             f"The Hessian's products are not those of the loss: along a line its curvature is {given:.4g}, where "

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from analysis.errors import some
 from analysis.model_copy import convert
 from flatlab.errors import UsageError, first_line
-from flatlab.measuring.weights import load_weights, some_names
+from flatlab.measuring.weights import load_weights
 
 _PREFIXES = {"hf": ("transformers",), "timm": ("timm", "torchvision")}
 """Where models come from, and the packages that it takes; the extras of pyproject.toml have the same names."""
@@ -100,15 +101,17 @@ def _hugging_face(transformers: Any, source: str | Path, name: str, dtype: torch
         output_loading_info=True,
     )
     if missing := sorted(loaded["missing_keys"]):
-        raise UsageError(f"The model {name} has no weights for {some_names(missing)}, which would be random.")
+        raise UsageError(f"The model {name} has no weights for {some(missing, 3)}, which would be random.")
     if hasattr(module.config, "use_cache"):
         module.config.use_cache = False  # keys and values kept for generation
     notes = []
     if saved in (torch.float16, torch.bfloat16):
         kinds = [str(kind).removeprefix("torch.") for kind in (saved, dtype)]
         notes.append(f"The {kinds[0]} weights of {name} are raised to {kinds[1]}, exactly.")
+    if saved == torch.float64 and dtype == torch.float32:
+        notes.append(f"The float64 weights of {name} are rounded to float32; --dtype float64 keeps them.")
     if left := sorted(loaded["unexpected_keys"]):
-        notes.append(f"Beside the model's weights, {name} holds {some_names(left)}, left unread.")
+        notes.append(f"Beside the model's weights, {name} holds {some(left, 3)}, left unread.")
     loss = _loss_of(transformers, config, kind)
     if loss == "next_token" and module.loss_type is None:  # of names that end in LMHeadModel
         module.loss_type = "ForCausalLM"
@@ -122,7 +125,7 @@ def _class_of(transformers: Any, config: Any, name: str) -> Any:
         if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
             return kind
     raise UsageError(
-        f"The configuration of {name} names {some_names(config.architectures or ['no class'])}, which transformers "
+        f"The configuration of {name} names {some(config.architectures or ['no class'], 3)}, which transformers "
         f"{transformers.__version__} does not have: build the model in a function, and name that with --model."
     )
 

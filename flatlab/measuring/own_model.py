@@ -9,7 +9,7 @@ from torch import nn
 
 from analysis.batches import Inspected, inspect_data
 from analysis.losses import LOSSES, Loss, are_distributions
-from analysis.model_copy import FULL, convert, unwrapped, working_dtype
+from analysis.model_copy import convert, unwrapped, working_dtype
 from analysis.problem import Problem, make_problem
 from flatlab.errors import SAID, UsageError
 from flatlab.functions import import_function
@@ -80,13 +80,12 @@ def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, str, list[str]
     if not isinstance(model, nn.Module):
         raise UsageError(f"The model {own.model} must return a torch.nn.Module, but returned {type(model).__name__}.")
     model = unwrapped(model)
-    low = {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype not in FULL}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the raising, which the notes say
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         dtype = working_dtype(model, dtype)
     # Before foreign weights come, which may be finer than the model's own. `Module.to` would make complex ones real.
     convert(model, next(model.parameters()).device, dtype)
-    notes = [f"The {str(kind).removeprefix('torch.')} parameters of {own.model} are raised to float32." for kind in low]
+    notes = [f"Of {own.model}: {warning.message}" for warning in told]
     if own.weights is not None:
         return model, _USUAL_LOSS, [*notes, *load_weights(model, own.weights, own.model)]
     said = f"The weights measured are those that {own.model} returned; --weights names others."

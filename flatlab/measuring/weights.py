@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from analysis.errors import some
+from analysis.model_copy import rounded
 from flatlab.arrays import tensor_of
 from flatlab.errors import UsageError
 from flatlab.runs.checkpoint import fill, load_tensors
@@ -57,7 +59,11 @@ def load_weights(model: nn.Module, path: Path, named: str) -> list[str]:
     for name, tensor in found.tensors.items():
         _require_numbers(tensor, state[name], name, path)
     fill(model, found.tensors, complaint)
-    return list(_sentences(found, path))
+    narrower = (name for name, tensor in found.tensors.items() if state[name].dtype.itemsize < tensor.dtype.itemsize)
+    sentences = list(_sentences(found, path))
+    if any(rounded(found.tensors[name]) for name in narrower):
+        sentences.append(f"The float64 weights of {path} are rounded to float32; --dtype float64 keeps them.")
+    return sentences
 
 
 def _read(path: Path) -> Any:
@@ -170,7 +176,7 @@ def _tensor_sets(content: Any, entry: tuple[str, ...] = ()) -> Iterator[tuple[tu
     if tensors:
         yield entry, tensors
     for key, value in content.items():
-        if isinstance(key, str):
+        if isinstance(key, str) and not key.startswith("optim"):  # whose averages go by the names of the weights
             yield from _tensor_sets(value, (*entry, key))
 
 
@@ -278,7 +284,7 @@ def _sentences(found: _Found, path: Path) -> Iterator[str]:
     if found.prefix:
         yield f"The prefix {found.prefix!r} was taken off the names in {path}."
     if found.left:
-        yield f"Beside the model's weights, {path} holds {some_names(found.left)}, left unread."
+        yield f"Beside the model's weights, {path} holds {some(found.left, 3)}, left unread."
     low = {_kind(t) for t in found.tensors.values() if _is_low(t)}
     if low:
         yield f"The {' and '.join(sorted(low))} weights of {path} are raised to float32, exactly."
@@ -286,11 +292,6 @@ def _sentences(found: _Found, path: Path) -> Iterator[str]:
 
 def _is_low(tensor: Any) -> bool:
     return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize < 4
-
-
-def some_names(names: Sequence[str], most: int = 3) -> str:
-    """The first names and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _said(error: Exception) -> str:

@@ -108,7 +108,7 @@ def test_a_second_derivative_that_is_forgotten_is_refused() -> None:
         make_problem(Net(inside=lambda h: apply(Forgets, h)), "cross_entropy", (X, Y))
 
 
-def _frozen_below() -> nn.Module:
+def _frozen_below() -> Any:
     class Frozen(Net):
         def forward(self, x: Tensor) -> Tensor:
             with torch.no_grad():
@@ -122,7 +122,6 @@ def _frozen_below() -> nn.Module:
 SOUND: dict[str, Callable[[], nn.Module]] = {
     "kinks": lambda: nn.Sequential(nn.Linear(4, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 3)),
     "kinks at zero": lambda: nn.Sequential(_zeroed(nn.Linear(4, 30)), nn.ReLU(), nn.Linear(30, 3)),
-    "a part without gradients": _frozen_below,
     "absolute values": lambda: Net(inside=torch.abs),
     "the largest of some": lambda: Net(inside=lambda h: h.view(len(h), 3, 2).amax(2).repeat(1, 2)),
 }
@@ -137,9 +136,18 @@ def _distances(z: Tensor, y: Tensor) -> Tensor:
     return (z - F.one_hot(y, 3)).abs().sum(1).mean()
 
 
+def test_a_part_without_gradients_is_measured_as_fixed_and_named() -> None:
+    with pytest.warns(UserWarning, match=r"changes with first.weight, first.bias, but has no gradient") as told:
+        make_problem(_frozen_below(), "cross_entropy", (X, Y))
+    assert len(told) == 1
+    frozen = _frozen_below()
+    frozen.first.requires_grad_(False)
+    make_problem(frozen, "cross_entropy", (X, Y))
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", _distances], ids=["smooth", "kinked"])
 @pytest.mark.parametrize("kind", SOUND)
-def test_kinks_and_what_is_held_fixed_are_no_fault(kind: str, loss: Any) -> None:
+def test_kinks_are_no_fault(kind: str, loss: Any) -> None:
     x = X.clone()
     x[::2] = 0  # as a black image is: with a bias of zero all units lie at their kinks
     make_problem(SOUND[kind](), loss, (x, Y))

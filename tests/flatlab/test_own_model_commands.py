@@ -179,6 +179,19 @@ def test_groups_of_layers(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert tops(group) == pytest.approx(tops(result["global"]), rel=1e-6)
 
 
+def test_the_network_is_the_whole_of_it_beside_some_layers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for layers in ("0", "0,2", "none"):
+        assert flatlab(monkeypatch, "eigs", *OWN, *EXACT, "--layers", layers, "--json", "e.json") == 0
+        found.append(json.loads((folder / "e.json").read_text())["global"])
+        (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("network"))
+        assert row.split()[1] == "23"
+    assert [tops(one) for one in found] == [pytest.approx(tops(found[0]), rel=1e-6)] * 3
+    assert [one["parameters"] for one in found] == [23] * 3
+
+
 def test_some_of_the_samples(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--model", "mine:model", "--data", "mine:batches", "--samples", "16", "--json", "e.json")
     assert flatlab(monkeypatch, "eigs", *words) == 0

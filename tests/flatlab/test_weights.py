@@ -102,6 +102,15 @@ def test_half_precision_is_raised_and_said(half: torch.dtype, tmp_path: Path) ->
     assert_loaded(tmp_path / "w.pt", raised, f"{str(half).removeprefix('torch.')} weights")
 
 
+def test_what_float32_rounds_is_said(tmp_path: Path) -> None:
+    fine = {name: t.double() * 1.1 if t.is_floating_point() else t for name, t in state().items()}
+    torch.save(fine, tmp_path / "fine.pt")
+    torch.save({name: t.double() if t.is_floating_point() else t for name, t in state().items()}, tmp_path / "wide.pt")
+    assert "float64 weights" in " ".join(load_weights(Net(), tmp_path / "fine.pt", "net"))
+    assert load_weights(Net(), tmp_path / "wide.pt", "net") == []  # float32 holds them all
+    assert load_weights(Net().double(), tmp_path / "fine.pt", "net") == []
+
+
 def test_safetensors_and_what_they_leave_out_of_tied_weights(tmp_path: Path) -> None:
     save_file(prefixed("model."), tmp_path / "w.safetensors")
     assert_loaded(tmp_path / "w.safetensors", state(), "prefix 'model.'")
@@ -201,6 +210,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "sparse": ({**state(), "head.weight": torch.zeros(2, 3).to_sparse()}, "sparse, complex, quantised"),
     "other names": ({"a": torch.zeros(2)}, "Missing key(s)"),
     "no tensors": ({"state_dict": {"a": 1}}, "something else than a state_dict"),
+    "an optimizer's averages": ({"optimizer": {"exp_avg": state()}, "step": 3}, "something else than a state_dict"),
     "hyperparameters": ({"state_dict": state(), "hyper_parameters": argparse.Namespace(lr=1)}, "argparse.Namespace"),
 }
 
