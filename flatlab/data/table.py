@@ -7,7 +7,9 @@ stood.
 
 import csv
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from math import fsum, sqrt
 from pathlib import Path
 from typing import Any
@@ -90,21 +92,37 @@ def read_files(source: Source, files: Sequence[Path]) -> Any:
 
 
 def _read_text(source: Source, file: Path) -> Any:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        first = lines.readline()
+    first = _first_record(file)
     try:
         delimiter = csv.Sniffer().sniff(first, _DELIMITERS).delimiter
     except csv.Error:  # one column, or none
         delimiter = ","
-    header = next(csv.reader([first], delimiter=delimiter), [])
-    if header and all(_is_number(name) for name in header):
-        raise UsageError(f"{file} begins with numbers: give its columns names, in a first line.")
-    spoken = [name for name in (*LABEL_NAMES, source.reading.label, source.reading.column) if name in header]
-    return arrow_csv.read_csv(
+    spoken = (*LABEL_NAMES, source.reading.label, source.reading.column)
+    table = arrow_csv.read_csv(
         file,
         parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(spoken, pa.string())),
+        convert_options=arrow_csv.ConvertOptions(column_types={name: pa.string() for name in spoken if name}),
     )
+    if all(_is_number(name) for name in table.column_names):
+        raise UsageError(f"{file} begins with numbers: give its columns names, in a first line.")
+    return table
+
+
+def _first_record(file: Path) -> str:
+    """The names of the columns as they are written, on one line: Arrow skips lines that are empty, as `csv` does.
+
+    A quoted name may have line breaks. What quotes a name depends on what delimits it, so the record ends where the
+    delimiter for which it is longest says.
+    """
+    ends = []
+    for delimiter in _DELIMITERS:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            records = csv.reader(lines, delimiter=delimiter)
+            with suppress(csv.Error):  # a field of 128 KiB: many names that something else delimits
+                next(filter(None, records), None)
+            ends.append(records.line_num)
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        return " ".join("".join(islice(lines, max(ends))).strip("\r\n").splitlines())
 
 
 def _is_number(text: str) -> bool:

@@ -124,6 +124,28 @@ def test_labels_are_as_they_are_written(written: list[str], numbers: list[int], 
     assert data.train.labels.tolist() == data.test.labels.tolist() == numbers
 
 
+@pytest.mark.parametrize("before", ["\n", "\r\n\r\n", "\ufeff\n"])
+@pytest.mark.parametrize("delimiter", [",", ";"])
+@pytest.mark.parametrize("name", ["x", '"x\n(cm)"', '"a ""long"" x"', 'x"a'])
+def test_the_header_is_the_first_line_that_is_not_empty(before: str, delimiter: str, name: str, tmp_path: Path) -> None:
+    lines = [delimiter.join((str(k), ("01", "1")[k % 2], ("NA", "7")[k % 2])) for k in range(8)]
+    file = tmp_path / "codes.csv"
+    file.write_text(before + "\n".join([delimiter.join((name, "label", "who")), *lines, ""]), encoding="utf-8")
+    data = load_images(str(file), reading=Reading(holdout=0.25, column="who"))
+    assert (data.classes, data.input_shape) == (2, (1,))
+    assert data.train.owners is not None
+    assert data.train.owners.equal(1 - data.train.labels)  # "7" before "NA"
+
+
+def test_names_beyond_what_one_field_may_hold_are_read(tmp_path: Path) -> None:
+    names = [f"{k:0100d}." for k in range(1500)]
+    content = [[*(k * place % 7 for place in range(len(names))), k % 2] for k in range(8)]
+    data = load_images(
+        str(write(tmp_path / "genes.tsv", content, [*names, "label"], "\t")), reading=Reading(holdout=0.25)
+    )
+    assert data.input_shape == (1500,)
+
+
 def test_a_column_that_does_not_vary_is_zero(tmp_path: Path) -> None:
     content = [[0.1, 1e-9 * k, "ab"[k % 2]] for k in range(20)]
     data = load_images(
@@ -163,6 +185,7 @@ ROWS = [f"{k}.5,{k},{'ab'[k % 2]}" for k in range(12)]
 @pytest.mark.parametrize(
     ("text", "reading", "reason"),
     [
+        (_table("", "1.5,2,3", *ROWS), {}, "begins with numbers: give its columns names"),
         (_table("1.5,2,3", *ROWS), {}, "begins with numbers: give its columns names"),
         (_table(",y,label", *ROWS), {}, "has no name for its column 1"),
         (_table("x,x,label", *ROWS), {}, "has two columns 'x'"),
