@@ -50,7 +50,7 @@ def load_own(name: str, reading: Reading) -> ImageData:
     std: tuple[float, ...] = ()
     if train.images.dtype == torch.uint8:
         measured = channel_statistics(train.images.numpy())
-        mean, std = tuple(measured[0]), tuple(max(deviation, 1e-6) for deviation in measured[1])
+        mean, std = tuple(measured[0]), tuple(measured[1])
     if reading.column is not None:
         train = Split(train.images, train.labels, _owners(name, columns, reading.column, len(train)))
     return ImageData(name, train, test, classes, mean, std, augment=False)

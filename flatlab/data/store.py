@@ -30,8 +30,8 @@ from flatlab.errors import FlatlabError, UsageError
 from flatlab.files import WriteError, atomic_write, write_text, writing
 from flatlab.functions import names_function
 
-LAYOUT = 2
-"""Version of the cache's layout, part of every key."""
+LAYOUT = 3
+"""Version of the cache's layout and of what is measured of its images, part of every key."""
 
 
 def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FOUND) -> ImageData:

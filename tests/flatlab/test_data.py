@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flatlab.data import load_images, source, store
+from flatlab.data import load_images, normalise, source, store
 from flatlab.data.samples import Source
 from flatlab.errors import FlatlabError, UsageError
 
@@ -100,6 +100,18 @@ def test_a_local_folder_of_images(tmp_path: Path) -> None:
     found = sorted(zip(data.train.labels.tolist(), data.train.images[:, 0, 0, 0].tolist(), strict=True))
     assert found == [(0, 0), (0, 1), (0, 2), (1, 10), (1, 11), (1, 12)]
     assert len(data.test) == 4
+
+
+def test_a_colour_that_no_image_has_is_zero(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        images = random_images(6)
+        for image in images:
+            image[..., 2] = 0
+        write_parquet(tmp_path / "yellow" / f"{split}-0.parquet", images, [0, 1, 2] * 2)
+    data = load_images(str(tmp_path / "yellow"))
+    result = normalise(data.train.images, data.mean, data.std)
+    assert result[:, 2].eq(0).all()
+    assert result.std(dim=(0, 2, 3), correction=0).tolist() == pytest.approx([1, 1, 0])
 
 
 @pytest.mark.parametrize("by", ["argument", "environment"])

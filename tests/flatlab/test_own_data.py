@@ -193,6 +193,18 @@ def test_what_is_no_data_is_refused_in_a_sentence(here: Path, body: str, sentenc
         load(here, body, f"bad{abs(hash(body))}")
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("place", ["x, v = v, x", "pass"])
+def test_inputs_that_are_infinite_in_the_run_are_refused(here: Path, sign: int, place: str) -> None:
+    name = f"large{sign % 3}{len(place)}"
+    load(here, f"x = x.double(); v = x.clone(); v[3, 2] = {sign}e300; {place}; return (x, y), (v, y)", name)
+    fields = {"dataset": f"{name}:data", "model": "mlp"}
+    what = "training" if place != "pass" else "test"
+    with pytest.raises(UsageError, match=rf"has {what} inputs as large as 1e\+300, and float32 ends at 3.4e\+38"):
+        resolve(RunConfig.model_validate(fields))
+    assert resolve(RunConfig.model_validate({**fields, "dtype": "float64"}))[1].input_shape == (6,)
+
+
 def test_columns_are_looked_for_by_name(here: Path) -> None:
     data = load(here, "return (x, y, {'who': np.array(['b', 'a'] * 10)}), (x, y)", "named", Reading(column="who"))
     assert data.train.owners.tolist() == [1, 0] * 10
