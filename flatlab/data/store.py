@@ -31,7 +31,7 @@ from flatlab.files import WriteError, atomic_write, write_text, writing
 from flatlab.functions import names_function
 
 LAYOUT = 3
-"""Version of the cache's layout and of what is measured of its images, part of every key."""
+"""Version of the cache, of how images are decoded as of where they lie in it; part of every key."""
 
 
 def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FOUND) -> ImageData:
