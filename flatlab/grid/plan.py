@@ -235,12 +235,14 @@ def _preset(grid: Grid, algorithm: str, man: bool, partition: str) -> dict[str, 
 
 
 def read_grid_text(name: str) -> str:
-    """Return the TOML of a shipped grid, or of the file `name`; raises `UsageError` if there is neither."""
+    """Return the TOML of a shipped grid, or of the file `name`; raises `UsageError` if there is neither, or no text."""
     if name in shipped_grids():
         return shipped_grid_text(name)
     try:
         return Path(name).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UsageError(f"The grid {name} is not valid TOML: {error}.") from error
+    except OSError as error:
         known = ", ".join(shipped_grids())
         raise UsageError(f"There is no grid {name!r}: name one of {known}, or a TOML file.") from error
 
