@@ -33,7 +33,7 @@ from flatlab.federated.spelling import in_words
 from flatlab.files import WriteError, appending, atomic_write, remove_unfinished
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, read_plain, save_checkpoint
 from flatlab.runs.contents import damaged, require_keys, require_text
-from flatlab.runs.fingerprint import differences, fingerprint, settled
+from flatlab.runs.fingerprint import differences, fingerprint, owners_source, settled
 from flatlab.runs.metrics import Metrics, Record
 
 RESUME_FORMAT = "flatlab resume file"
@@ -190,9 +190,11 @@ class RunFolder:
     def require_data(self, config: RunConfig, kept: str, data: str) -> None:
         """Raise `UsageError` if the digest `data` is not the one that the run kept (empty: older, unknown)."""
         if not fingerprint(config, kept).agrees(fingerprint(config, data)):
+            owners = owners_source(config)
             raise UsageError(
                 f"The data set {config.dataset} is not the one on which the run in {self.path} was begun: its images "
-                "or labels have changed. Bring them back, or start a new run in another --out."
+                f"or labels{owners and f', or the {owners},'} have changed. Bring them back, or start a new run in "
+                "another --out."
             )
 
     def cut_metrics(self, completed: int, saved: Mapping[str, Any]) -> None:
