@@ -66,6 +66,12 @@ def plain_log_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def say_left_out(axes: Axes, drawn: int, found: int) -> None:
+    """Say above logarithmic `axes` how many of the marks are not `drawn`."""
+    if drawn < found:
+        axes.set_title(f"{found - drawn} of {found} marks are not above 0 and left out", fontsize=6)
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A figure, with the numbers in it and where they came from."""

@@ -5,7 +5,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks
+from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks, say_left_out
 from figures.errors import MissingResultsError
 from figures.results import Results, require_alike
 
@@ -15,11 +15,12 @@ MARKERS = "osD^vPX*<>hd"
 def draw_layer_scatter(results: Results) -> Drawing:
     """One mark per layer and run, all runs but those of the sensitivity to zeta; both axes are logarithmic.
 
-    The activations entering a layer bound its eigenvalue; the first layer's are the images, the same in every run.
+    The activations entering a layer bound its eigenvalue; the first layer's are the images, the same in every run. A
+    title says how many marks have no place on such axes.
     """
     runs = [run for run in results.usual if "eigs" in run.measured]
     require_alike(runs, "eigs")
-    rows: list[dict[str, Any]] = [
+    found: list[dict[str, Any]] = [
         {
             "run": run.name,
             "man": run.config.man,
@@ -29,10 +30,12 @@ def draw_layer_scatter(results: Results) -> Drawing:
         }
         for run in runs
         for layer in run.measured["eigs"]["layers"]
-        if layer["input_norm2"] and layer["eigenvalues"][0]["value"] > 0
     ]
-    if not rows:
+    if not found:
         raise MissingResultsError("no run has layers in its final.eigs.json")
+    rows = [row for row in found if row["input_norm2"] and row["eigenvalue"] > 0]
+    if not rows:
+        raise MissingResultsError("no layer has an activation norm and an eigenvalue above 0, for logarithmic axes")
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     markers = dict(zip(layers, MARKERS * (1 + len(layers) // len(MARKERS)), strict=False))
     with paper_style():
@@ -48,6 +51,7 @@ def draw_layer_scatter(results: Results) -> Drawing:
             xlabel=r"mean $|a|^2$ entering the layer",
             ylabel="top eigenvalue of the layer's block",
         )
+        say_left_out(axes, len(rows), len(found))
         for axis in (axes.xaxis, axes.yaxis):
             plain_log_ticks(axis)
         colours = [

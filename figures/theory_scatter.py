@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
+from figures.drawing import COLUMN, PALETTE, Drawing, paper_style, say_left_out
 
 MARKERS = "osD^vP<>"
 
@@ -14,11 +14,12 @@ MARKERS = "osD^vP<>"
 def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
     """Draw a saved result of `flatlab verify --study` (study.json): one mark per layer and run, after the last round.
 
-    Colour is the coefficient, shape the layer; hollow marks have the logits penalised too.
+    Colour is the coefficient, shape the layer; hollow marks have the logits penalised too. A title says how many marks
+    have no place on logarithmic axes.
     """
     subjects = results["subjects"]
     last = [s for s in subjects if s["round"] == max(o["round"] for o in subjects if o["group"] == s["group"])]
-    rows = [
+    found = [
         {
             "checkpoint": subject["checkpoint"],
             "zeta": subject["zeta"],
@@ -30,8 +31,8 @@ def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
         }
         for subject in last
         for layer in subject["measures"]["layers"]
-        if layer["input_norm2"] and layer["top"] > 0
     ]
+    rows = [row for row in found if row["input_norm2"] and row["top"] > 0]
     zetas, layers = sorted({row["zeta"] for row in rows}), list(dict.fromkeys(row["layer"] for row in rows))
     colours = dict(zip(zetas, PALETTE, strict=False))
     markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(layers)}
@@ -42,6 +43,7 @@ def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
             face, edge = ("none", colour) if row["zeta_logits"] else (colour, "white")
             axes.plot(row["input_norm2"], row["top"], markers[row["layer"]], mfc=face, mec=edge, ms=4, mew=0.6)
         axes.set(xscale="log", yscale="log")
+        say_left_out(axes, len(rows), len(found))
         axes.set(xlabel=r"mean $|a|^2$ entering the layer", ylabel="top eigenvalue of the layer's block")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

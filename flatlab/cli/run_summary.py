@@ -31,7 +31,7 @@ def print_summary(config: "RunConfig", last: "Record", seconds: float) -> None:
     reported = config.report if config.report in last["models"] else "server"
     title = f"{config.algorithm}{f' + MAN (zeta {config.zeta:g})' if config.man else ''} on {config.dataset}"
     if config.precision != "ieee":
-        title += f", trained in {config.precision}"
+        title += f", precision {config.precision}"
     table = Table(title=title, title_justify="left")
     for heading in ("model", "test accuracy", "test loss", "|a|², summed over layers"):
         table.add_column(heading, justify="left" if heading == "model" else "right")

@@ -14,6 +14,9 @@ from torch import Tensor
 from analysis.strata import stratified_choice
 from flatlab.errors import UsageError
 
+LEAST_DEVIATION = 1e-6
+"""Of a channel: one that does not vary, as the blue of images that have none, is divided by this and becomes 0."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -72,7 +75,10 @@ class ImageData:
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of every channel of (n, channels, height, width) uint8, on the [0, 1] scale."""
+    """Mean and standard deviation of every channel of (n, channels, height, width) uint8, on the [0, 1] scale.
+
+    The deviation is `LEAST_DEVIATION` or more.
+    """
     values = np.arange(256) / 255
     mean, std = [], []
     for channel in range(images.shape[1]):
@@ -81,7 +87,7 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[flo
             counts += np.bincount(part.ravel(), minlength=256)
         frequency = counts / counts.sum()
         mean.append(float(frequency @ values))
-        std.append(float(np.sqrt(frequency @ (values - mean[-1]) ** 2)))
+        std.append(max(float(np.sqrt(frequency @ (values - mean[-1]) ** 2)), LEAST_DEVIATION))
     return mean, std
 
 

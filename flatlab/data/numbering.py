@@ -55,13 +55,13 @@ def owner_numbers(source: Source, samples: Sequence[Sample]) -> Labels:
     return np.unique(np.array(owners), return_inverse=True)[1].astype(np.int64)
 
 
-def warn_of_copies(source: Source, what: str, train: Iterable[NDArray[Any]], test: Iterable[NDArray[Any]]) -> None:
-    """Say how many test samples are training samples to the last bit, where they are many; `what` they are."""
+def warn_of_copies(data: Source | str, what: str, train: Iterable[NDArray[Any]], test: Iterable[NDArray[Any]]) -> None:
+    """Say how many test samples of `data` are training samples to the last bit, where many are; `what` they are."""
     known = {hash(one.tobytes()) for one in train}
     seen = [hash(one.tobytes()) in known for one in test]
     if sum(seen) >= _NOTABLE * len(seen):
         warnings.warn(
-            f"{source} has {len(seen)} test {what}, of which {sum(seen)} are training {what} too: its test accuracy "
+            f"{data} has {len(seen)} test {what}, of which {sum(seen)} are training {what} too: its test accuracy "
             "says less than it seems to.",
             stacklevel=2,
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flatlab.arrays import tensor_of
 from flatlab.data.images import ImageData, Split, channel_statistics
+from flatlab.data.numbering import warn_of_copies
 from flatlab.data.samples import Reading
 from flatlab.errors import UsageError, first_line
 from flatlab.functions import import_function, require_let_run
@@ -46,11 +47,13 @@ def load_own(name: str, reading: Reading) -> ImageData:
     if classes > MOST_CLASSES:
         _refuse(name, f"has the label {classes - 1}, of {MOST_CLASSES - 1} at most: number the classes from 0")
     _look_at_classes(name, train.labels, classes)
+    if train.images.dtype != torch.int64:  # a few tokens are the same ones again in any text
+        warn_of_copies(f"The data set {name}", "inputs", train.images.numpy(), test.images.numpy())
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     if train.images.dtype == torch.uint8:
         measured = channel_statistics(train.images.numpy())
-        mean, std = tuple(measured[0]), tuple(max(deviation, 1e-6) for deviation in measured[1])
+        mean, std = tuple(measured[0]), tuple(measured[1])
     if reading.column is not None:
         train = Split(train.images, train.labels, _owners(name, columns, reading.column, len(train)))
     return ImageData(name, train, test, classes, mean, std, augment=False)

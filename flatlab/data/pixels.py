@@ -23,6 +23,9 @@ DeepPixels = NDArray[np.uint8] | NDArray[np.uint16]
 GREY = ("1", "L", "LA", "La")
 """Pillow's names of 8-bit grey, without and with transparency; all else that is 8 bits deep becomes RGB."""
 
+SPREAD = {"L;2": 85, "L;4": 17}
+"""By what Pillow multiplies the shades of a PNG of 2 or 4 bits, though not the one that is said to be transparent."""
+
 
 def decode(encoded: Encoded, name: str) -> DeepPixels:
     """Decode one image, turned upright as its EXIF data say; of several frames the first.
@@ -30,13 +33,16 @@ def decode(encoded: Encoded, name: str) -> DeepPixels:
     What is transparent is laid over white. A palette, CMYK or another space of colours becomes RGB.
 
     Raises:
-        UsageError: the image `name` is damaged or cut short, holds floats, integers beyond 16 bits, or colours of 16
-            bits, of which Pillow would keep only half.
+        UsageError: the image `name` is damaged or cut short, holds floats, integers beyond 16 bits, colours of 16 bits,
+            of which Pillow would keep only half, or a transparent shade of 16 bits.
     """
     try:
         with Image.open(BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
-            deep = _is_deep(image)
+            raw_mode = _raw_mode(image)
+            deep = image.mode.startswith(("I", "F")) or ";16" in raw_mode
             image.load()
+            if raw_mode in SPREAD and "transparency" in image.info:
+                image.info["transparency"] *= SPREAD[raw_mode]
             upright = ImageOps.exif_transpose(image) if Base.Orientation in image.getexif() else image
             if deep:
                 return _deep(upright, name)
@@ -79,19 +85,20 @@ def scaled(pixels: DeepPixels, size: int) -> DeepPixels:
     return np.round(np.asarray(deep)).astype(np.uint16)
 
 
-def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether an image that was opened, and not yet loaded, has more than 8 bits a channel."""
+def _raw_mode(image: ImageFile.ImageFile) -> str:
+    """Pillow's name of how an image that was opened, and not yet loaded, is stored; empty where it has none."""
     arguments = image.tile[0].args if image.tile else ""
     raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return image.mode.startswith(("I", "F")) or (isinstance(raw_mode, str) and ";16" in raw_mode)
+    return raw_mode if isinstance(raw_mode, str) else ""
 
 
 def _deep(image: Image.Image, name: str) -> NDArray[np.uint16]:
     if image.mode == "F":
         raise UsageError(f"{name} holds floats, whose black and white are unknown: convert it to 8 or 16 bits a pixel.")
-    if not image.mode.startswith("I"):
+    pixels, transparent = np.asarray(image), image.info.get("transparency")
+    # White, over which what is transparent would be laid, is what the whole set says (`eight_bits`).
+    if not image.mode.startswith("I") or (transparent is not None and np.any(pixels == transparent)):
         raise UsageError(f"{name} has colours or transparency of 16 bits a channel: convert it to 8 bits a channel.")
-    pixels = np.asarray(image)
     if pixels.min(initial=0) < 0 or pixels.max(initial=0) > np.iinfo(np.uint16).max:
         raise UsageError(
             f"{name} has values from {pixels.min()} to {pixels.max()}: convert it to 8 or 16 bits a pixel, from 0 on."

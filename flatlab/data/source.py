@@ -40,11 +40,14 @@ def read(source: Source) -> tuple[Decoded, Decoded, int]:
     Raises:
         UsageError: whatever keeps the data set from being read, in one sentence.
     """
-    opened = _open_folder(source, source.folder) if source.folder else _open_from_hub(source)
-    if isinstance(opened, Tables):
-        train, test, classes = read_rows(source, opened)
-        return Decoded(*train), Decoded(*test), classes
-    return _read_images(source, opened)
+    try:
+        opened = _open_folder(source, source.folder) if source.folder else _open_from_hub(source)
+        if isinstance(opened, Tables):
+            train, test, classes = read_rows(source, opened)
+            return Decoded(*train), Decoded(*test), classes
+        return _read_images(source, opened)
+    except OSError as error:  # of a folder; whoever opens a file names it
+        raise unreadable(source, error) from error
 
 
 def _read_images(source: Source, splits: Sequence[Samples]) -> tuple[Decoded, Decoded, int]:
@@ -79,10 +82,7 @@ def _open_folder(source: Source, folder: Path) -> tuple[Samples, ...] | Tables:
         raise UsageError(f"{source} is no data set of the hub: leave hub_config out.")
     if folder.is_file() and source.reading.holdout is None:
         raise UsageError(f"{source} is one file, with nothing to test on: hold out a share of it (holdout).")
-    try:
-        parts = _train_and_test(source, split_files(folder))
-    except OSError as error:
-        raise unreadable(source, error) from error
+    parts = _train_and_test(source, split_files(folder))
     if source.name not in KNOWN and all(holds_rows(part) for part in parts):
         return Tables(*(read_files(source, part.tables) for part in parts))
     if any(part.parquet and part.images for part in parts):

@@ -1,14 +1,15 @@
 """Loading a data set by name: decoded once, then mapped from a cache of uint8 arrays.
 
 The cache has one folder per data set under `platformdirs.user_cache_dir("flatlab")`, or FLATLAB_CACHE. Its key covers
-the name and, for local data, every file's path, size and time, so that changed files are decoded anew; data from the
+the name and, for local data, every file's path, size and times, so that changed files are decoded anew; data from the
 hub are decoded once for all. `meta.json` is written last: where it is, the arrays are whole.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -30,8 +31,8 @@ from flatlab.errors import FlatlabError, UsageError
 from flatlab.files import WriteError, atomic_write, write_text, writing
 from flatlab.functions import names_function
 
-LAYOUT = 2
-"""Version of the cache's layout, part of every key."""
+LAYOUT = 3
+"""Version of the cache, of how images are decoded as of where they lie in it; part of every key."""
 
 
 def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FOUND) -> ImageData:
@@ -63,17 +64,7 @@ def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FO
     source = _locate(name, root, reading)
     cached = cache_folder() / _key(source)
     if not _is_whole(cached):
-        try:
-            with writing(cached):
-                cached.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(f"{cached}.lock"):
-                    if not _is_whole(cached):  # another process may have decoded it while this one waited
-                        _store(cached, *read(source))
-        except WriteError as error:
-            raise FlatlabError(
-                f"The decoded images cannot be kept in {cached.parent} ({error.reason}): make room there, "
-                "or name another folder in the environment variable FLATLAB_CACHE."
-            ) from error
+        _decode(source, cached)
     try:
         data = _load(cached, source.name)
     except (OSError, ValueError, KeyError) as error:
@@ -83,6 +74,33 @@ def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FO
             f"{source} is not {source.name}: its images have {data.input_shape[0]} channels, not {len(data.mean)}."
         )
     return data
+
+
+def _decode(source: Source, cached: Path) -> None:
+    lock = FileLock(f"{cached}.lock")
+    with _keeping(cached):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        if not _is_whole(cached):  # another process may have decoded it while this one waited
+            decoded = read(source)
+            with _keeping(cached):
+                _store(cached, *decoded)
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _keeping(cached: Path) -> Iterator[None]:
+    """Within the block an operating system's error is one of writing to the cache."""
+    try:
+        with writing(cached):
+            yield
+    except WriteError as error:
+        raise FlatlabError(
+            f"The decoded images cannot be kept in {cached.parent} ({error.reason}): make room there, "
+            "or name another folder in the environment variable FLATLAB_CACHE."
+        ) from error
 
 
 def is_local(name: str, root: Path | None = None) -> bool:
@@ -166,10 +184,18 @@ def _key(source: Source) -> str:
         identity.append(tuple(vars(source.reading).values()))
     if source.folder is not None:
         for file in [source.folder] if source.folder.is_file() else visible_files(source.folder):
-            status = file.stat()
-            identity.append((str(file), status.st_size, status.st_mtime_ns))
+            status = _status(file)  # of the two times one may be set, as `cp -p` and `touch -d` do, the other not
+            identity.append((str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()
     return f"{source.name.replace('/', '-')}-{digest[:16]}"
+
+
+def _status(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        what = "points to nothing" if file.is_symlink() else f"cannot be read ({error.strerror or error})"
+        raise UsageError(f"{file} {what}: mend it, or remove it.") from error
 
 
 def _is_whole(folder: Path) -> bool:

@@ -7,7 +7,9 @@ stood.
 
 import csv
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from math import fsum, sqrt
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,8 @@ def read_files(source: Source, files: Sequence[Path]) -> Any:
     Labels and clients in text stay as they are written, so that 01 and 1 are two.
 
     Raises:
-        UsageError: a file is damaged, has no header, an unnamed column or one twice, or other columns than the first.
+        UsageError: a file is damaged, has no header, an unnamed column or one twice, other columns than the first, or a
+            column of another type than those before it.
     """
     tables: list[Any] = []
     for file in files:
@@ -86,25 +89,58 @@ def read_files(source: Source, files: Sequence[Path]) -> Any:
             raise UsageError(f"{file} cannot be read: {reason(error)}.") from error
         _require_names(file, table.column_names)
         tables.append(_like(tables[0], table, str(file), str(files[0])) if tables else table)
-    return pa.concat_tables(tables, promote_options="permissive")
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException:
+        _require_common_types(tables, files)
+        raise
+
+
+def _require_common_types(tables: Sequence[Any], files: Sequence[Path]) -> None:
+    for name in tables[0].column_names:
+        joined = tables[0].select([name])
+        for table, file in zip(tables[1:], files[1:], strict=True):
+            try:
+                joined = pa.concat_tables([joined, table.select([name])], promote_options="permissive")
+            except pa.ArrowException as error:
+                raise UsageError(
+                    f"{file} has in its column {name!r} what does not fit that of {files[0]} ({reason(error)}): write "
+                    "the column in one way in all files."
+                ) from error
 
 
 def _read_text(source: Source, file: Path) -> Any:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        first = lines.readline()
+    first = _first_record(file)
     try:
         delimiter = csv.Sniffer().sniff(first, _DELIMITERS).delimiter
     except csv.Error:  # one column, or none
         delimiter = ","
-    header = next(csv.reader([first], delimiter=delimiter), [])
-    if header and all(_is_number(name) for name in header):
-        raise UsageError(f"{file} begins with numbers: give its columns names, in a first line.")
-    spoken = [name for name in (*LABEL_NAMES, source.reading.label, source.reading.column) if name in header]
-    return arrow_csv.read_csv(
+    spoken = (*((source.reading.label,) if source.reading.label else LABEL_NAMES), source.reading.column)
+    table = arrow_csv.read_csv(
         file,
         parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(spoken, pa.string())),
+        convert_options=arrow_csv.ConvertOptions(column_types={name: pa.string() for name in spoken if name}),
     )
+    if all(_is_number(name) for name in table.column_names):
+        raise UsageError(f"{file} begins with numbers: give its columns names, in a first line.")
+    return table
+
+
+def _first_record(file: Path) -> str:
+    """The names of the columns as they are written, on one line: Arrow skips lines that are empty, as `csv` does.
+
+    A quoted name may have line breaks. What quotes a name depends on what delimits it, so the record ends where the
+    delimiter for which it is longest says.
+    """
+    ends = []
+    for delimiter in _DELIMITERS:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            records = csv.reader(lines, delimiter=delimiter)
+            with suppress(csv.Error):  # a field of 128 KiB: many names that something else delimits
+                next(filter(None, records), None)
+            ends.append(records.line_num)
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        return " ".join("".join(islice(lines, max(ends))).strip("\r\n").splitlines())
 
 
 def _is_number(text: str) -> bool:
@@ -216,13 +252,16 @@ def _as_written(column: Any) -> list[Any]:
 
 def _numbers(source: Source, split: str, table: Any, columns: Sequence[str]) -> Rows:
     found = np.empty((len(table), len(columns)))
+    if not len(table):
+        return found
     for place, name in enumerate(columns):
         column = table[name]
         if not any(is_kind(column.type) for is_kind in _NUMBERS):
-            example = next((value for value in column.to_pylist() if value is not None), None)
+            row, value = _no_number(column)
             raise UsageError(
-                f"{source} has in its column {name!r} what is no number ({shown(example)}): make numbers of it, leave "
-                "the column out, or return tensors from a function."
+                f"{source} has in its column {name!r} what is no number ({shown(value)} in row {row} of the {split} "
+                f"split, the column being of the type {column.type}): make numbers of it, leave the column out, or "
+                "return tensors from a function."
             )
         found[:, place] = column.cast(pa.float64(), safe=False).to_numpy()
         missing = np.flatnonzero(~np.isfinite(found[:, place]))
@@ -234,13 +273,33 @@ def _numbers(source: Source, split: str, table: Any, columns: Sequence[str]) -> 
     return found
 
 
+def _no_number(column: Any) -> tuple[int, Any]:
+    """Row and value of the first that is no number; in a column that only its type makes none, the first there is."""
+    values = list(enumerate(column.to_pylist(), 1))
+    missing = arrow_csv.ConvertOptions().null_values
+    there = [(row, value) for row, value in values if value is not None and value not in missing]
+    words = [(row, value) for row, value in there if not (isinstance(value, str) and _is_read_as_number(value))]
+    return (words or there or values)[0]
+
+
+def _is_read_as_number(text: str) -> bool:
+    """As Arrow does, which takes no 1_000."""
+    try:
+        pa.scalar(text.strip()).cast(pa.float64())
+    except pa.ArrowException:
+        return False
+    return True
+
+
 def _scale(source: Source, name: str, values: Rows) -> tuple[float, float]:
     """Mean and deviation of one column; the deviation of what does not vary is 1."""
     if values.min() == values.max():
         return float(values[0]), 1.0
     try:
         mean = fsum(values.tolist()) / len(values)
-        deviation = sqrt(fsum(((values - mean) ** 2).tolist()) / len(values))
+        with np.errstate(over="ignore"):  # it is refused below
+            squares = (values - mean) ** 2
+        deviation = sqrt(fsum(squares.tolist()) / len(values))
     except OverflowError:
         deviation = float("inf")
     if not 0 < deviation < float("inf"):

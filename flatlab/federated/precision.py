@@ -47,7 +47,10 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
 
 def missing_kernels(precision: Precision, device: torch.device) -> str:
-    """One sentence where bf16 is asked of a processor that must emulate it; else empty."""
+    """One sentence where TF32 is asked of a device that has none, or bf16 of a processor that must emulate it."""
+    if precision == "tf32" and not _has_tf32(device):
+        where = "processor" if device.type == "cpu" else "GPU"
+        return f"This {where} has no TF32 instructions: precision = tf32 is computed as ieee here, and no faster."
     if precision != "bf16" or device.type != "cpu":
         return ""
     supported: tuple[bool, ...] = (torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported())
@@ -59,8 +62,15 @@ def missing_kernels(precision: Precision, device: torch.device) -> str:
     )
 
 
+def _has_tf32(device: torch.device) -> bool:
+    if device.type == "cpu":  # oneDNN takes those of float16, which has as many bits
+        return bool(torch.cpu._is_amx_fp16_supported())
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _emulation(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    return _EmulatedProducts() if missing_kernels(precision, device) else nullcontext()  # type: ignore[no-untyped-call]
+    emulated = precision == "bf16" and missing_kernels(precision, device)
+    return _EmulatedProducts() if emulated else nullcontext()  # type: ignore[no-untyped-call]
 
 
 class _EmulatedProducts(TorchDispatchMode):

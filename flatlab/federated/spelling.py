@@ -1,4 +1,4 @@
-"""How names of our own are spelled, whatever the letters in which they are given."""
+"""How names of our own are spelled, whatever the letters in which they are given, and numbers in names of runs."""
 
 from typing import Any
 
@@ -9,6 +9,12 @@ from flatlab.functions import names_function
 
 NAMES = ("algorithm", "partition", "augmentation", "activation", "sampling", "report", "dtype", "precision")
 """Fields whose values are names of our own, in small letters."""
+
+
+def in_words(number: float) -> str:
+    """`number` so that another one is spelled otherwise, in six digits where they do: 0.3, 100 and 0.30000001."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
 
 
 def in_small_letters(fields: dict[str, Any]) -> dict[str, Any]:

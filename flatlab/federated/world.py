@@ -97,6 +97,7 @@ class World:
 def resolve(config: RunConfig, root: Path | None = None) -> tuple[RunConfig, ImageData]:
     """Load the run's data (local copies under `root`), take the subset asked for, and settle the model "auto"."""
     data = load_images(config.dataset, root=root, reading=config.reading)
+    _require_in_range(config, data)
     data = data.subset(config.train_samples, config.test_samples, config.seed)
     if config.augmentation != "auto":
         data = replace(data, augment=config.augmentation == "flip-crop")
@@ -110,6 +111,20 @@ def resolve(config: RunConfig, root: Path | None = None) -> tuple[RunConfig, Ima
     if config.model == "auto":
         config = config.model_copy(update={"model": default_model(config.dataset, data.input_shape)})
     return config, data
+
+
+def _require_in_range(config: RunConfig, data: ImageData) -> None:
+    """Raise `UsageError` for inputs, finite as they are, that the run's dtype takes for infinite."""
+    if not data.train.images.is_floating_point():
+        return
+    most = torch.finfo(DTYPES[config.dtype]).max
+    for what, split in (("training", data.train), ("test", data.test)):
+        largest = max(-split.images.amin().item(), split.images.amax().item())
+        if largest > most:
+            raise UsageError(
+                f"{config.dataset} has {what} inputs as large as {largest:.3g}, and {config.dtype} ends at {most:.3g}: "
+                "bring them to a common scale, or set dtype to float64."
+            )
 
 
 def make_world(config: RunConfig, root: Path | None = None) -> World:

@@ -39,6 +39,7 @@ from flatlab.federated.config_file import parse_toml
 from flatlab.federated.own_algorithm import short_name
 from flatlab.federated.partition.names import partition_fields
 from flatlab.federated.presets import preset_fields
+from flatlab.federated.spelling import in_words
 from flatlab.functions import require_let_run, require_named
 from flatlab.grid.shipped import shipped_grid_text, shipped_grids
 
@@ -155,7 +156,10 @@ def grid_cells(grid: Grid) -> tuple[Cell, ...]:
         ]
         other = [_cell(grid, axes.algorithms[0], zeta > 0, axes.partitions[0], seed, zeta or None) for zeta in zetas]
         for cell in main + other:
-            cells.setdefault(cell.name, cell)
+            if cells.setdefault(cell.name, cell).config != cell.config:
+                raise UsageError(
+                    f"The grid {grid.title!r} has two different runs of one name, {cell.name}: rename one."
+                )
     _require_different(grid, cells.values())
     return tuple(cells.values())
 
@@ -203,7 +207,7 @@ def _cell(grid: Grid, algorithm: str, man: bool, partition: str, seed: int, zeta
     sensitivity = config.zeta != usual.zeta
     words = [short_name(algorithm)]
     words += ["man"] if man else []
-    words += [f"zeta{config.zeta:g}"] if sensitivity else []
+    words += [f"zeta{in_words(config.zeta)}"] if sensitivity else []
     words += [partition] if len(grid.axes.partitions) > 1 else []
     first = algorithm == grid.axes.algorithms[0] and seed == grid.axes.seeds[0] and not sensitivity
     kinds: list[Kind] = ["eigs", "trace"]
@@ -231,12 +235,14 @@ def _preset(grid: Grid, algorithm: str, man: bool, partition: str) -> dict[str, 
 
 
 def read_grid_text(name: str) -> str:
-    """Return the TOML of a shipped grid, or of the file `name`; raises `UsageError` if there is neither."""
+    """Return the TOML of a shipped grid, or of the file `name`; raises `UsageError` if there is neither, or no text."""
     if name in shipped_grids():
         return shipped_grid_text(name)
     try:
         return Path(name).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UsageError(f"The grid {name} is not valid TOML: {error}.") from error
+    except OSError as error:
         known = ", ".join(shipped_grids())
         raise UsageError(f"There is no grid {name!r}: name one of {known}, or a TOML file.") from error
 

@@ -17,8 +17,9 @@ from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.config_file import read_config
 from flatlab.federated.partition.names import partition_name
+from flatlab.grid.cell_progress import read_failure
 from flatlab.grid.finished import finished, require_last_evaluation
-from flatlab.grid.plan import grid_cells, parse_grid
+from flatlab.grid.plan import grid_cells, parse_grid, read_grid_text
 from flatlab.runs.fingerprint import Fingerprint, fingerprint, require_same_data, settled
 from flatlab.runs.folder import RunFolder
 from flatlab.runs.forms import FORMS
@@ -41,7 +42,7 @@ def read_results(folder: Path) -> Results:
     that is not the one that the grid now describes.
     """
     path = folder / "grid.toml"
-    text = path.read_text(encoding="utf-8-sig") if path.exists() else ""
+    text = read_grid_text(str(path)) if path.exists() else ""
     grid = parse_grid(text, str(path)) if text else None
     begun = sorted(path.parent.name for path in folder.glob("*/config.toml"))
     cells = {cell.name: cell.config for cell in grid_cells(grid)} if grid else {}
@@ -83,7 +84,7 @@ def _read_run(folder: Path, kept: Sequence[int]) -> Result:
     config = settled(make_config(read_config(folder / "config.toml"), str(folder / "config.toml")))
     if refusal := RunFolder(folder).refusal(config, "config.toml says", "bring back the final.pt of that run"):
         raise UsageError(refusal)
-    final, failure = finished(config, folder), folder / "failure.txt"
+    final = finished(config, folder)
     records = read_records(folder / "metrics.jsonl")
     if final is not None:
         require_last_evaluation(final, records, folder)
@@ -101,7 +102,7 @@ def _read_run(folder: Path, kept: Sequence[int]) -> Result:
         measured={kind: _measured(path, kind, of) for kind, path in kinds.items() if path.exists()},
         training=tuple(sorted(earlier, key=lambda eigs: eigs["run"]["round"])),
         trained=final is not None,
-        failure=failure.read_text(errors="replace").partition("\n")[0] if failure.exists() else "",
+        failure=read_failure(folder),
         data=of.data,
     )
 

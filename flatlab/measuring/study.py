@@ -24,6 +24,7 @@ from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.execution import Execution, carry_out
 from flatlab.federated.rounds import Run
+from flatlab.federated.spelling import in_words
 from flatlab.files import finite, json_text, write_text
 from flatlab.measuring.subjects import Measurement, open_checkpoint
 from flatlab.runs.checkpoint import load_checkpoint, provenance
@@ -60,7 +61,7 @@ class Plan:
                 }
                 if zeta or logits:
                     fields |= {"man": True, "zeta": zeta, "zeta_logits": logits}
-                yield f"zeta-{zeta:g}-logits-{logits:g}-s{seed}", make_config(fields)
+                yield f"zeta-{in_words(zeta)}-logits-{in_words(logits)}-s{seed}", make_config(fields)
 
 
 def read_plan(zetas: str, zeta_logits: float, seeds: int, rounds: int) -> Plan:

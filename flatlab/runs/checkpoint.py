@@ -29,7 +29,7 @@ from flatlab.runs.contents import (
     require_text,
     require_version,
 )
-from flatlab.runs.fingerprint import Fingerprint, data_digest, fingerprint
+from flatlab.runs.fingerprint import Fingerprint, data_digest, fingerprint, owners_source
 from flatlab.runs.saved import check_record
 from flatlab.version import __version__
 
@@ -144,9 +144,11 @@ def rebuild(
         raise UsageError(f"This checkpoint's model is the function {named}; to let it run, add --model {named}.")
     config, data = resolve(checkpoint.config, root)
     if checkpoint.data and data_digest(data) != checkpoint.data:
+        owners = owners_source(config)
         raise UsageError(
-            f"The data set {config.dataset} is not the one on which this checkpoint was trained: its images or labels "
-            "have changed. Bring them back, or name the folder that holds them with --data-root."
+            f"The data set {config.dataset} is not the one on which this checkpoint was trained: its images or labels"
+            f"{owners and f', or the {owners},'} have changed. Bring them back, or name the folder that holds "
+            "them with --data-root."
         )
     model = initial_model(config, data).to(DTYPES[config.dtype])
     fill(model, checkpoint.state_dict, f"The checkpoint's parameters do not fit its model {config.model}")

@@ -74,7 +74,10 @@ def fingerprint(config: RunConfig, data: str = "") -> Fingerprint:
 
 
 def data_digest(data: ImageData) -> str:
-    """Return a digest of all that training and evaluation read: pixels, labels, classes, mean and deviation."""
+    """Return a digest of all that training and evaluation read: pixels, labels, classes, mean and deviation.
+
+    Also of whose each training sample is, where a file or a column says that (`owners_source`).
+    """
     digest = hashlib.sha256()
     for split in (data.train, data.test):
         digest.update(repr(tuple(split.images.shape)).encode())
@@ -84,6 +87,13 @@ def data_digest(data: ImageData) -> str:
     if data.train.owners is not None:
         digest.update(data.train.owners.contiguous().numpy().data)
     return digest.hexdigest()[:DIGITS]
+
+
+def owners_source(config: RunConfig) -> str:
+    """What, beside images and labels, changes the digest of a run's data, for a sentence; empty where nothing does."""
+    if config.partition_file is not None:
+        return f"split in {config.partition_file}"
+    return "" if config.partition_column is None else f"column {config.partition_column!r}"
 
 
 def data_source(config: RunConfig) -> tuple[tuple[str, Any], ...]:
@@ -103,9 +113,11 @@ def require_same_data(runs: Iterable[tuple[object, Any, str]]) -> None:
             continue
         other, known = first.setdefault(data_source(config), (name, digest))
         if digest != known:
+            owners = owners_source(config)
             raise UsageError(
-                f"{other} and {name} were trained on different images or labels, both called {config.dataset}: their "
-                "numbers cannot be compared; keep the runs of one data set."
+                f"{other} and {name} were trained on different images or labels, both called {config.dataset}"
+                f"{owners and f', or by another {owners}'}: their numbers cannot be compared; keep the runs of one "
+                "data set."
             )
 
 

@@ -29,10 +29,11 @@ from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.config_file import read_config, write_config
 from flatlab.federated.own_algorithm import short_name
 from flatlab.federated.partition.names import partition_name
+from flatlab.federated.spelling import in_words
 from flatlab.files import WriteError, appending, atomic_write, remove_unfinished
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, read_plain, save_checkpoint
 from flatlab.runs.contents import damaged, require_keys, require_text
-from flatlab.runs.fingerprint import differences, fingerprint, settled
+from flatlab.runs.fingerprint import differences, fingerprint, owners_source, settled
 from flatlab.runs.metrics import Metrics, Record
 
 RESUME_FORMAT = "flatlab resume file"
@@ -189,9 +190,11 @@ class RunFolder:
     def require_data(self, config: RunConfig, kept: str, data: str) -> None:
         """Raise `UsageError` if the digest `data` is not the one that the run kept (empty: older, unknown)."""
         if not fingerprint(config, kept).agrees(fingerprint(config, data)):
+            owners = owners_source(config)
             raise UsageError(
                 f"The data set {config.dataset} is not the one on which the run in {self.path} was begun: its images "
-                "or labels have changed. Bring them back, or start a new run in another --out."
+                f"or labels{owners and f', or the {owners},'} have changed. Bring them back, or start a new run in "
+                "another --out."
             )
 
     def cut_metrics(self, completed: int, saved: Mapping[str, Any]) -> None:
@@ -240,11 +243,11 @@ def default_folder(config: RunConfig) -> Path:
     """checkpoints/<dataset>-<algorithm>[-swa][-man][-zeta<zeta>][-<partition>]-s<seed>, without what is by default."""
     usual = RunConfig()
     words = [Path(config.dataset).name.replace(":", "-"), short_name(config.algorithm)]
-    words += [f"swa{config.swa_start:g}"] if config.swa_start is not None else []
+    words += [f"swa{in_words(config.swa_start)}"] if config.swa_start is not None else []
     if config.man:
         words += ["man"]
-        words += [f"zeta{config.zeta:g}"] if config.zeta != usual.zeta else []
-        words += [f"logits{config.zeta_logits:g}"] if config.zeta_logits else []
+        words += [f"zeta{in_words(config.zeta)}"] if config.zeta != usual.zeta else []
+        words += [f"logits{in_words(config.zeta_logits)}"] if config.zeta_logits else []
     if partition_name(config) != partition_name(usual):
         words += [partition_name(config)]
     return Path("checkpoints") / "-".join([*words, f"s{config.seed}"])

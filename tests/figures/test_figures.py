@@ -12,6 +12,7 @@ from PIL import Image
 
 from figures.errors import MissingResultsError
 from figures.gallery import FIGURES, draw_figures
+from figures.theory_scatter import draw_theory_scatter
 from figures.unconverged import ring
 from flatlab.files import write_files
 from flatlab.grid.saved_results import read_results
@@ -118,6 +119,34 @@ def test_eigenvalues_that_did_not_converge_are_hollow(results: Path) -> None:
         ([2], [2.0], "white")
     ]
     plt.close()
+
+
+def test_a_scatter_of_layers_says_what_is_not_above_zero(results: Path) -> None:
+    tops = {path: json.loads(path.read_text()) for path in results.glob("*/final.eigs.json")}
+    drawn = FIGURES["layers"].draw(read_results(results))
+    assert drawn.figure.axes[0].get_title() == ""
+    path = results / "fedavg-dirichlet-0.3-s0" / "final.eigs.json"
+    tops[path]["layers"][0]["eigenvalues"][0]["value"] = -1.0
+    tops[path]["layers"][1]["input_norm2"] = 0.0
+    path.write_text(json.dumps(tops[path]))
+    fewer = FIGURES["layers"].draw(read_results(results))
+    found = len(drawn.rows)
+    assert len(fewer.rows) == found - 2
+    assert fewer.figure.axes[0].get_title() == f"2 of {found} marks are not above 0 and left out"
+    for path, content in tops.items():
+        for layer in content["layers"]:
+            layer["eigenvalues"][0]["value"] = 0.0
+        path.write_text(json.dumps(content))
+    with pytest.raises(MissingResultsError, match="no layer has an activation norm and an eigenvalue above 0"):
+        FIGURES["layers"].draw(read_results(results))
+
+
+def test_a_study_s_scatter_says_what_is_not_above_zero() -> None:
+    layers = [{"name": name, "input_norm2": 2.0, "top": top} for name, top in (("fc1", 3.0), ("fc2", -1.0))]
+    subject = {"checkpoint": "a.pt", "group": "g", "round": 1, "zeta": 0.1, "zeta_logits": 0.0, "seed": 0}
+    drawn = draw_theory_scatter({"subjects": [{**subject, "measures": {"layers": layers}}], "versions": {}})
+    assert [row["layer"] for row in drawn.rows] == ["fc1"]
+    assert drawn.figure.axes[0].get_title() == "1 of 2 marks are not above 0 and left out"
 
 
 def test_the_command_lists_draws_and_names_what_it_skipped(

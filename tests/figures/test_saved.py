@@ -117,6 +117,12 @@ def test_a_study_is_refused_too(content: object, tmp_path: Path) -> None:
         read_study(tmp_path / "study.json")
 
 
+def test_a_grid_that_is_no_text_is_refused_beside_its_results(tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_bytes(b'title = "\xff"\n')
+    with pytest.raises(UsageError, match=r"The grid .*grid\.toml is not valid TOML: .*0xff"):
+        read_results(tmp_path)
+
+
 def test_a_mean_leaves_out_what_is_not_finite_and_counts_it() -> None:
     found = sample([1.0, math.nan, 3.0, math.inf])
     assert found is not None

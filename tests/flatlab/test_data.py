@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flatlab.data import load_images, source, store
+from flatlab.data import Reading, load_images, normalise, source, store
 from flatlab.data.samples import Source
 from flatlab.errors import FlatlabError, UsageError
 
@@ -100,6 +101,18 @@ def test_a_local_folder_of_images(tmp_path: Path) -> None:
     found = sorted(zip(data.train.labels.tolist(), data.train.images[:, 0, 0, 0].tolist(), strict=True))
     assert found == [(0, 0), (0, 1), (0, 2), (1, 10), (1, 11), (1, 12)]
     assert len(data.test) == 4
+
+
+def test_a_colour_that_no_image_has_is_zero(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        images = random_images(6)
+        for image in images:
+            image[..., 2] = 0
+        write_parquet(tmp_path / "yellow" / f"{split}-0.parquet", images, [0, 1, 2] * 2)
+    data = load_images(str(tmp_path / "yellow"))
+    result = normalise(data.train.images, data.mean, data.std)
+    assert result[:, 2].eq(0).all()
+    assert result.std(dim=(0, 2, 3), correction=0).tolist() == pytest.approx([1, 1, 0])
 
 
 @pytest.mark.parametrize("by", ["argument", "environment"])
@@ -213,6 +226,34 @@ def test_a_cache_that_cannot_be_written(folder: Path, tmp_path: Path, monkeypatc
     monkeypatch.setenv("FLATLAB_CACHE", str(tmp_path / "a file"))
     with pytest.raises(FlatlabError, match="FLATLAB_CACHE"):
         load_images(str(folder))
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "secret"))
+
+    monkeypatch.setattr(source, "parquet_samples", failing)
+    with pytest.raises(UsageError, match=f"The data set in {folder} cannot be read: .*Permission denied.*secret"):
+        load_images(str(folder))
+
+
+@pytest.mark.parametrize("name", ["test-00000-of-00001.parquet", "notes.txt"])
+def test_a_link_to_nothing_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(folder / "gone")
+    with pytest.raises(UsageError, match=f"{folder / name} points to nothing: mend it, or remove it"):
+        load_images(str(folder))
+
+
+def test_a_file_of_the_same_size_and_time_is_read_anew(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+
+    def load(first: str) -> list[float]:
+        file.write_text("x,label\n" + "".join(f"{first if k == 0 else k},{k % 2}\n" for k in range(8)))
+        os.utime(file, ns=(10**18, 10**18))
+        return load_images(str(file), reading=Reading(holdout=0.25)).train.images.flatten().tolist()
+
+    assert load("5") != load("6")
 
 
 @pytest.mark.usefixtures("unreachable_hub")

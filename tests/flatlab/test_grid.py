@@ -116,6 +116,19 @@ def test_sensitivity_adds_only_what_the_grid_does_not_have() -> None:
     assert all(cell.config.man and cell.config.zeta == 0.05 for cell in further)
 
 
+def test_zetas_that_agree_to_six_digits_are_two_runs() -> None:
+    zetas = [0.05, 0.05000001, 0.05, 0.15000001]
+    cells = grid_cells(parse_grid(GRID + f"[sensitivity]\nzetas = {zetas}\n", "x"))
+    further = {cell.name: cell.config.zeta for cell in cells if cell.name.startswith("fedavg-man-zeta")}
+    assert list(further.values()) == [0.05, 0.05000001, 0.15000001] * 2
+    assert "fedavg-man-zeta0.05000001-dirichlet-0.3-s0" in further
+
+
+def test_two_runs_of_one_name_are_refused_and_none_is_left_out() -> None:
+    with pytest.raises(UsageError, match=r"two different runs of one name, fedavg-man-dirichlet-0\.3-s0: rename one"):
+        parse_grid(GRID.replace("fedsam", "fedavg:man"), "small")
+
+
 @given(
     algorithms=st.lists(st.sampled_from(sorted(ALGORITHMS)), min_size=1, unique=True),
     deltas=st.lists(st.sampled_from([0.01, 0.3, 0.6, 1.5]), unique=True),
@@ -139,6 +152,9 @@ def test_partitions_have_one_name() -> None:
     assert partition_fields("classes-2") == {"partition": "classes", "classes_per_client": 2}
     assert partition_fields("lognormal-sizes-1.5") == {"partition": "lognormal-sizes", "sigma": 1.5}
     assert partition_fields("dirichlet-1e-3") == {"partition": "dirichlet", "delta": 1e-3}
+    for delta in (0.3, 0.3000000001, 1e-7, 123456.5):
+        config = make_config({"delta": delta})
+        assert partition_fields(partition_name(config)) == {"partition": "dirichlet", "delta": delta}
     for wrong in ("classes", "file-1", "column-2", "dirichlet", "dirichlet-x", "pareto-1", "iid-0.3"):
         with pytest.raises(ValueError, match="dirichlet-<delta>"):
             partition_fields(wrong)

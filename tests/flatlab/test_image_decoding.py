@@ -1,5 +1,7 @@
 """Images of every mode and depth as arrays: grey stays grey, transparency lies over white, 16 bits are scaled."""
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +84,33 @@ def test_an_image_is_turned_upright(tmp_path: Path) -> None:
     assert decoded(Image.fromarray(SHADES[:2]), tmp_path / "1.png", exif=exif).tolist() == SHADES[1::-1].T.tolist()
 
 
-def test_colours_of_16_bits_are_refused(tmp_path: Path) -> None:
-    import struct
-    import zlib
+def _png(width: int, bits: int, kind: int, line: bytes, transparent: int | None = None) -> bytes:
+    """A PNG of one line, as Pillow writes none; `kind` is 0 for grey, 2 for colour."""
 
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
-    pixels = zlib.compress(b"\0" + struct.pack(">HHH", 1, 2, 3))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    chunks = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0))]
+    chunks += [] if transparent is None else [chunk(b"tRNS", struct.pack(">H", transparent))]
+    chunks += [chunk(b"IDAT", zlib.compress(b"\0" + line)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("transparent", [None, 0, 1, 2, 3])
+@pytest.mark.parametrize(("bits", "line"), [(2, b"\x1b"), (4, b"\x01\x23"), (8, b"\x00\x01\x02\x03")])
+def test_one_shade_of_few_bits_is_transparent(bits: int, line: bytes, transparent: int | None) -> None:
+    step = 255 // (2**bits - 1)
+    expected = [[255 if k == transparent else k * step for k in range(4)]]
+    assert decode(_png(4, bits, 0, line, transparent), "the picture").tolist() == expected
+
+
+def test_a_transparent_shade_of_16_bits_is_refused_where_a_pixel_has_it() -> None:
+    line = struct.pack(">HH", 7, 4095)
+    assert decode(_png(2, 16, 0, line, transparent=8), "the picture").tolist() == [[7, 4095]]
     with pytest.raises(UsageError, match="the picture has colours or transparency of 16 bits a channel"):
-        decode(png, "the picture")
+        decode(_png(2, 16, 0, line, transparent=7), "the picture")
+
+
+def test_colours_of_16_bits_are_refused() -> None:
+    with pytest.raises(UsageError, match="the picture has colours or transparency of 16 bits a channel"):
+        decode(_png(1, 16, 2, struct.pack(">HHH", 1, 2, 3)), "the picture")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from analysis.strata import stratified_choice
 from flatlab.data import ImageData, Split, load_images, normalise
+from flatlab.data.images import channel_statistics
 from flatlab.errors import UsageError
 
 
@@ -64,6 +65,16 @@ def test_normalise_is_its_equation(dtype: torch.dtype) -> None:
     for channel in range(3):
         expected = (images[:, channel].double() / 255 - mean[channel]) / std[channel]
         torch.testing.assert_close(result[:, channel], expected.to(dtype), atol=tolerance, rtol=0)
+
+
+def test_a_channel_that_does_not_vary_becomes_zero() -> None:
+    images = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8)
+    images[:, 2] = 7
+    mean, std = channel_statistics(images.numpy())
+    result = normalise(images, mean, std)
+    assert result.isfinite().all()
+    assert result[:, 2].eq(0).all()
+    assert result[:, :2].std(dim=(0, 2, 3), correction=0) == pytest.approx(1)
 
 
 @pytest.mark.shared

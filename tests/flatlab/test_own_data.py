@@ -1,6 +1,7 @@
 """Data that a user's function returns: tables and text train, stop, go on and are measured as images are."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,27 @@ def test_other_numbers_are_other_data(here: Path) -> None:
 def test_what_is_no_data_is_refused_in_a_sentence(here: Path, body: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         load(here, body, f"bad{abs(hash(body))}")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("place", ["x, v = v, x", "pass"])
+def test_inputs_that_are_infinite_in_the_run_are_refused(here: Path, sign: int, place: str) -> None:
+    name = f"large{sign % 3}{len(place)}"
+    load(here, f"x = x.double(); v = x.clone(); v[3, 2] = {sign}e300; {place}; return (x, y), (v, y)", name)
+    fields = {"dataset": f"{name}:data", "model": "mlp"}
+    what = "training" if place != "pass" else "test"
+    with pytest.raises(UsageError, match=rf"has {what} inputs as large as 1e\+300, and float32 ends at 3.4e\+38"):
+        resolve(RunConfig.model_validate(fields))
+    assert resolve(RunConfig.model_validate({**fields, "dtype": "float64"}))[1].input_shape == (6,)
+
+
+def test_test_inputs_that_are_training_inputs_are_counted(here: Path) -> None:
+    said = "The data set copies:data has 20 test inputs, of which 5 are training inputs too"
+    with pytest.warns(UserWarning, match=said):
+        load(here, "z = torch.randn(20, 6); z[:5] = x[3:8]; return (x, y), (z, y)", "copies")
+    with warnings.catch_warnings(action="error"):
+        load(here, "return (x[:15], y[:15]), (x[15:], y[15:])", "apart")
+        load(here, "t = y[:, None]; return (t, y), (t, y)", "tokens")
 
 
 def test_columns_are_looked_for_by_name(here: Path) -> None:

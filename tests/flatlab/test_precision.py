@@ -16,6 +16,7 @@ from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.execution import Execution, carry_out
 from flatlab.federated.man import penalty_terms
 from flatlab.federated.participants import most_participants
 from flatlab.federated.precision import arithmetic, missing_kernels
@@ -144,6 +145,22 @@ def test_only_a_processor_without_bfloat16_is_spoken_of() -> None:
     assert missing_kernels("ieee", CPU) == ""
     assert "emulated" in missing_kernels("bf16", CPU)
     assert missing_kernels("bf16", torch.device("cuda")) == ""
+
+
+@pytest.mark.parametrize(("capability", "supported"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_tf32_is_spoken_of_where_it_is_ieee(
+    capability: tuple[int, int], supported: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cpu, "_is_amx_fp16_supported", lambda: supported)
+    said = "has no TF32 instructions: precision = tf32 is computed as ieee here"
+    for device in (torch.device("cuda"), CPU):
+        assert (said in missing_kernels("tf32", device)) != supported
+        assert missing_kernels("ieee", device) == ""
+    told: list[str] = []
+    config = make_config({"precision": "tf32", "rounds": 1, "clients": 2})
+    carry_out(config, tmp_path / "run", execution=Execution(workers=1), tell=told.append)
+    assert any(said in line for line in told) != supported
 
 
 def products(x: Tensor, kernel: Tensor, matrix: Tensor, bias: Tensor) -> tuple[Tensor, ...]:

@@ -93,7 +93,8 @@ def test_auto_is_the_model_that_it_stands_for() -> None:
 def test_default_folders_hold_what_sets_runs_apart() -> None:
     fields: list[dict[str, Any]] = [
         {}, {"man": True}, {"man": True, "zeta": 0.05}, {"man": True, "zeta_logits": 2.0}, {"partition": "iid"},
-        {"delta": 0.6}, {"seed": 1}, {"algorithm": "feddyn"},
+        {"delta": 0.6}, {"seed": 1}, {"algorithm": "feddyn"}, {"man": True, "zeta": 0.0500000001},
+        {"man": True, "zeta_logits": 2.0000001}, {"delta": 0.60000001}, {"swa_start": 0.5}, {"swa_start": 0.50000001},
     ]  # fmt: skip
     folders = [default_folder(make_config(own)).name for own in fields]
     assert folders[:3] == ["digits-fedavg-s0", "digits-fedavg-man-s0", "digits-fedavg-man-zeta0.05-s0"]

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
 
-from flatlab.data import Split
+from flatlab.data import Split, load_images
 from flatlab.errors import UsageError
-from flatlab.federated.config import RunConfig
+from flatlab.federated.config import RunConfig, make_config
+from flatlab.federated.execution import Execution, carry_out
 from flatlab.federated.heterogeneity import heterogeneity
 from flatlab.federated.partition.file import read_split, write_split
 from flatlab.federated.world import make_world
-from flatlab.runs.fingerprint import data_digest, training_digest
+from flatlab.runs.checkpoint import load_checkpoint, rebuild
+from flatlab.runs.fingerprint import data_digest, owners_source, require_same_data, training_digest
 from tests.command_line import flatlab
 
 TRAIN = Split(torch.arange(48, dtype=torch.uint8).view(12, 1, 2, 2), torch.arange(12) % 3)
@@ -139,6 +141,26 @@ def test_a_split_is_shown_drawn_saved_and_trained_on(tmp_path: Path) -> None:
     refused = flatlab("train", "--partition", "file", "--partition-file", "split.json", cwd=tmp_path)
     assert refused.returncode == 2
     assert "add --clients 6" in " ".join(refused.stderr.split())
+
+
+def test_a_split_that_changed_is_named_as_what_did(tmp_path: Path) -> None:
+    train = load_images("digits").train
+    half = len(train) // 2
+    file = tmp_path / "split.json"
+    config = make_config({"partition": "file", "partition_file": str(file), "clients": 2, "rounds": 1})
+    runs = []
+    for name, first in (("one", half), ("other", half + 1)):
+        write_split(file, train, [np.arange(first), np.arange(first, len(train))])
+        carry_out(config, tmp_path / name, Execution(workers=1))
+        runs.append((name, config, load_checkpoint(tmp_path / name / "final.pt").data))
+    said = f"its images or labels, or the split in {file}, have changed"
+    with pytest.raises(UsageError, match=said):
+        carry_out(config, tmp_path / "one", Execution(workers=1))
+    with pytest.raises(UsageError, match=said):
+        rebuild(load_checkpoint(tmp_path / "one" / "final.pt"))
+    with pytest.raises(UsageError, match=f"both called digits, or by another split in {file}: their numbers"):
+        require_same_data(runs)
+    assert owners_source(make_config({"partition": "column", "partition_column": "who"})) == "column 'who'"
 
 
 @pytest.mark.parametrize(

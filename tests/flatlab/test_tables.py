@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from flatlab.data import Reading, load_images
 from flatlab.errors import UsageError
@@ -124,6 +126,28 @@ def test_labels_are_as_they_are_written(written: list[str], numbers: list[int], 
     assert data.train.labels.tolist() == data.test.labels.tolist() == numbers
 
 
+@pytest.mark.parametrize("before", ["\n", "\r\n\r\n", "\ufeff\n"])
+@pytest.mark.parametrize("delimiter", [",", ";"])
+@pytest.mark.parametrize("name", ["x", '"x\n(cm)"', '"a ""long"" x"', 'x"a'])
+def test_the_header_is_the_first_line_that_is_not_empty(before: str, delimiter: str, name: str, tmp_path: Path) -> None:
+    lines = [delimiter.join((str(k), ("01", "1")[k % 2], ("NA", "7")[k % 2])) for k in range(8)]
+    file = tmp_path / "codes.csv"
+    file.write_text(before + "\n".join([delimiter.join((name, "label", "who")), *lines, ""]), encoding="utf-8")
+    data = load_images(str(file), reading=Reading(holdout=0.25, column="who"))
+    assert (data.classes, data.input_shape) == (2, (1,))
+    assert data.train.owners is not None
+    assert data.train.owners.equal(1 - data.train.labels)  # "7" before "NA"
+
+
+def test_names_beyond_what_one_field_may_hold_are_read(tmp_path: Path) -> None:
+    names = [f"{k:0100d}." for k in range(1500)]
+    content = [[*(k * place % 7 for place in range(len(names))), k % 2] for k in range(8)]
+    data = load_images(
+        str(write(tmp_path / "genes.tsv", content, [*names, "label"], "\t")), reading=Reading(holdout=0.25)
+    )
+    assert data.input_shape == (1500,)
+
+
 def test_a_column_that_does_not_vary_is_zero(tmp_path: Path) -> None:
     content = [[0.1, 1e-9 * k, "ab"[k % 2]] for k in range(20)]
     data = load_images(
@@ -146,6 +170,7 @@ def test_any_numbers_are_scaled_or_refused(tmp_path_factory: pytest.TempPathFact
     assert found.std(correction=0).item() == pytest.approx(1)
 
 
+@pytest.mark.filterwarnings("error")
 def test_numbers_without_a_common_scale_are_refused(tmp_path: Path) -> None:
     for large in (1e200, 1e-200):
         file = write(tmp_path / "x.csv", [[large * k, k % 2] for k in range(8)], XY)
@@ -163,6 +188,7 @@ ROWS = [f"{k}.5,{k},{'ab'[k % 2]}" for k in range(12)]
 @pytest.mark.parametrize(
     ("text", "reading", "reason"),
     [
+        (_table("", "1.5,2,3", *ROWS), {}, "begins with numbers: give its columns names"),
         (_table("1.5,2,3", *ROWS), {}, "begins with numbers: give its columns names"),
         (_table(",y,label", *ROWS), {}, "has no name for its column 1"),
         (_table("x,x,label", *ROWS), {}, "has two columns 'x'"),
@@ -204,6 +230,66 @@ def test_a_test_split_of_other_columns_or_classes_is_refused(tmp_path: Path) -> 
     write(tmp_path / "f" / "test.csv", [[k, "abc"[k % 3]] for k in range(8)], XY)
     with pytest.raises(UsageError, match="the label c in its test split"):
         load_images(str(tmp_path / "f"))
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("x", "true", "3"),
+        ("x", "2026-01-01", "3"),
+        ("x", "0.5", str(2**60 + 1)),
+        ("x", "", "words"),
+        ("a", "1", "words"),
+    ],
+)
+def test_files_that_write_a_column_in_other_ways_are_refused(
+    name: str, first: str, second: str, tmp_path: Path
+) -> None:
+    for file, value in (("train-0", first), ("train-1", ""), ("train-2", second), ("test", "1")):
+        write(tmp_path / "f" / f"{file}.csv", [[value, k, "ab"[k % 2]] for k in range(8)], (name, "y", "label"))
+    said = "'x' what is no number .'words' in row 17 of the training split"
+    if first:
+        said = f"train-2.csv has in its column '{name}' what does not fit that of .*train-0.csv"
+    with pytest.raises(UsageError, match=said):
+        load_images(str(tmp_path / "f"))
+
+
+@pytest.mark.parametrize("name", ["label", "labels", "class", "fine_label"])
+def test_a_column_called_as_labels_are_is_an_input_where_another_is_named(name: str, tmp_path: Path) -> None:
+    content = [[k, k % 3, ("01", "1")[k % 2]] for k in range(8)]
+    file = write(tmp_path / "x.csv", content, ("x", name, "kind"))
+    data = load_images(str(file), reading=Reading(label="kind", holdout=0.25))
+    assert (data.input_shape, data.classes) == ((2,), 2)
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (["0", " 1", "NA", "1e3", "oops", "2"], r"'oops' in row 5 of the training split, .* of the type string"),
+        (["0", "1_000", "2", "3"], r"'1_000' in row 2"),
+        (["0", "1,5", "2", "3"], r"'1,5' in row 2"),
+        (["", "2026-01-01", "2026-01-02", "2026-01-03"], r"a date in row 2 .* of the type date32"),
+    ],
+)
+def test_what_is_no_number_is_shown(column: list[str], said: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.csv", [[x, k % 2] for k, x in enumerate(column)], XY)
+    with pytest.raises(UsageError, match=f"has in its column 'x' what is no number .{said}"):
+        load_images(str(file), reading=Reading(holdout=0.25))
+
+
+@pytest.mark.parametrize(("values", "said"), [(["1", "2"] * 4, "'1' in row 1"), ([""] * 8, "'' in row 1")])
+def test_numbers_that_a_parquet_file_has_as_text_are_said_to_be(values: list[str], said: str, tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"x": values, "label": ["a", "b"] * 4}), tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match=rf"no number \({said} of the training split, .* of the type string"):
+        load_images(str(tmp_path / "x.parquet"), reading=Reading(holdout=0.25))
+
+
+def test_a_parquet_file_without_rows_is_said_to_have_none(tmp_path: Path) -> None:
+    parquet.write_table(
+        pa.table({"x": pa.array([], pa.string()), "label": pa.array([], pa.string())}), tmp_path / "x.parquet"
+    )
+    with pytest.raises(UsageError, match="has 0 training samples"):
+        load_images(str(tmp_path / "x.parquet"), reading=Reading(holdout=0.25))
 
 
 def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from flatlab.errors import shown
 from flatlab.federated.config import RunConfig
 from flatlab.federated.partition import KINDS, Options
+from flatlab.federated.spelling import in_words
 
 NUMBER = r"[0-9]{1,20}(?:\.[0-9]{1,20})?(?:e-?[0-9]{1,2})?"
 
@@ -18,7 +19,7 @@ def partition_name(config: RunConfig) -> str:
     if parameter is None:
         return config.partition
     value = getattr(config, parameter)
-    return f"{config.partition}-{Path(value).stem if isinstance(value, str) else f'{value:g}'}"
+    return f"{config.partition}-{Path(value).stem if isinstance(value, str) else in_words(value)}"
 
 
 def partition_fields(name: str) -> dict[str, Any]:
