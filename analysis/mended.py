@@ -59,7 +59,7 @@ class _ContiguousGradient(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
+        return x.clone()  # a view must not be changed in place, as an activation may do
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """`python -m benchmarks NAME...`: training, training.PART, curvature, curvature.PART, curvature_stages, overlooked,
 overlooked.PART, float32, float32.COUNT, large, large.NETWORK, processes, processes.SAMPLES, mutations, mutations.COUNT,
-faults, faults.COUNT, flower, flower.ROUNDS, wheels, wheels.full; without a name, the first two.
+faults, faults.COUNT, flower, flower.ROUNDS, wheels, wheels.full, architectures; without a name, the first two.
 """
 
 import sys

@@ -196,7 +196,9 @@ class Recurrent(nn.Module):
         self.cell, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        state = torch.zeros(1, len(x), 5)
+        state = torch.zeros(1, len(x), 5).type(
+            torch.FloatTensor
+        )  # what torch.zeros makes by itself is the problem's type
         z: Tensor = self.head(self.cell(x, (state, state))[0][:, -1])
         return z
 
