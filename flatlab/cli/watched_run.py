@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from flatlab.cli.console import console, require_places, say, write_json
-from flatlab.cli.run_summary import cut_off, own_functions, print_summary, print_tracking
+from flatlab.cli.run_summary import cut_off, measuring_line, print_summary, print_tracking, resuming_line
 
 if TYPE_CHECKING:
     from flatlab.federated.config import RunConfig
@@ -62,7 +64,8 @@ def train_run(
             make_probe=curvature_probe,
         )
     except KeyboardInterrupt as interruption:
-        say(f"\n{cut_off(files, config, interruption)}")
+        resuming = resuming_line(files, config, execution, data_root, track, json)
+        say(f"\n{cut_off(files, interruption, resuming)}")
         raise SystemExit(exit_status(interruption)) from interruption
     seconds = time.monotonic() - began
     print_summary(config, last, seconds)
@@ -70,6 +73,6 @@ def train_run(
     write_json(json, {"checkpoint": str(files.final), "rounds": config.rounds, **summary, "seconds": seconds})
     if execution.track_eigs:
         print_tracking(files)
-    following = f"flatlab eigs {files.final}{own_functions(config)}"
-    console.print(f"Checkpoint: [bold]{files.final}[/bold]\nNext:       [bold]{following}[/bold]", soft_wrap=True)
+    final, following = escape(str(files.final)), escape(measuring_line(files, config, data_root))
+    console.print(f"Checkpoint: [bold]{final}[/bold]\nNext:       [bold]{following}[/bold]", soft_wrap=True)
     return files.final
