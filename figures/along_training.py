@@ -37,7 +37,7 @@ def draw_along_training(results: Results) -> Drawing:
             sharey=True,
             constrained_layout=True,
         )
-        for axes, name in zip(grid.flat, names, strict=False):
+        for axes, name in zip(grid.flat[: len(names)], names, strict=True):
             for run, colour in zip(runs, (WITHOUT_MAN, WITH_MAN), strict=True):
                 points = {t: values[name] for t, values in _points(run).items() if name in values}
                 label = man_label(run.config.man, [run.config.zeta])

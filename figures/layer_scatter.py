@@ -1,5 +1,6 @@
 """Top eigenvalue of every layer's Hessian block against the norm of the activations that enter the layer."""
 
+from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -34,7 +35,7 @@ def draw_layer_scatter(results: Results) -> Drawing:
     if not rows:
         raise MissingResultsError("no run has layers in its final.eigs.json")
     layers = list(dict.fromkeys(row["layer"] for row in rows))
-    markers = dict(zip(layers, MARKERS * (1 + len(layers) // len(MARKERS)), strict=False))
+    markers = dict(zip(layers, cycle(MARKERS)))
     with paper_style():
         figure, axes = plt.subplots(figsize=(COLUMN, 2.6), constrained_layout=True)
         for name in layers:

@@ -77,7 +77,7 @@ def _plot(
         for axes in grid.flat[len(saved) :]:
             axes.set_visible(False)
         norm = LogNorm(levels[0], levels[-1])
-        for axes, one, title, loss in zip(grid.flat, saved, titles, losses, strict=False):
+        for axes, one, title, loss in zip(grid.flat[: len(saved)], saved, titles, losses, strict=True):
             a, b, smooth = _smooth(np.array(one["a"]), np.array(one["b"]), loss)
             filled = axes.contourf(a, b, smooth.T, levels, norm=norm, cmap="cividis", extend="both")
             axes.contour(a, b, smooth.T, levels, colors="white", linewidths=0.3)

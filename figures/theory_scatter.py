@@ -1,12 +1,13 @@
 """The norm of the activations entering a layer against the layer's top eigenvalue, over coefficients and seeds."""
 
+from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
+from figures.drawing import COLUMN, Drawing, colours, paper_style
 
 MARKERS = "osD^vP<>"
 
@@ -33,12 +34,12 @@ def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
         if layer["input_norm2"] and layer["top"] > 0
     ]
     zetas, layers = sorted({row["zeta"] for row in rows}), list(dict.fromkeys(row["layer"] for row in rows))
-    colours = dict(zip(zetas, PALETTE, strict=False))
-    markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(layers)}
+    colour_of = dict(zip(zetas, colours(len(zetas)), strict=True))
+    markers = dict(zip(layers, cycle(MARKERS)))
     with paper_style():
         figure, axes = plt.subplots(figsize=(COLUMN, 2.8), constrained_layout=True)
         for row in rows:
-            colour = colours[row["zeta"]]
+            colour = colour_of[row["zeta"]]
             face, edge = ("none", colour) if row["zeta_logits"] else (colour, "white")
             axes.plot(row["input_norm2"], row["top"], markers[row["layer"]], mfc=face, mec=edge, ms=4, mew=0.6)
         axes.set(xscale="log", yscale="log")
@@ -48,7 +49,7 @@ def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
         handles = [
-            Line2D([], [], marker="o", ls="", ms=4, color=colours[zeta], label=f"ζ = {zeta:g}") for zeta in zetas
+            Line2D([], [], marker="o", ls="", ms=4, color=colour_of[zeta], label=f"ζ = {zeta:g}") for zeta in zetas
         ]
         handles += [Line2D([], [], marker=markers[name], ls="", ms=4, color="0.4", label=name) for name in layers]
         if any(row["zeta_logits"] for row in rows):

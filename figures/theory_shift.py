@@ -24,7 +24,7 @@ def draw_theory_shift(results: dict[str, Any]) -> Drawing:
     rows: list[dict[str, Any]] = []
     with paper_style():
         figure, panels = plt.subplots(1, 3, figsize=(2 * COLUMN, 2.9), constrained_layout=True)
-        for axes, logits in zip(panels, settings, strict=False):
+        for axes, logits in zip(panels[:2], settings, strict=True):
             own = [shift for shift in shifts if shift["zeta_logits"] == logits]
             rows += _eigenvalues(axes, own)
             axes.set_title("MAN" if not logits else f"MAN, logits penalised ({logits:g})")

@@ -1,10 +1,11 @@
 """How S1 and S2, which bound the whole by its layers, fare while a network trains."""
 
+from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
 
-from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
+from figures.drawing import COLUMN, Drawing, colours, paper_style
 
 MARKERS = "osD^vP"
 
@@ -27,16 +28,17 @@ def draw_theory_slack(results: dict[str, Any]) -> Drawing:
         }
         for m in moments
     ]
+    zetas = list(dict.fromkeys(row["zeta"] for row in rows))
     with paper_style():
         figure, panels = plt.subplots(
             2, 1, figsize=(COLUMN, 3.8), sharex=True, gridspec_kw={"height_ratios": (3, 2)}, constrained_layout=True
         )
         for axes, statement in zip(panels, ("S1", "S2"), strict=True):
-            for i, zeta in enumerate(dict.fromkeys(row["zeta"] for row in rows)):
+            for zeta, colour, marker in zip(zetas, colours(len(zetas)), cycle(MARKERS)):
                 own = [row for row in rows if row["zeta"] == zeta]
                 x = [row["smallest_over_top"] for row in own]
                 y = [row[f"{statement}_slack_over_top"] for row in own]
-                style = {"color": PALETTE[i], "marker": MARKERS[i], "ms": 4, "lw": 0.8}
+                style = {"color": colour, "marker": marker, "ms": 4, "lw": 0.8}
                 axes.plot(x[1:], y[1:], mec="white", mew=0.4, label=f"ζ = {zeta:g}", **style)
                 axes.plot(x[:2], y[:2], mfc="white", markevery=[0], **style)
             axes.axhline(0, color="0.2", lw=0.8)

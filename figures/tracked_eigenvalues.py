@@ -1,16 +1,18 @@
 """Top eigenvalues, global and per layer, and accuracy against rounds."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
 
-from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
+from figures.drawing import COLUMN, Drawing, colours, paper_style
 from figures.labels import NETWORK, block_label
 from figures.unconverged import MEANING, is_unconverged, ring
 
 STYLES = ("-", "--", ":", "-.")
+"""Of the runs, in turn."""
 
 
 def draw_tracking(runs: Mapping[str, Sequence[Mapping[str, Any]]], provenance: Mapping[str, str]) -> Drawing:
@@ -31,11 +33,11 @@ def draw_tracking(runs: Mapping[str, Sequence[Mapping[str, Any]]], provenance: M
         figure, (above, below) = plt.subplots(
             2, 1, figsize=(COLUMN, 3.4), sharex=True, constrained_layout=True, height_ratios=(2, 1)
         )
-        for (label, records), style in zip(runs.items(), STYLES, strict=False):
+        for (label, records), style in zip(runs.items(), cycle(STYLES)):
             tracked = [record for record in records if "curvature" in record]
             names = list(tracked[0]["curvature"]["layers"]) if tracked else []
             note = f" ({label})" if len(runs) > 1 else ""
-            for name, colour in zip([NETWORK, *names], ["black", *PALETTE], strict=False):
+            for name, colour in zip([NETWORK, *names], ["black", *colours(len(names))], strict=True):
                 points = [(record["round"], _entry(record["curvature"], name)) for record in tracked]
                 rounds, entries = [t for t, _ in points], [entry for _, entry in points]
                 above.plot(

@@ -12,6 +12,8 @@ from PIL import Image
 
 from figures.errors import MissingResultsError
 from figures.gallery import FIGURES, draw_figures
+from figures.theory_scatter import draw_theory_scatter
+from figures.tracked_eigenvalues import draw_tracking
 from figures.unconverged import ring
 from flatlab.files import write_files
 from flatlab.grid.saved_results import read_results
@@ -102,6 +104,23 @@ def test_tracked_eigenvalues_come_before_those_of_checkpoints(results: Path) -> 
         metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     rows = FIGURES["training"].draw(read_results(results)).rows
     assert {(row["block"], row["eigenvalue"]) for row in rows} == {("network", 7.0), ("fc1", 3.0)}
+
+
+def test_more_layers_and_runs_than_colours_and_styles_are_drawn() -> None:
+    value = {"value": 4.0, "converged": True}
+    curvature = {"global": value, "layers": {f"fc{number}": value for number in range(13)}}
+    record = {"round": 1, "test_accuracy": 0.9, "curvature": curvature}
+    drawing = draw_tracking({f"run-{number}": [record] for number in range(6)}, {})
+    assert len(drawing.rows) == 6 * (1 + 13 + 1)
+    assert len(drawing.figure.axes[0].lines) == 6 * (1 + 13)
+
+
+def test_a_study_of_more_coefficients_than_colours_is_drawn() -> None:
+    layer = {"name": "fc1", "input_norm2": 2.0, "top": 3.0}
+    seed = {"round": 1, "group": "{}", "seed": 0, "zeta_logits": 0.0, "measures": {"layers": [layer]}}
+    subjects = [{**seed, "zeta": zeta / 10, "checkpoint": f"{zeta}.pt"} for zeta in range(13)]
+    drawing = draw_theory_scatter({"subjects": subjects, "versions": {}})
+    assert [row["zeta"] for row in drawing.rows] == [zeta / 10 for zeta in range(13)]
 
 
 def test_eigenvalues_that_did_not_converge_are_hollow(results: Path) -> None:
