@@ -3,10 +3,9 @@
 from itertools import cycle
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks
+from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, new_figure, plain_log_ticks, print_style
 from figures.errors import MissingResultsError
 from figures.results import Results, require_alike
 
@@ -36,8 +35,8 @@ def draw_layer_scatter(results: Results) -> Drawing:
         raise MissingResultsError("no run has layers in its final.eigs.json")
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     markers = dict(zip(layers, cycle(MARKERS)))
-    with paper_style():
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.6), constrained_layout=True)
+    with print_style():
+        figure, ((axes,),) = new_figure(COLUMN, 2.6)
         for name in layers:
             for man, colour in ((True, WITH_MAN), (False, WITHOUT_MAN)):  # hollow marks on top hide nothing
                 own = [row for row in rows if (row["layer"], row["man"]) == (name, man)]
@@ -58,5 +57,4 @@ def draw_layer_scatter(results: Results) -> Drawing:
         axes.legend(handles=colours, frameon=True)
         shapes = [Line2D([], [], marker=markers[name], color="0.35", ls="", ms=4, label=name) for name in layers]
         figure.legend(handles=shapes, loc="outside lower center", ncols=min(len(shapes), 6), frameon=False)
-        plt.close(figure)
     return Drawing(figure, rows, results.provenance(runs))

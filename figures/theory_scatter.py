@@ -3,11 +3,10 @@
 from itertools import cycle
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from figures.drawing import COLUMN, Drawing, colours, paper_style
+from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
 
 MARKERS = "osD^vP<>"
 
@@ -36,8 +35,8 @@ def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
     zetas, layers = sorted({row["zeta"] for row in rows}), list(dict.fromkeys(row["layer"] for row in rows))
     colour_of = dict(zip(zetas, colours(len(zetas)), strict=True))
     markers = dict(zip(layers, cycle(MARKERS)))
-    with paper_style():
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.8), constrained_layout=True)
+    with print_style():
+        figure, ((axes,),) = new_figure(COLUMN, 2.8)
         for row in rows:
             colour = colour_of[row["zeta"]]
             face, edge = ("none", colour) if row["zeta_logits"] else (colour, "white")
@@ -55,5 +54,4 @@ def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
         if any(row["zeta_logits"] for row in rows):
             handles.append(Line2D([], [], marker="o", ls="", ms=4, mfc="none", mec="0.4", label="logits too"))
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-        plt.close(figure)
     return Drawing(figure, rows, {**results["versions"], "configuration": subjects[0]["group"]})

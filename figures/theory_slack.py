@@ -3,9 +3,7 @@
 from itertools import cycle
 from typing import Any
 
-import matplotlib.pyplot as plt
-
-from figures.drawing import COLUMN, Drawing, colours, paper_style
+from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
 
 MARKERS = "osD^vP"
 
@@ -29,10 +27,9 @@ def draw_theory_slack(results: dict[str, Any]) -> Drawing:
         for m in moments
     ]
     zetas = list(dict.fromkeys(row["zeta"] for row in rows))
-    with paper_style():
-        figure, panels = plt.subplots(
-            2, 1, figsize=(COLUMN, 3.8), sharex=True, gridspec_kw={"height_ratios": (3, 2)}, constrained_layout=True
-        )
+    with print_style():
+        figure, grid = new_figure(COLUMN, 3.8, 2, sharex=True, height_ratios=(3, 2))
+        panels = grid[:, 0]
         for axes, statement in zip(panels, ("S1", "S2"), strict=True):
             for zeta, colour, marker in zip(zetas, colours(len(zetas)), cycle(MARKERS)):
                 own = [row for row in rows if row["zeta"] == zeta]
@@ -51,5 +48,4 @@ def draw_theory_slack(results: dict[str, Any]) -> Drawing:
         panels[1].set_xlabel(r"$\lambda_{\min}(H)\,/\,\lambda_{\max}(H)$")
         panels[0].legend(frameon=True)
         figure.align_ylabels(panels)
-        plt.close(figure)
     return Drawing(figure, rows, {**results["versions"], "network": "16-10-10-10 ReLU on digits"})

@@ -46,6 +46,18 @@ def test_a_figure_is_drawn_with_its_numbers_and_its_origin(name: str, drawn: dic
     assert all(value not in (None, "nan") for row in rows for value in row.values())
 
 
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_callers_backend_and_figures_stay_as_they_are(name: str, finished: Path) -> None:
+    usual, open_ = plt.get_backend(), plt.get_fignums()
+    plt.switch_backend("svg")
+    try:
+        FIGURES[name].draw(read_results(finished))
+        assert plt.get_backend() == "svg"
+        assert plt.get_fignums() == open_
+    finally:
+        plt.switch_backend(usual)
+
+
 def test_the_plotted_numbers_are_the_saved_ones(finished: Path, drawn: dict[str, list[Path]]) -> None:
     tables = {name: list(csv.DictReader(paths[2].open())) for name, paths in drawn.items()}
 
