@@ -11,6 +11,7 @@ from flatlab.cli.side_by_side import (
     loss_name,
     mark,
     new_table,
+    number_cell,
     print_side_by_side,
     print_subjects,
     print_table,
@@ -98,12 +99,8 @@ def _batch_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
                 [Cell(f"{whole['value']:.4g} ± {whole['residual']:.0e}", whole["value"]) for whole in wholes],
             )
         )
-        rows.append((f"{name} of a batch: mean", [_number(float(own.mean())) for own in values]))
+        rows.append((f"{name} of a batch: mean", [number_cell(float(own.mean())) for own in values]))
         for quantile, share in QUANTILES.items():
-            rows.append((f"  {quantile}", [_number(float(np.quantile(own, share))) for own in values]))
+            rows.append((f"  {quantile}", [number_cell(float(np.quantile(own, share))) for own in values]))
     rows.append(("batches", [Cell(str(len(result["values"]))) for result in results]))
     return rows
-
-
-def _number(value: float) -> Cell:
-    return Cell(f"{value:.4g}", value)

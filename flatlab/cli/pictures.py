@@ -14,8 +14,18 @@ Draw = Callable[[Sequence[Mapping[str, Any]]], "Drawing"]
 
 
 def save_picture(draw: Draw, results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw into `path`.png, .pdf and .csv (an ending of these that `path` already has is taken off), and say so."""
-    save_drawing(draw(results), picture_path(path).with_suffix(""))
+    """Draw into `path`.png, .pdf and .csv (an ending of these that `path` already has is taken off), and say so.
+
+    Where the results cannot be drawn, that is said.
+    """
+    from figures.errors import MissingResultsError
+
+    try:
+        drawing = draw(results)
+    except MissingResultsError as error:
+        console.print(f"There is no figure: {error}.", markup=False, highlight=False, soft_wrap=True)
+    else:
+        save_drawing(drawing, picture_path(path).with_suffix(""))
 
 
 def picture_path(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """`flatlab trace`: the trace of the Hessian, or another matrix, of network and layers; and measures of flatness."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from figures.labels import block_label
 from flatlab.cli.console import console
 from flatlab.cli.options import MATRIX, Given, choice, measuring
 from flatlab.cli.pictures import save_picture
-from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, print_side_by_side
+from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, number_cell, print_side_by_side
 from flatlab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     sharpness = {key: results[0][key]["radius"] for key in ("sam_sharpness", "adaptive_sharpness")}
     rows: list[Row] = [
         ("λ₁", [_eigenvalue_cell(result["eigenvalues"][0]) for result in results]),
-        ("λ₁/λ₅", [None if result["spread"] is None else _number(result["spread"]) for result in results]),
+        ("λ₁/λ₅", [None if result["spread"] is None else number_cell(result["spread"]) for result in results]),
         ("trace", [estimate_cell(result["trace"]) for result in results]),
         ("|H|_F", [estimate_cell(result["frobenius"]) for result in results]),
     ]
@@ -164,11 +165,11 @@ def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
         ("sam_sharpness", "SAM sharpness, ρ = {:g}"),
         ("adaptive_sharpness", "adaptive sharpness*, ρ = {:g}"),
     ):
-        rows.append((name.format(sharpness[key]), [_number(result[key]["value"]) for result in results]))
+        rows.append((name.format(sharpness[key]), [number_cell(result[key]["value"]) for result in results]))
     if worst := results[0].get("worst_case_sharpness"):
         label = f"adaptive worst case* in {_NORMS[worst['norm']]}, ρ = {worst['radius']:g}"
         values = [result["worst_case_sharpness"]["value"] for result in results]
-        rows.append((label, [Cell(f"≥ {value:.4g}", value) for value in values]))
+        rows.append((label, [replace(cell, text=f"≥ {cell.text}") for cell in map(number_cell, values)]))
     names = list(dict.fromkeys(layer["name"] for result in results for layer in result["layers"]))
     for label, cell in _RELATIVE.items():
         for name in names:
@@ -180,10 +181,6 @@ def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
 _NORMS = {"linf": "ℓ∞", "l2": "ℓ₂"}
 
 
-def _number(value: float, error: float | None = None) -> Cell:
-    return Cell(f"{value:.4g}" + ("" if error is None else f" ± {error:.2g}"), value)
-
-
 def _eigenvalue_cell(value: Mapping[str, Any]) -> Cell:
     return Cell(
         f"{value['value']:.4g} ± {value['residual']:.0e}" + ("" if value["converged"] else " !"), value["value"]
@@ -191,7 +188,7 @@ def _eigenvalue_cell(value: Mapping[str, Any]) -> Cell:
 
 
 _RELATIVE: Mapping[str, Callable[[Mapping[str, Any]], Cell]] = {
-    "|W|² λmax*": lambda own: _number(own["by_eigenvalue"], own["weight_norm2"] * own["top"]["residual"]),
-    "|W|² trace*": lambda own: _number(own["by_trace"], own["weight_norm2"] * own["trace"]["standard_error"]),
+    "|W|² λmax*": lambda own: number_cell(own["by_eigenvalue"], own["weight_norm2"] * own["top"]["residual"]),
+    "|W|² trace*": lambda own: number_cell(own["by_trace"], own["weight_norm2"] * own["trace"]["standard_error"]),
 }
 """Relative flatness of a layer, two ways."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from figures.errors import MissingResultsError
 from figures.gallery import FIGURES, draw_figures
+from figures.loss_surface import draw_loss_surfaces
 from figures.theory_scatter import draw_theory_scatter
 from figures.tracked_eigenvalues import draw_tracking
 from figures.unconverged import ring
@@ -133,6 +135,22 @@ def test_a_study_of_more_coefficients_than_colours_is_drawn() -> None:
     subjects = [{**seed, "zeta": zeta / 10, "checkpoint": f"{zeta}.pt"} for zeta in range(13)]
     drawing = draw_theory_scatter({"subjects": subjects, "versions": {}})
     assert [row["zeta"] for row in drawing.rows] == [zeta / 10 for zeta in range(13)]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("points", [3, 5])  # between few points nothing is smoothed
+@pytest.mark.parametrize("odd", [0.0, -2.0, None, math.inf, 1e38, 0.5])
+def test_a_surface_of_any_losses_is_drawn(odd: float | None, points: int) -> None:
+    losses: list[list[float | None]] = [[0.5] * points for _ in range(points)]
+    losses[0][1] = odd
+    place = np.linspace(-1, 1, points).tolist()
+    data = {"dataset": "digits", "split": "train", "samples": 500}
+    saved = {"checkpoint": "run/final.pt", "data": data, "versions": {}, "a": place, "b": place, "losses": losses}
+    drawing = draw_loss_surfaces([saved])
+    assert drawing.rows[1]["loss"] == (None if odd == math.inf else odd)
+    assert drawing.files()["png"]
+    with pytest.raises(MissingResultsError, match="no loss around the model is a finite number"):
+        draw_loss_surfaces([{**saved, "losses": [[None] * points] * points}])
 
 
 def test_eigenvalues_that_did_not_converge_are_hollow(results: Path) -> None:

@@ -270,6 +270,20 @@ def test_surface(run: Run, checkpoints: tuple[Path, Path], truth: Dense) -> None
     assert other["losses"][0][0] != plane["losses"][0][0]
 
 
+def test_a_surface_says_where_the_loss_is_not_finite(
+    run: Run, checkpoints: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plane = run("surface", checkpoints[0], "--points", 3, "--extent", 1e30, "--figure", "plane")
+    assert sum(loss is None for line in plane["losses"] for loss in line) == 8
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"lowest {plane['loss']:.4g} highest {plane['loss']:.4g} mean at the rim not finite" in said
+    assert "points not finite 8" in said
+    assert Path("plane.csv").exists()
+    run("surface", checkpoints[0], "--line", "--points", 3, "--extent", 1e30, "--figure", "line")
+    run("surface", checkpoints[0], "--points", 2, "--extent", 1e30, "--figure", "nothing")
+    assert "There is no figure: no loss around the model is a finite number." in capsys.readouterr().out
+
+
 FIGURES: dict[tuple[str, ...], tuple[int, str]] = {
     ("eigs",): (2 * 3, "eigenvalue"),
     ("eigs", "--clients", "all"): (2 * 4, "eigenvalue"),
