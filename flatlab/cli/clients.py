@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from flatlab.cli.console import console
 from flatlab.cli.eigs_table import print_certificate, shown, warn_unless_converged
 from flatlab.cli.options import Given, measuring
 from flatlab.cli.pictures import save_picture
 from flatlab.cli.side_by_side import loss_name, mark, new_table, print_subjects, print_table
 from flatlab.errors import UsageError
+from flatlab.terminal.console import console
 
 PLACES = {
     "own_at_own": "own loss, own model",

@@ -6,8 +6,8 @@ from typing import Any
 
 from figures.captions import matrix_name
 from figures.labels import block_label
-from flatlab.cli.console import console
 from flatlab.cli.side_by_side import Cell, loss_name, mark, new_table, print_subjects, print_table, ratio
+from flatlab.terminal.console import console
 
 
 def print_eigs(results: Sequence[dict[str, Any]]) -> None:

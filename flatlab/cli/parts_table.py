@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from flatlab.cli.console import console
 from flatlab.cli.eigs_table import eigenvalue_heading, lambda_, print_certificate, shown, warn_unless_converged
 from flatlab.cli.side_by_side import (
     Cell,
@@ -17,6 +16,7 @@ from flatlab.cli.side_by_side import (
     print_table,
     ratio,
 )
+from flatlab.terminal.console import console
 
 _OUTCOMES = {True: "holds", False: "FAILS", None: "cannot be told, for want of convergence"}
 QUANTILES = {"lowest": 0.0, "quarter below": 0.25, "median": 0.5, "quarter above": 0.75, "highest": 1.0}

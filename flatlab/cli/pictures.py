@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatlab.cli.console import console
 from flatlab.files import write_files
+from flatlab.terminal.console import console
 
 if TYPE_CHECKING:
     from figures.drawing import Drawing

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from flatlab.cli.console import console
+from flatlab.terminal.console import console
 
 if TYPE_CHECKING:
     from flatlab.federated.config import RunConfig

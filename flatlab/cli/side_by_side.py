@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from flatlab.cli.console import console
+from flatlab.terminal.console import console
 
 Result = Mapping[str, Any]
 

@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flatlab.cli.console import console, fail_if, noted, say, status, warn_of_unwritable, write_json
+from flatlab.cli.console import fail_if, noted, warn_of_unwritable, write_json
 from flatlab.cli.pictures import picture_path
-from flatlab.cli.progress import progress_line
 from flatlab.errors import NOT_CONVERGED
 from flatlab.measuring.expense import product_seconds
 from flatlab.measuring.ranks import joined, rank
@@ -17,6 +16,8 @@ from flatlab.measuring.subjects import Measurement, Subject, check, open_subject
 from flatlab.runs.lines import duration
 from flatlab.runs.measurements import measurement_path, save_measurement
 from flatlab.tell import Tell
+from flatlab.terminal.console import console, say, status
+from flatlab.terminal.progress import progress_line
 
 LONG_SECONDS = 20.0
 """What takes longer is announced."""

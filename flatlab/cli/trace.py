@@ -8,11 +8,11 @@ import typer
 
 from figures.captions import matrix_name
 from figures.labels import block_label
-from flatlab.cli.console import console
 from flatlab.cli.options import MATRIX, Given, choice, measuring
 from flatlab.cli.pictures import save_picture
 from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, number_cell, print_side_by_side
 from flatlab.errors import UsageError
+from flatlab.terminal.console import console
 
 if TYPE_CHECKING:
     from flatlab.measuring.result import Result

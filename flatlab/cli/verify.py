@@ -6,20 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flatlab.cli.console import (
-    console,
-    fail_if,
-    noted,
-    require_places,
-    say,
-    status,
-    warn_of_unwritable,
-    write_json,
-)
+from flatlab.cli.console import fail_if, noted, require_places, warn_of_unwritable, write_json
 from flatlab.cli.options import final_checkpoints
 from flatlab.cli.pictures import save_drawing
 from flatlab.cores import is_one_of_many
 from flatlab.errors import UsageError
+from flatlab.terminal.console import console, say, status
 
 if TYPE_CHECKING:
     from analysis.theory.statements import Check
@@ -138,13 +130,13 @@ def _verify_checkpoints(
     paths: Sequence[Path], measurement: "Measurement", figures: Path | None, json: Path | None
 ) -> None:
     """Check the statements on every checkpoint and write `<checkpoint>.verify.json` beside it."""
-    from flatlab.cli.progress import progress_line
     from flatlab.cli.sweep import together
     from flatlab.cli.theory_tables import print_chain
     from flatlab.malloc import keep_freed_memory
     from flatlab.measuring.verify import open_with_clients, require_unbroken, verify_subject
     from flatlab.runs.checkpoint import load_checkpoint
     from flatlab.runs.measurements import measurement_path, save_measurement
+    from flatlab.terminal.progress import progress_line
 
     keep_freed_memory()
     for path in paths:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from flatlab.cli.console import console, require_places, say, write_json
+from flatlab.cli.console import require_places, write_json
 from flatlab.cli.run_summary import cut_off, measuring_line, print_summary, print_tracking, resuming_line
+from flatlab.terminal.console import console, say
 
 if TYPE_CHECKING:
     from flatlab.federated.config import RunConfig
@@ -32,12 +33,12 @@ def train_run(
     Raises `FlatlabError` (`UsageError` where the folder holds another run), and `SystemExit` with code 130 after Ctrl-C
     and 143 after SIGTERM, when it has said how to go on.
     """
-    from flatlab.cli.progress import bar
     from flatlab.federated.execution import Execution, carry_out
     from flatlab.federated.trial import statement
     from flatlab.measuring.probe import curvature_probe
     from flatlab.runs.folder import RunFolder, default_folder
     from flatlab.runs.interruption import exit_status
+    from flatlab.terminal.progress import bar
     from flatlab.trackers.follower import read_trackers
 
     require_places([json])
