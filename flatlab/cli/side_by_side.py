@@ -34,12 +34,13 @@ def number_cell(value: float | None, error: float | None = None) -> Cell:
     return Cell(f"{value:.4g}{'' if error is None else f' ± {error:.2g}'}", value)
 
 
-def estimate_cell(estimate: Mapping[str, float | None] | None) -> Cell | None:
-    """A mean and its standard error."""
+def estimate_cell(estimate: Mapping[str, Any] | None) -> Cell | None:
+    """A mean and its standard error, marked where that is above the tolerance."""
     if estimate is None:
         return None
     cell = number_cell(estimate["value"])
-    return replace(cell, text=f"{cell.text}{give_or_take(estimate['standard_error'], '.2g')}")
+    doubt = "" if estimate.get("converged", True) else " !"
+    return replace(cell, text=f"{cell.text}{give_or_take(estimate['standard_error'], '.2g')}{doubt}")
 
 
 def give_or_take(error: float | None, form: str) -> str:

@@ -54,6 +54,7 @@ def measure(
     """
     check(measurement, paths)
     results: list[dict[str, Any]] = []
+    finished = True
     unsaved: list[str] = []
     with together(measurement.device) as first:
         picture = figure and picture_path(figure)
@@ -62,6 +63,7 @@ def measure(
             with progress_line("own model" if path is None else str(path)) as tell:
                 result = measured(partial(_opened, path, measurement, products), work, settings, tell)
             results.append(result.to_dict())
+            finished &= result.finished
             if path is not None and rank() == 0:
                 with noted(unsaved):
                     say(save_measurement(path, kind, results[-1]).note)
@@ -73,18 +75,9 @@ def measure(
     with noted(unsaved):
         show(reference_first(results))
     fail_if(unsaved)
-    if first and not finished(results):
+    if first and not finished:
         raise SystemExit(NOT_CONVERGED)
     return results
-
-
-def finished(numbers: object) -> bool:
-    """Whether every search in plain results converged, or is exact to rounding."""
-    if isinstance(numbers, Mapping):
-        of_a_search = "residual" in numbers or "batch_size" in numbers
-        own = not of_a_search or numbers.get("converged", True) or numbers.get("rounded", False)
-        return bool(own) and all(map(finished, numbers.values()))
-    return all(map(finished, numbers)) if isinstance(numbers, list | tuple) else True
 
 
 def reference_first(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
