@@ -146,7 +146,9 @@ def _run_commands(results: Results) -> str:
     train = f"flatlab train --config {_word(results.folder)}/RUN/config.toml --out again/RUN"
     lines = [f"{train}{own}" for own in _own_options(results.runs, "model", "dataset", "algorithm")]
     measure = results.grid.measure if results.grid else None
-    for own in _own_options(results.runs, "model", "dataset") if measure else ():
+    if measure is None:
+        return "\n".join(lines)
+    for own in _own_options(results.runs, "model", "dataset"):
         checkpoint = f"again/RUN/final.pt --samples {measure.samples}{own}"
         lines += [
             f"flatlab eigs {checkpoint}",
