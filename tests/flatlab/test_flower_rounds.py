@@ -160,7 +160,7 @@ def test_a_round_ends_with_its_last_answer(
     run, engine = Run(toy_world(), tmp_path / "there", at_nodes=True), engine_on(toy_world(), tmp_path / "nodes")
     run.advance(engine)  # in which the nodes say who they are
     waited: list[float] = []
-    monkeypatch.setattr(dispatch.time, "sleep", waited.append)
+    monkeypatch.setattr("flatlab.federated.flower.dispatch.time.sleep", waited.append)
     run.advance(engine)  # whose answers are there at once
     assert waited == []
 
