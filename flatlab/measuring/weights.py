@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flatlab.arrays import tensor_of
-from flatlab.errors import UsageError
+from flatlab.errors import UsageError, first_line
 from flatlab.runs.checkpoint import fill, load_tensors
 
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
@@ -99,7 +99,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UsageError(f"There is no file {path}.") from error
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UsageError(f"{path} is truncated or no safetensors file: {_said(error)}.") from error
+        raise UsageError(f"{path} is truncated or no safetensors file: {first_line(error)}.") from error
 
 
 def _npz(path: Path) -> dict[str, Tensor] | list[Tensor]:
@@ -108,7 +108,7 @@ def _npz(path: Path) -> dict[str, Tensor] | list[Tensor]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: tensor_of(archive[name]) for name in archive.files}
     except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"The arrays of {path} cannot be read as numbers: {_said(error)}.") from error
+        raise UsageError(f"The arrays of {path} cannot be read as numbers: {first_line(error)}.") from error
     numbers = [re.fullmatch(r"arr_(\d+)", name) for name in arrays]
     if not all(numbers):
         return arrays
@@ -291,7 +291,3 @@ def _is_low(tensor: Any) -> bool:
 def some_names(names: Sequence[str], most: int = 3) -> str:
     """The first names and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _said(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
