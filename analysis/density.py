@@ -16,7 +16,7 @@ from torch import Tensor
 
 from analysis.errors import MeasurementError
 from analysis.operators import SymmetricOperator
-from analysis.recurrence import decompose
+from analysis.recurrence import tridiagonal
 from analysis.vectors import random_rows
 
 _MOST_POINTS = 200_000
@@ -38,7 +38,11 @@ class SpectralDensity:
 
     def mean_of(self, f: Callable[[Tensor], Tensor]) -> float:
         """The mean of f over the eigenvalues, tr f(A) / p."""
-        return sum((w * f(x)).sum().item() for x, w in zip(self.nodes, self.weights, strict=True)) / len(self.nodes)
+        return math.fsum(self.means_of(f)) / len(self.nodes)
+
+    def means_of(self, f: Callable[[Tensor], Tensor]) -> list[float]:
+        """What each of the probes says of it."""
+        return [(w * f(x)).sum().item() for x, w in zip(self.nodes, self.weights, strict=True)]
 
 
 def spectral_density(
@@ -71,7 +75,7 @@ def spectral_density(
     nodes, weights, products = [], [], 0
     for _ in range(probes):
         start = random_rows(1, operator.size, like, generator)
-        projected = decompose(operator, start[0], min(depth, operator.size), generator).projected
+        projected = tridiagonal(operator, start[0], min(depth, operator.size), generator)
         values, s = torch.linalg.eigh(projected)
         nodes.append(values.cpu())
         weights.append(s[0].square().cpu())

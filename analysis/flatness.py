@@ -58,6 +58,7 @@ class FlatnessReport:
     loss: float
     eigenvalues: tuple[Eigenvalue, ...]  # the five largest of the Hessian
     trace: Estimate
+    trace_converged: bool  # its standard error met the tolerance
     frobenius: Estimate
     sam_sharpness: float
     sam_radius: float
@@ -122,6 +123,7 @@ def flatness(
         loss=whole.loss,
         eigenvalues=whole.eigenvalues,
         trace=moments.trace,
+        trace_converged=moments.converged,
         frobenius=moments.frobenius,
         sam_sharpness=sam_sharpness(problem, sam_radius),
         sam_radius=sam_radius,

@@ -1,5 +1,6 @@
 """First-order graphs, one per chunk of the data, kept between products while they fit the memory budget."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
@@ -55,7 +56,7 @@ class GraphCache(Generic[G]):
 
     def _compare(self, loss: float, last: Chunk | None, samples: int) -> None:
         if self.loss is None:
-            if loss - loss != 0.0:
+            if not math.isfinite(loss):
                 raise MeasurementError(f"The loss over the data is {loss}; curvature needs a finite loss.")
             self.loss = loss
         elif last is not None and not same_loss(self.problem, last, samples, self.loss, loss):

@@ -34,8 +34,8 @@ class ChunkPlan:
 
 
 def vectors_that_fit(problem: ParametricLoss) -> int:
-    """How many vectors of the parameters' size the memory budget holds."""
-    return problem.memory // (problem.size * problem.dtype.itemsize)
+    """How many vectors of the parameters' size the memory budget holds; of a selection of none, any number does."""
+    return problem.memory // (max(1, problem.size) * problem.dtype.itemsize)
 
 
 def plan_chunks(problem: ParametricLoss, first: Batch, memory: int, chunk_size: int | None) -> ChunkPlan:

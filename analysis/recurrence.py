@@ -3,8 +3,6 @@
 What is sought with them is said elsewhere: extreme eigenvalues (`analysis.lanczos`), densities (`analysis.density`).
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -15,28 +13,22 @@ from analysis.vectors import norm, orthogonalised, random_rows, require_finite
 _LITTLE = 1000  # roundings that are as good as nothing
 
 
-@dataclass(frozen=True)
-class Decomposition:
-    """A Q^T = Q^T T + w e_m^T, with orthonormal rows Q and w orthogonal to them."""
+def tridiagonal(operator: SymmetricOperator, start: Tensor, depth: int, generator: torch.Generator) -> Tensor:
+    """T (m, m) float64, tridiagonal to rounding, of A Q^T = Q^T T + w e_m^T, with orthonormal rows Q.
 
-    basis: Tensor  # (m, p) Q
-    projected: Tensor  # (m, m) float64 T, tridiagonal to rounding
-    remainder: Tensor  # (p,) w
-
-
-def decompose(operator: SymmetricOperator, start: Tensor, depth: int, generator: torch.Generator) -> Decomposition:
-    """`depth` steps from `start` (p,), fewer where the Krylov space ends before."""
+    m is `depth`, the number of steps from `start` (p,), or less where the Krylov space ends before.
+    """
     basis = start.new_empty(depth, len(start))
     T = torch.zeros(depth, depth, dtype=torch.float64, device=start.device)
     w, scale = start[None], 0.0
     for m in range(depth):
         if norm(w[0]) <= rounding(scale, w.dtype):
-            return Decomposition(basis[:m], T[:m, :m], w[0])
+            return T[:m, :m]
         extend(basis, m, w, scale, generator)
         w, column = orthogonalised(require_finite(operator(basis[m]))[None], basis[: m + 1])
         T[: m + 1, m : m + 1], T[m : m + 1, : m + 1] = column, column.T
         scale = max(scale, column.abs().max().item())
-    return Decomposition(basis, T, w[0])
+    return T
 
 
 def extend(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Generator) -> int:

@@ -13,9 +13,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # before this folder, whose figures/ holds pictures
 
-import matplotlib.pyplot as plt  # noqa: E402
-
-from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, paper_style  # noqa: E402
+from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, new_figure, print_style  # noqa: E402
 from figures.labels import algorithm_label  # noqa: E402
 
 METHODS = ("fedavg", "fedsam", "feddyn", "fedspeed", "feddc")
@@ -34,10 +32,8 @@ def curves(cell: str) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]
 def draw(path: Path) -> None:
     """Write the picture, and its numbers as CSV beside it."""
     rows: list[tuple[str, str, int, float]] = []
-    with paper_style():
-        figure, grid = plt.subplots(
-            2, len(METHODS), figsize=(2 * COLUMN, 3), sharex=True, sharey="row", constrained_layout=True
-        )
+    with print_style():
+        figure, grid = new_figure(2 * COLUMN, 3, 2, len(METHODS), sharex=True, sharey="row")
         for column, method in zip(grid.T, METHODS, strict=True):
             column[0].set_title(algorithm_label(method))
             column[1].set_xlabel("round")
@@ -49,7 +45,6 @@ def draw(path: Path) -> None:
         grid[1, 0].set(ylabel="top eigenvalue", ylim=(0, 50))
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         figure.savefig(path)
-        plt.close(figure)
     with path.with_suffix(".csv").open("w", newline="") as file:
         csv.writer(file).writerows([("cell", "what", "round", "value"), *rows])
 

@@ -6,12 +6,11 @@ from itertools import zip_longest
 from math import ceil
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, label_bottom, legend_below, paper_style
+from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, label_bottom, legend_below, new_figure, print_style
 from figures.errors import MissingResultsError
 from figures.labels import algorithm_label, man_label, partition_label
 from figures.results import Result, Results
@@ -32,15 +31,14 @@ def draw_accuracy_curves(results: Results) -> Drawing:
     rows: list[dict[str, Any]] = []
     across = min(len(algorithms), MOST_ACROSS)
     down = ceil(len(algorithms) / across)
-    with paper_style():
-        figure, grid = plt.subplots(
+    with print_style():
+        figure, grid = new_figure(
+            2 * COLUMN if across > 2 else COLUMN,
+            0.5 + 1.5 * len(results.rows) * down,
             len(results.rows) * down,
             across,
-            figsize=(2 * COLUMN if across > 2 else COLUMN, 0.5 + 1.5 * len(results.rows) * down),
-            squeeze=False,
             sharex=True,
             sharey=True,
-            constrained_layout=True,
         )
         for line, row in zip(np.split(grid, len(results.rows)), results.rows, strict=True):
             for axes, algorithm in zip_longest(line.flat, algorithms):
@@ -60,7 +58,6 @@ def draw_accuracy_curves(results: Results) -> Drawing:
         _set_limits(grid[0, 0], rows)
         label_bottom(figure, "round")
         legend_below(figure)
-        plt.close(figure)
     return Drawing(figure, rows, results.provenance(runs))
 
 

@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import matplotlib.pyplot as plt
-
-from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks
+from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, new_figure, plain_log_ticks, print_style
 from figures.labels import NETWORK, block_label, man_label
 from figures.results import Result, Results, require_one_way
 from figures.unconverged import MEANING, is_unconverged, ring
@@ -27,17 +25,9 @@ def draw_along_training(results: Results) -> Drawing:
     columns = -(-len(names) // lines)
     rows: list[dict[str, Any]] = []
     doubtful = False
-    with paper_style():
-        figure, grid = plt.subplots(
-            lines,
-            columns,
-            figsize=(2 * COLUMN, 0.7 + 1.4 * lines),
-            squeeze=False,
-            sharex=True,
-            sharey=True,
-            constrained_layout=True,
-        )
-        for axes, name in zip(grid.flat, names, strict=False):
+    with print_style():
+        figure, grid = new_figure(2 * COLUMN, 0.7 + 1.4 * lines, lines, columns, sharex=True, sharey=True)
+        for axes, name in zip(grid.flat[: len(names)], names, strict=True):
             for run, colour in zip(runs, (WITHOUT_MAN, WITH_MAN), strict=True):
                 points = {t: values[name] for t, values in _points(run).items() if name in values}
                 label = man_label(run.config.man, [run.config.zeta])
@@ -66,7 +56,6 @@ def draw_along_training(results: Results) -> Drawing:
             axes.set_ylabel("top eigenvalue")
         figure.suptitle("\n".join([runs[0].setting, *([MEANING] if doubtful else [])]), fontsize=8)
         figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        plt.close(figure)
     return Drawing(figure, rows, results.provenance(runs))
 
 

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from figures.drawing import COLUMN, Drawing, paper_style
+from figures.drawing import COLUMN, Drawing, new_figure, print_style
 from figures.errors import MissingResultsError
 from figures.labels import partition_label
 from figures.results import Results
@@ -19,10 +18,8 @@ def draw_client_labels(results: Results) -> Drawing:
     if not runs:
         raise MissingResultsError("no run has its final.split.json")
     rows: list[dict[str, Any]] = []
-    with paper_style():
-        figure, panels = plt.subplots(
-            len(runs), 1, figsize=(COLUMN, 0.4 + 1.5 * len(runs)), squeeze=False, sharex=True, constrained_layout=True
-        )
+    with print_style():
+        figure, panels = new_figure(COLUMN, 0.4 + 1.5 * len(runs), len(runs), sharex=True)
         shares = {name: _shares(run.measured["split"]["counts"]) for name, run in runs.items()}
         highest = max(share.max() for share in shares.values())
         for axes, (partition, share) in zip(panels[:, 0], shares.items(), strict=True):
@@ -39,7 +36,6 @@ def draw_client_labels(results: Results) -> Drawing:
             ]
         panels[-1, 0].set_xlabel("client")
         figure.colorbar(image, ax=panels[:, 0], label="share of the client's samples, %", shrink=0.9)
-        plt.close(figure)
     return Drawing(figure, rows, results.provenance(runs.values()))
 
 

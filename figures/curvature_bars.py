@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, legend_below, paper_style
+from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, legend_below, new_figure, print_style
 from figures.errors import MissingResultsError
 from figures.grouped_bars import DECADES, MOST_LEVEL
 from figures.labels import algorithm_label, man_label, partition_label
@@ -33,14 +32,13 @@ def draw_curvature_bars(results: Results) -> Drawing:
     beside = len(algorithms) <= MOST_BESIDE
     shape = (len(partitions), len(quantities)) if beside else (len(partitions) * len(quantities), 1)
     rows: list[dict[str, Any]] = []
-    with paper_style():
-        figure, grid = plt.subplots(
+    with print_style():
+        figure, grid = new_figure(
+            (1.5 if beside and len(algorithms) <= 3 else 2) * COLUMN,
+            0.5 + 1.6 * shape[0],
             *shape,
-            figsize=((1.5 if beside and len(algorithms) <= 3 else 2) * COLUMN, 0.5 + 1.6 * shape[0]),
-            squeeze=False,
             sharex=True,
-            sharey="col" if beside else "none",
-            constrained_layout=True,
+            sharey="col" if beside else False,
         )
         panels = iter(grid.flat)
         for partition in partitions:
@@ -51,7 +49,6 @@ def draw_curvature_bars(results: Results) -> Drawing:
                     axes.set(title=title if partition == partitions[0] else "")
                 axes.set_ylabel(("" if beside else f"{title}\n") + partition_label(partition))
         legend_below(figure)
-        plt.close(figure)
     return Drawing(figure, rows, results.provenance(runs))
 
 

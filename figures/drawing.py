@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import seaborn as sns
@@ -29,14 +29,6 @@ WITHOUT_MAN, WITH_MAN = PALETTE[0], PALETTE[1]
 def colours(count: int) -> Sequence[Any]:
     """`count` colours, told apart by colour-blind readers up to ten."""
     return list(sns.color_palette("colorblind", count))
-
-
-@contextmanager
-def paper_style() -> Iterator[None]:
-    """Within the block, draw for print, no display needed."""
-    matplotlib.use("agg")
-    with print_style():
-        yield
 
 
 @contextmanager
@@ -104,11 +96,19 @@ def _picture(figure: Figure, kind: str, metadata: Mapping[str, str | None]) -> b
 
 
 def new_figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, *, sharex: bool = False, sharey: bool = False
+    width: float,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    sharex: bool = False,
+    sharey: bool | Literal["row", "col"] = False,
+    height_ratios: Sequence[float] | None = None,
 ) -> tuple[Figure, Any]:
-    """A figure in inches that no display knows of, and its axes (rows, columns)."""
+    """A figure in inches that no display knows of, nor pyplot, and its axes (rows, columns)."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey, height_ratios=height_ratios)
+    return figure, panels
 
 
 def legend_below(figure: Figure, ncols: int = 2) -> None:

@@ -30,7 +30,7 @@ def draw_layer_densities(saved: Sequence[Saved]) -> Drawing:
     rows: list[dict[str, Any]] = []
     with print_style():
         figure, panels = new_figure(0.72 * COLUMN * across, 1.6 * down + 0.4, down, across)
-        for axes, name in zip(panels.flat, names, strict=False):
+        for axes, name in zip(panels.flat[: len(names)], names, strict=True):
             floor, highest = np.inf, 0.0
             for one, own, colour, label in zip(saved, blocks, colours(len(saved)), subject_labels(saved), strict=True):
                 if name not in own:

@@ -1,11 +1,20 @@
 """Top eigenvalue of every layer's Hessian block against the norm of the activations that enter the layer."""
 
+from itertools import cycle
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 
-from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, paper_style, plain_log_ticks, say_left_out
+from figures.drawing import (
+    COLUMN,
+    WITH_MAN,
+    WITHOUT_MAN,
+    Drawing,
+    new_figure,
+    plain_log_ticks,
+    print_style,
+    say_left_out,
+)
 from figures.errors import MissingResultsError
 from figures.results import Results, require_alike
 
@@ -37,9 +46,9 @@ def draw_layer_scatter(results: Results) -> Drawing:
     if not rows:
         raise MissingResultsError("no layer has an activation norm and an eigenvalue above 0, for logarithmic axes")
     layers = list(dict.fromkeys(row["layer"] for row in rows))
-    markers = dict(zip(layers, MARKERS * (1 + len(layers) // len(MARKERS)), strict=False))
-    with paper_style():
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.6), constrained_layout=True)
+    markers = dict(zip(layers, cycle(MARKERS)))
+    with print_style():
+        figure, ((axes,),) = new_figure(COLUMN, 2.6)
         for name in layers:
             for man, colour in ((True, WITH_MAN), (False, WITHOUT_MAN)):  # hollow marks on top hide nothing
                 own = [row for row in rows if (row["layer"], row["man"]) == (name, man)]
@@ -61,5 +70,4 @@ def draw_layer_scatter(results: Results) -> Drawing:
         axes.legend(handles=colours, frameon=True)
         shapes = [Line2D([], [], marker=markers[name], color="0.35", ls="", ms=4, label=name) for name in layers]
         figure.legend(handles=shapes, loc="outside lower center", ncols=min(len(shapes), 6), frameon=False)
-        plt.close(figure)
     return Drawing(figure, rows, results.provenance(runs))

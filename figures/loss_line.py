@@ -25,7 +25,7 @@ def draw_loss_lines(saved: Sequence[Saved]) -> Drawing:
     with print_style():
         figure, ((axes,),) = new_figure(COLUMN, 2.3)
         for one, colour, label in zip(saved, colours(len(saved)), subject_labels(saved), strict=True):
-            a, losses = np.array(one["a"]), np.array(one["losses"])[:, 0]
+            a, losses = np.array(one["a"]), np.array(one["losses"], dtype=np.float64)[:, 0]  # NaN where one is null
             axes.plot(a, losses, color=colour, lw=1.2, label=label)
             if "eigenvalues" in one:
                 axes.plot(a, one["loss"] + one["eigenvalues"][0]["value"] * a**2 / 2, ":", color=colour, lw=1)

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from numpy.typing import NDArray
 from scipy.interpolate import RectBivariateSpline
 
 from figures.captions import Saved, origin, subject_labels, subject_name
 from figures.drawing import COLUMN, Drawing, new_figure, plain_log_ticks, print_style
+from figures.errors import MissingResultsError
 from figures.labels import algorithm_label, man_label
 from figures.results import Results, require_alike
 
@@ -19,6 +20,7 @@ MOST_BESIDE = 3
 Vector = NDArray[np.float64]
 
 _CUBIC, _FINER = 4, 8  # points that a cubic spline needs, and how many times finer the map is drawn
+_FLAT = 1e-9  # share of the loss below which its differences are rounding
 
 
 def draw_loss_surface(results: Results) -> Drawing:
@@ -60,12 +62,16 @@ def _plot(
     label: str,
     provenance: Mapping[str, str],
 ) -> Drawing:
-    """Contour maps of one logarithmic colour scale; the cross marks the model."""
-    losses = [np.array(one["losses"]) for one in saved]
-    levels = np.geomspace(min(loss.min() for loss in losses), max(loss.max() for loss in losses), LEVELS)
+    """Contour maps of one colour scale, logarithmic where losses have logarithms; the cross marks the model.
+
+    Raises `MissingResultsError` where no loss is finite; points whose loss is not are left blank.
+    """
+    losses = [np.array(one["losses"], dtype=np.float64) for one in saved]  # NaN where one is null
+    levels = _levels(np.concatenate([loss[np.isfinite(loss)] for loss in losses]))
+    logarithmic = levels[0] > 0
     rows = [
-        {"run": name, "a": a, "b": b, "loss": one["losses"][i][j]}
-        for name, one in zip(names, saved, strict=True)
+        {"run": name, "a": a, "b": b, "loss": float(loss[i, j]) if np.isfinite(loss[i, j]) else None}
+        for name, one, loss in zip(names, saved, losses, strict=True)
         for i, a in enumerate(one["a"])
         for j, b in enumerate(one["b"])
     ]
@@ -76,9 +82,9 @@ def _plot(
         figure, grid = new_figure(width, 2.9 * lines, lines, beside, sharex=True, sharey=True)
         for axes in grid.flat[len(saved) :]:
             axes.set_visible(False)
-        norm = LogNorm(levels[0], levels[-1])
-        for axes, one, title, loss in zip(grid.flat, saved, titles, losses, strict=False):
-            a, b, smooth = _smooth(np.array(one["a"]), np.array(one["b"]), loss)
+        norm = (LogNorm if logarithmic else Normalize)(levels[0], levels[-1])
+        for axes, one, title, loss in zip(grid.flat[: len(saved)], saved, titles, losses, strict=True):
+            a, b, smooth = _smooth(np.array(one["a"]), np.array(one["b"]), loss, logarithmic)
             filled = axes.contourf(a, b, smooth.T, levels, norm=norm, cmap="cividis", extend="both")
             axes.contour(a, b, smooth.T, levels, colors="white", linewidths=0.3)
             axes.plot(0, 0, "+", color="white", ms=6)
@@ -93,14 +99,28 @@ def _plot(
         for line in grid:
             line[0].set_ylabel("second direction")
         bar = figure.colorbar(filled, ax=grid, label=label)
-        plain_log_ticks(bar.ax.yaxis)
+        if logarithmic:
+            plain_log_ticks(bar.ax.yaxis)
         bar.ax.minorticks_off()
     return Drawing(figure, rows, provenance)
 
 
-def _smooth(a: Vector, b: Vector, losses: Vector) -> tuple[Vector, Vector, Vector]:
-    """The logarithm of the losses between the points that were measured, by cubic splines, for the eye alone."""
-    if min(len(a), len(b)) < _CUBIC:
-        return a, b, losses
+def _levels(losses: Vector) -> Vector:
+    """Ascending levels from the lowest to the highest of the finite `losses` (n,), by ratio where all are positive."""
+    if not len(losses):
+        raise MissingResultsError("no loss around the model is a finite number")
+    low, high = losses.min(), losses.max()
+    if high - low <= _FLAT * abs(high):  # a plain: one colour
+        room = abs(low) / 100 or 1.0
+        low, high = low - room, high + room
+    return np.geomspace(low, high, LEVELS) if low > 0 else np.linspace(low, high, LEVELS)
+
+
+def _smooth(a: Vector, b: Vector, losses: Vector, logarithmic: bool) -> tuple[Vector, Vector, Vector]:
+    """The losses, or their logarithms, between the points that were measured, by cubic splines, for the eye alone."""
+    if min(len(a), len(b)) < _CUBIC or not np.isfinite(losses).all():
+        return a, b, np.ma.masked_invalid(losses)
     fine_a, fine_b = (np.linspace(x[0], x[-1], _FINER * len(x)) for x in (a, b))
+    if not logarithmic:
+        return fine_a, fine_b, RectBivariateSpline(a, b, losses)(fine_a, fine_b)
     return fine_a, fine_b, np.exp(RectBivariateSpline(a, b, np.log(losses))(fine_a, fine_b))

@@ -64,9 +64,7 @@ def make_report(
         "verdicts": [_table(table) for table in verdicts],
         "skipped": list(skipped.items()),
         "unfinished": _unfinished(results),
-        "command": f"flatlab reproduce {_word(results.folder / 'grid.toml')} --out {_word(results.folder)}"
-        if results.grid
-        else f"flatlab report {_word(results.folder)}",
+        "command": _grid_command(results) if results.grid else f"flatlab report {_word(results.folder)}",
         "grid": results.grid_text,
         "folder": str(results.folder),
         "run_commands": _run_commands(results),
@@ -136,15 +134,22 @@ def _unfinished(results: Results) -> list[tuple[str, str]]:
     ] + list(results.absent.items())
 
 
+def _grid_command(results: Results) -> str:
+    """The line that makes everything anew."""
+    each = [_own_options(results.runs, field) for field in ("model", "dataset", "algorithm")]
+    own = "".join(end for ends in each for end in ends)
+    return f"flatlab reproduce {_word(results.folder / 'grid.toml')} --out {_word(results.folder)}{own}"
+
+
 def _run_commands(results: Results) -> str:
     """The lines that make and measure one run anew, with the settings of the grid."""
-    folder = _word(results.folder)
-    own = {run.config.model for run in results.runs if ":" in run.config.model}
-    model = f" --model {shlex.quote(own.pop())}" if own else ""  # a function of the user's runs only where it is named
-    lines = [f"flatlab train --config {folder}/RUN/config.toml --out again/RUN{model}"]
+    train = f"flatlab train --config {_word(results.folder)}/RUN/config.toml --out again/RUN"
+    lines = [f"{train}{own}" for own in _own_options(results.runs, "model", "dataset", "algorithm")]
     measure = results.grid.measure if results.grid else None
-    if measure:
-        checkpoint = f"again/RUN/final.pt --samples {measure.samples}{model}"
+    if measure is None:
+        return "\n".join(lines)
+    for own in _own_options(results.runs, "model", "dataset"):
+        checkpoint = f"again/RUN/final.pt --samples {measure.samples}{own}"
         lines += [
             f"flatlab eigs {checkpoint}",
             f"flatlab trace {checkpoint} --tol {measure.trace_tol:g}",
@@ -152,6 +157,12 @@ def _run_commands(results: Results) -> str:
             f"flatlab surface {checkpoint} --points {measure.surface_points}",
         ]
     return "\n".join(lines)
+
+
+def _own_options(runs: Sequence[Result], *fields: str) -> list[str]:
+    """The ends of lines that name code of the user's, which runs only where it is named: each that some run needs."""
+    ends = {shlex.join(run.config.own_options(*fields)) for run in runs} or {""}
+    return [end and f" {end}" for end in sorted(ends)]
 
 
 def _runs(runs: Sequence[Result]) -> dict[str, Any]:

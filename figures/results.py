@@ -34,6 +34,7 @@ class Config(Protocol):
     def report(self) -> str: ...  # noqa: D102
     @property
     def seed(self) -> int: ...  # noqa: D102
+    def own_options(self, *fields: str) -> list[str]: ...  # noqa: D102
     def plain(self) -> dict[str, Any]: ...  # noqa: D102
 
 

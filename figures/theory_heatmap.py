@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from figures.drawing import COLUMN, Drawing, paper_style
+from figures.drawing import COLUMN, Drawing, new_figure, print_style
 
 
 def draw_theory_heatmap(results: dict[str, Any]) -> Drawing:
@@ -26,9 +25,9 @@ def draw_theory_heatmap(results: dict[str, Any]) -> Drawing:
         for i, name in enumerate(names)
         for j, (logits, zeta) in enumerate(settings)
     ]
-    with paper_style():
+    with print_style():
         size = (0.9 + 0.42 * len(settings), 0.9 + 0.28 * len(names))
-        figure, axes = plt.subplots(figsize=(max(COLUMN, size[0]), size[1]), constrained_layout=True)
+        figure, ((axes,),) = new_figure(max(COLUMN, size[0]), size[1])
         reach = max(1.0, np.abs(ratios).max())
         image = axes.imshow(ratios, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
         for i, j in np.ndindex(*tops.shape):
@@ -44,7 +43,6 @@ def draw_theory_heatmap(results: dict[str, Any]) -> Drawing:
         bar = figure.colorbar(image, ax=axes, label="relative to no penalty")
         powers = np.arange(-int(reach), int(reach) + 1, max(1, int(reach) // 2))
         bar.set_ticks(list(powers), labels=[f"×{2**power}" if power >= 0 else f"×1/{2**-power}" for power in powers])
-        plt.close(figure)
     return Drawing(figure, rows, {**results["versions"], "configuration": subjects[0]["group"]})
 
 

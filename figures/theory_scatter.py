@@ -1,12 +1,12 @@
 """The norm of the activations entering a layer against the layer's top eigenvalue, over coefficients and seeds."""
 
+from itertools import cycle
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from figures.drawing import COLUMN, PALETTE, Drawing, paper_style, say_left_out
+from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style, say_left_out
 
 MARKERS = "osD^vP<>"
 
@@ -34,12 +34,12 @@ def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
     ]
     rows = [row for row in found if row["input_norm2"] and row["top"] > 0]
     zetas, layers = sorted({row["zeta"] for row in rows}), list(dict.fromkeys(row["layer"] for row in rows))
-    colours = dict(zip(zetas, PALETTE, strict=False))
-    markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(layers)}
-    with paper_style():
-        figure, axes = plt.subplots(figsize=(COLUMN, 2.8), constrained_layout=True)
+    colour_of = dict(zip(zetas, colours(len(zetas)), strict=True))
+    markers = dict(zip(layers, cycle(MARKERS)))
+    with print_style():
+        figure, ((axes,),) = new_figure(COLUMN, 2.8)
         for row in rows:
-            colour = colours[row["zeta"]]
+            colour = colour_of[row["zeta"]]
             face, edge = ("none", colour) if row["zeta_logits"] else (colour, "white")
             axes.plot(row["input_norm2"], row["top"], markers[row["layer"]], mfc=face, mec=edge, ms=4, mew=0.6)
         axes.set(xscale="log", yscale="log")
@@ -50,11 +50,10 @@ def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
         handles = [
-            Line2D([], [], marker="o", ls="", ms=4, color=colours[zeta], label=f"ζ = {zeta:g}") for zeta in zetas
+            Line2D([], [], marker="o", ls="", ms=4, color=colour_of[zeta], label=f"ζ = {zeta:g}") for zeta in zetas
         ]
         handles += [Line2D([], [], marker=markers[name], ls="", ms=4, color="0.4", label=name) for name in layers]
         if any(row["zeta_logits"] for row in rows):
             handles.append(Line2D([], [], marker="o", ls="", ms=4, mfc="none", mec="0.4", label="logits too"))
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-        plt.close(figure)
     return Drawing(figure, rows, {**results["versions"], "configuration": subjects[0]["group"]})

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
+from figures.drawing import COLUMN, PALETTE, Drawing, new_figure, print_style
 
 MARKERS = "osD^vP"
 
@@ -22,9 +21,9 @@ def draw_theory_shift(results: dict[str, Any]) -> Drawing:
     shifts = results["shift"]
     settings = list(dict.fromkeys(shift["zeta_logits"] for shift in shifts))
     rows: list[dict[str, Any]] = []
-    with paper_style():
-        figure, panels = plt.subplots(1, 3, figsize=(2 * COLUMN, 2.9), constrained_layout=True)
-        for axes, logits in zip(panels, settings, strict=False):
+    with print_style():
+        figure, (panels,) = new_figure(2 * COLUMN, 2.9, 1, 3)
+        for axes, logits in zip(panels[:2], settings, strict=True):
             own = [shift for shift in shifts if shift["zeta_logits"] == logits]
             rows += _eigenvalues(axes, own)
             axes.set_title("MAN" if not logits else f"MAN, logits penalised ({logits:g})")
@@ -37,7 +36,6 @@ def draw_theory_shift(results: dict[str, Any]) -> Drawing:
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
         note = {"network": "64-12-10-10 ReLU on digits", "seeds": str(len({s["seed"] for s in shifts}))}
-        plt.close(figure)
     return Drawing(figure, rows, {**results["versions"], **note})
 
 

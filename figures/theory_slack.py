@@ -1,10 +1,9 @@
 """How S1 and S2, which bound the whole by its layers, fare while a network trains."""
 
+from itertools import cycle
 from typing import Any
 
-import matplotlib.pyplot as plt
-
-from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
+from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
 
 MARKERS = "osD^vP"
 
@@ -27,16 +26,16 @@ def draw_theory_slack(results: dict[str, Any]) -> Drawing:
         }
         for m in moments
     ]
-    with paper_style():
-        figure, panels = plt.subplots(
-            2, 1, figsize=(COLUMN, 3.8), sharex=True, gridspec_kw={"height_ratios": (3, 2)}, constrained_layout=True
-        )
+    zetas = list(dict.fromkeys(row["zeta"] for row in rows))
+    with print_style():
+        figure, grid = new_figure(COLUMN, 3.8, 2, sharex=True, height_ratios=(3, 2))
+        panels = grid[:, 0]
         for axes, statement in zip(panels, ("S1", "S2"), strict=True):
-            for i, zeta in enumerate(dict.fromkeys(row["zeta"] for row in rows)):
+            for zeta, colour, marker in zip(zetas, colours(len(zetas)), cycle(MARKERS)):
                 own = [row for row in rows if row["zeta"] == zeta]
                 x = [row["smallest_over_top"] for row in own]
                 y = [row[f"{statement}_slack_over_top"] for row in own]
-                style = {"color": PALETTE[i], "marker": MARKERS[i], "ms": 4, "lw": 0.8}
+                style = {"color": colour, "marker": marker, "ms": 4, "lw": 0.8}
                 axes.plot(x[1:], y[1:], mec="white", mew=0.4, label=f"ζ = {zeta:g}", **style)
                 axes.plot(x[:2], y[:2], mfc="white", markevery=[0], **style)
             axes.axhline(0, color="0.2", lw=0.8)
@@ -49,5 +48,4 @@ def draw_theory_slack(results: dict[str, Any]) -> Drawing:
         panels[1].set_xlabel(r"$\lambda_{\min}(H)\,/\,\lambda_{\max}(H)$")
         panels[0].legend(frameon=True)
         figure.align_ylabels(panels)
-        plt.close(figure)
     return Drawing(figure, rows, {**results["versions"], "network": "16-10-10-10 ReLU on digits"})

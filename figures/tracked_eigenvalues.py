@@ -1,16 +1,17 @@
 """Top eigenvalues, global and per layer, and accuracy against rounds."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator
 
-from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
+from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
 from figures.labels import NETWORK, block_label
 from figures.unconverged import MEANING, is_unconverged, ring
 
 STYLES = ("-", "--", ":", "-.")
+"""Of the runs, in turn."""
 
 
 def draw_tracking(runs: Mapping[str, Sequence[Mapping[str, Any]]], provenance: Mapping[str, str]) -> Drawing:
@@ -27,15 +28,13 @@ def draw_tracking(runs: Mapping[str, Sequence[Mapping[str, Any]]], provenance: M
     """
     rows: list[dict[str, Any]] = []
     doubtful = False
-    with paper_style():
-        figure, (above, below) = plt.subplots(
-            2, 1, figsize=(COLUMN, 3.4), sharex=True, constrained_layout=True, height_ratios=(2, 1)
-        )
-        for (label, records), style in zip(runs.items(), STYLES, strict=False):
+    with print_style():
+        figure, ((above,), (below,)) = new_figure(COLUMN, 3.4, 2, sharex=True, height_ratios=(2, 1))
+        for (label, records), style in zip(runs.items(), cycle(STYLES)):
             tracked = [record for record in records if "curvature" in record]
             names = list(tracked[0]["curvature"]["layers"]) if tracked else []
             note = f" ({label})" if len(runs) > 1 else ""
-            for name, colour in zip([NETWORK, *names], ["black", *PALETTE], strict=False):
+            for name, colour in zip([NETWORK, *names], ["black", *colours(len(names))], strict=True):
                 points = [(record["round"], _entry(record["curvature"], name)) for record in tracked]
                 rounds, entries = [t for t, _ in points], [entry for _, entry in points]
                 above.plot(
@@ -74,7 +73,6 @@ def draw_tracking(runs: Mapping[str, Sequence[Mapping[str, Any]]], provenance: M
             above.set_title(MEANING, fontsize=6)
         above.legend(ncols=2, frameon=True, fontsize=6)
         below.set(xlabel="round", ylabel="test accuracy")
-        plt.close(figure)
     return Drawing(figure, rows, provenance)
 
 

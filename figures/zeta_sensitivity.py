@@ -3,9 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
-import matplotlib.pyplot as plt
-
-from figures.drawing import COLUMN, PALETTE, Drawing, paper_style
+from figures.drawing import COLUMN, PALETTE, Drawing, new_figure, print_style
 from figures.errors import MissingResultsError
 from figures.results import Result, Results, require_alike
 from figures.statistics import sample
@@ -18,8 +16,9 @@ def draw_zeta_sensitivity(results: Results) -> Drawing:
     runs = _several_zetas(results)
     zetas = sorted({run.config.zeta if run.config.man else 0.0 for run in runs})
     rows: list[dict[str, Any]] = []
-    with paper_style():
-        figure, panels = plt.subplots(3, 1, figsize=(COLUMN, 3.8), sharex=True, constrained_layout=True)
+    with print_style():
+        figure, grid = new_figure(COLUMN, 3.8, 3, sharex=True)
+        panels = grid[:, 0]
         for axes, (label, name) in zip(panels, QUANTITIES.items(), strict=True):
             for place, zeta in enumerate(zetas):
                 same = [run for run in runs if (run.config.zeta if run.config.man else 0.0) == zeta]
@@ -45,7 +44,6 @@ def draw_zeta_sensitivity(results: Results) -> Drawing:
         panels[-1].set_xlabel("ζ, coefficient of MAN (not to scale)")
         panels[0].set_title(runs[0].setting)
         figure.align_ylabels(panels)
-        plt.close(figure)
     return Drawing(figure, rows, results.provenance(runs))
 
 

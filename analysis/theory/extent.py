@@ -13,7 +13,7 @@ from torch import Tensor
 
 from analysis.eigenvalue import Eigenvalue
 from analysis.operators import SymmetricOperator
-from analysis.recurrence import decompose
+from analysis.recurrence import tridiagonal
 from analysis.theory.statements import Interval, exactly
 from analysis.vectors import random_rows
 
@@ -32,7 +32,7 @@ def spectrum_ends(operator: SymmetricOperator, seed: int = 0) -> tuple[Interval,
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     generator = torch.Generator().manual_seed(seed)
     start = random_rows(1, operator.size, like, generator)[0]
-    ritz = torch.linalg.eigvalsh(decompose(operator, start, DEPTH, generator).projected)
+    ritz = torch.linalg.eigvalsh(tridiagonal(operator, start, DEPTH, generator))
     low, high = ritz[0].item(), ritz[-1].item()
     share = unseen_share(operator.size, len(ritz)) if len(ritz) == DEPTH else 0.0
     reach = share / (1 - 2 * share) * (high - low)

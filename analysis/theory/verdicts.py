@@ -37,11 +37,6 @@ class Claim:
     direction: Direction
     ratio: bool = True  # compared by ratio, else by difference
 
-    @property
-    def sentence(self) -> str:
-        """The claim in words."""
-        return f"MAN makes {self.quantity} {self.direction}"
-
 
 @dataclass(frozen=True)
 class Comparison:

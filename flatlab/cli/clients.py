@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from flatlab.cli.console import console
 from flatlab.cli.eigs_table import print_certificate, shown, warn_unless_converged
 from flatlab.cli.options import Given, measuring
 from flatlab.cli.pictures import save_picture
 from flatlab.cli.side_by_side import loss_name, mark, new_table, print_subjects, print_table
 from flatlab.errors import UsageError
+from flatlab.terminal.console import console
 
 PLACES = {
     "own_at_own": "own loss, own model",
@@ -54,6 +54,8 @@ def clients(
         values = [value for result in results for one in _curvatures(result) for value in one["eigenvalues"]]
         print_certificate(values)
         warn_unless_converged(values)
+        if not all(one["trace"]["converged"] for result in results for one in _curvatures(result)):
+            console.print("! not converged: a trace's standard error is above the tolerance; raise --trace-tol.")
         if given.figure is not None:
             save_picture(draw_local_global, results, given.figure)
 
@@ -96,7 +98,8 @@ def _print(number: str, result: Mapping[str, Any]) -> None:
 
 def _cell(curvature: Mapping[str, Any]) -> str:
     trace = curvature["trace"]
-    return f"{shown(curvature['eigenvalues'][:1])} ({trace['value']:.4g} ± {trace['standard_error']:.1g})"
+    doubt = "" if trace["converged"] else " !"
+    return f"{shown(curvature['eigenvalues'][:1])} ({trace['value']:.4g} ± {trace['standard_error']:.1g}{doubt})"
 
 
 def _curvatures(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""What every command shares when it speaks: one console, the file that `--json` asks for, and numbers not saved.
+"""What every command shares of what it writes: the file that `--json` asks for, and numbers that are not saved.
 
 Numbers that were computed and cannot be saved are shown all the same, and the command then fails.
 """
@@ -11,25 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from flatlab.errors import FlatlabError
 from flatlab.files import WriteError, json_text, require_writable, write_text
+from flatlab.terminal.console import status
 
 STANDARD_OUTPUT = Path("-")
 """Where `--json -` writes; what people read then goes to standard error (`main`)."""
-
-console = Console()
-"""Tables and results, on standard output."""
-
-status = Console(stderr=True)
-"""Progress, on standard error, so that results can be piped."""
-
-
-def say(note: str) -> None:
-    """Print `note` as it is, if there is one, on standard error."""
-    if note:
-        status.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def write_json(path: Path | None, content: dict[str, Any]) -> None:

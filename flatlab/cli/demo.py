@@ -15,7 +15,6 @@ def demo(
     import time
 
     from figures.layer_eigenvalues import draw_layers
-    from flatlab.cli.console import console
     from flatlab.cli.eigs_table import print_eigs
     from flatlab.cli.sweep import measure
     from flatlab.cli.watched_run import train_run
@@ -24,6 +23,7 @@ def demo(
     from flatlab.measuring.eigs import Search, measure_eigs
     from flatlab.measuring.subjects import Measurement
     from flatlab.runs.folder import RunFolder
+    from flatlab.terminal.console import console
 
     began = time.monotonic()
     configs = {name: make_config({"man": man}) for name, man in (("without-man", False), ("with-man", True))}

@@ -7,10 +7,10 @@ import typer
 
 from figures.captions import matrix_name
 from figures.labels import block_label
-from flatlab.cli.console import console
 from flatlab.cli.options import MATRIX, Given, measuring
 from flatlab.cli.pictures import save_picture
 from flatlab.cli.side_by_side import Cell, Row, estimate_cell, give_or_take, loss_name, print_side_by_side
+from flatlab.terminal.console import console
 
 
 @measuring

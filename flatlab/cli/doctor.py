@@ -27,8 +27,9 @@ def doctor(
     from rich.table import Table
     from rich.text import Text
 
-    from flatlab.cli.console import console, say, write_json
+    from flatlab.cli.console import write_json
     from flatlab.measuring.surroundings import examine
+    from flatlab.terminal.console import console, say
 
     found = examine(data_root)
     table = Table.grid(padding=(0, 2))

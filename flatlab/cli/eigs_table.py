@@ -1,13 +1,13 @@
 """The table that `flatlab eigs` prints: one row for the network and one per layer, several subjects side by side."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from figures.captions import matrix_name
 from figures.labels import block_label
-from flatlab.cli.console import console
 from flatlab.cli.side_by_side import Cell, loss_name, mark, new_table, print_subjects, print_table, ratio
+from flatlab.terminal.console import console
 
 
 def print_eigs(results: Sequence[dict[str, Any]]) -> None:
@@ -52,34 +52,38 @@ def lambda_(index: int) -> str:
     return "λ" + str(index).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
-def shown(values: Sequence[dict[str, Any]]) -> str:
+def shown(values: Sequence[Mapping[str, Any]]) -> str:
     """Eigenvalues with their residuals, one a line, marked where they did not converge."""
     return "\n".join(
-        f"{v['value']:{'.0e' if _is_within_error(v) else '.4g'}} ± {v['residual']:.0e}{_mark(v)}" for v in values
+        f"{v['value']:{'.0e' if _is_within_error(v) else '.4g'}} ± {v['residual']:.0e}{doubt(v)}" for v in values
     )
 
 
-def _is_within_error(value: dict[str, Any]) -> bool:
+def _is_within_error(value: Mapping[str, Any]) -> bool:
     """Whether the eigenvalue cannot be told from zero."""
     return bool(abs(value["value"]) < value["residual"])
 
 
-def _mark(value: dict[str, Any]) -> str:
+def doubt(value: Mapping[str, Any]) -> str:
+    """What marks an eigenvalue that did not converge."""
     return "" if value["converged"] else " ~" if value.get("rounded") else " !"
 
 
-def warn_unless_converged(values: Sequence[dict[str, Any]], which: str = "largest") -> None:
-    """Say what the marks mean, and what to do."""
-    marks = {_mark(value) for value in values}
+def warn_unless_converged(
+    values: Sequence[Mapping[str, Any]], which: str = "largest", *, adjustable: bool = True
+) -> None:
+    """Say what the marks mean, and what to do, where the command has options for it."""
+    marks = {doubt(value) for value in values}
     others = {"largest": "larger eigenvalues", "smallest": "smaller eigenvalues"}.get(which, "eigenvalues beyond")
     if " !" in marks:
         console.print(
-            f"! not converged: the residual is above the tolerance, or {others} are not excluded; "
-            "raise --max-iter, or --tol."
+            f"! not converged: the residual is above the tolerance, or {others} are not excluded"
+            f"{'; raise --max-iter, or --tol' if adjustable else ''}."
         )
     if " ~" in marks:
         console.print(
-            "~ exact to rounding only, which is above the tolerance here; raise --tol, or measure in float64."
+            "~ exact to rounding only, which is above the tolerance here; "
+            f"{'raise --tol, or ' if adjustable else ''}measure in float64."
         )
 
 

@@ -9,7 +9,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from flatlab.cli.console import console, require_places, status, write_json
+from flatlab.cli.console import require_places, write_json
+from flatlab.terminal.console import console, status
 
 
 def figures(

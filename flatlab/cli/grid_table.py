@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from flatlab.cli.console import say, status
+from flatlab.terminal.console import say, status
 
 if TYPE_CHECKING:
     from flatlab.grid.cell_progress import Progress

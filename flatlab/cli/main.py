@@ -12,7 +12,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from flatlab.cli.clients import clients
-from flatlab.cli.console import console
 from flatlab.cli.demo import demo
 from flatlab.cli.density import density
 from flatlab.cli.doctor import doctor
@@ -28,6 +27,7 @@ from flatlab.cli.train import train
 from flatlab.cli.verify import verify
 from flatlab.cores import is_one_of_many
 from flatlab.errors import SAID, UsageError, exit_code
+from flatlab.terminal.console import console
 from flatlab.version import __version__
 
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)

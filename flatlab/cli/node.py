@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flatlab.cli.console import say
+from flatlab.terminal.console import say
 
 
 def node(

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from flatlab.cli.console import console
 from flatlab.cli.eigs_table import eigenvalue_heading, lambda_, print_certificate, shown, warn_unless_converged
 from flatlab.cli.side_by_side import (
     Cell,
@@ -11,11 +10,13 @@ from flatlab.cli.side_by_side import (
     loss_name,
     mark,
     new_table,
+    number_cell,
     print_side_by_side,
     print_subjects,
     print_table,
     ratio,
 )
+from flatlab.terminal.console import console
 
 _OUTCOMES = {True: "holds", False: "FAILS", None: "cannot be told, for want of convergence"}
 QUANTILES = {"lowest": 0.0, "quarter below": 0.25, "median": 0.5, "quarter above": 0.75, "highest": 1.0}
@@ -98,12 +99,8 @@ def _batch_rows(results: Sequence[dict[str, Any]]) -> list[Row]:
                 [Cell(f"{whole['value']:.4g} ± {whole['residual']:.0e}", whole["value"]) for whole in wholes],
             )
         )
-        rows.append((f"{name} of a batch: mean", [_number(float(own.mean())) for own in values]))
+        rows.append((f"{name} of a batch: mean", [number_cell(float(own.mean())) for own in values]))
         for quantile, share in QUANTILES.items():
-            rows.append((f"  {quantile}", [_number(float(np.quantile(own, share))) for own in values]))
+            rows.append((f"  {quantile}", [number_cell(float(np.quantile(own, share))) for own in values]))
     rows.append(("batches", [Cell(str(len(result["values"]))) for result in results]))
     return rows
-
-
-def _number(value: float) -> Cell:
-    return Cell(f"{value:.4g}", value)

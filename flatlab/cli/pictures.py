@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatlab.cli.console import console
 from flatlab.files import write_files
+from flatlab.terminal.console import console
 
 if TYPE_CHECKING:
     from figures.drawing import Drawing
@@ -14,8 +14,18 @@ Draw = Callable[[Sequence[Mapping[str, Any]]], "Drawing"]
 
 
 def save_picture(draw: Draw, results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw into `path`.png, .pdf and .csv (an ending of these that `path` already has is taken off), and say so."""
-    save_drawing(draw(results), picture_path(path).with_suffix(""))
+    """Draw into `path`.png, .pdf and .csv (an ending of these that `path` already has is taken off), and say so.
+
+    Where the results cannot be drawn, that is said.
+    """
+    from figures.errors import MissingResultsError
+
+    try:
+        drawing = draw(results)
+    except MissingResultsError as error:
+        console.print(f"There is no figure: {error}.", markup=False, highlight=False, soft_wrap=True)
+    else:
+        save_drawing(drawing, picture_path(path).with_suffix(""))
 
 
 def picture_path(path: Path) -> Path:

@@ -30,10 +30,10 @@ def presets(
 def _print_tables() -> None:
     from rich.table import Table
 
-    from flatlab.cli.console import console
     from flatlab.federated.algorithms import ALGORITHMS
     from flatlab.federated.models import default_model
     from flatlab.federated.presets import COMMON, PRESETS, preset_hyper
+    from flatlab.terminal.console import console
 
     table = Table(title="Presets", title_justify="left")
     for heading in ("preset", "data set", "partition", "model", "zeta"):

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from flatlab.cli.console import console, require_places, say, status, write_json
+from flatlab.cli.console import require_places, write_json
 from flatlab.cli.figures import print_skipped
+from flatlab.terminal.console import console, say, status
 
 
 def report(

@@ -8,11 +8,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from flatlab.cli.console import console, require_places, status, write_json
+from flatlab.cli.console import require_places, write_json
 from flatlab.cli.figures import print_skipped
 from flatlab.cli.grid_table import rows_of, run_with_table
 from flatlab.cli.options import choice
 from flatlab.grid.shipped import shipped_grids
+from flatlab.terminal.console import console, status
 from flatlab.trackers import TRACKERS
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flatlab.cli.console import console, status
 from flatlab.cores import available_cores
+from flatlab.terminal.console import console, status
 
 if TYPE_CHECKING:
     from flatlab.federated.config import RunConfig

@@ -1,26 +1,29 @@
 """What `flatlab train` says of a run when it ends or is cut off."""
 
 import shlex
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from flatlab.cli.console import console
+from flatlab.terminal.console import console
 
 if TYPE_CHECKING:
     from flatlab.federated.config import RunConfig
+    from flatlab.federated.execution import Execution
     from flatlab.runs.folder import RunFolder
     from flatlab.runs.metrics import Record
 
 
-def cut_off(files: "RunFolder", config: "RunConfig", interruption: KeyboardInterrupt) -> str:
-    """What is left of the run, and how to go on."""
+def cut_off(files: "RunFolder", interruption: KeyboardInterrupt, resuming: str) -> str:
+    """What is left of the run, and how to go on: by the line `resuming`."""
     from flatlab.runs.interruption import Terminated
 
     what = "Terminated" if isinstance(interruption, Terminated) else "Interrupted"
     if files.resume_file.exists():
-        return f"{what}. Go on with: flatlab train --resume --out {files.path}{own_functions(config)}"
+        return f"{what}. Go on with: {resuming}"
     return f"{what} before the first round ended: give the same command again."
 
 
@@ -74,10 +77,29 @@ def _draw_tracking(files: "RunFolder") -> Path:
     return write_files(files.path / "tracking", drawing.files())[0]
 
 
-def own_functions(config: "RunConfig") -> str:
-    """What a command on this run must add where its model or its data set is a function of the user's."""
-    from flatlab.functions import names_function
+def resuming_line(
+    files: "RunFolder",
+    config: "RunConfig",
+    execution: "Execution",
+    data_root: Path | None,
+    track: Sequence[str],
+    json: Path | None,
+) -> str:
+    """The command that goes on with a run as it was asked for: its folder holds the rest of what the run is."""
+    words = ["flatlab", "train", "--resume", "--out", str(files.path)]
+    words += config.own_options("model", "dataset", "algorithm")
+    words += [] if data_root is None else ["--data-root", str(data_root)]
+    for field in fields(execution):
+        value = getattr(execution, field.name)
+        if value != field.default:
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [f"--{field.name.replace('_', '-')}", shown]
+    words += [word for name in track for word in ("--track", name)]
+    words += [] if json is None else ["--json", str(json)]
+    return shlex.join(words)
 
-    named = {"model": config.model} if ":" in config.model else {}
-    named |= {"dataset": config.dataset} if names_function(config.dataset) else {}
-    return "".join(f" --{option} {shlex.quote(name)}" for option, name in named.items())
+
+def measuring_line(files: "RunFolder", config: "RunConfig", data_root: Path | None) -> str:
+    """The command that measures a finished run."""
+    words = ["flatlab", "eigs", str(files.final), *config.own_options("model", "dataset")]
+    return shlex.join(words + ([] if data_root is None else ["--data-root", str(data_root)]))

@@ -1,13 +1,13 @@
 """Results of several subjects side by side, as ratios to the first."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from flatlab.cli.console import console
+from flatlab.terminal.console import console
 
 Result = Mapping[str, Any]
 
@@ -27,11 +27,20 @@ Row = tuple[str, Sequence[Cell | None]]
 """What stands in front, and a cell per subject."""
 
 
-def estimate_cell(estimate: dict[str, float] | None) -> Cell | None:
-    """A mean and its standard error."""
+def number_cell(value: float | None, error: float | None = None) -> Cell:
+    """A number, and its error where it has one; None is one that is not finite, as in JSON."""
+    if value is None:
+        return Cell("not finite")
+    return Cell(f"{value:.4g}{'' if error is None else f' ± {error:.2g}'}", value)
+
+
+def estimate_cell(estimate: Mapping[str, Any] | None) -> Cell | None:
+    """A mean and its standard error, marked where that is above the tolerance."""
     if estimate is None:
         return None
-    return Cell(f"{estimate['value']:.4g}{give_or_take(estimate['standard_error'], '.2g')}", estimate["value"])
+    cell = number_cell(estimate["value"])
+    doubt = "" if estimate.get("converged", True) else " !"
+    return replace(cell, text=f"{cell.text}{give_or_take(estimate['standard_error'], '.2g')}{doubt}")
 
 
 def give_or_take(error: float | None, form: str) -> str:

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from flatlab.cli.console import console
 from flatlab.cli.pictures import save_picture
 from flatlab.federated.config import RunConfig
 from flatlab.federated.heterogeneity import Heterogeneity, heterogeneity
@@ -15,6 +14,7 @@ from flatlab.federated.partition import class_counts
 from flatlab.federated.partition.file import write_split
 from flatlab.federated.partition.names import partition_name
 from flatlab.federated.world import make_world
+from flatlab.terminal.console import console
 
 WIDE = 20
 """Classes beyond which only the commonest of a client are listed."""

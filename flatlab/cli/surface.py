@@ -7,7 +7,7 @@ import typer
 
 from flatlab.cli.options import Given, choice, measuring
 from flatlab.cli.pictures import save_picture
-from flatlab.cli.side_by_side import Cell, Row, loss_name, print_side_by_side
+from flatlab.cli.side_by_side import Cell, Row, loss_name, number_cell, print_side_by_side
 from flatlab.errors import UsageError
 
 
@@ -64,23 +64,26 @@ def _rows_of_a_line(results: Sequence[dict[str, Any]]) -> list[Row]:
     """Five places along the line."""
     last = len(results[0]["a"]) - 1
     places = sorted({round(quarter * last / 4) for quarter in range(5)})
-    return [(f"at {results[0]['a'][i]:+.3g}", [_number(result["losses"][i][0]) for result in results]) for i in places]
+    return [
+        (f"at {results[0]['a'][i]:+.3g}", [number_cell(result["losses"][i][0]) for result in results]) for i in places
+    ]
 
 
 def _rows_of_a_plane(results: Sequence[dict[str, Any]]) -> list[Row]:
     """The model, the extremes, and the rim of the square."""
     every = [[loss for line in result["losses"] for loss in line] for result in results]
+    finite = [[loss for loss in losses if loss is not None] for losses in every]
     rims = [
         [*losses[0], *losses[-1], *(loss for line in losses[1:-1] for loss in (line[0], line[-1]))]
         for losses in (result["losses"] for result in results)
     ]
-    return [
-        ("at the model", [_number(result["loss"]) for result in results]),
-        ("lowest", [_number(min(losses)) for losses in every]),
-        ("highest", [_number(max(losses)) for losses in every]),
-        ("mean at the rim", [_number(sum(rim) / len(rim)) for rim in rims]),
+    rows: list[Row] = [
+        ("at the model", [number_cell(result["loss"]) for result in results]),
+        ("lowest", [number_cell(min(losses, default=None)) for losses in finite]),
+        ("highest", [number_cell(max(losses, default=None)) for losses in finite]),
+        ("mean at the rim", [number_cell(None if None in rim else sum(rim) / len(rim)) for rim in rims]),
     ]
-
-
-def _number(value: float) -> Cell:
-    return Cell(f"{value:.4g}", value)
+    if finite != every:
+        left_out = [len(losses) - len(kept) for losses, kept in zip(every, finite, strict=True)]
+        rows.append(("points not finite", [Cell(str(count)) for count in left_out]))
+    return rows

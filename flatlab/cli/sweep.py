@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flatlab.cli.console import console, fail_if, noted, say, status, warn_of_unwritable, write_json
+from flatlab.cli.console import fail_if, noted, warn_of_unwritable, write_json
 from flatlab.cli.pictures import picture_path
-from flatlab.cli.progress import progress_line
 from flatlab.errors import NOT_CONVERGED
 from flatlab.measuring.expense import product_seconds
 from flatlab.measuring.ranks import joined, rank
@@ -17,6 +16,8 @@ from flatlab.measuring.subjects import Measurement, Subject, check, open_subject
 from flatlab.runs.lines import duration
 from flatlab.runs.measurements import measurement_path, save_measurement
 from flatlab.tell import Tell
+from flatlab.terminal.console import console, say, status
+from flatlab.terminal.progress import progress_line
 
 LONG_SECONDS = 20.0
 """What takes longer is announced."""
@@ -53,6 +54,7 @@ def measure(
     """
     check(measurement, paths)
     results: list[dict[str, Any]] = []
+    finished = True
     unsaved: list[str] = []
     with together(measurement.device) as first:
         picture = figure and picture_path(figure)
@@ -61,6 +63,7 @@ def measure(
             with progress_line("own model" if path is None else str(path)) as tell:
                 result = measured(partial(_opened, path, measurement, products), work, settings, tell)
             results.append(result.to_dict())
+            finished &= result.finished
             if path is not None and rank() == 0:
                 with noted(unsaved):
                     say(save_measurement(path, kind, results[-1]).note)
@@ -72,18 +75,9 @@ def measure(
     with noted(unsaved):
         show(reference_first(results))
     fail_if(unsaved)
-    if first and not finished(results):
+    if first and not finished:
         raise SystemExit(NOT_CONVERGED)
     return results
-
-
-def finished(numbers: object) -> bool:
-    """Whether every search in plain results converged, or is exact to rounding."""
-    if isinstance(numbers, Mapping):
-        of_a_search = "residual" in numbers or "batch_size" in numbers
-        own = not of_a_search or numbers.get("converged", True) or numbers.get("rounded", False)
-        return bool(own) and all(map(finished, numbers.values()))
-    return all(map(finished, numbers)) if isinstance(numbers, list | tuple) else True
 
 
 def reference_first(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

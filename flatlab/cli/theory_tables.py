@@ -16,8 +16,8 @@ from analysis.theory.statements import CONDITIONS, EQUALITIES, STATEMENTS, Check
 from analysis.theory.study import CONTRASTS, ClaimVerdict
 from analysis.theory.verdicts import Comparison, Correlation
 from figures.labels import group_labels
-from flatlab.cli.console import console
 from flatlab.measuring.verify import ToyBattery, Verification
+from flatlab.terminal.console import console
 
 
 def print_chain(path: Path, available: int, found: Verification) -> None:

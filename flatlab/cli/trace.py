@@ -1,17 +1,19 @@
 """`flatlab trace`: the trace of the Hessian, or another matrix, of network and layers; and measures of flatness."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from figures.captions import matrix_name
 from figures.labels import block_label
-from flatlab.cli.console import console
+from flatlab.cli.eigs_table import doubt, shown, warn_unless_converged
 from flatlab.cli.options import MATRIX, Given, choice, measuring
 from flatlab.cli.pictures import save_picture
-from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, print_side_by_side
+from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, number_cell, print_side_by_side
 from flatlab.errors import UsageError
+from flatlab.terminal.console import console
 
 if TYPE_CHECKING:
     from flatlab.measuring.result import Result
@@ -120,15 +122,16 @@ def print_traces(results: Sequence[dict[str, Any]]) -> None:
     """The trace of the network and of every layer, and the Frobenius norm."""
     names = dict.fromkeys(layer["name"] for result in results for layer in result["layers"])
     by_name = [{layer["name"]: layer["trace"] for layer in result["layers"]} for result in results]
-    rows: list[Row] = [("network", [estimate_cell(result["trace"]) for result in results])]
+    rows: list[Row] = [
+        ("network", [estimate_cell({**result["trace"], "converged": result["converged"]}) for result in results])
+    ]
     rows += [(block_label(name), [estimate_cell(layers.get(name)) for layers in by_name]) for name in names]
     if any(result["frobenius"] for result in results):
         letter = {"Hessian": "H", "Gauss-Newton matrix": "G"}.get(matrix_name(results[0]), "F")
         rows.append((f"|{letter}|_F, network", [estimate_cell(result["frobenius"]) for result in results]))
     title = f"Trace of the {matrix_name(results[0])} of {loss_name(results[0])}"
     print_side_by_side(title, "layer", "trace ± standard error", rows, results)
-    if not all(result["converged"] for result in results):
-        console.print("! not converged: the standard error is above the tolerance; raise --max-probes, or --tol.")
+    _warn_unless_converged([result["converged"] for result in results], results[0]["settings"])
 
 
 def print_flatness(results: Sequence[dict[str, Any]]) -> None:
@@ -139,6 +142,9 @@ def print_flatness(results: Sequence[dict[str, Any]]) -> None:
         "Smaller is flatter, in every row but λ₁/λ₅, which says how far the top stands out.\n"
         "* unchanged when a ReLU network is rescaled to the same function; W: a layer's weights, no bias."
     )
+    searched = [[*result["eigenvalues"], *(layer["top"] for layer in result["layers"])] for result in results]
+    warn_unless_converged([value for values in searched for value in values], adjustable=False)
+    _warn_unless_converged([result["trace"]["converged"] for result in results], results[0]["settings"])
     if worst := results[0].get("worst_case_sharpness"):
         logits = " of normalised logits" if worst["normalised_logits"] else ""
         console.print(
@@ -152,11 +158,22 @@ def print_flatness(results: Sequence[dict[str, Any]]) -> None:
             console.print("The rise is a difference of losses in float32: the model does not run in float64.")
 
 
+def _warn_unless_converged(converged: Sequence[bool], settings: Mapping[str, Any]) -> None:
+    """Say of traces what their mark means, and what to do."""
+    if not all(converged):
+        advice = "--max-probes" if settings["estimator"] == "hutch++" else "--max-probes, or --tol"  # which that lacks
+        console.print(
+            f"! not converged: the standard error is above {settings['tol']:.2g} of the trace; raise {advice}.",
+            soft_wrap=True,
+        )
+
+
 def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     sharpness = {key: results[0][key]["radius"] for key in ("sam_sharpness", "adaptive_sharpness")}
+    eigenvalues = [result["eigenvalues"] for result in results]
     rows: list[Row] = [
-        ("λ₁", [_eigenvalue_cell(result["eigenvalues"][0]) for result in results]),
-        ("λ₁/λ₅", [None if result["spread"] is None else _number(result["spread"]) for result in results]),
+        ("λ₁", [Cell(shown(values[:1]), values[0]["value"]) for values in eigenvalues]),
+        ("λ₁/λ₅", [None if result["spread"] is None else number_cell(result["spread"]) for result in results]),
         ("trace", [estimate_cell(result["trace"]) for result in results]),
         ("|H|_F", [estimate_cell(result["frobenius"]) for result in results]),
     ]
@@ -164,11 +181,11 @@ def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
         ("sam_sharpness", "SAM sharpness, ρ = {:g}"),
         ("adaptive_sharpness", "adaptive sharpness*, ρ = {:g}"),
     ):
-        rows.append((name.format(sharpness[key]), [_number(result[key]["value"]) for result in results]))
+        rows.append((name.format(sharpness[key]), [number_cell(result[key]["value"]) for result in results]))
     if worst := results[0].get("worst_case_sharpness"):
         label = f"adaptive worst case* in {_NORMS[worst['norm']]}, ρ = {worst['radius']:g}"
         values = [result["worst_case_sharpness"]["value"] for result in results]
-        rows.append((label, [Cell(f"≥ {value:.4g}", value) for value in values]))
+        rows.append((label, [replace(cell, text=f"≥ {cell.text}") for cell in map(number_cell, values)]))
     names = list(dict.fromkeys(layer["name"] for result in results for layer in result["layers"]))
     for label, cell in _RELATIVE.items():
         for name in names:
@@ -180,18 +197,13 @@ def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
 _NORMS = {"linf": "ℓ∞", "l2": "ℓ₂"}
 
 
-def _number(value: float, error: float | None = None) -> Cell:
-    return Cell(f"{value:.4g}" + ("" if error is None else f" ± {error:.2g}"), value)
-
-
-def _eigenvalue_cell(value: Mapping[str, Any]) -> Cell:
-    return Cell(
-        f"{value['value']:.4g} ± {value['residual']:.0e}" + ("" if value["converged"] else " !"), value["value"]
-    )
+def _by_eigenvalue(own: Mapping[str, Any]) -> Cell:
+    cell = number_cell(own["by_eigenvalue"], own["weight_norm2"] * own["top"]["residual"])
+    return replace(cell, text=f"{cell.text}{doubt(own['top'])}")
 
 
 _RELATIVE: Mapping[str, Callable[[Mapping[str, Any]], Cell]] = {
-    "|W|² λmax*": lambda own: _number(own["by_eigenvalue"], own["weight_norm2"] * own["top"]["residual"]),
-    "|W|² trace*": lambda own: _number(own["by_trace"], own["weight_norm2"] * own["trace"]["standard_error"]),
+    "|W|² λmax*": _by_eigenvalue,
+    "|W|² trace*": lambda own: number_cell(own["by_trace"], own["weight_norm2"] * own["trace"]["standard_error"]),
 }
 """Relative flatness of a layer, two ways."""

@@ -32,20 +32,22 @@ READ = {"save_shares": {"workers"}, "dry_run": set(TRAINING) - {"json"}}
 
 def require_used(context: typer.Context) -> None:
     """Raise `UsageError` where the command line names an option that the call would not use."""
-    given = [name for name in (*LEAVE, *TRAINING) if _is_given(context, name)]
+    given = [name for name in (*LEAVE, *TRAINING) if is_given(context, name)]
     first = next((name for name in given if name in LEAVE), None)
     if first is None:
         return
     used = {first, *READ.get(first, ())} | (SPLITS if first in SPLITS else set())
     for name in given:
         if name not in used:
-            raise UsageError(f"{_option(name)} has no effect beside {_option(first)}: leave one of them out.")
+            raise UsageError(f"{option(name)} has no effect beside {option(first)}: leave one of them out.")
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether the command line names the option of this parameter."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _option(name: str) -> str:
+def option(name: str) -> str:
+    """A parameter's option, as it is written."""
     return f"--{name.replace('_', '-')}"

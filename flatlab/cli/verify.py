@@ -6,20 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flatlab.cli.console import (
-    console,
-    fail_if,
-    noted,
-    require_places,
-    say,
-    status,
-    warn_of_unwritable,
-    write_json,
-)
+from flatlab.cli.console import fail_if, noted, require_places, warn_of_unwritable, write_json
 from flatlab.cli.options import final_checkpoints
 from flatlab.cli.pictures import save_drawing
+from flatlab.cli.used import is_given, option
 from flatlab.cores import is_one_of_many
 from flatlab.errors import UsageError
+from flatlab.terminal.console import console, say, status
 
 if TYPE_CHECKING:
     from analysis.theory.statements import Check
@@ -97,7 +90,7 @@ def _refuse_idle(context: typer.Context, study: bool, checkpoints: bool) -> None
     """Raise `UsageError` for an option that would do nothing in this combination, and for processes that would."""
     if is_one_of_many() and (study or not checkpoints):
         raise UsageError("flatlab verify shares no work but that on checkpoints: start it without torchrun.")
-    trains, opens = ("zetas", "zeta_logits", "seeds", "rounds"), ("samples", "data_root", "model")
+    trains, opens = ("zetas", "zeta_logits", "seeds", "rounds"), ("samples", "data_root", "model", "dataset")
     idle = {
         "is of the runs that --study trains": trains if not study or checkpoints else (),
         "is of --study": ("out",) if not study else (),
@@ -105,9 +98,8 @@ def _refuse_idle(context: typer.Context, study: bool, checkpoints: bool) -> None
     }
     for why, names in idle.items():
         for name in names:
-            source = context.get_parameter_source(name)
-            if source is not None and source.name == "COMMANDLINE":
-                raise UsageError(f"--{name.replace('_', '-')} {why}: leave it out.")
+            if is_given(context, name):
+                raise UsageError(f"{option(name)} {why}: leave it out.")
 
 
 def _verify_toys(figures: Path | None, json: Path | None) -> None:
@@ -138,13 +130,13 @@ def _verify_checkpoints(
     paths: Sequence[Path], measurement: "Measurement", figures: Path | None, json: Path | None
 ) -> None:
     """Check the statements on every checkpoint and write `<checkpoint>.verify.json` beside it."""
-    from flatlab.cli.progress import progress_line
     from flatlab.cli.sweep import together
     from flatlab.cli.theory_tables import print_chain
     from flatlab.malloc import keep_freed_memory
     from flatlab.measuring.verify import open_with_clients, require_unbroken, verify_subject
     from flatlab.runs.checkpoint import load_checkpoint
     from flatlab.runs.measurements import measurement_path, save_measurement
+    from flatlab.terminal.progress import progress_line
 
     keep_freed_memory()
     for path in paths:

@@ -6,8 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flatlab.cli.console import console, require_places, say, write_json
-from flatlab.cli.run_summary import cut_off, own_functions, print_summary, print_tracking
+from rich.markup import escape
+
+from flatlab.cli.console import require_places, write_json
+from flatlab.cli.run_summary import cut_off, measuring_line, print_summary, print_tracking, resuming_line
+from flatlab.terminal.console import console, say
 
 if TYPE_CHECKING:
     from flatlab.federated.config import RunConfig
@@ -30,12 +33,12 @@ def train_run(
     Raises `FlatlabError` (`UsageError` where the folder holds another run), and `SystemExit` with code 130 after Ctrl-C
     and 143 after SIGTERM, when it has said how to go on.
     """
-    from flatlab.cli.progress import bar
     from flatlab.federated.execution import Execution, carry_out
     from flatlab.federated.trial import statement
     from flatlab.measuring.probe import curvature_probe
     from flatlab.runs.folder import RunFolder, default_folder
     from flatlab.runs.interruption import exit_status
+    from flatlab.terminal.progress import bar
     from flatlab.trackers.follower import read_trackers
 
     require_places([json])
@@ -62,7 +65,8 @@ def train_run(
             make_probe=curvature_probe,
         )
     except KeyboardInterrupt as interruption:
-        say(f"\n{cut_off(files, config, interruption)}")
+        resuming = resuming_line(files, config, execution, data_root, track, json)
+        say(f"\n{cut_off(files, interruption, resuming)}")
         raise SystemExit(exit_status(interruption)) from interruption
     seconds = time.monotonic() - began
     print_summary(config, last, seconds)
@@ -70,6 +74,6 @@ def train_run(
     write_json(json, {"checkpoint": str(files.final), "rounds": config.rounds, **summary, "seconds": seconds})
     if execution.track_eigs:
         print_tracking(files)
-    following = f"flatlab eigs {files.final}{own_functions(config)}"
-    console.print(f"Checkpoint: [bold]{files.final}[/bold]\nNext:       [bold]{following}[/bold]", soft_wrap=True)
+    final, following = escape(str(files.final)), escape(measuring_line(files, config, data_root))
+    console.print(f"Checkpoint: [bold]{final}[/bold]\nNext:       [bold]{following}[/bold]", soft_wrap=True)
     return files.final

@@ -277,6 +277,11 @@ class RunConfig(BaseModel):
         """Coefficient of MAN in the clients' loss; 0 where MAN is off."""
         return self.zeta if self.man else 0.0
 
+    def own_options(self, *fields: str) -> list[str]:
+        """The words by which a command on the run lets the user's own code run that is its `fields`, model and such."""
+        named = {field: getattr(self, field) for field in fields}
+        return [word for field, name in named.items() if names_function(name) for word in (f"--{field}", name)]
+
     def plain(self) -> dict[str, Any]:
         """Return the run as plain data for TOML, JSON and checkpoints; fields that are None are left out."""
         return self.model_dump(mode="json", exclude_none=True)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class Saves:
         self.files, self.clients = files, clients
         self.round, self.began = 0, time.monotonic()
         self._pending: Save | None = None
-        self._thread = ThreadPoolExecutor(1, "save")
+        self._thread: ThreadPoolExecutor | None = None  # from the first save until `leave`
 
     def begin(self, round_: int, files: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Begin to write the state after `round_`: the clients' `files`, and then resume.pt with `content`.
@@ -37,6 +37,7 @@ class Saves:
         another thread captures a graph.
         """
         self.began = time.monotonic()
+        self._thread = self._thread or ThreadPoolExecutor(1, "save")
         self._pending = Save(round_, dict(self.clients.files), self._thread.submit(self._write, files, content))
 
     def end(self) -> None:
@@ -53,9 +54,10 @@ class Saves:
             self.end()
 
     def leave(self) -> None:
-        """Wait until nothing more is written to the folder, however that went."""
-        if self._pending is not None:
-            wait([self._pending.written])
+        """Wait until nothing more is written to the folder, however that went, and let the thread go."""
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
 
     def _write(self, files: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         self.clients.write_files(files)

@@ -104,11 +104,6 @@ class ClientState:
             self.rows |= changed
             self.unsaved |= changed.keys()
 
-    def save(self, t: int) -> dict[int, str]:
-        """Bring every change up to round t to the disk and return which file holds which client, for `resume.pt`."""
-        self.write_files(self.take_changes(t))
-        return dict(self.files)
-
     def take_changes(self, t: int) -> dict[str, Tensor]:
         """name: (V, P), on the host, of the files that clients changed up to round t are still to be written to.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,17 @@ class World:
     )  # what a trial of the model showed (trial.py); engines take most models without one
     draws: str = ""  # the function of an own algorithm's client that draws random numbers, as its trial showed
 
-    @property
+    @cached_property
     def samples(self) -> Tensor:
         """n_i of every client, shape (N, 1), in the run's dtype."""
         return torch.tensor([[len(part)] for part in self.parts], dtype=self.dtype)
 
-    @property
+    @cached_property
     def wt(self) -> Tensor:
         """wt_i = n_i N / sum_j n_j of every client, shape (N, 1)."""
         return self.samples * len(self.parts) / self.samples.sum()
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """K = E * ceil(mean_i n_i / B)."""
         return nominal_steps(float(np.mean([len(part) for part in self.parts])), self.config)
@@ -82,7 +83,7 @@ class World:
         """What client `ids` knows as round t begins; for a list of C clients, a stack: `own` is name: (C, P)."""
         return Client(
             w=w,
-            wt=self.wt[ids],
+            wt=self.wt[ids].clone(),  # of a single client it would be a view of everybody's
             own=own,
             server=server,
             hyper=self.config.hyperparameters,

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from analysis.losses import Loss
-from flatlab.cli.progress import progress_line
 from flatlab.errors import require_count
 from flatlab.interface.subject import Model, checkpoint_of, measure_model, name_of, own_subject
 from flatlab.measuring.batch_spectrum import BatchesResult, measure_batches
@@ -22,6 +21,7 @@ from flatlab.measuring.subjects import check
 from flatlab.measuring.surface import SurfaceResult, measure_surface, read_section
 from flatlab.measuring.trace import TraceResult, measure_trace, read_probing
 from flatlab.measuring.verify import Verification, open_with_clients, verify_subject
+from flatlab.terminal.progress import progress_line
 from flatlab.torch_settings import usual_settings
 
 

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatlab.cli.console import say
-from flatlab.cli.progress import bar
 from flatlab.federated.config import RunConfig
 from flatlab.federated.execution import Execution, carry_out
 from flatlab.federated.request import read_fields
@@ -17,6 +15,8 @@ from flatlab.measuring.probe import curvature_probe
 from flatlab.runs.folder import RunFolder, default_folder
 from flatlab.runs.metrics import Record
 from flatlab.tell import silent
+from flatlab.terminal.console import say
+from flatlab.terminal.progress import bar
 from flatlab.trackers.follower import read_trackers, tracked
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from torch import nn
 
 from analysis.losses import Loss
-from flatlab.cli.progress import progress_line
 from flatlab.errors import UsageError, shown
 from flatlab.federated.world import DTYPES
 from flatlab.interface.loaded import LoadedCheckpoint, load, warn_of
@@ -17,6 +16,7 @@ from flatlab.measuring.hub_models import names_hub_model, open_hub_model
 from flatlab.measuring.result import Result, measured
 from flatlab.measuring.subjects import Measurement, Subject, check, open_parts, open_subject
 from flatlab.tell import Tell
+from flatlab.terminal.progress import progress_line
 from flatlab.torch_settings import usual_settings
 
 Model = LoadedCheckpoint | TrainedRun | str | Path | nn.Module

@@ -29,6 +29,15 @@ class BatchesResult(Result):
     batches: BatchSpectra  # values and residuals (batches, k)
     products: int
 
+    @property
+    def finished(self) -> bool:
+        """Of the mean loss and of every batch."""
+        return super().finished and bool(self.batches.converged.all())
+
+    def searched(self) -> tuple[Eigenvalue, ...]:
+        """Those of the mean loss."""
+        return self.eigenvalues
+
     def numbers(self) -> dict[str, Any]:
         """The eigenvalues of the mean loss, and those of every batch."""
         return {

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from analysis.eigenvalue import Eigenvalue
 from analysis.objective import loss_at
 from analysis.subsets import ClientSpectra, client_spectra
 from flatlab.measuring.eigs import Search, plain_eigenvalue
@@ -28,6 +29,10 @@ class ClientsResult(Result):
     spectra: ClientSpectra  # (k,) eigenvalues of all together and of each client, and both sides of F
     samples: Mapping[str, int]  # of each client, by its number
     losses: Mapping[str, float]  # of each client
+
+    def searched(self) -> list[Eigenvalue]:
+        """Those of all together, and of each client."""
+        return [*self.spectra.whole, *(value for values in self.spectra.clients.values() for value in values)]
 
     def numbers(self) -> dict[str, Any]:
         """The eigenvalues, and both sides of F with their errors."""

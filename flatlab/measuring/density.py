@@ -217,5 +217,4 @@ def _layer_operators(problem: Problem, matrix: Matrix) -> Iterator[tuple[str, Sy
 
 def _mean(density: SpectralDensity, f: Callable[[Tensor], Tensor]) -> Estimate:
     """The mean of f over the eigenvalues, with its standard error over the probes."""
-    pairs = zip(density.nodes, density.weights, strict=True)
-    return mean_of([(weights * f(nodes)).sum().item() for nodes, weights in pairs])
+    return mean_of(density.means_of(f))

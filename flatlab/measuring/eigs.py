@@ -140,8 +140,14 @@ class EigsResult(Result):
     @property
     def converged(self) -> bool:
         """Whether every eigenvalue met the tolerance."""
-        everything = [*self.eigenvalues, *(value for layer in self.layers for value in layer.eigenvalues)]
-        return all(value.converged for value in everything)
+        return all(value.converged for value in self._listed())
+
+    def searched(self) -> list[Eigenvalue]:
+        """Those of the network, of its layers, and of subsets of the samples."""
+        return [*self._listed(), *(self.sampling.values if self.sampling else ())]
+
+    def _listed(self) -> list[Eigenvalue]:
+        return [*self.eigenvalues, *(value for layer in self.layers for value in layer.eigenvalues)]
 
     def numbers(self) -> dict[str, Any]:
         """Eigenvalues and norms; a norm that does not exist is null."""

@@ -1,9 +1,8 @@
 """How long a measurement will take, told from one gradient of a few samples."""
 
-import time
-
 from analysis.derivatives import gradients
 from analysis.problem import Problem
+from flatlab.clock import seconds_on
 
 PRODUCT_GRADIENTS = 1.7
 """What a product with the Hessian costs: 1.5 gradients for the CIFAR CNN, more for a transformer."""
@@ -13,7 +12,7 @@ def product_seconds(problem: Problem) -> float:
     """About the seconds of one product with the Hessian of `problem`, from a gradient of its first chunk."""
     chunk = next(iter(problem.chunks()))
     leaves = problem.leaves()
-    began = time.perf_counter()
+    began = seconds_on(problem.device)
     gradients([problem.chunk_loss(chunk, leaves)], list(leaves.values()))
-    seconds = time.perf_counter() - began
+    seconds = seconds_on(problem.device) - began
     return PRODUCT_GRADIENTS * seconds * problem.samples / len(chunk.targets)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from analysis.eigenvalue import Eigenvalue
 from analysis.flatness import FlatnessReport, flatness
 from analysis.problem import Problem
 from analysis.worst_case import Norm, WorstCase, worst_case_sharpness
@@ -81,6 +82,15 @@ class FlatnessResult(Result):
     report: FlatnessReport  # every measure with its error (analysis.flatness)
     worst_case: WorstCase | None  # adaptive sharpness by ascent, where that was asked for
 
+    @property
+    def finished(self) -> bool:
+        """Of the eigenvalues and the trace."""
+        return super().finished and self.report.trace_converged
+
+    def searched(self) -> list[Eigenvalue]:
+        """Those of the network, and the top of each layer's weight."""
+        return [*self.report.eigenvalues, *(layer.top for layer in self.report.layers)]
+
     def numbers(self) -> dict[str, Any]:
         """Every measure of `analysis.flatness`."""
         report = self.report
@@ -88,7 +98,7 @@ class FlatnessResult(Result):
             "loss": report.loss,
             "eigenvalues": [plain_eigenvalue(value) for value in report.eigenvalues],
             "spread": report.spread if report.spread == report.spread else None,  # nan with fewer than five parameters
-            "trace": vars(report.trace),
+            "trace": {**vars(report.trace), "converged": report.trace_converged},
             "frobenius": vars(report.frobenius),
             "sam_sharpness": {"value": report.sam_sharpness, "radius": report.sam_radius},
             "adaptive_sharpness": {"value": report.adaptive_sharpness, "radius": report.adaptive_radius},

@@ -104,6 +104,18 @@ class LocalGlobalResult(Result):
             for place in PLACES
         }
 
+    @property
+    def finished(self) -> bool:
+        """Of eigenvalues and traces."""
+        return super().finished and all(curvature.trace_converged for curvature in self._curvatures())
+
+    def searched(self) -> list[Eigenvalue]:
+        """Those of every loss at every model."""
+        return [value for curvature in self._curvatures() for value in curvature.eigenvalues]
+
+    def _curvatures(self) -> list[Curvature]:
+        return [self.whole, *(curvature for client in self.clients.values() for curvature in client.places.values())]
+
     def numbers(self) -> dict[str, Any]:
         """Every curvature, the distances, the means over clients and what follows from them."""
         return {

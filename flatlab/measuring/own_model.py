@@ -11,7 +11,7 @@ from analysis.batches import Inspected, inspect_data
 from analysis.losses import LOSSES, Loss, are_distributions
 from analysis.model_copy import convert, unwrapped, working_dtype
 from analysis.problem import Problem, make_problem
-from flatlab.errors import SAID, UsageError
+from flatlab.errors import SAID, UsageError, first_line
 from flatlab.functions import import_function
 from flatlab.measuring.hub_models import names_hub_model, open_hub_model
 from flatlab.measuring.loss_samples import shared_out, some_of
@@ -63,7 +63,7 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
         raise
     except Exception as error:  # raised in the user's code, or by PyTorch about shapes and types there
         raise UsageError(
-            f"The model {own.model} with the loss {named} fails on the data of {own.data}: {_said(error)}"
+            f"The model {own.model} with the loss {named} fails on the data of {own.data}: {first_line(error)}."
         ) from error
     return OpenedModel(problem, data.samples, named, tuple(notes))
 
@@ -99,7 +99,7 @@ def _data(own: OwnModel) -> Inspected:
     except SAID as error:
         raise UsageError(f"What {own.data} returns cannot be used. {error}") from error
     except Exception as error:
-        raise UsageError(f"Reading the data of {own.data} fails: {_said(error)}") from error
+        raise UsageError(f"Reading the data of {own.data} fails: {first_line(error)}.") from error
 
 
 def _require_distributions(own: OwnModel, data: Inspected) -> None:
@@ -128,9 +128,4 @@ def _call(name: str, role: str) -> object:
     try:
         return function()
     except Exception as error:
-        raise UsageError(f"The {role} {name}, called without arguments, raised {_said(error)}") from error
-
-
-def _said(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or ["(no message)"]
-    return f"{type(error).__name__}: {lines[0]}"
+        raise UsageError(f"The {role} {name}, called without arguments, raised {first_line(error)}.") from error

@@ -2,11 +2,12 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from analysis.eigenvalue import Eigenvalue
 from flatlab.files import finite
 from flatlab.measuring.subjects import Subject
 from flatlab.tell import Tell, silent
@@ -41,6 +42,15 @@ class Result(ABC):
     def summary(self) -> Sequence[Mapping[str, Any]]:
         """What is printed, as `rows`."""
         return self.rows()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all that was searched for met its tolerance, or is exact to rounding; else commands end with 3."""
+        return all(value.converged or value.rounded for value in self.searched())
+
+    def searched(self) -> Iterable[Eigenvalue]:
+        """The eigenvalues among the numbers, of every matrix."""
+        return ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the command of this name writes as JSON; a number that is not finite is None."""

@@ -58,6 +58,10 @@ class SurfaceResult(Result):
     eigenvalues: tuple[Eigenvalue, ...] = ()  # along eigenvectors: theirs
     products: int | None = None  # Hessian-vector products that finding eigenvectors took
 
+    def searched(self) -> tuple[Eigenvalue, ...]:
+        """Those of the directions, along eigenvectors."""
+        return self.eigenvalues
+
     def numbers(self) -> dict[str, Any]:
         """Losses on the grid, at the model itself, and what the directions are."""
         found: dict[str, Any] = {}

@@ -78,6 +78,11 @@ class TraceResult(Result):
     converged: bool  # the trace's standard error met the tolerance
     products: int  # with a vector, one per probe
 
+    @property
+    def finished(self) -> bool:
+        """Whether the trace is as exact as was asked."""
+        return self.converged
+
     def heading(self) -> str:
         """The trace, and of which matrix."""
         from figures.captions import matrix_name

@@ -1,6 +1,5 @@
 """What `flatlab verify` computes: the theory's statements on a checkpoint or a model, and on toys."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ from analysis.theory.chain import Chain, LayerChain, chain
 from analysis.theory.statements import STATEMENTS, Check, Interval, Tally, broken, tally
 from flatlab.errors import FlatlabError
 from flatlab.federated.world import make_world
+from flatlab.files import finite
 from flatlab.malloc import keep_freed_memory
 from flatlab.measuring.loss_samples import own_share
 from flatlab.measuring.ranks import spread
@@ -67,7 +67,7 @@ class Verification(Result):
                     "outcome": check.outcome,
                     "left": _ends(check.left),
                     "right": _ends(check.right),
-                    "slack": _finite(check.slack),
+                    "slack": finite(check.slack),
                 }
                 for check in self.checks
             ],
@@ -194,9 +194,5 @@ def _plain_case(case: ToyChecks) -> dict[str, Any]:
 
 
 def _ends(interval: Interval) -> list[float | None]:
-    return [_finite(interval.low), _finite(interval.high)]
-
-
-def _finite(number: float) -> float | None:
     """JSON has no infinity."""
-    return number if math.isfinite(number) else None
+    return [finite(interval.low), finite(interval.high)]

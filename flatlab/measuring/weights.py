@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from analysis.errors import some
 from analysis.model_copy import rounded
 from flatlab.arrays import tensor_of
-from flatlab.errors import UsageError
+from flatlab.errors import UsageError, first_line
 from flatlab.runs.checkpoint import fill, load_tensors
 
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
@@ -105,7 +105,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UsageError(f"There is no file {path}.") from error
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UsageError(f"{path} is truncated or no safetensors file: {_said(error)}.") from error
+        raise UsageError(f"{path} is truncated or no safetensors file: {first_line(error)}.") from error
 
 
 def _npz(path: Path) -> dict[str, Tensor] | list[Tensor]:
@@ -114,7 +114,7 @@ def _npz(path: Path) -> dict[str, Tensor] | list[Tensor]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: tensor_of(archive[name]) for name in archive.files}
     except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"The arrays of {path} cannot be read as numbers: {_said(error)}.") from error
+        raise UsageError(f"The arrays of {path} cannot be read as numbers: {first_line(error)}.") from error
     numbers = [re.fullmatch(r"arr_(\d+)", name) for name in arrays]
     if not all(numbers):
         return arrays
@@ -292,7 +292,3 @@ def _sentences(found: _Found, path: Path) -> Iterator[str]:
 
 def _is_low(tensor: Any) -> bool:
     return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype.itemsize < 4
-
-
-def _said(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

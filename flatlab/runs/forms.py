@@ -1,9 +1,10 @@
 """The form of what runs and measurements leave on the disk, as far as figures and tables read it.
 
-What no figure reads may be anything. A number may be NaN or infinite, where a measurement failed: figures leave it out,
-and tables say so.
+What no figure reads may be anything. A number may be NaN or infinite, where a measurement failed, for which our JSON
+has null: figures leave it out, and tables say so.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -13,10 +14,29 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
+_NUMBERS = (float, list[float], list[list[float]])
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return math.nan if value is None else value
+
+
 class Saved(BaseModel):
     """Strict about types; what is not named here may be anything."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_finite(cls, content: Any) -> Any:
+        """JSON has no NaN, and null is written in its place: where a number is read it is NaN again, in `content`."""
+        for name, field in cls.model_fields.items() if isinstance(content, dict) else ():
+            key = field.alias or name
+            if key in content and field.annotation in _NUMBERS and not field.metadata:  # those may be any number
+                content[key] = _numbers(content[key])
+        return content
 
 
 class Estimate(Saved):

@@ -16,6 +16,7 @@ from analysis.objective import loss_and_gradient, loss_at
 from analysis.operators import hessian
 from analysis.problem import Problem, make_problem
 from analysis.surface import filter_normalised_directions, loss_surface
+from analysis.theory import study
 
 
 def relu_mlp() -> tuple[nn.Sequential, Tensor, Tensor]:
@@ -149,3 +150,24 @@ def test_a_bias_is_no_weight_whatever_its_shape() -> None:
     assert [layer.weight_norm2 for layer in report.layers] == pytest.approx(
         [model[0].weight.square().sum().item(), 6.0, model[4].weight.square().sum().item()]  # type: ignore[operator]
     )
+
+
+class Scaled(nn.Module):
+    """No parameter of two dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.tensor([1.0, 0.5, 2.0])), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x + self.shift
+
+
+def test_a_model_without_weights_has_no_relative_flatness_and_every_other_measure() -> None:
+    torch.manual_seed(0)
+    problem = make_problem(Scaled(), "cross_entropy", (torch.randn(20, 3), torch.arange(20) % 3))
+    report = flatness(problem)
+    assert report.layers == ()
+    assert report.eigenvalues[0].converged
+    assert report.trace.value > report.eigenvalues[0].value > 0
+    assert study.measure(problem).relative_top == 0

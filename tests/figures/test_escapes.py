@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from figures.drawing import Drawing, paper_style
+from figures.drawing import Drawing, print_style
 from figures.escapes import csv_cell, latex, markdown, plain
 from figures.formats import as_csv, as_latex, as_markdown
 from figures.report import make_report
@@ -84,7 +84,7 @@ def test_tables_keep_their_form(title: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_figure_shows_any_name(name: str) -> None:
-    with paper_style():
+    with print_style():
         figure = Figure()
         axes = figure.subplots()
         axes.plot([0, 1], [1, 2], label=name)

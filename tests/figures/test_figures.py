@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from PIL import Image
 
 from figures.errors import MissingResultsError
 from figures.gallery import FIGURES, draw_figures
+from figures.loss_surface import draw_loss_surfaces
 from figures.theory_scatter import draw_theory_scatter
+from figures.tracked_eigenvalues import draw_tracking
 from figures.unconverged import ring
 from flatlab.files import write_files
 from flatlab.grid.saved_results import read_results
@@ -43,6 +46,18 @@ def test_a_figure_is_drawn_with_its_numbers_and_its_origin(name: str, drawn: dic
     rows = list(csv.DictReader(numbers.open()))
     assert rows
     assert all(value not in (None, "nan") for row in rows for value in row.values())
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_callers_backend_and_figures_stay_as_they_are(name: str, finished: Path) -> None:
+    usual, open_ = plt.get_backend(), plt.get_fignums()
+    plt.switch_backend("svg")
+    try:
+        FIGURES[name].draw(read_results(finished))
+        assert plt.get_backend() == "svg"
+        assert plt.get_fignums() == open_
+    finally:
+        plt.switch_backend(usual)
 
 
 def test_the_plotted_numbers_are_the_saved_ones(finished: Path, drawn: dict[str, list[Path]]) -> None:
@@ -103,6 +118,39 @@ def test_tracked_eigenvalues_come_before_those_of_checkpoints(results: Path) -> 
         metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     rows = FIGURES["training"].draw(read_results(results)).rows
     assert {(row["block"], row["eigenvalue"]) for row in rows} == {("network", 7.0), ("fc1", 3.0)}
+
+
+def test_more_layers_and_runs_than_colours_and_styles_are_drawn() -> None:
+    value = {"value": 4.0, "converged": True}
+    curvature = {"global": value, "layers": {f"fc{number}": value for number in range(13)}}
+    record = {"round": 1, "test_accuracy": 0.9, "curvature": curvature}
+    drawing = draw_tracking({f"run-{number}": [record] for number in range(6)}, {})
+    assert len(drawing.rows) == 6 * (1 + 13 + 1)
+    assert len(drawing.figure.axes[0].lines) == 6 * (1 + 13)
+
+
+def test_a_study_of_more_coefficients_than_colours_is_drawn() -> None:
+    layer = {"name": "fc1", "input_norm2": 2.0, "top": 3.0}
+    seed = {"round": 1, "group": "{}", "seed": 0, "zeta_logits": 0.0, "measures": {"layers": [layer]}}
+    subjects = [{**seed, "zeta": zeta / 10, "checkpoint": f"{zeta}.pt"} for zeta in range(13)]
+    drawing = draw_theory_scatter({"subjects": subjects, "versions": {}})
+    assert [row["zeta"] for row in drawing.rows] == [zeta / 10 for zeta in range(13)]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("points", [3, 5])  # between few points nothing is smoothed
+@pytest.mark.parametrize("odd", [0.0, -2.0, None, math.inf, 1e38, 0.5])
+def test_a_surface_of_any_losses_is_drawn(odd: float | None, points: int) -> None:
+    losses: list[list[float | None]] = [[0.5] * points for _ in range(points)]
+    losses[0][1] = odd
+    place = np.linspace(-1, 1, points).tolist()
+    data = {"dataset": "digits", "split": "train", "samples": 500}
+    saved = {"checkpoint": "run/final.pt", "data": data, "versions": {}, "a": place, "b": place, "losses": losses}
+    drawing = draw_loss_surfaces([saved])
+    assert drawing.rows[1]["loss"] == (None if odd == math.inf else odd)
+    assert drawing.files()["png"]
+    with pytest.raises(MissingResultsError, match="no loss around the model is a finite number"):
+        draw_loss_surfaces([{**saved, "losses": [[None] * points] * points}])
 
 
 def test_eigenvalues_that_did_not_converge_are_hollow(results: Path) -> None:

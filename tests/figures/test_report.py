@@ -5,7 +5,8 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from html import escape
+from dataclasses import replace
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from figures.report import make_report
 from figures.verdict_tables import verdict_tables
+from flatlab.federated.config import make_config
 from flatlab.grid.saved_results import read_results
 from tests.command_line import SECONDS
 
@@ -85,6 +87,24 @@ def test_the_page_says_what_was_found_what_failed_and_how_to_make_it_again(page:
     assert "flatlab eigs again/RUN/final.pt --samples 500\n" in page
     assert "flatlab density again/RUN/final.pt --samples 500 --depth 40 --probes 5\n" in page
     assert "algorithm = &#34;fedsam&#34;" in page
+
+
+def test_every_line_names_the_users_code_that_its_run_needs(finished: Path) -> None:
+    own: list[dict[str, str]] = [{"model": f"mine:net{number}"} for number in range(4)]
+    own += [{"dataset": "mine:data", "algorithm": "mine:A", "model": "mine:net0"}]
+    results = read_results(finished)
+    runs = [
+        replace(run, config=make_config(run.config.plain() | fields))
+        for run, fields in zip(results.runs[:6], [*own, {}], strict=True)
+    ]
+    lines = unescape(make_report(replace(results, runs=tuple(runs)), [], {}, {})).splitlines()
+    train = [line.partition("again/RUN")[2] for line in lines if "flatlab train" in line]
+    measure = [line.partition("--samples 500")[2] for line in lines if "flatlab eigs" in line]
+    named = [f" --model mine:net{number}" for number in range(4)]
+    assert train == ["", named[0], f"{named[0]} --dataset mine:data --algorithm mine:A", *named[1:]]
+    assert measure == ["", named[0], f"{named[0]} --dataset mine:data", *named[1:]]
+    everything = next(line for line in lines if "flatlab reproduce" in line)
+    assert everything.endswith("".join([*named, " --dataset mine:data", " --algorithm mine:A</pre>"]))
 
 
 def test_verdicts_are_read_where_verify_left_them(results: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from figures.gallery import FIGURES
 from figures.statistics import paired_difference, sample
 from figures.tables import make_tables
 from flatlab.errors import UsageError
@@ -56,7 +57,7 @@ def test_a_line_that_a_crash_cut_off_is_no_line(tmp_path: Path) -> None:
         ("eigs", lambda c: c["layers"][1].pop("name"), r"layers\.1\.name does not fit"),
         ("eigs", lambda c: c["data"].update(samples=-1), r"data\.samples does not fit"),
         ("eigs", lambda c: c["run"].update(round="9"), r"run\.round does not fit"),
-        ("trace", lambda c: c["trace"].update(value=None), r"trace\.value does not fit"),
+        ("trace", lambda c: c["trace"].update(value=[None]), r"trace\.value does not fit"),
         ("trace", lambda c: c.update(versions=[1]), "versions does not fit"),
         ("trace", lambda c: c.update(settings=5), "settings does not fit"),
         ("split", lambda c: c.update(fingerprint=[]), "fingerprint does not fit"),
@@ -123,6 +124,17 @@ def test_a_grid_that_is_no_text_is_refused_beside_its_results(tmp_path: Path) ->
         read_results(tmp_path)
 
 
+def test_null_is_a_number_that_is_not_finite(results: Path) -> None:
+    path = results / "fedavg-dirichlet-0.3-s0" / "final.surface.json"
+    content = json.loads(path.read_text())
+    content["losses"][1][2] = None
+    path.write_text(json.dumps(content))
+    losses = read_measurement(path, "surface")["losses"]
+    assert [i for i, line in enumerate(losses) for loss in line if math.isnan(loss)] == [1]
+    rows = FIGURES["surface"].draw(read_results(results)).rows
+    assert sum(row["loss"] is None for row in rows) == 1
+
+
 def test_a_mean_leaves_out_what_is_not_finite_and_counts_it() -> None:
     found = sample([1.0, math.nan, 3.0, math.inf])
     assert found is not None
@@ -136,15 +148,16 @@ def test_a_mean_leaves_out_what_is_not_finite_and_counts_it() -> None:
     assert paired_difference({0: math.nan}, {0: 1.0}) is None
 
 
-def _set_traces(results: Path, value: float, only: str) -> None:
+def _set_traces(results: Path, value: float | None, only: str) -> None:
     for path in results.glob(f"{only}/final.trace.json"):
         content = json.loads(path.read_text())
         content["trace"]["value"] = value
         path.write_text(json.dumps(content))
 
 
-def test_a_table_says_what_it_leaves_out(results: Path) -> None:
-    _set_traces(results, math.nan, "fedavg-dirichlet-0.3-s0")
+@pytest.mark.parametrize("value", [math.nan, None])  # our own JSON has null for it
+def test_a_table_says_what_it_leaves_out(value: float | None, results: Path) -> None:
+    _set_traces(results, value, "fedavg-dirichlet-0.3-s0")
     table = next(table for table in make_tables(read_results(results))[0] if table.name == "trace")
     assert "(2; 1 not finite)" in table.rows[0][2]
     assert (table.numbers[0]["without_seeds"], table.numbers[0]["without_not_finite"]) == (2, 1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flatlab.cli.main import main
-from tests.command_line import SECONDS, flatlab, is_left, wait_until
+from tests.command_line import SECONDS, flatlab, is_left, program, wait_until
 
 QUICK = ("--rounds", "2", "--clients", "6", "--set", "local_epochs=1", "--workers", "1")
 
@@ -46,6 +46,17 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     )
     assert "train" in done.stdout
     assert done.stdout.rstrip().endswith("[]")
+
+
+def test_a_command_takes_its_own_packages_and_the_library_leaves_the_path_alone(tmp_path: Path) -> None:
+    for name in ("figures", "analysis"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('the one in the current folder')\n")
+    listed = flatlab("figures", "--list", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    code = "import sys; before = list(sys.path); import flatlab; flatlab.train, flatlab.eigs; print(sys.path == before)"
+    done = program(sys.executable, "-P", "-c", code, cwd=tmp_path)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_train_writes_a_run_and_says_what_comes_next(tmp_path: Path) -> None:

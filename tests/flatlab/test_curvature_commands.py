@@ -16,8 +16,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from flatlab.cli.main import main
+from flatlab.cli.trace import print_flatness
 from flatlab.cli.watched_run import train_run
 from flatlab.data import normalise
+from flatlab.errors import NOT_CONVERGED
 from flatlab.federated.config import make_config
 from flatlab.federated.execution import Execution
 from flatlab.federated.world import World, make_world
@@ -46,11 +48,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "150")
 
-    def go(*words: object) -> dict[str, Any]:
+    def go(*words: object, code: int = 0) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", ["flatlab", *map(str, words), "--json", "out.json"])
         with pytest.raises(SystemExit) as left:
             main()
-        assert not left.value.code, words
+        assert (left.value.code or 0) == code, words
         result: dict[str, Any] = json.loads((tmp_path / "out.json").read_text())
         return result
 
@@ -204,7 +206,59 @@ def test_trace(run: Run, checkpoints: tuple[Path, Path], truth: Dense) -> None:
     assert_within(result["frobenius"], truth.hessian.norm())
     for layer in result["layers"]:
         assert_within(layer["trace"], truth.block(layer["name"]).trace())
-    assert run("trace", checkpoints[0], "--tol", 1e-4, "--max-probes", 12)["hvps"] == 12
+    short = run("trace", checkpoints[0], "--tol", 1e-4, "--max-probes", 12, code=NOT_CONVERGED)
+    assert (short["hvps"], short["converged"]) == (12, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (("--max-probes", 12, "--tol", 0.03), "above 0.03 of the trace; raise --max-probes, or --tol."),
+        (("--max-probes", 6, "--estimator", "hutch++"), "above 0.02 of the trace; raise --max-probes."),
+        (("--max-probes", 12, "--flatness"), "above 0.02 of the trace; raise --max-probes, or --tol."),
+    ],
+)
+def test_a_trace_that_is_not_exact_enough_is_marked_and_ends_with_its_exit_code(
+    words: tuple[object, ...],
+    advice: str,
+    run: Run,
+    checkpoints: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run("trace", checkpoints[0], *words, code=NOT_CONVERGED)
+    said = capsys.readouterr().out
+    marked = [line for line in said.splitlines() if line.rstrip().endswith(" !")]
+    assert [line.split()[0] for line in marked] == ["trace" if "--flatness" in words else "network"]
+    assert f"! not converged: the standard error is {advice}" in said
+    assert run("eigs", checkpoints[0], "--layers", "none")
+
+
+def test_an_eigenvalue_exact_to_rounding_is_marked_as_by_eigs(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"value": 2.0, "residual": 0.01, "converged": False, "rounded": True}
+    print_flatness([flatness_of(value)])
+    said = capsys.readouterr().out
+    assert "2 ± 1e-02 ~" in said
+    assert "~ exact to rounding only, which is above the tolerance here; measure in float64." in said
+    assert "!" not in said
+
+
+def flatness_of(value: dict[str, Any]) -> dict[str, Any]:
+    """A saved result of a network without layers whose top eigenvalue is `value`."""
+    estimate = {"value": 3.0, "standard_error": 0.01, "converged": True}
+    sharpness = {"value": 0.1, "radius": 0.5}
+    return {
+        "model": "mine:net",
+        "weights": "",
+        "seconds": 1.0,
+        "data": {"dataset": "mine:data", "split": "", "samples": 5},
+        "loss_function": "mse",
+        "settings": {"estimator": "hutchinson", "tol": 0.02},
+        "eigenvalues": [value],
+        "spread": None,
+        **dict.fromkeys(("trace", "frobenius"), estimate),
+        **dict.fromkeys(("sam_sharpness", "adaptive_sharpness"), sharpness),
+        "layers": [],
+    }
 
 
 def assert_within(estimate: dict[str, float], exact: Tensor) -> None:
@@ -214,7 +268,8 @@ def assert_within(estimate: dict[str, float], exact: Tensor) -> None:
 
 
 def test_flatness_measures(run: Run, checkpoints: tuple[Path, Path], truth: Dense) -> None:
-    result = run("trace", checkpoints[0], "--flatness", "--dtype", "float64", "--max-probes", 60)
+    words = ("trace", checkpoints[0], "--flatness", "--dtype", "float64", "--max-probes", 60)
+    result = run(*words, code=NOT_CONVERGED)  # four percent
     exact = truth.eigenvalues()
     assert tops(result) == pytest.approx(exact[:5].tolist(), rel=1e-3)
     assert result["spread"] == pytest.approx(float(exact[0] / exact[4]), rel=1e-2)
@@ -270,12 +325,26 @@ def test_surface(run: Run, checkpoints: tuple[Path, Path], truth: Dense) -> None
     assert other["losses"][0][0] != plane["losses"][0][0]
 
 
+def test_a_surface_says_where_the_loss_is_not_finite(
+    run: Run, checkpoints: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plane = run("surface", checkpoints[0], "--points", 3, "--extent", 1e30, "--figure", "plane")
+    assert sum(loss is None for line in plane["losses"] for loss in line) == 8
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"lowest {plane['loss']:.4g} highest {plane['loss']:.4g} mean at the rim not finite" in said
+    assert "points not finite 8" in said
+    assert Path("plane.csv").exists()
+    run("surface", checkpoints[0], "--line", "--points", 3, "--extent", 1e30, "--figure", "line")
+    run("surface", checkpoints[0], "--points", 2, "--extent", 1e30, "--figure", "nothing")
+    assert "There is no figure: no loss around the model is a finite number." in capsys.readouterr().out
+
+
 FIGURES: dict[tuple[str, ...], tuple[int, str]] = {
     ("eigs",): (2 * 3, "eigenvalue"),
     ("eigs", "--clients", "all"): (2 * 4, "eigenvalue"),
     ("eigs", "--per-batch", "50", "--top-k", "2"): (2 * 4 * 2, "eigenvalue"),
-    ("trace", "--max-probes", "20"): (2 * 3, "value"),
-    ("trace", "--flatness", "--max-probes", "20"): (2 * 2, "by_trace"),
+    ("trace", "--tol", "0.5"): (2 * 3, "value"),
+    ("trace", "--flatness", "--tol", "0.5"): (2 * 2, "by_trace"),
     ("density", "--depth", "20", "--probes", "2"): (2 * 400, "density"),
     ("density", "--layers", "--depth", "20", "--probes", "2"): (2 * 3 * 400, "density"),
     ("eigs", "--which", "both", "--matrix", "fisher"): (2 * 3, "eigenvalue"),

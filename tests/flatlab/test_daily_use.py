@@ -74,6 +74,7 @@ def test_a_search_that_did_not_converge_has_an_exit_code_of_its_own(runs: Path) 
         (("surface", "b", "--along", "eigenvectors", "--seed", 1), "--seed is of random directions"),
         (("verify", "b", "--zetas", "0.1"), "--zetas is of the runs that --study trains"),
         (("verify", "--samples", 10), "--samples is of checkpoints"),
+        (("verify", "--dataset", "mine:data"), "--dataset is of checkpoints"),
         (("verify", "--study", "b", "--rounds", 3), "--rounds is of the runs that --study trains"),
         (("presets", "--man"), "name the preset too"),
         (("reproduce", "toy", "--only", "nothing*"), "--only nothing* is no cell of the grid"),

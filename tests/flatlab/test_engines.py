@@ -1,7 +1,9 @@
 """Every engine gives the same round: worker processes bit for bit, the stack to rounding."""
 
 import math
+import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -125,3 +127,14 @@ def test_a_dead_worker_is_one_sentence(toy_world: Callable[..., World], tmp_path
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(FlatlabError, match="worker process died"):
             run.advance(engine)
+
+
+def test_what_a_world_knows_of_all_clients_is_made_once(toy_world: Callable[..., World]) -> None:
+    world = toy_world(sizes=(3, 5, 8))
+    assert world.samples is world.samples
+    assert world.wt is world.wt
+    w = torch.zeros(world.layout.size)
+    world.client(0, 1, w, {}, {}).wt.zero_()  # a method of the user's may
+    assert world.wt.flatten().tolist() == pytest.approx([9 / 16, 15 / 16, 24 / 16])
+    assert torch.equal(pickle.loads(pickle.dumps(world)).wt, world.wt)
+    assert replace(world, parts=world.parts[:2]).samples.flatten().tolist() == [3, 5]

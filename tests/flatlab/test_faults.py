@@ -225,7 +225,8 @@ def test_clients_of_an_earlier_version_bring_a_last_model(own: tuple[str, ...], 
     earlier = ClientState(tmp_path, dict.fromkeys([*own, "last model"], zeros))
     earlier.write([1], dict.fromkeys(earlier.initial, torch.ones(1, 3)), 1)
     later = ClientState(tmp_path, dict.fromkeys(own, zeros))
-    later.restore(earlier.save(1))
+    earlier.write_files(earlier.take_changes(1))
+    later.restore(earlier.files)
     assert {name: rows.tolist() for name, rows in later.read([1]).items()} == {name: [[1.0] * 3] for name in own}
 
 

@@ -72,6 +72,13 @@ class Federation:
         return start(*words, home=self.home, log=self.home / f"{name}.log")
 
 
+def test_nobody_else_reads_the_key(tmp_path: Path) -> None:
+    folder = write_certificates(tmp_path)  # which others may read
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == dict.fromkeys(
+        ("ca.crt", "server.crt", "server.key"), 0o600
+    )
+
+
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     home = tmp_path_factory.mktemp("flower")

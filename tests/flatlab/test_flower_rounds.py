@@ -154,6 +154,17 @@ def test_a_client_that_no_node_has_ends_the_run_after_a_while(toy_world: MakeWor
         run.advance(engine)
 
 
+def test_a_round_ends_with_its_last_answer(
+    toy_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, engine = Run(toy_world(), tmp_path / "there", at_nodes=True), engine_on(toy_world(), tmp_path / "nodes")
+    run.advance(engine)  # in which the nodes say who they are
+    waited: list[float] = []
+    monkeypatch.setattr("flatlab.federated.flower.dispatch.time.sleep", waited.append)
+    run.advance(engine)  # whose answers are there at once
+    assert waited == []
+
+
 def test_shares_of_another_split_are_refused(toy_world: MakeWorld, tmp_path: Path) -> None:
     world, other = toy_world(), toy_world(sizes=(5, 3, 8, 4, 11, 7))
     engine = engine_on(world, tmp_path / "nodes")

@@ -125,8 +125,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[str], Any]]] = {
     ),
     "trace": (("trace", "--tol", "0.2", "--samples", "100"), lambda at: flatlab.trace(at, tol=0.2, samples=100)),
     "flatness": (
-        ("trace", "--flatness", "--max-probes", "20", "--samples", "60", "--worst-case", "linf", "--ascent-steps", "2"),
-        lambda at: flatlab.flatness(at, max_probes=20, samples=60, worst_case="linf", ascent_steps=2),
+        ("trace", "--flatness", "--tol", "0.9", "--samples", "60", "--worst-case", "linf", "--ascent-steps", "2"),
+        lambda at: flatlab.flatness(at, tol=0.9, samples=60, worst_case="linf", ascent_steps=2),
     ),
     "layers": (
         ("density", "--layers", "--matrix", "fisher", "--depth", "5", "--probes", "2", "--samples", "60"),

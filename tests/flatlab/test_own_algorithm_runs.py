@@ -1,5 +1,6 @@
 """A user's own algorithm in a run: what it draws and reports, and what goes wrong after the rounds of its trial."""
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from flatlab.federated.rounds import Run, train
 from flatlab.federated.trial import tried
 from flatlab.federated.world import World
 from flatlab.functions import let_run
+from tests.command_line import flatlab
 
 HEAD = """
 import torch
@@ -190,3 +192,39 @@ def test_the_state_is_kept_whatever_is_raised(toy_world: MakeWorld, tmp_path: Pa
     again = Run(world, tmp_path)
     again.resume()
     assert again.server.round == 2
+
+
+CUT_OFF_ONCE = """
+from pathlib import Path
+def cut(r):
+    saved, cut = Path("a run", "resume.pt"), Path("cut")
+    if saved.exists() and not cut.exists():
+        cut.touch()
+        raise KeyboardInterrupt
+    return combine(r)
+ALGORITHM = Algorithm("a", "b", cut)
+def net(input_shape, classes): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, classes))
+def data():
+    samples = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+    return samples, samples
+"""
+
+
+def test_the_line_that_goes_on_with_a_run_of_own_code_runs(here: Path) -> None:
+    (here / "mine.py").write_text(HEAD + CUT_OFF_ONCE)
+    (here / "local data").mkdir()
+    own = ["--model", "mine:net", "--dataset", "mine:data", "--algorithm", "mine:ALGORITHM"]
+    how = ["--data-root", "local data", "--engine", "batched", "--save-every", "0.0", "--keep-clients", "1,3"]
+    begun = flatlab(
+        "train", *own, "--clients", 2, "--partition", "iid", "--rounds", 3, *how, "--out", "a run", cwd=here
+    )
+    assert begun.returncode == 130, begun.stderr
+    line = shlex.split(begun.stderr.partition("Go on with: ")[2])
+    assert line[:5] == ["flatlab", "train", "--resume", "--out", "a run"]
+    assert all(word in line for word in (*own, *how))
+    went_on = flatlab(*line[1:], cwd=here)
+    assert went_on.returncode == 0, went_on.stderr
+    assert "after round 1 of 3: going on" in went_on.stderr
+    assert {path.name for path in (here / "a run").glob("clients-*")} == {"clients-0001.pt", "clients-0003.pt"}
+    following = shlex.split(went_on.stdout.partition("Next:")[2])
+    assert flatlab(*following[1:], cwd=here).returncode == 0

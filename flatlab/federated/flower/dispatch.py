@@ -69,7 +69,7 @@ class Dispatch:
         """
         todo, answers = set(ids), list[Answer]()
         alone = time.monotonic()
-        while todo or any(sent.ids for sent in self.waiting.values()):
+        while True:
             self._look(t, todo)
             self._send(t, todo, message)
             if not todo:
@@ -79,8 +79,9 @@ class Dispatch:
                 answers += [] if answer is None else [answer]
             if todo and time.monotonic() - alone > self.patience:
                 raise FlatlabError(self._missing(t, todo))
+            if not todo and not any(sent.ids for sent in self.waiting.values()):
+                return answers
             time.sleep(POLL_SECONDS)
-        return answers
 
     def _look(self, t: int, todo: set[int]) -> None:
         """Ask nodes that are new who they are."""

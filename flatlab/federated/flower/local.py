@@ -5,6 +5,7 @@ In Flower's simulation the SuperNodes are actors of Ray, and the nodes' processe
 
 import datetime
 import ipaddress
+import os
 import ssl
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from urllib.request import urlopen
 
 from flatlab.errors import FlatlabError
 from flatlab.federated.flower.programs import free_port, program, start, stop
-from flatlab.files import write_text
+from flatlab.files import atomic_write, write_text
 from flatlab.tell import Tell
 
 NAME = "flatlab"
@@ -155,5 +156,7 @@ def write_certificates(folder: Path) -> Path:
     }
     folder.mkdir(parents=True, mode=0o700, exist_ok=True)
     for name, content in files.items():
-        (folder / name).write_bytes(content)
+        with atomic_write(folder / name) as file:
+            os.fchmod(file.fileno(), 0o600)  # before there is anything in it: one of them is a key
+            file.write(content)
     return folder

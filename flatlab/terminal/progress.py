@@ -15,11 +15,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from flatlab.cli.console import say, status
 from flatlab.federated.rounds import Run
 from flatlab.runs.lines import Lines
 from flatlab.runs.metrics import Record
 from flatlab.tell import Tell
+from flatlab.terminal.console import say, status
 from flatlab.trackers.follower import tracked
 
 

@@ -1,0 +1,1 @@
+"""What commands and the Python interface say while they work."""
