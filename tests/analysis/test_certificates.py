@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -196,9 +197,7 @@ class Recurrent(nn.Module):
         self.cell, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        state = torch.zeros(1, len(x), 5).type(
-            torch.FloatTensor
-        )  # what torch.zeros makes by itself is the problem's type
+        state = torch.from_numpy(np.zeros((1, len(x), 5), np.float32))  # torch.zeros takes the problem's type
         z: Tensor = self.head(self.cell(x, (state, state))[0][:, -1])
         return z
 
