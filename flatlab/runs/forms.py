@@ -1,4 +1,4 @@
-"""The form of what runs and measurements leave on the disk, as far as figures and tables read it.
+"""The form of what measurements leave on the disk, as far as figures and tables read it.
 
 What no figure reads may be anything. A number may be NaN or infinite, where a measurement failed, for which our JSON
 has null: figures leave it out, and tables say so.
@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, Json, model_validator
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
 
 _NUMBERS = (float, list[float], list[list[float]])
 
@@ -271,48 +270,3 @@ FORMS: Mapping[str, type[Made]] = {
     "flatness": Flatness, "local": Local,
 }  # fmt: skip
 """Of every kind of measurement that figures and tables of runs are made from: its form."""
-
-
-class Tracked(Saved):
-    """Top eigenvalues during training."""
-
-    network: Eigenvalue = Field(alias="global")
-    layers: dict[str, Eigenvalue] = {}
-
-
-class RecordPart(Saved):
-    """A line of metrics.jsonl, or what a checkpoint keeps of one."""
-
-    round: Annotated[int, Field(ge=1, le=2**53)] | None = None
-    train_loss: float | None = None
-    test_accuracy: float | None = None
-    curvature: Tracked | None = None
-
-    @model_validator(mode="after")
-    def _accuracy_is_a_share(self) -> Self:
-        if self.test_accuracy is not None and (self.test_accuracy < 0 or self.test_accuracy > 1):
-            raise ValueError(f"test_accuracy = {self.test_accuracy:g} is no share between 0 and 1")
-        return self
-
-
-class Record(RecordPart):
-    """A line of metrics.jsonl."""
-
-    round: Annotated[int, Field(ge=1, le=2**53)]
-
-
-class Evaluation(Saved):
-    """One model on the test set."""
-
-    accuracy: float
-    loss: float
-    activation_norms: list[float] | tuple[float, ...]
-
-
-class Evaluated(Record):
-    """A line with an evaluation."""
-
-    train_loss: float
-    test_accuracy: float
-    images_per_second: float
-    models: dict[str, Evaluation]

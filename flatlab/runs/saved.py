@@ -1,6 +1,6 @@
 """Reading what runs and measurements leave on the disk.
 
-Files come from earlier versions and from other people: each is checked against its form (`flatlab.runs.forms`) here,
+Files come from earlier versions and from other people: each is checked against its form (`forms`, `record_forms`) here,
 once, so that what uses it can trust it.
 """
 
@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from flatlab.errors import UsageError
-from flatlab.runs.forms import FORMS, Evaluated, Other, Record, RecordPart, Saved, Study
+from flatlab.runs.forms import FORMS, Other, Saved, Study
+from flatlab.runs.record_forms import Evaluated, Record, RecordPart
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
