@@ -88,6 +88,7 @@ def values(entry: dict[str, Any], end: str) -> list[float]:
     return [value["value"] for value in entry["eigenvalues"] if value["end"] == end]
 
 
+@pytest.mark.long
 def test_both_ends_and_their_vectors(checkpoint: Path, truth: Dense, tmp_path: Path) -> None:
     result, said = command(
         tmp_path, "eigs", checkpoint, *EXACT, "--which", "both", "--top-k", 2, "--vectors", "v.safetensors"
