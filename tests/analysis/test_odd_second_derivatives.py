@@ -177,19 +177,27 @@ class Tokens(nn.Module):
         self.norm, self.head = nn.LayerNorm(3), nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.body(x).mul_(2).flatten(2).transpose(1, 2)
+        tokens = self.body(x).flatten(2).transpose(1, 2)
         logits: Tensor = self.head(self.norm(tokens).sin().mean(1))
         return logits
+
+
+class Doubled(nn.BatchNorm2d):
+    """Changes what the normalisation returns in place."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).mul_(2)
 
 
 @pytest.mark.parametrize(
     "norm",
     [
         lambda channels: nn.BatchNorm2d(channels),
+        lambda channels: Doubled(channels),
         lambda channels: nn.InstanceNorm2d(channels, affine=True),
         lambda channels: nn.InstanceNorm2d(channels, affine=True, track_running_stats=True),
     ],
-    ids=["batch", "instance", "instance, tracked"],
+    ids=["batch", "batch, in place", "instance", "instance, tracked"],
 )
 def test_normalisation_of_a_single_image_before_tokens(norm: Callable[[int], nn.Module]) -> None:
     """torch's own gradient of one image is wrong there on a CPU; of several, which the truth takes, it is right."""
