@@ -1,5 +1,7 @@
 """The errors that a user may see; anything else that escapes is a defect."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from reprlib import Repr
 
 from analysis.errors import MeasurementError
@@ -33,6 +35,17 @@ def exit_code(error: Exception) -> int:
 def first_line(error: Exception) -> str:
     """The kind of an error that was not ours and the first line of what it says, for a sentence."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0].rstrip('.')}"
+
+
+@contextmanager
+def told_in_a_sentence(what: str) -> Iterator[None]:
+    """Raise `UsageError`, "`what`: reason", for what code of the user's, or PyTorch in it, raises within the block."""
+    try:
+        yield
+    except SAID:
+        raise
+    except Exception as error:
+        raise UsageError(f"{what}: {first_line(error)}.") from error
 
 
 def require_count(option: str, value: object, least: int = 1) -> None:

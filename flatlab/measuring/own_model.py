@@ -11,7 +11,7 @@ from analysis.batches import Inspected, inspect_data
 from analysis.losses import LOSSES, Loss, are_distributions
 from analysis.model_copy import convert, unwrapped, working_dtype
 from analysis.problem import Problem, make_problem
-from flatlab.errors import SAID, UsageError, first_line
+from flatlab.errors import SAID, UsageError, first_line, told_in_a_sentence
 from flatlab.functions import import_function
 from flatlab.measuring.hub_models import names_hub_model, open_hub_model
 from flatlab.measuring.loss_samples import shared_out, some_of
@@ -57,14 +57,8 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
     batches = data.batches if samples is None else some_of(data, samples)
     count = samples or data.samples
     share = shared_out(batches, count)
-    try:
+    with told_in_a_sentence(f"The model {own.model} with the loss {named} fails on the data of {own.data}"):
         problem = make_problem(model, loss, share, dtype=dtype, device=device, distributed=spread(count))
-    except SAID:
-        raise
-    except Exception as error:  # raised in the user's code, or by PyTorch about shapes and types there
-        raise UsageError(
-            f"The model {own.model} with the loss {named} fails on the data of {own.data}: {first_line(error)}."
-        ) from error
     return OpenedModel(problem, data.samples, named, tuple(notes))
 
 

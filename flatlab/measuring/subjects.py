@@ -15,7 +15,7 @@ from analysis.losses import Loss
 from analysis.problem import Problem, make_problem
 from analysis.strata import stratified_choice
 from flatlab.data import ImageData
-from flatlab.errors import SAID, UsageError, first_line, require_count, shown
+from flatlab.errors import UsageError, require_count, shown, told_in_a_sentence
 from flatlab.federated.world import DTYPES, make_world
 from flatlab.malloc import keep_freed_memory
 from flatlab.measuring.loss_samples import own_share, some_of
@@ -211,14 +211,8 @@ def open_parts(
         raise UsageError(f"The data hold {inspected.samples} samples: ask for 1 to {inspected.samples}, not {samples}.")
     batches = inspected.batches if samples is None else some_of(inspected, samples)
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
-    try:
+    with told_in_a_sentence(f"The model {named or type(model).__name__} with the loss {name} fails on these data"):
         problem = make_problem(model, loss, batches, dtype=DTYPES[measurement.dtype], device=measurement.device)
-    except SAID:
-        raise
-    except Exception as error:  # raised in the caller's code, or by PyTorch about shapes and types there
-        raise UsageError(
-            f"The model {named or type(model).__name__} with the loss {name} fails on these data: {first_line(error)}."
-        ) from error
     about = {
         "model": named or type(model).__name__,
         "weights": None,

@@ -290,6 +290,7 @@ DATA = (torch.ones(4, 1), torch.tensor([0, 1, 0, 1]))
         (lambda: flatlab.density(LINE, None, DATA, probes=0), "--probes"),
         (lambda: flatlab.surface(LINE, None, DATA, points=1), "--points"),
         (lambda: flatlab.verify(LINE, None, DATA, samples=0), "--samples"),
+        (lambda: flatlab.eigs(LINE, "cross_entropy", (torch.ones(4, 3), DATA[1])), "fails on these data: RuntimeError"),
         (lambda: flatlab.train(nonsense=1), "Unknown field 'nonsense'"),
         (lambda: flatlab.train(workers=0), "--workers"),
         (lambda: flatlab.train(track_eigs=0), "--track-eigs"),
