@@ -1,4 +1,4 @@
-"""The error that this package raises on purpose; anything else that escapes is a defect."""
+"""The errors that this package raises on purpose (anything else that escapes is a defect), and how they list names."""
 
 from collections.abc import Iterable
 

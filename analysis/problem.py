@@ -6,10 +6,10 @@ The sum always runs over all N samples, and M is N or the sum of all samples' we
 never is a mean of batch means. The model is copied, so the caller's modes, gradients and flags are never touched.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -35,6 +35,8 @@ from analysis.refusals import (
 from analysis.substituted import refuse_other_than_parameters
 from analysis.symmetry import refuse_wrong_products
 from analysis.true_slopes import refuse_wrong_derivatives
+
+T = TypeVar("T")
 
 
 class Problem(ParametricLoss):
@@ -133,13 +135,11 @@ def make_problem(
     with failing_together(device, distributed), running_in_its_precision(problem, inspected.first):
         refuse_shift(problem.loss, inspected.first)
         refuse_changed_weights(problem, inspected.first)
-        with _rounding_told(problem, lambda problem: _tried(problem, inspected.first)):
-            first = _tried(problem, inspected.first)
+        first = _told_from_rounding(partial(_tried, first=inspected.first), problem)
         plan = plan_chunks(problem, first, memory, chunk_size)
     plan = plan.agreed(device, distributed)
     problem = replace(problem, chunk_size=plan.chunk_size, cached_samples=plan.cached_samples)
-    with _rounding_told(problem, survey):
-        return replace(problem, normaliser=survey(problem))
+    return replace(problem, normaliser=_told_from_rounding(survey, problem))
 
 
 def _tried(problem: Problem, first: Batch) -> Batch:
@@ -152,13 +152,12 @@ def _tried(problem: Problem, first: Batch) -> Batch:
     return first
 
 
-@contextmanager
-def _rounding_told(problem: Problem, check: Callable[[Problem], object]) -> Iterator[None]:
-    """Say of what `check` refuses in float32 alone that it is rounding."""
+def _told_from_rounding(check: Callable[[Problem], T], problem: Problem) -> T:
+    """What `check` returns of the problem; of what it refuses in float32 alone, say that it is rounding."""
     try:
-        yield
+        return check(problem)
     except MeasurementError as error:
-        if problem.dtype == torch.float64 or not _passes(problem, check):
+        if problem.dtype == torch.float64 or not _passes(check, problem):
             raise
         raise MeasurementError(
             "Rounding in float32 leaves too little of this model's loss or its derivatives: measure it in float64 "
@@ -166,7 +165,7 @@ def _rounding_told(problem: Problem, check: Callable[[Problem], object]) -> Iter
         ) from error
 
 
-def _passes(problem: Problem, check: Callable[[Problem], object]) -> bool:
+def _passes(check: Callable[[Problem], object], problem: Problem) -> bool:
     try:
         check(problem.in_float64())
     except (MeasurementError, RuntimeError, TypeError):  # the latter where something in it stays in float32
