@@ -33,6 +33,9 @@ _THEIRS = (
 SECONDS = 400
 """What hangs, rather than being slow beside other work, takes longer."""
 
+QUICK = ("--rounds", "2", "--clients", "6", "--set", "local_epochs=1", "--workers", "1")
+"""Options of `train` that end within seconds."""
+
 
 def flatlab(*words: object, cwd: Path, width: int = 150, first: Path | None = None) -> Done:
     """Run `python -m flatlab WORDS` of this tree in `cwd`, with `first` before everything else on the path."""

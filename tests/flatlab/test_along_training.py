@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from flatlab.cli.main import main
-from tests.command_line import flatlab
-from tests.flatlab.test_cli import QUICK
+from tests.command_line import QUICK, flatlab
 
 
 @pytest.mark.long

@@ -11,7 +11,7 @@ from PIL import Image
 
 from flatlab.data.pixels import decode, eight_bits
 from flatlab.errors import UsageError
-from tests.flatlab.test_image_folders import SHADES
+from tests.flatlab.data.parquet_images import SHADES
 
 
 def decoded(image: Image.Image, file: Path, **options: Any) -> np.ndarray:

@@ -15,11 +15,6 @@ from flatlab.federated.world import make_world, resolve
 from tests.flatlab.hub_cache import HubCache
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLATLAB_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     """20 training images by 4 writers with two columns of labels, and no test split."""

@@ -15,25 +15,7 @@ from flatlab.data import absolute_name, load_images
 from flatlab.data.image_folder import class_folders, split_files
 from flatlab.errors import UsageError
 from tests.command_line import flatlab
-
-SHADES = np.arange(16, dtype=np.uint8).reshape(4, 4) * 17
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLATLAB_CACHE", str(tmp_path / "cache"))
-
-
-def write_parquet(file: Path, pixels: list[np.ndarray], labels: list[Any], classes: int | None = 3) -> None:
-    """Write images losslessly; with `classes` None the label is a plain column."""
-    import datasets
-
-    plain = datasets.Value("string" if isinstance(labels[0], str) else "int64")
-    declared = plain if classes is None else datasets.ClassLabel(names=[f"class {c}" for c in range(classes)])
-    features = datasets.Features({"picture": datasets.Image(), "label": declared})
-    rows = {"picture": [Image.fromarray(p) for p in pixels], "label": labels}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(file))
+from tests.flatlab.data.parquet_images import SHADES, write_parquet
 
 
 def write(file: Path, pixels: np.ndarray = SHADES) -> Path:
