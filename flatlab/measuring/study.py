@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -35,6 +36,11 @@ from flatlab.tell import Tell, silent
 
 PARTS = 4
 """A toy run is measured this often, at equal distances, the last time after its last round."""
+
+_NOTHING = (
+    "There is nothing to compare: a study needs runs with MAN beside runs without it, alike in all else but the "
+    "coefficient, with the same seed and round."
+)
 
 
 @dataclass(frozen=True)
@@ -104,17 +110,18 @@ def make_study(paths: Sequence[Path], measurement: Measurement, out: Path, plan:
     subjects = [_subject(path, measurement, tell) for path in checkpoints]
     study = Study(subjects, conclude(subjects), list(correlations(subjects)))
     if not any(verdict.comparisons[0].pairs for verdict in study.verdicts):
-        raise UsageError(
-            "There is nothing to compare: a study needs runs with MAN beside runs without it, alike in all else "
-            "but the coefficient, with the same seed and round."
-        )
+        raise UsageError(_NOTHING)
     write_text(out / "study.json", json_text(study.to_dict()))
     return study
 
 
 def _require_comparable(paths: Sequence[Path]) -> None:
-    """Raise `UsageError` where one run is named twice at one round, or two are of other data under one name."""
+    """Raise `UsageError` before anything is measured.
+
+    Where one run is named twice at one round, two are of other data under one name, or no two differ in MAN alone.
+    """
     seen: dict[tuple[object, ...], Path] = {}
+    penalised: dict[tuple[object, ...], set[tuple[bool, bool]]] = defaultdict(set)
     trained: list[tuple[Path, RunConfig, str]] = []
     for path in paths:
         checkpoint = load_checkpoint(path)
@@ -126,8 +133,11 @@ def _require_comparable(paths: Sequence[Path]) -> None:
                 "name one of them."
             )
         seen[place] = path
+        penalised[_group(config), config.seed].add((config.effective_zeta > 0, config.zeta_logits > 0))
         trained.append((path, config, checkpoint.data))
     require_same_data(trained)
+    if paths and all(len(found) == 1 for found in penalised.values()):
+        raise UsageError(_NOTHING)
 
 
 def _train(plan: Plan, out: Path, tell: Tell) -> Iterator[Path]:

@@ -50,6 +50,7 @@ def test_pyhessian(trained: Trained) -> None:
     torch.testing.assert_close(trained.operator(v), pyhessian_operator(trained.problem)(v))
 
 
+@pytest.mark.long
 def test_pyhessians_own_eigenvalue_is_below_ours(trained: Trained) -> None:
     """Its iteration stops on the change of the eigenvalue, which it approaches from below."""
     from pyhessian import hessian as pyhessian
@@ -75,12 +76,14 @@ def test_eigsh(trained: Trained) -> None:
     np.testing.assert_allclose(trained.top.values, values, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_lobpcg(trained: Trained) -> None:
     start = np.random.default_rng(0).normal(size=(trained.problem.size, 2))
     values, _ = lobpcg(trained.operator, start, largest=True, tol=1e-3, maxiter=60)
     assert values.max() == pytest.approx(trained.top.values[0].item(), rel=1e-4)
 
 
+@pytest.mark.long
 def test_eigsh_on_layers(trained: Trained) -> None:
     blocks = LayerBlocks(trained.problem)
     for name, pairs in layer_eigenpairs(trained.problem, tol=1e-5).items():

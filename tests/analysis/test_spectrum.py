@@ -28,7 +28,7 @@ def exact_blocks(case: Any, dense: torch.Tensor) -> dict[str, torch.Tensor]:
     ("backend", "method"),
     [
         ("flatlab", "lanczos"),
-        ("flatlab", "power"),
+        pytest.param("flatlab", "power", marks=pytest.mark.long),
         ("pyhessian", "lanczos"),
         pytest.param("pyhessian", "power", marks=pytest.mark.long),
     ],

@@ -214,7 +214,7 @@ def test_a_steep_slope_of_either_sign_stretches(slope: float, is_bounded: bool) 
     assert (bound is not None) == is_bounded
 
 
-@pytest.mark.parametrize("factor", [30.0, 100.0, 1000.0])
+@pytest.mark.parametrize("factor", [30.0, pytest.param(100.0, marks=pytest.mark.long), 1000.0])
 @pytest.mark.parametrize("phi", [nn.ReLU, nn.Tanh])
 def test_a_saturated_loss_raises_no_alarm(factor: float, phi: type[nn.Module]) -> None:
     """Every sample is fitted until softmax is 1 to rounding: H is what rounding leaves of it."""
@@ -275,7 +275,9 @@ def test_a_kink_at_the_point_itself_is_left_to_torch() -> None:
     assert outcomes["T"] == {"holds"}
 
 
-@pytest.mark.parametrize(("phi", "loss"), [("relu", "cross_entropy"), ("tanh", "squared")])
+@pytest.mark.parametrize(
+    ("phi", "loss"), [("relu", "cross_entropy"), pytest.param("tanh", "squared", marks=pytest.mark.long)]
+)
 def test_what_is_sound_raises_no_alarm(
     phi: str, loss: str, architectures: list[str], make_case: Callable[..., Any]
 ) -> None:

@@ -185,6 +185,7 @@ def test_a_study_of_runs_without_partners_says_so(
 ) -> None:
     assert flatlab(monkeypatch, "verify", "--study", checkpoint, "--out", tmp_path, "--samples", 50) == 2
     assert "There is nothing to compare" in capsys.readouterr().err
+    assert not checkpoint.with_suffix(".measures.json").exists()  # said before anything is measured
 
 
 def test_a_study_refuses_one_run_twice_and_other_data_under_one_name(

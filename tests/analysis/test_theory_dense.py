@@ -131,6 +131,7 @@ def test_f_is_an_equality_for_clients_with_the_same_samples() -> None:
     assert checks["F", ""].tightness == pytest.approx(1, abs=1e-9)
 
 
+@pytest.mark.long
 def test_rescaled_layers_change_eigenvalues_and_norms_but_no_statement_and_no_relative_flatness() -> None:
     """W1, b1 times c and W2 by c: the same function, another point."""
     x, y = data(8, 3, 4)

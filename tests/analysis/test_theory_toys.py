@@ -95,6 +95,7 @@ def test_s1_turns_from_failing_to_holding_while_s2_holds_throughout() -> None:
     assert moments[0].smallest / moments[0].top < moments[-1].smallest / moments[-1].top
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small")
 def test_the_known_failure_and_its_remedy() -> None:
     found = {(shift.zeta, shift.zeta_logits): shift for shift in shifts()}

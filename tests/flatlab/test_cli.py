@@ -110,6 +110,7 @@ def test_bad_checkpoints_and_measurements_are_one_sentence(
     assert not list(tmp_path.rglob("*.eigs.json"))
 
 
+@pytest.mark.long
 def test_eigs_measures_checkpoints_side_by_side(tmp_path: Path) -> None:
     for name, man in (("a", "--no-man"), ("b", "--man")):
         assert flatlab("train", man, *QUICK, "--out", name, cwd=tmp_path).returncode == 0

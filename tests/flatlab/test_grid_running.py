@@ -146,6 +146,7 @@ def test_results_are_complete_without_their_weights(tmp_path: Path, capsys: pyte
     assert "holds a run with another rounds (3; the grid says 4)" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_failure_is_listed_and_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grid, out = tmp_path / "small.toml", tmp_path / "results"
     grid.write_text(GRID.format(seeds="0", rounds=1) + "[sensitivity]\nzetas = [1e39]\n")

@@ -77,6 +77,7 @@ def test_a_channel_that_does_not_vary_becomes_zero() -> None:
     assert result[:, :2].std(dim=(0, 2, 3), correction=0) == pytest.approx(1)
 
 
+@pytest.mark.long
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "classes", "input_shape", "train_each", "test_each"),

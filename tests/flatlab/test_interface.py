@@ -89,9 +89,9 @@ def test_the_packages_beside_it_are_names_of_its_own(tmp_path: Path) -> None:
     [
         "interface.run",
         "interface.loaded",
-        "interface.measures",
+        pytest.param("interface.measures", marks=pytest.mark.long),
         "interface.flatness",
-        "interface.local_global",
+        pytest.param("interface.local_global", marks=pytest.mark.long),
         "measuring.eigenvectors",
         "measuring.surroundings",
     ],

@@ -210,6 +210,7 @@ def data():
 """
 
 
+@pytest.mark.long
 def test_the_line_that_goes_on_with_a_run_of_own_code_runs(here: Path) -> None:
     (here / "mine.py").write_text(HEAD + CUT_OFF_ONCE)
     (here / "local data").mkdir()

@@ -81,6 +81,7 @@ def test_the_documented_table_trains_is_split_by_its_column_and_measured(here: P
     assert "add --dataset table:tumours" in " ".join(again.stderr.split())
 
 
+@pytest.mark.long
 def test_the_documented_text_trains_and_is_measured(here: Path) -> None:
     (here / "text.py").write_text(documented("Text, character by character"))
     named = ["--dataset", "text:letters", "--model", "text:network"]

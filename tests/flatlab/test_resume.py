@@ -77,15 +77,20 @@ def doomed(event: int, *arguments: Any, **keywords: Any) -> None:
     carry_on(*arguments, **keywords)
 
 
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [
-        *product(("fedavg", "scaffold", "feddyn", "feddc", "fedspeed"), ("memory", "disk")),
-        ("fedsmoo", "disk"),  # vectors that change within a round
-        ("fedwmsam", "memory"),  # a number of the server's
-        ("fedgf", "disk"),  # vectors of another length
-    ],
+STANDING = ("fedavg", "scaffold", "feddyn", "feddc", "fedspeed")
+SHORT = (
+    ("scaffold", "memory"),
+    ("feddc", "disk"),
+    ("fedsmoo", "disk"),  # vectors that change within a round
+    ("fedwmsam", "memory"),  # a number of the server's
+    ("fedgf", "disk"),  # vectors of another length
 )
+LONG = [
+    pytest.param(*each, marks=pytest.mark.long) for each in product(STANDING, ("memory", "disk")) if each not in SHORT
+]
+
+
+@pytest.mark.parametrize(("name", "place"), [*SHORT, *LONG])
 def test_killed_at_random_moments(name: str, place: Place, toy_world: Callable[..., World], tmp_path: Path) -> None:
     world = toy_world(algorithm=name, man=True, rounds=6, eval_every=3, checkpoint_every=4, swa_start=0.3, swa_every=2)
     carry_on(world, tmp_path / "whole", place, resume=False)

@@ -77,7 +77,8 @@ def test_a_run_does_not_depend_on_the_callers_settings(setting: str, run: Traine
     assert all(torch.equal(tensor, weights(again)[name]) for name, tensor in weights(run).items())
 
 
-@pytest.mark.parametrize("setting", [pytest.param(s, marks=[pytest.mark.long] * (s != "no_grad")) for s in SETTINGS])
+@pytest.mark.long
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_a_measurement_does_not_depend_on_the_callers_settings(setting: str, run: TrainedRun) -> None:
     model, data = nn.Linear(2, 1), (torch.rand(6, 2), torch.rand(6, 1))
     measures: list[Callable[[], Any]] = [

@@ -40,14 +40,8 @@ def test_train_writes_a_run_and_says_what_comes_next(tmp_path: Path) -> None:
         assert torch.equal(value, two["state_dict"][name])
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        signal.SIGINT,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
-        pytest.param(signal.SIGKILL, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_and_leaves_no_process(how: signal.Signals, tmp_path: Path) -> None:
     words = ["train", "--rounds", "100000", "--workers", "2", "--save-every", "0.2", "--out", "run"]
     command = [sys.executable, "-m", "flatlab", *words]
