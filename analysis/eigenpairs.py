@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from analysis.ieee import ieee
 from analysis.vectors import combine, dots, quotients
 
 Iteration = Generator[Tensor, Tensor, "Eigenpairs"]
@@ -136,6 +137,7 @@ def judged(pairs: Eigenpairs, missed: float, products: int, reach: Tensor | None
     return replace(pairs, missed=min(missed, 1.0), products=products, converged=none, rounded=none)
 
 
+@ieee()  # once: to ask for it costs a small vector's inner product many times its time
 def drive(iteration: Iteration, product: Callable[[Tensor], Tensor]) -> Eigenpairs:
     """Run an iteration on one operator, `product` taking rows (b, p)."""
     try:
@@ -147,6 +149,7 @@ def drive(iteration: Iteration, product: Callable[[Tensor], Tensor]) -> Eigenpai
         return result
 
 
+@ieee()
 def drive_together(
     iterations: Mapping[str, Iteration], products: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 ) -> dict[str, Eigenpairs]:

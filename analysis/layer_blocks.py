@@ -23,6 +23,7 @@ from analysis.chunk_graphs import GradientGraph
 from analysis.distributed import failing_together, summed
 from analysis.errors import MeasurementError
 from analysis.graphs import GraphCache
+from analysis.ieee import ieee
 from analysis.layers import find_groups
 from analysis.objective import loss_and_gradient
 from analysis.operators import SymmetricOperator
@@ -54,6 +55,7 @@ class LayerBlocks:
             lambda chunk: GradientGraph.build(self._whole, chunk),
         )
 
+    @ieee()
     def __call__(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply rows (b, p_l) of any of the layers, of any precision, by their blocks, in one pass over the data."""
         self.products.update({name: len(row) for name, row in rows.items()})

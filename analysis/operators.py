@@ -17,6 +17,7 @@ from analysis.chunk_graphs import GradientGraph, OutputGraph, ProductGraph
 from analysis.confirmation import in_float64
 from analysis.distributed import failing_together, summed
 from analysis.graphs import GraphCache
+from analysis.ieee import ieee
 from analysis.memory import vectors_that_fit
 from analysis.objective import loss_and_gradient
 from analysis.output_curvature import of_the_loss, of_the_prediction, of_the_slopes
@@ -69,6 +70,7 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
     @overload
     def __call__(self, vectors: np.ndarray) -> np.ndarray: ...
 
+    @ieee()
     def __call__(self, vectors: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """Multiply (p,) or (p, k); the result has the same shape and kind, and the operator's dtype."""
         if not isinstance(vectors, Tensor):

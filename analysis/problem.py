@@ -19,6 +19,7 @@ from analysis.changed_weights import refuse_changed_weights
 from analysis.distributed import Distributed, failing_together, require_ranks, summed_number
 from analysis.errors import MeasurementError, some
 from analysis.first_pass import FirstPass
+from analysis.ieee import ieee
 from analysis.losses import Loss, Reduction, summed_loss
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
 from analysis.model_copy import as_real, convert, differentiable, private_copy, working_dtype
@@ -152,6 +153,7 @@ def _tried(problem: Problem, first: Batch) -> Batch:
     return first
 
 
+@ieee()
 def _told_from_rounding(check: Callable[[Problem], T], problem: Problem) -> T:
     """What `check` returns of the problem; of what it refuses in float32 alone, say that it is rounding."""
     try:

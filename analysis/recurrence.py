@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from analysis.eigenpairs import rounding
+from analysis.ieee import ieee
 from analysis.operators import SymmetricOperator
 from analysis.vectors import norm, orthogonalised, random_rows, require_finite
 
 _LITTLE = 1000  # roundings that are as good as nothing
 
 
+@ieee()
 def tridiagonal(operator: SymmetricOperator, start: Tensor, depth: int, generator: torch.Generator) -> Tensor:
     """T (m, m) float64, tridiagonal to rounding, of A Q^T = Q^T T + w e_m^T, with orthonormal rows Q.
 

@@ -105,8 +105,13 @@ def nothing() -> None:
 @pytest.fixture(params=[nothing, medium, tf32_in_new_switches, a_mixture])
 def caller(request: Any) -> Any:
     """The switches as a caller may have set them; put back by hand."""
+    as_usual()  # what torch begins with, a TF32 that follows, cannot be brought back once anything was written
     request.param()
     yield
+    as_usual()
+
+
+def as_usual() -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = True
     for switch in SWITCHES:
