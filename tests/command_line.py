@@ -1,9 +1,10 @@
 """The command line as a process of its own, for tests.
 
 Hundreds of tests run `python -m flatlab`, and most of the time of each would go into importing torch, pandas and
-matplotlib. So each command is forked from an interpreter that has imported these, but nothing of ours; what follows is
-what `python -m` does: its own arguments, environment, current folder, path, output and exit code. What was imported is
-kept from the garbage collector, and is not taken down at the end: both would copy its memory for every command.
+matplotlib. So each command is forked from an interpreter that has imported these, and has compiled what is ours without
+running it; what follows is what `python -m` does: its own arguments, environment, current folder, path, output and exit
+code. What was imported is kept from the garbage collector, and is not taken down at the end: both would copy its memory
+for every command.
 """
 
 import atexit
@@ -19,16 +20,19 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 Done = subprocess.CompletedProcess[str]
 
 ROOT = Path(__file__).parents[1]
 _THEIRS = (
-    "torch", "torch.func", "torch.distributed", "numpy", "pandas", "scipy.stats", "scipy.sparse.linalg", "seaborn",
-    "matplotlib.pyplot", "typer", "rich.live", "rich.progress", "pydantic", "tomli_w", "filelock", "joblib", "jinja2",
-    "safetensors.torch", "sklearn.datasets", "PIL.Image",
+    "torch", "torch.func", "torch.distributed", "torch.fx.experimental.symbolic_shapes", "numpy", "pandas",
+    "scipy.stats", "scipy.sparse.linalg", "seaborn", "matplotlib.pyplot", "matplotlib.backends.backend_pdf",
+    "fontTools.subset", "typer", "rich.live", "rich.progress", "pydantic.main", "tomli_w", "filelock", "joblib",
+    "jinja2", "platformdirs", "pyarrow", "safetensors.torch", "sklearn.datasets", "PIL.Image",
 )  # fmt: skip
 SECONDS = 400
 """What hangs, rather than being slow beside other work, takes longer."""
@@ -108,6 +112,7 @@ def _serve() -> None:
     atexit.register(_leave)  # before all others, hence run after them
     for name in _THEIRS:
         import_module(name)
+    _keep_compiled()
     gc.freeze()
     for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)
@@ -117,6 +122,18 @@ def _serve() -> None:
             return
         sys.stdout.write(f"{_finished(process)}\n")
         sys.stdout.flush()
+
+
+def _keep_compiled() -> None:
+    """Compile this tree once for all commands: where Python is told to write no bytecode, each would do it again."""
+    files = [file for package in ("flatlab", "analysis", "figures") for file in (ROOT / package).rglob("*.py")]
+    compiled = {str(file): compile(file.read_bytes(), file, "exec", dont_inherit=True) for file in files}
+    usual = SourceFileLoader.get_code
+
+    def get_code(self: SourceFileLoader, fullname: str) -> CodeType | None:
+        return compiled.get(str(self.path)) or usual(self, fullname)
+
+    SourceFileLoader.get_code = get_code  # type: ignore[assignment,method-assign]
 
 
 def _finished(process: int) -> int:

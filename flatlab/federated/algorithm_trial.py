@@ -20,7 +20,7 @@ from flatlab.federated.local_step import local_step_
 from flatlab.federated.own_algorithm import find_algorithm
 from flatlab.federated.own_calls import Calls
 from flatlab.federated.server_average import KEPT
-from flatlab.federated.streams import seeded
+from flatlab.federated.streams import begin, seeded
 from flatlab.federated.world import DTYPES
 from flatlab.runs.contents import NAMES
 
@@ -64,7 +64,7 @@ class _Trial(Calls):
     """
 
     def __init__(self, config: RunConfig, dtype: torch.dtype) -> None:
-        torch.manual_seed(0)
+        begin(0)
         rules = find_algorithm(config.algorithm)  # without server_average.py
         super().__init__(config, rules, typed=DTYPES[config.dtype] == dtype)
         self.name, self.dtype, self.hyper, self.draws = config.algorithm, dtype, config.hyperparameters, ""

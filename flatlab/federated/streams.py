@@ -22,23 +22,29 @@ def stream(seed: int, *name: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(stream_seed(seed, *name))
 
 
+def begin(seed: int) -> None:
+    """Set torch's global generators to `seed`, on a GPU too where there is one.
+
+    torch.manual_seed notes for GPUs that are not there who called it, which takes most of a millisecond, or ten.
+    """
+    if torch.cuda.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 @contextmanager
 def seeded(seed: int, *name: str | int) -> Iterator[None]:
     """Within the block, torch's global generators, from which models draw, stand at the start of the stream `name`.
 
     On leaving it they stand where they were: they are the caller's.
     """
-    if not torch.cuda.is_available():
-        with torch.random.fork_rng(devices=()):
-            # torch.manual_seed takes thirty times as long: for GPUs that are not there it notes who called it
-            torch.default_generator.manual_seed(stream_seed(seed, *name))
-            yield
-        return
     started = torch.cuda.is_initialized()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if started else ()):
-            torch.manual_seed(stream_seed(seed, *name))
+            begin(stream_seed(seed, *name))
             yield
     finally:
-        if not started:  # no state to go back to: a GPU not in use yet begins at the seed that the caller gave
+        if torch.cuda.is_available() and not started:
+            # no state to go back to: a GPU not in use yet begins at the seed that the caller gave
             torch.cuda.manual_seed_all(torch.initial_seed())

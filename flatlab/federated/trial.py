@@ -22,7 +22,7 @@ from flatlab.federated.algorithm_trial import try_algorithm
 from flatlab.federated.engine.sequential import loss_gradient
 from flatlab.federated.man import Penalised, Taps
 from flatlab.federated.parameters import flatten, load_vector, state_of
-from flatlab.federated.streams import seeded, stream_seed
+from flatlab.federated.streams import begin, seeded, stream_seed
 from flatlab.federated.world import World
 from flatlab.runs.checkpoint import fill
 from flatlab.runs.contents import require_state
@@ -101,7 +101,7 @@ def _usage(complaint: str) -> Iterator[None]:
 
 
 def _seed(world: World) -> None:
-    torch.manual_seed(stream_seed(world.config.seed, "trial"))
+    begin(stream_seed(world.config.seed, "trial"))
 
 
 def _run_twice(
