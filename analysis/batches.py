@@ -125,7 +125,8 @@ def inspect_data(data: Any) -> Inspected:
     `MeasurementError` for data that have another form, unequal lengths or no samples.
     """
     batches: Iterable[Batch]
-    if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)):
+    pair = isinstance(data, list | tuple) and len(data) == 2 and any(isinstance(part, Tensor) for part in data)
+    if isinstance(data, Mapping) or pair:
         batches = [_as_batch(data)]
     elif not isinstance(data, Iterable):
         raise MeasurementError(
@@ -176,9 +177,15 @@ def _as_batch(batch: Any) -> Batch:
                 f"A batch that is a mapping must hold its targets as the tensor 'labels'; it holds {_names(batch)}."
             )
         batch = ({name: value for name, value in batch.items() if name != held[0]}, batch[held[0]])
-    if not isinstance(batch, list | tuple) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
-        raise MeasurementError(f"A batch must be (inputs, targets) with tensor targets, not {type(batch).__name__}.")
+    if not isinstance(batch, list | tuple) or len(batch) < 2:
+        what = f"one of {len(batch)}" if isinstance(batch, list | tuple) else type(batch).__name__
+        raise MeasurementError(f"A batch must be (inputs, targets) with tensor targets, not {what}.")
     *inputs, targets = batch
+    if not isinstance(targets, Tensor):
+        raise MeasurementError(
+            f"The targets of a batch must be one tensor with a row for every sample, not {type(targets).__name__}; of "
+            "several, make one, such as columns side by side that the loss takes apart."
+        )
     if targets.dim() == 0:
         raise MeasurementError("The targets of a batch must be a tensor with a row for every sample, not one number.")
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
@@ -194,6 +201,9 @@ def _as_batch(batch: Any) -> Batch:
 
 
 def _require_rows(which: str, value: Any, samples: int) -> None:
+    if isinstance(value, Tensor) and (value.is_nested or value.layout != torch.strided):
+        kind, remedy = ("nested", "pad it") if value.is_nested else ("sparse", "make it dense")
+        raise MeasurementError(f"Input {which} of a batch is {kind}, and cannot be cut by samples: {remedy}.")
     if isinstance(value, Tensor):
         if value.dim() == 0 or len(value) in (1, samples):
             return

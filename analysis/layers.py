@@ -38,7 +38,7 @@ def find_layers(problem: Problem, names: Sequence[str] | None = None) -> list[La
     names_of = {id(p): name for name, p in problem.model.named_parameters() if name in problem.parameters}
     for name, module in problem.model.named_modules():
         own = {short: names_of[id(p)] for short, p in module.named_parameters(recurse=False) if id(p) in names_of}
-        own = {short: full for short, full in own.items() if full not in owned}
+        own = {short: full for short, full in own.items() if full not in owned and problem.parameters[full].numel()}
         owned.update(own.values())
         if own:
             layers.append(Layer(name, module, own))

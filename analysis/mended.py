@@ -12,7 +12,14 @@ from torch.nn import functional as F
 
 from analysis.derivatives import within_transform
 from analysis.errors import MeasurementError
-from analysis.written_out import cdist, embedding_bags, hardsigmoid, multi_margin_loss, multilabel_margin_loss
+from analysis.written_out import (
+    bags_between,
+    cdist,
+    embedding_bags,
+    hardsigmoid,
+    multi_margin_loss,
+    multilabel_margin_loss,
+)
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -32,13 +39,21 @@ def embedding(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             "rescale them once and set max_norm to None."
         )
     call.arguments |= {"scale_grad_by_freq": False, "sparse": False}
-    if function is F.embedding_bag and call.arguments["input"].dim() == 2:
+    if function is F.embedding_bag and (call.arguments["input"].numel() or call.arguments["input"].dim() == 1):
         call.apply_defaults()
-        asked = call.arguments
-        return embedding_bags(
-            asked["input"], asked["weight"], asked["mode"], asked["per_sample_weights"], asked["padding_idx"]
-        )
+        return _bags(call.arguments)
     return function(*call.args, **call.kwargs)
+
+
+def _bags(asked: Mapping[str, Any]) -> Tensor:
+    indices, shares, inside = asked["input"], asked["per_sample_weights"], None
+    if not len(indices):  # all bags are empty
+        weight: Tensor = asked["weight"]
+        return (0 * weight.sum()).expand(len(asked["offsets"]) - asked["include_last_offset"], weight.shape[1])
+    if indices.dim() == 1:
+        at, inside = bags_between(asked["offsets"], len(indices), asked["include_last_offset"])
+        indices, shares = indices[at], None if shares is None else shares[at]
+    return embedding_bags(indices, asked["weight"], asked["mode"], shares, asked["padding_idx"], inside)
 
 
 def bare_embedding(weight: Tensor, indices: Tensor, padding_idx: int = -1, *_: Any, **__: Any) -> Tensor:

@@ -56,7 +56,10 @@ def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
         bad = next(part for part in (whole, again, parts) if not part.finite)
         alone = ""
         if bad is parts:
-            alone = " where each is taken alone (a mean over labels that count must return (sum, normaliser))"
+            alone = (
+                " where each is taken alone (a mean over labels that count must return (sum, normaliser); a loss of "
+                "pairs or groups of samples is no sum over samples)"
+            )
         raise MeasurementError(f"The loss of the first samples is {bad.total}{alone}; curvature needs a finite loss.")
     if not agree(problem, whole, again, start, {}):
         raise MeasurementError("The model gives another loss each time it runs; switch its randomness off first.")
@@ -188,17 +191,17 @@ def _no_sum(problem: ParametricLoss, whole: Part, parts: Part, last: int) -> Mea
         else "either samples influence one another or the loss has another reduction than stated; a loss that weighs "
         "its samples must return (sum, normaliser)"
     )
-    ratio = f"{1 + float(f'{whole.total / parts.total - 1:.4g}'):.12g} times that" if parts.total else "which is 0"
+    ratio = f", but {1 + float(f'{whole.total / parts.total - 1:.4g}'):.12g} times that" if parts.total else ", 0"
     return MeasurementError(
         f"The loss of {parts.samples} samples together (up to sample {last}) is not the {reduction} of their losses "
-        f"taken apart, but {ratio}: {why}."
+        f"taken apart{ratio}: {why}."
     )
 
 
 def _refuse_graph(problem: ParametricLoss, batch: Batch) -> None:
     """Refuse a loss of other tensors than the model's parameters, of none of them, or computed in half precision."""
     with torch.enable_grad():
-        if _leaves(problem.share(batch, {}).total, batch) & _leaves(problem.share(batch, {}).total, batch):
+        if _foreign(problem, batch):
             raise MeasurementError(
                 "The loss depends on tensors that require a gradient and are no parameters of the model, such as one "
                 "that was computed from them before: compute it within the model or loss, or detach it."
@@ -217,6 +220,14 @@ def _refuse_graph(problem: ParametricLoss, batch: Batch) -> None:
                 f"The model or the loss computes in {str(dtype).removeprefix('torch.')} (a cast, or autocast), which "
                 "is too coarse for curvature: let it compute in float32."
             )
+
+
+def _foreign(problem: ParametricLoss, batch: Batch) -> set[Tensor]:
+    """Leaves of the loss that are no parameters; none are seen where the model differentiates in parameters itself."""
+    try:
+        return _leaves(problem.share(batch, {}).total, batch) & _leaves(problem.share(batch, {}).total, batch)
+    except RuntimeError:  # here they require no gradient
+        return set()
 
 
 def _leaves(total: Tensor, batch: Batch) -> set[Tensor]:

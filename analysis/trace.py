@@ -12,7 +12,7 @@ of no more rows than that is worked through whole, without probes.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from scipy import stats
@@ -44,7 +44,7 @@ class Moments:
     groups: Mapping[str, Estimate]  # the trace of each diagonal block asked for
     diagonal: Tensor  # (p,) float64
     diagonal_error: Tensor  # (p,) float64, standard errors
-    products: int  # = probes, or p where the matrix is worked through whole
+    products: int  # = probes, and p where the matrix is worked through whole
     converged: bool  # the standard error of the trace is at most tol |trace|
 
 
@@ -59,9 +59,10 @@ def hutchinson(
 ) -> Moments:
     """Estimate trace, Frobenius norm and diagonal until the trace's standard error is at most tol |trace|.
 
-    At least 20 probes are taken, at most `max_probes`; a matrix of p <= 20 (and `max_probes`) is multiplied with the
-    unit vectors instead, and all errors are 0. `groups` names sets of positions (n,) whose blocks' traces are wanted;
-    they cost nothing more. `progress` is told the probes so far and the relative standard error.
+    At least 20 probes are taken, and at most `max_probes` products. A matrix of p <= 20 (and `max_probes`) is
+    multiplied with the unit vectors instead, and all errors are 0; so is one for which p probes do not suffice, or as
+    many as `max_probes` leaves beside these p products. `groups` names sets of positions (n,) whose blocks' traces are
+    wanted; they cost nothing more. `progress` is told the probes so far and the relative standard error.
 
     >>> import torch
     >>> from analysis.operators import matrix_operator
@@ -80,7 +81,9 @@ def hutchinson(
     squares: list[float] = []
     parts: dict[str, list[float]] = {name: [] for name in groups}
     converged = False
-    while not converged and len(traces) < max_probes:
+    whole = operator.size <= max_probes
+    most = min(operator.size, max_probes - operator.size) if whole else max_probes
+    while not converged and len(traces) < most:
         z = random_signs(1, operator, generator)[0]
         image = operator(z).double()
         terms = z.double() * image
@@ -94,6 +97,8 @@ def hutchinson(
         if progress and len(traces) > 1:
             progress(len(traces), trace.standard_error / abs(trace.value) if trace.value else math.inf)
     count = len(traces)
+    if whole and not converged:
+        return replace(_exact_moments(operator, groups), products=count + operator.size)
     diagonal, mean_square = sums / count
     variance = (mean_square - diagonal**2).clamp(min=0) * count / max(count - 1, 1)
     return Moments(
@@ -126,9 +131,9 @@ def hutch_plus_plus(operator: SymmetricOperator, products: int = 60, *, seed: in
 
     Q spans A S for random signs S; tr A = tr(Q^T A Q) + tr((I - Q Q^T) A (I - Q Q^T)). A third of the products each go
     into the sketch, whose vectors are held, the exact part and the rest. The error falls like 1 / products, against
-    1 / sqrt(products) of Hutchinson's, where the spectrum decays. The standard error is that of the rest. (Meyer,
-    Musco, Musco and Woodruff 2021.) Raises `MeasurementError` for fewer than 6 products: two vectors each are the
-    least.
+    1 / sqrt(products) of Hutchinson's, where the spectrum decays. The standard error is that of the rest. A matrix of
+    p <= `products` is multiplied with the unit vectors. (Meyer, Musco, Musco and Woodruff 2021.) Raises
+    `MeasurementError` for fewer than 6 products: two vectors each are the least.
 
     >>> import torch
     >>> from analysis.operators import matrix_operator
@@ -139,8 +144,10 @@ def hutch_plus_plus(operator: SymmetricOperator, products: int = 60, *, seed: in
     """
     if products < 6:
         raise MeasurementError(f"Hutch++ needs at least 6 products, not {products}.")
+    if operator.size <= products:
+        return _exact_moments(operator, {}).trace
     generator = torch.Generator().manual_seed(seed)
-    third = min(products // 3, operator.size)
+    third = products // 3
     q = _sketch(operator, third, generator)
     exact = math.fsum(dot(row, operator(row)) for row in q)
     terms = []

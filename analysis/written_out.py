@@ -65,15 +65,21 @@ def multilabel_margin_loss(
 
 
 def embedding_bags(
-    indices: Tensor, weight: Tensor, mode: str, per_sample_weights: Tensor | None, padding_idx: int | None
+    indices: Tensor,
+    weight: Tensor,
+    mode: str,
+    per_sample_weights: Tensor | None,
+    padding_idx: int | None,
+    inside: Tensor | None = None,
 ) -> Tensor:
     """Sum, mean or largest (N, D) of the rows of `weight` (V, D) that each bag of `indices` (N, L) names.
 
-    Rows of `padding_idx` are not in it; of none, it is zero.
+    Rows of `padding_idx`, and what is not `inside` (N, L), are not in it; of none, it is zero.
     """
     rows = weight[indices]
-    row = None if padding_idx is None else padding_idx % len(weight)
-    kept = torch.ones_like(indices, dtype=torch.bool) if row is None else indices != row
+    kept = torch.ones_like(indices, dtype=torch.bool) if inside is None else inside
+    if padding_idx is not None:
+        kept = kept & (indices != padding_idx % len(weight))
     left_out = ~kept.unsqueeze(-1)
     if mode == "max":
         largest = rows.masked_fill(left_out, -torch.inf).max(1).values
@@ -82,6 +88,15 @@ def embedding_bags(
         rows = rows * per_sample_weights.unsqueeze(-1)
     total = rows.masked_fill(left_out, 0.0).sum(1)
     return total / kept.sum(1, keepdim=True).clamp(min=1) if mode == "mean" else total
+
+
+def bags_between(offsets: Tensor, length: int, include_last: bool) -> tuple[Tensor, Tensor]:
+    """Bags of unequal lengths as rows: the places (N, L) in what has `length`, and which of them are in the bag."""
+    starts = offsets[:-1] if include_last else offsets
+    ends = offsets[1:] if include_last else torch.cat([offsets[1:], offsets.new_tensor([length])])
+    lengths = (ends - starts).unsqueeze(1)
+    steps = torch.arange(max(1, int(lengths.max())), device=offsets.device)
+    return (starts.unsqueeze(1) + steps).clamp(max=length - 1), steps < lengths
 
 
 def _reduced(losses: Tensor, size_average: bool | None, reduce: bool | None, reduction: str) -> Tensor:

@@ -50,8 +50,8 @@ def block_label(name: str) -> str:
 
 
 def algorithm_label(name: str) -> str:
-    """The algorithm's usual spelling; of a user's own, package.module:ALGORITHM, the module's name."""
-    return ALGORITHM_NAMES.get(name, name.removesuffix(":ALGORITHM").rpartition(".")[2])
+    """The algorithm's usual spelling; of a user's own, package.module:ALGORITHM, package.module."""
+    return ALGORITHM_NAMES.get(name, name.removesuffix(":ALGORITHM"))
 
 
 def man_label(man: bool, zetas: Sequence[float]) -> str:

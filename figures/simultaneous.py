@@ -7,6 +7,7 @@ Simultaneous Statistical Inference, 1981). A method's rank then lies between one
 be better, and as many less as are told to be worse.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Rank:
-    """One method's place; 1 is the smallest mean."""
+    """One method's place; 1 is the smallest mean, and equal means share one."""
 
     mean: float
     rank: int
@@ -36,15 +37,14 @@ class Rank:
 def ranks(values: NDArray[np.float64]) -> tuple[list[Rank], float]:
     """Of numbers (methods, seeds), at least two of each: every method's rank, and the honest significant difference."""
     k, n = values.shape
-    means = values.mean(axis=1)
+    means = _means(values)
     residuals = values - means[:, None] - values.mean(axis=0) + values.mean()
     freedom = (k - 1) * (n - 1)
     spread = math.sqrt((residuals**2).sum() / freedom / n)
     apart = _quantile(k, freedom) * spread
-    order = means.argsort(kind="stable").argsort(kind="stable")
     found = [
-        Rank(float(m), int(place) + 1, 1 + int((means < m - apart).sum()), k - int((means > m + apart).sum()))
-        for m, place in zip(means, order, strict=True)
+        Rank(float(m), int(place), 1 + int((means < m - apart).sum()), k - int((means > m + apart).sum()))
+        for m, place in zip(means, stats.rankdata(means, method="min"), strict=True)
     ]
     return found, apart
 
@@ -79,7 +79,7 @@ def agreement(
     """
     if all_tied(one) or all_tied(other):
         raise ValueError("all methods tie")
-    pair = np.stack([one.mean(axis=1), other.mean(axis=1)])
+    pair = np.stack([_means(one), _means(other)])
     families = [np.flatnonzero(np.asarray(kin) == name) for name in dict.fromkeys(kin)]
 
     def correlation(drawn: NDArray[np.intp]) -> float:
@@ -101,5 +101,15 @@ def agreement(
 
 def all_tied(values: NDArray[np.float64]) -> bool:
     """Whether all methods have one mean: numbers (methods, seeds) that rank nothing."""
+    return bool(np.ptp(_means(values)) == 0)
+
+
+def _means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over seeds (methods,), the same number where rounding alone sets them apart: accuracies are counts, and tie."""
     means = values.mean(axis=1)
-    return bool(np.ptp(means) <= ROUNDING * np.abs(means).max())
+    order = means.argsort(kind="stable")
+    least = ROUNDING * np.abs(means).max()
+    for before, at in itertools.pairwise(order):
+        if means[at] - means[before] <= least:
+            means[at] = means[before]
+    return np.asarray(means, dtype=np.float64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from reprlib import Repr
 
 from analysis.errors import MeasurementError
@@ -50,7 +51,7 @@ def told_in_a_sentence(what: str) -> Iterator[None]:
 
 def require_count(option: str, value: object, least: int = 1) -> None:
     """Raise `UsageError` unless the value of `option` is a whole number, `least` or more."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
         raise UsageError(f"--{option} is a whole number, {least} or more, not {shown(value)}.")
 
 

@@ -9,6 +9,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from numbers import Integral
 from pathlib import Path
 from secrets import token_hex
 from typing import IO, Any
@@ -202,11 +203,13 @@ def json_text(content: Mapping[str, Any]) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same plain data with null for what is no finite number, which JSON does not have."""
+    """The same plain data, NumPy's integers too, with null for what is no finite number, which JSON does not have."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -95,6 +95,8 @@ def _split(name: str, what: str, returned: Any) -> tuple[Split, Mapping[str, Any
 
 def _tensor(name: str, what: str, part: Any) -> Tensor:
     """What is returned as a tensor of float32, float64, int64, uint8 or bool, with which torch can do everything."""
+    if np.ma.is_masked(part):
+        _refuse(name, f"returns {what} arrays of which some values are masked: leave those samples out, or fill them")
     if isinstance(part, np.ndarray):
         try:
             part = tensor_of(part)

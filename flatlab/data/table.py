@@ -190,9 +190,10 @@ def read_rows(source: Source, stored: Tables) -> tuple[Scaled, Scaled, int]:
     if not columns:
         raise UsageError(f"{source} has labels, and no other column to tell them from.")
     called = ("training", "test")
+    labels = _as_written([table[label] for table in tables])
     parts = [
-        (_samples(source, split, table, label), _numbers(source, split, table, columns))
-        for split, table in zip(called, tables, strict=False)
+        (_samples(source, split, table, own), _numbers(source, split, table, columns))
+        for split, table, own in zip(called, tables, labels, strict=False)
     ]
     if source.reading.holdout is not None:
         ((samples, inputs),) = parts
@@ -232,22 +233,29 @@ def _label_column(source: Source, names: Sequence[str]) -> str:
     return found[0]
 
 
-def _samples(source: Source, split: str, table: Any, label: str) -> list[Sample]:
+def _samples(source: Source, split: str, table: Any, labels: Sequence[Any]) -> list[Sample]:
     column = source.reading.column
-    labels = _as_written(table[label])
-    owners = _as_written(table[column]) if column in table.column_names else [None] * len(labels)
+    owners = _as_written([table[column]])[0] if column in table.column_names else [None] * len(labels)
     rows = enumerate(zip(labels, owners, strict=True), 1)
     return [Sample(b"", value, f"Row {row} of the {split} split of {source}", owner) for row, (value, owner) in rows]
 
 
-def _as_written(column: Any) -> list[Any]:
-    """The values; words are whole numbers where all of them are written as such, and missing where nothing is."""
-    values = column.to_pylist()
-    if not all(isinstance(value, str) for value in values):
-        return list(values)
-    words = [value.strip() or None for value in values]
-    whole = all(word and word.removeprefix("-").isdecimal() and str(int(word)) == word for word in words)
-    return [int(word) for word in words if word] if whole else words
+def _as_written(columns: Sequence[Any]) -> list[list[Any]]:
+    """The values of a column in each split.
+
+    Words are whole numbers where all of them, in all splits of words, are written so, and missing where nothing is.
+    """
+    splits = [column.to_pylist() for column in columns]
+    worded = [all(isinstance(value, str) for value in values) for values in splits]
+    words = [[value.strip() or None for value in values] for values, are in zip(splits, worded, strict=True) if are]
+    whole = all(word and _is_whole(word) for split in words for word in split)
+    read: list[list[Any]] = [[int(word) for word in split if word] for split in words] if whole else [*words]
+    written = iter(read)
+    return [next(written) if are else values for values, are in zip(splits, worded, strict=True)]
+
+
+def _is_whole(word: str) -> bool:
+    return word.removeprefix("-").isdecimal() and str(int(word)) == word
 
 
 def _numbers(source: Source, split: str, table: Any, columns: Sequence[str]) -> Rows:

@@ -4,8 +4,10 @@ Where it runs (worker processes, device, folder) is not part of it: the same `Ru
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flatlab.data.samples import Reading
@@ -290,6 +292,15 @@ class RunConfig(BaseModel):
 def make_config(fields: object, source: str = "the options") -> RunConfig:
     """Validate `fields`; raises `UsageError` naming `source`, the field, its value and what was expected."""
     try:
-        return RunConfig.model_validate(fields)
+        return RunConfig.model_validate(_of_python(fields))
     except ValidationError as error:
         raise UsageError(one_sentence(error, source, RunConfig.model_fields)) from error
+
+
+def _of_python(value: object) -> object:
+    """The value with scalars of NumPy, as np.arange has them, made Python's: types are strict."""
+    if isinstance(value, Mapping):
+        return {name: _of_python(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_of_python, value))
+    return value.item() if isinstance(value, np.generic) else value

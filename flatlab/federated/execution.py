@@ -134,6 +134,7 @@ def carry_out(
         done = _finished(files, config, data_root, tell)
         if done is not None:
             _require_kept(files, execution, config.rounds)
+            _require_tracked(files, execution, config.rounds)
             return done
         world = tried(make_world(config, data_root))
         held = footprint(config, world.layout.size)
@@ -229,6 +230,16 @@ def _require_kept(files: RunFolder, execution: Execution, completed: int) -> Non
         raise UsageError(
             f"The run in {files.path} was beyond round {round_} when its clients were asked for, and their models "
             "are gone: train it into another folder (--out) to keep them."
+        )
+
+
+def _require_tracked(files: RunFolder, execution: Execution, completed: int) -> None:
+    """Raise `UsageError` where curvature along a finished run is asked for, and none was measured."""
+    due = execution.track_eigs is not None and execution.track_eigs <= completed
+    if due and not any("curvature" in record for record in files.metrics.read()):
+        raise UsageError(
+            f"The run in {files.path} was finished when its eigenvalues were asked for (--track-eigs): train it into "
+            "another folder (--out) to follow them, or measure its checkpoints (flatlab eigs)."
         )
 
 

@@ -16,7 +16,7 @@ from figures.results import Result, Results
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.config_file import read_config
-from flatlab.federated.partition.names import partition_name
+from flatlab.federated.partition.names import NAMED_PARAMETERS, partition_name
 from flatlab.grid.cell_progress import read_failure
 from flatlab.grid.finished import finished, require_last_evaluation
 from flatlab.grid.plan import grid_cells, parse_grid, read_grid_text
@@ -150,7 +150,7 @@ def _in_rows(runs: Sequence[Result], *, tuned: bool) -> tuple[Result, ...]:
 
 def _plain(run: Result) -> dict[str, Any]:
     """The fields that set a run's row apart, hyperparameters by name."""
-    fields = _without(run.config.plain(), (*COMPARED, *HARMLESS, "algorithm", "partition", "delta", "hyper"))
+    fields = _without(run.config.plain(), (*COMPARED, *HARMLESS, "algorithm", "partition", *NAMED_PARAMETERS, "hyper"))
     hyper = {f"hyper.{name}": value for name, value in run.config.plain().get("hyper", {}).items()}
     return fields | hyper
 

@@ -13,6 +13,7 @@ from flatlab.federated.world import DTYPES
 from flatlab.interface.loaded import LoadedCheckpoint, load, warn_of
 from flatlab.interface.run import TrainedRun
 from flatlab.measuring.hub_models import names_hub_model, open_hub_model
+from flatlab.measuring.own_model import USUAL_LOSS
 from flatlab.measuring.result import Result, measured
 from flatlab.measuring.subjects import Measurement, Subject, check, open_parts, open_subject
 from flatlab.tell import Tell
@@ -51,24 +52,25 @@ def own_subject(model: Model, loss: Loss | str | None, data: Any, asked: Mapping
     if data is None:
         raise UsageError("A model of your own is measured with its loss and data: flatlab.eigs(model, loss, data).")
     if isinstance(model, nn.Module):
-        return partial(open_parts, model, "cross_entropy" if loss is None else loss, data, measurement)
+        return partial(open_parts, model, loss, data, measurement)
     hub = open_hub_model(str(model), DTYPES[measurement.dtype])
     warn_of(hub.notes)
-    return partial(open_parts, hub.module, hub.loss if loss is None else loss, data, measurement, str(model))
+    usual = None if hub.loss == USUAL_LOSS else hub.loss
+    return partial(open_parts, hub.module, usual if loss is None else loss, data, measurement, str(model))
 
 
 def checkpoint_of(model: LoadedCheckpoint | TrainedRun | str | Path, loss: object, data: object) -> LoadedCheckpoint:
     """The checkpoint that is meant; raises `UsageError` where there is none, or where it is given loss and data."""
+    if not isinstance(model, TrainedRun | LoadedCheckpoint | str | Path):
+        raise UsageError(
+            f"What is measured is a checkpoint, a run, the path of either, or a module, not {shown(model)}."
+        )
     if loss is not None or data is not None:
         raise UsageError("loss and data are for a model of your own; a checkpoint brings its own: leave them out.")
     if isinstance(model, TrainedRun):
         return model.checkpoint
     if isinstance(model, LoadedCheckpoint):
         return model
-    if not isinstance(model, str | Path):
-        raise UsageError(
-            f"What is measured is a checkpoint, a run, the path of either, or a module, not {shown(model)}."
-        )
     return load(model)
 
 

@@ -18,7 +18,7 @@ from flatlab.measuring.loss_samples import shared_out, some_of
 from flatlab.measuring.ranks import spread
 from flatlab.measuring.weights import load_weights
 
-_USUAL_LOSS = "cross_entropy"
+USUAL_LOSS = "cross_entropy"
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
     named = own.loss or usual_loss
     loss = _loss(named)
     data = _data(own)
-    if own.loss is None and named == _USUAL_LOSS:
-        _require_distributions(own, data)
+    if own.loss is None and named == USUAL_LOSS:
+        require_distributions(data, str(own.data), "--loss mse")
     if samples is not None and samples > data.samples:
         raise UsageError(f"{own.data} returns {data.samples} samples: ask for 1 to {data.samples}, not {samples}.")
     batches = data.batches if samples is None else some_of(data, samples)
@@ -67,7 +67,7 @@ def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, str, list[str]
     if names_hub_model(own.model):
         hub = open_hub_model(own.model, dtype)
         notes = [] if own.weights is None else load_weights(hub.module, own.weights, own.model)
-        if own.loss is None and hub.loss != _USUAL_LOSS:
+        if own.loss is None and hub.loss != USUAL_LOSS:
             notes.append(f"The loss is {hub.loss}, on which {own.model} is trained; --loss names others.")
         return hub.module, hub.loss, [*hub.notes, *notes]
     model = _call(own.model, "model")
@@ -81,9 +81,9 @@ def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, str, list[str]
     convert(model, next(model.parameters()).device, dtype)
     notes = [f"Of {own.model}: {warning.message}" for warning in told]
     if own.weights is not None:
-        return model, _USUAL_LOSS, [*notes, *load_weights(model, own.weights, own.model)]
+        return model, USUAL_LOSS, [*notes, *load_weights(model, own.weights, own.model)]
     said = f"The weights measured are those that {own.model} returned; --weights names others."
-    return model, _USUAL_LOSS, [*notes, said]
+    return model, USUAL_LOSS, [*notes, said]
 
 
 def _data(own: OwnModel) -> Inspected:
@@ -96,13 +96,16 @@ def _data(own: OwnModel) -> Inspected:
         raise UsageError(f"Reading the data of {own.data} fails: {first_line(error)}.") from error
 
 
-def _require_distributions(own: OwnModel, data: Inspected) -> None:
-    """Numbers that are no probabilities of classes belong to another loss than the one that nobody named."""
+def require_distributions(data: Inspected, whose: str, option: str) -> None:
+    """Numbers that are no probabilities of classes belong to another loss than the one that nobody named.
+
+    Raises `UsageError`, which names the data and how a loss is named.
+    """
     targets = data.first[1]
     if targets.is_floating_point() and not are_distributions(targets):
         raise UsageError(
-            f"The targets of {own.data} are numbers that do not add up to one for each sample: name the loss they are "
-            "for (--loss mse, binary_cross_entropy, ...)."
+            f"The targets of {whose} are numbers that do not add up to one for each sample: name the loss they are "
+            f"for ({option}, binary_cross_entropy, ...)."
         )
 
 

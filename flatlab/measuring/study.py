@@ -133,7 +133,8 @@ def _require_comparable(paths: Sequence[Path]) -> None:
                 "name one of them."
             )
         seen[place] = path
-        penalised[_group(config), config.seed].add((config.effective_zeta > 0, config.zeta_logits > 0))
+        how = config.effective_zeta > 0, config.zeta_logits > 0
+        penalised[_group(config), config.seed, checkpoint.round].add(how)
         trained.append((path, config, checkpoint.data))
     require_same_data(trained)
     if paths and all(len(found) == 1 for found in penalised.values()):

@@ -19,7 +19,7 @@ from flatlab.errors import UsageError, require_count, shown, told_in_a_sentence
 from flatlab.federated.world import DTYPES, make_world
 from flatlab.malloc import keep_freed_memory
 from flatlab.measuring.loss_samples import own_share, some_of
-from flatlab.measuring.own_model import OwnModel, open_own
+from flatlab.measuring.own_model import USUAL_LOSS, OwnModel, open_own, require_distributions
 from flatlab.measuring.ranks import spread
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, provenance, rebuild
 from flatlab.runs.contents import damaged
@@ -196,11 +196,11 @@ def open_subject(path: Path | None, measurement: Measurement) -> Subject:
 
 
 def open_parts(
-    model: nn.Module, loss: Loss | str, data: Any, measurement: Measurement, named: str | None = None
+    model: nn.Module, loss: Loss | str | None, data: Any, measurement: Measurement, named: str | None = None
 ) -> Subject:
     """Open a model with its loss and data ((inputs, targets), or batches of these); the model is copied.
 
-    Results call it as it is `named`, or else by its class.
+    Results call it as it is `named`, or else by its class. Without a loss it is cross-entropy, of targets that fit it.
 
     Raises `UsageError` for more samples than there are and for a model or loss that fails, `MeasurementError` for what
     cannot be measured.
@@ -210,6 +210,9 @@ def open_parts(
     if samples is not None and samples > inspected.samples:
         raise UsageError(f"The data hold {inspected.samples} samples: ask for 1 to {inspected.samples}, not {samples}.")
     batches = inspected.batches if samples is None else some_of(inspected, samples)
+    if loss is None:
+        require_distributions(inspected, "these data", 'loss="mse"')
+        loss = USUAL_LOSS
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     with told_in_a_sentence(f"The model {named or type(model).__name__} with the loss {name} fails on these data"):
         problem = make_problem(model, loss, batches, dtype=DTYPES[measurement.dtype], device=measurement.device)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from analysis.errors import MeasurementError
 from analysis.layer_blocks import LayerBlocks
-from analysis.layers import find_groups
+from analysis.layers import find_groups, find_layers
 from analysis.problem import Problem, make_problem
 from analysis.spectrum import eigs
 
@@ -208,3 +208,17 @@ def test_groups_that_are_none() -> None:
         find_groups(problem, by="h.*,layers.*")
     with pytest.raises(MeasurementError, match="No layer has a number in its name"):
         find_groups(problem, ["enter", "leave"], "block")
+
+
+def test_a_layer_without_numbers_is_none() -> None:
+    """An optional part that is switched off, such as an adapter of rank 0."""
+
+    class Adapted(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.adapter = nn.Linear(3, 0, bias=False)
+
+    torch.manual_seed(0)
+    problem = make_problem(Adapted(), "cross_entropy", (torch.randn(5, 3), torch.arange(5) % 2))
+    assert [layer.name for layer in find_layers(problem)] == [""]
+    assert [layer.name for layer in eigs(problem).layers] == [""]

@@ -185,7 +185,13 @@ def test_a_study_of_runs_without_partners_says_so(
 ) -> None:
     assert flatlab(monkeypatch, "verify", "--study", checkpoint, "--out", tmp_path, "--samples", 50) == 2
     assert "There is nothing to compare" in capsys.readouterr().err
-    assert not checkpoint.with_suffix(".measures.json").exists()  # said before anything is measured
+    with_man = load_checkpoint(checkpoint)
+    config = with_man.config.model_copy(update={"man": True})
+    save_checkpoint(tmp_path / "earlier.pt", replace(with_man, config=config, round=1))  # the other is of round 2
+    words = ("verify", "--study", checkpoint, tmp_path / "earlier.pt", "--out", tmp_path, "--samples", 50)
+    assert flatlab(monkeypatch, *words) == 2
+    assert "with the same seed and round" in " ".join(capsys.readouterr().err.split())
+    assert not list(checkpoint.parent.glob("*.measures.json"))  # said before anything is measured
 
 
 def test_a_study_refuses_one_run_twice_and_other_data_under_one_name(

@@ -160,3 +160,29 @@ def test_scales_far_apart_are_no_fault() -> None:
         model.head.weight.mul_(1e-4)
     problem = make_problem(model, "cross_entropy", (X, Y), dtype=torch.float64)
     torch.testing.assert_close(dense(hessian(problem)), truth(model.double(), F.cross_entropy, X.double(), Y))
+
+
+def test_a_model_that_differentiates_in_its_own_parameters_is_measured() -> None:
+    """One step of gradient descent within the model, as fast weights and MAML take it."""
+
+    class Adapting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 3) / 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.enable_grad():
+                w = self.w.expand(len(x), 4, 3)
+                error = torch.einsum("ni,nij->nj", x, w).square().sum()
+                (g,) = torch.autograd.grad(error, w, create_graph=True)
+                return torch.einsum("ni,nij->nj", x, w - 0.1 * g)
+
+    torch.manual_seed(0)
+    model, x, y = Adapting().double(), torch.randn(6, 4).double(), torch.randint(3, (6,))
+
+    def loss(w: Tensor) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, {"w": w}, (x,)), y)
+
+    exact = torch.autograd.functional.hessian(loss, model.w.detach()).reshape(12, 12)
+    operator = hessian(make_problem(model, "cross_entropy", (x, y)))
+    torch.testing.assert_close(operator(torch.eye(12, dtype=torch.float64)), exact)

@@ -161,3 +161,37 @@ def test_values_and_gradients_are_those_of_torch_where_they_jump() -> None:
             lambda s, r=reduction: F.multilabel_margin_loss(s, LISTED, reduction=r),
             many,
         )
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [None, 1])
+@pytest.mark.parametrize("last", [False, True])
+def test_products_of_bags_between_offsets(mode: str, padding: int | None, last: bool) -> None:
+    """Of unequal lengths, one of them empty, as a model makes of rows what its bags are."""
+
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = nn.EmbeddingBag(5, 3, mode=mode, padding_idx=padding, include_last_offset=last)
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, rows: Tensor) -> Tensor:
+            kept = rows >= 0
+            ends = kept.sum(1).cumsum(0)
+            offsets = torch.cat([torch.zeros_like(ends[:1]), ends if last else ends[:-1]])
+            shares = torch.ones_like(rows[kept], dtype=self.head.weight.dtype) / 2 if mode == "sum" else None
+            logits: Tensor = self.head(torch.tanh(self.bag(rows[kept], offsets, shares)))
+            return logits
+
+    torch.manual_seed(0)
+    rows = torch.tensor([[0, 1, 2], [4, 4, -1], [-1, -1, -1], [3, -1, -1], [2, 4, 3], [1, 1, 2]])
+    model = Bags().double()
+    given = torch.tensor([0, 1, 2, 4, 4, 3]), torch.tensor([0, 3, 3, 6 if last else 5])
+    weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    at, inside = written_out.bags_between(given[1], 6, last)
+    assert_the_same(
+        lambda w: written_out.embedding_bags(given[0][at], w, mode, None, padding, inside),
+        lambda w: F.embedding_bag(given[0], w, given[1], mode=mode, padding_idx=padding, include_last_offset=last),
+        weight,
+    )
+    assert_products(model, F.cross_entropy, rows, torch.randint(2, (6,)))

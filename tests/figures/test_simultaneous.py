@@ -95,3 +95,15 @@ def test_changes_are_held_by_all_intervals_at_once() -> None:
     assert stats.binomtest(held, 300, 0.95, alternative="less").pvalue > 1e-3
     one = rng.normal(size=(1, 6))
     assert changes(one)[1] == pytest.approx(stats.t.ppf(0.975, 5) * one.std(ddof=1) / np.sqrt(6))
+
+
+def test_means_that_rounding_alone_sets_apart_tie() -> None:
+    """The same right answers in another order: 94.6 twice, but for the last digit."""
+    same = np.array(
+        [[95.1, 94.3, 94.4], [94.4, 95.1, 94.3], [94.3, 94.4, 95.1], [90.0, 91.0, 92.0], [96.0, 97.0, 98.0]]
+    )
+    assert len(set(same.mean(axis=1))) > 3  # or nothing is tried here
+    assert [r.rank for r in ranks(same)[0]] == [2, 2, 2, 1, 5]
+    other = np.array([1.0, 2.0, 3.0, 4.0, 5.0])[:, None] + np.zeros((5, 3))
+    expected = stats.spearmanr([2, 2, 2, 1, 5], other[:, 0]).statistic
+    assert agreement(same, other, ["a", "b", "c", "d", "e"])[0] == pytest.approx(expected)

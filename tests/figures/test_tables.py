@@ -14,7 +14,7 @@ from scipy import stats
 
 from figures.formats import as_csv, as_latex, as_markdown, table_files
 from figures.gallery import draw_figures
-from figures.labels import man_label
+from figures.labels import algorithm_label, man_label
 from figures.paper import published
 from figures.rounds_table import rounds_to_target
 from figures.tables import make_tables
@@ -185,6 +185,19 @@ def test_runs_that_differ_in_more_than_man_and_seed_have_rows_of_their_own(
     drawn, skipped = draw_figures(read_results(results))
     assert "accuracy" in drawn
     assert not skipped
+
+
+def test_a_row_is_not_named_after_what_its_split_s_name_says(results: Path, change: Change) -> None:
+    """Whose fields the other splits do not use: Dirichlet 0.3 has a classes_per_client as well."""
+    (results / "grid.toml").unlink()
+    change(results / "fedsam-man-iid-s1", partition="classes", classes_per_client=3)
+    change(results / "fedsam-man-iid-s2", partition="lognormal-sizes", sigma=0.5)
+    assert {"Classes 3", "IID", "Dirichlet 0.3"} <= {names[0] for names in rows_of(results)}
+    assert not [names for names in rows_of(results) if "_" in names[0] or "sigma" in names[0]]
+
+
+def test_methods_of_ones_own_are_named_by_their_whole_modules() -> None:
+    assert algorithm_label("first.mine:ALGORITHM") != algorithm_label("second.mine:ALGORITHM")
 
 
 def test_a_run_that_is_there_twice_is_refused(results: Path) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -275,6 +276,12 @@ DATA = (torch.ones(4, 1), torch.tensor([0, 1, 0, 1]))
         (lambda: flatlab.eigs(LINE, None, DATA, top_k=0), "--top-k"),
         (lambda: flatlab.eigs(LINE, None, DATA, max_iter=0), "--max-iter"),
         (lambda: flatlab.eigs(LINE, None, DATA, layers=["fc9"]), "no layer 'fc9'"),
+        (lambda: flatlab.eigs(LINE, data=(DATA[0], torch.randn(4, 2))), 'name the loss they are for (loss="mse"'),
+        (lambda: flatlab.trace(LINE, data=(DATA[0], torch.randn(4, 2))), "do not add up to one"),
+        (lambda: flatlab.eigs(nn.Linear, "mse", DATA), "not a type"),  # type: ignore[arg-type]
+        (lambda: flatlab.eigs(LINE, "mse", (DATA[0], [0, 1, 0, 1])), "must be one tensor"),
+        (lambda: flatlab.eigs(LINE, "mse", (DATA[0].to_sparse(), DATA[1])), "is sparse"),
+        (lambda: flatlab.eigs(LINE, lambda z, y: (z.sum(), {}), DATA), "must return a scalar"),  # type: ignore[arg-type,return-value]
         (lambda: flatlab.client_eigs(LINE), "needs a checkpoint"),
         (lambda: flatlab.batch_eigs(LINE, None, DATA, batch_size=0), "--batch-size"),
         (lambda: flatlab.batch_eigs(LINE, None, DATA, batch_size=5), "5"),
@@ -309,3 +316,14 @@ def test_the_reference_lists_every_public_function() -> None:
     page = (ROOT / "docs" / "reference" / "flatlab.md").read_text()
     listed = set(re.findall(r"autofunction:: flatlab\.(\w+)", page))
     assert listed == set(flatlab.__all__) - {"analysis", "figures"}
+
+
+def test_numbers_of_numpy_and_batches_as_a_loader_makes_them_are_taken(tmp_path: Path) -> None:
+    one, two = (cast(int, number) for number in np.arange(3)[1:])
+    fields: dict[str, Any] = {"clients": 3, "train_samples": 60, "hidden": [two], "lr": np.float64(0.1), "seed": one}
+    run = flatlab.train(**fields, rounds=one, workers=one, progress=False, out=tmp_path / "run")
+    assert type(run.config.seed) is int
+    result = flatlab.eigs(run, samples=cast(int, np.int64(40)), top_k=two)
+    assert json.loads(json.dumps(result.to_dict()))["settings"]["k"] == 2
+    listed = flatlab.eigs(LINE, None, list(DATA)).eigenvalues[0].value
+    assert listed == flatlab.eigs(LINE, None, DATA).eigenvalues[0].value

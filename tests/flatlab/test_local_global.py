@@ -108,6 +108,7 @@ def test_what_cannot_be_kept_or_measured_is_one_sentence(folder: Path, tmp_path:
         (("clients", "run/final.pt"), "holds no clients' models: train with --keep-clients"),
         (("clients",), "Name a clients-ROUND.pt"),
         ((*TRAIN, "--keep-clients", "1"), "was beyond round 1 when its clients were asked for"),
+        ((*TRAIN, "--track-eigs", "1"), "was finished when its eigenvalues were asked for (--track-eigs)"),
         ((*TRAIN, "--keep-clients", "4"), "the run has only 3 rounds"),
         ((*TRAIN, "--keep-clients", "0"), "--keep-clients is a whole number, 1 or more"),
         ((*TRAIN, "--keep-clients", "x"), "--keep-clients is rounds separated by commas"),

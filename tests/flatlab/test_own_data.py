@@ -181,6 +181,8 @@ def test_other_numbers_are_other_data(here: Path) -> None:
         ("return (x + 1j, y), (x, y)", "dense tensors of real numbers"),
         ("return ('abc', y), (x, y)", "must return tensors, but returns a str"),
         ("return (np.array(['a'] * 20), y), (x, y)", "numbers are needed"),
+        ("return (np.ma.masked_less(x.numpy(), 0), y), (x, y)", "training arrays of which some values are masked"),
+        ("return (x, y), (x, np.ma.masked_equal(y.numpy(), 1))", "test arrays of which some values are masked"),
         ("return (x, y.numpy().astype(np.uint64) + np.uint64(2**63)), (x, y)", r"training numbers from 2\^63 on"),
         ("return (torch.nested.nested_tensor([*x]), y), (x, y)", "dense tensors of real numbers, not nested"),
         ("return (x.to('meta'), y), (x, y)", "dense tensors of real numbers"),

@@ -10,6 +10,9 @@ from flatlab.federated.config import RunConfig
 from flatlab.federated.partition import KINDS, Options
 from flatlab.federated.spelling import in_words
 
+NAMED_PARAMETERS = {option.name for option in fields(Options)}
+"""Fields of a run that the name of its split tells whole: those that are numbers."""
+
 NUMBER = r"[0-9]{1,20}(?:\.[0-9]{1,20})?(?:e-?[0-9]{1,2})?"
 
 
@@ -28,7 +31,7 @@ def partition_fields(name: str) -> dict[str, Any]:
         return {"partition": name}
     parts = re.fullmatch(rf"(.+?)-({NUMBER})", name)
     field = KINDS[parts[1]].parameter if parts and parts[1] in KINDS else None
-    if parts and field in {option.name for option in fields(Options)}:
+    if parts and field is not None and field in NAMED_PARAMETERS:
         whole = parts[2].isdecimal() and field != "delta"
         return {"partition": parts[1], field: int(parts[2]) if whole else float(parts[2])}
     raise ValueError(

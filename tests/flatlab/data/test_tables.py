@@ -188,3 +188,17 @@ def test_a_file_trains_and_is_measured_from_another_folder_until_it_changes(tmp_
     done = flatlab("eigs", "../run/final.pt", "--full", cwd=tmp_path / "elsewhere")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "numbers"),
+    [(["1", "2", "other"], ["1", "2"], [0, 1]), (["01", "10"], ["10"], [1]), (["10", "2"], ["2"], [0])],
+)
+def test_labels_are_read_alike_in_both_splits(
+    train: list[str], test: list[str], numbers: list[int], tmp_path: Path
+) -> None:
+    for name, labels in (("train", train), ("test", test)):
+        write(tmp_path / "f" / f"{name}.csv", [[k, labels[k % len(labels)]] for k in range(12)], XY)
+    data = load_images(str(tmp_path / "f"))
+    assert data.classes == len(train)
+    assert sorted(set(data.test.labels.tolist())) == numbers
