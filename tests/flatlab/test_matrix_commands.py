@@ -141,7 +141,7 @@ def test_other_matrices(matrix: str, checkpoint: Path, truth: Dense) -> None:
     trace = flatlab.trace(checkpoint, matrix=matrix, full=True, dtype="float64", tol=0.1)
     for name, estimate in {"": trace.trace, **trace.layers}.items():
         error = abs(estimate.value - float(truth.block(matrix, name).trace()))
-        assert error <= 5 * estimate.standard_error
+        assert error <= 5 * estimate.standard_error + 1e-12  # so small a matrix may be worked through whole
     density = flatlab.density(checkpoint, matrix=matrix, full=True, dtype="float64", layers=True, probes=2, depth=30)
     for name, one in {"": density.whole, **density.layers}.items():
         assert one.highest == pytest.approx(float(torch.linalg.eigvalsh(truth.block(matrix, name))[-1]), rel=1e-4)
