@@ -171,10 +171,10 @@ def test_a_small_matrix_is_worked_through_whole(size: int) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("relative_spread", [0.05, 0.1, pytest.param(0.2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("relative_spread", [0.05, 0.1, 0.2])
 def test_the_error_of_a_trace_covers_as_often_as_it_says(relative_spread: float) -> None:
     """Of 400 searches that stop by themselves, 95 % have the trace within 1.96 standard errors (give or take 1 %)."""
-    p = 60
+    p = 450  # more than the products that may be made: of a smaller matrix what probes do not settle is exact
     off = relative_spread * p / math.sqrt(2 * p * (p - 1))  # z^T A z has the variance 2 p (p - 1) off^2
     signs = torch.sign(torch.randn(p, p, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).triu(1)
     matrix = off * (signs + signs.T) + torch.eye(p, dtype=torch.float64)
