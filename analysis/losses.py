@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -72,7 +73,7 @@ class SummedLoss:
     def share(self, outputs: Any, targets: Tensor) -> Share:
         """S_b and M_b; raises `MeasurementError` where the function returns no scalar."""
         value = self.function(outputs, targets.clone())  # which it may change in place, and are the caller's
-        told = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Tensor | int | float)
+        told = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Tensor | Real)
         total, normaliser = value if told else (value, len(targets))
         if not isinstance(total, Tensor) or total.dim() != 0:
             got = f"a tensor of shape {tuple(total.shape)}" if isinstance(total, Tensor) else type(total).__name__

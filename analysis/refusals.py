@@ -200,13 +200,14 @@ def _no_sum(problem: ParametricLoss, whole: Part, parts: Part, last: int) -> Mea
 
 def _refuse_graph(problem: ParametricLoss, batch: Batch) -> None:
     """Refuse a loss of other tensors than the model's parameters, of none of them, or computed in half precision."""
+    parameters = {name: p.detach().requires_grad_() for name, p in differentiable(problem.model)}
     with torch.enable_grad():
-        if _foreign(problem, batch):
+        share, again = problem.share(batch, parameters), problem.share(batch, parameters)
+        if (_leaves(share.total, batch) & _leaves(again.total, batch)).difference(parameters.values()):
             raise MeasurementError(
                 "The loss depends on tensors that require a gradient and are no parameters of the model, such as one "
                 "that was computed from them before: compute it within the model or loss, or detach it."
             )
-        share = problem.share(batch, {name: p.detach().requires_grad_() for name, p in differentiable(problem.model)})
     if isinstance(share.normaliser, Tensor) and share.normaliser.requires_grad:
         raise MeasurementError("The normaliser that the loss returns depends on the parameters: detach it.")
     if not share.total.requires_grad and share.normaliser != 0:  # a loss that the model returns is none of no labels
@@ -220,14 +221,6 @@ def _refuse_graph(problem: ParametricLoss, batch: Batch) -> None:
                 f"The model or the loss computes in {str(dtype).removeprefix('torch.')} (a cast, or autocast), which "
                 "is too coarse for curvature: let it compute in float32."
             )
-
-
-def _foreign(problem: ParametricLoss, batch: Batch) -> set[Tensor]:
-    """Leaves of the loss that are no parameters; none are seen where the model differentiates in parameters itself."""
-    try:
-        return _leaves(problem.share(batch, {}).total, batch) & _leaves(problem.share(batch, {}).total, batch)
-    except RuntimeError:  # here they require no gradient
-        return set()
 
 
 def _leaves(total: Tensor, batch: Batch) -> set[Tensor]:

@@ -302,5 +302,5 @@ def _of_python(value: object) -> object:
     if isinstance(value, Mapping):
         return {name: _of_python(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(_of_python, value))
+        return [*map(_of_python, value)] if isinstance(value, list) else tuple(map(_of_python, value))
     return value.item() if isinstance(value, np.generic) else value
