@@ -85,12 +85,14 @@ class SummedLoss:
 def summed_loss(loss: Loss | str, reduction: Reduction, dtype: torch.dtype, device: torch.device) -> SummedLoss:
     """The loss by name or as a function, ready for outputs of `dtype` on `device`.
 
-    Raises `MeasurementError` for an unknown name, and for a loss of torch whose own reduction is not the stated one.
+    Raises `MeasurementError` for an unknown name, for a class, and for a loss of torch whose own reduction is not the
+    stated one.
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise MeasurementError(f"Unknown loss {loss!r}; use one of {', '.join(LOSSES)}, or pass a function.")
         loss = LOSSES[loss]
+    _refuse_class(loss)
     if isinstance(loss, SummedLoss):
         return loss if loss.reduction == reduction else replace(loss, reduction=reduction)
     loss = getattr(loss, "_torchdynamo_orig_callable", getattr(loss, "_orig_mod", loss))  # torch.compile's wrappers
@@ -98,6 +100,11 @@ def summed_loss(loss: Loss | str, reduction: Reduction, dtype: torch.dtype, devi
     if known is None and isinstance(loss, nn.Module):
         return SummedLoss(copy.deepcopy(loss).to(device=device, dtype=dtype), reduction)
     return SummedLoss(known or loss, reduction)
+
+
+def _refuse_class(loss: object) -> None:
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        raise MeasurementError(f"The loss is the class {loss.__name__}: give an instance of it, as {loss.__name__}().")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def clients(
         print_subjects(results)
         values = [value for result in results for one in _curvatures(result) for value in one["eigenvalues"]]
         print_certificate(values)
-        warn_unless_converged(values)
+        warn_unless_converged(values, results[0]["settings"]["dtype"])
         if not all(one["trace"]["converged"] for result in results for one in _curvatures(result)):
             console.print("! not converged: a trace's standard error is above the tolerance; raise --trace-tol.")
         if given.figure is not None:

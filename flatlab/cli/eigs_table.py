@@ -37,7 +37,7 @@ def print_eigs(results: Sequence[dict[str, Any]]) -> None:
             _print_sampling(f"[{number}] " if several else "", result)
     values = [value for result in results for value in _all_values(result)]
     print_certificate(values, results[0]["method"], results[0]["backend"], which)
-    warn_unless_converged(values, which)
+    warn_unless_converged(values, results[0]["settings"]["dtype"], which)
 
 
 def eigenvalue_heading(count: int, which: str = "largest") -> str:
@@ -70,7 +70,7 @@ def doubt(value: Mapping[str, Any]) -> str:
 
 
 def warn_unless_converged(
-    values: Sequence[Mapping[str, Any]], which: str = "largest", *, adjustable: bool = True
+    values: Sequence[Mapping[str, Any]], dtype: str, which: str = "largest", *, adjustable: bool = True
 ) -> None:
     """Say what the marks mean, and what to do, where the command has options for it."""
     marks = {doubt(value) for value in values}
@@ -81,10 +81,10 @@ def warn_unless_converged(
             f"{'; raise --max-iter, or --tol' if adjustable else ''}."
         )
     if " ~" in marks:
-        console.print(
-            "~ exact to rounding only, which is above the tolerance here; "
-            f"{'raise --tol, or ' if adjustable else ''}measure in float64."
-        )
+        advice = ["raise --tol"] if adjustable else []
+        advice += ["measure in float64"] if dtype == "float32" else []
+        remedy = f"; {', or '.join(advice)}" if advice else ""
+        console.print(f"~ exact to rounding only, which is above the tolerance here{remedy}.")
 
 
 _BEYOND = {
@@ -105,7 +105,7 @@ def print_certificate(
         console.print(
             f"An eigenvalue lies within each residual. No others of the same matrix {_BEYOND[which]}"
             f"{' in magnitude' if method == 'power' else ''} by more than twice the tolerance times its size, or "
-            f"{beside}than rounding, with probability >= {_percent_above(1 - missed)} % for each matrix.",
+            f"{beside}than rounding{_with_probability(missed)}.",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -115,9 +115,11 @@ def print_certificate(
         console.print(f"Residuals are those of products in float32 and not checked in float64: {why}.")
 
 
-def _percent_above(probability: float) -> str:
-    """In percent, rounded down."""
-    return f"{math.floor(10_000 * probability) / 100:g}"
+def _with_probability(missed: float) -> str:
+    """The certificate's last words: percent rounded down, below 100 of what may fail; none of what is exact."""
+    if missed == 0:
+        return ""
+    return f", with probability >= {min(math.floor(10_000 * (1 - missed)), 9_999) / 100:g} % for each matrix"
 
 
 def _print_sampling(number: str, result: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ def print_clients(results: Sequence[dict[str, Any]]) -> None:
     entries = [entry for result in results for entry in [result["global"], *result["clients"]]]
     values = [value for entry in entries for value in entry["eigenvalues"]]
     print_certificate(values)
-    warn_unless_converged(values)
+    warn_unless_converged(values, results[0]["settings"]["dtype"])
 
 
 def _client_row(name: str, columns: Sequence[dict[str, Any] | None]) -> list[str]:
@@ -82,7 +82,7 @@ def print_batches(results: Sequence[dict[str, Any]]) -> None:
     values = [value for result in results for value in result["global"]["eigenvalues"]]
     values += [{**values[0], "converged": result["converged"], "missed": result["missed"]} for result in results]
     print_certificate(values)
-    warn_unless_converged(values)
+    warn_unless_converged(values, results[0]["settings"]["dtype"])
 
 
 def _batch_rows(results: Sequence[dict[str, Any]]) -> list[Row]:

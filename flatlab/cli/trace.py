@@ -143,7 +143,9 @@ def print_flatness(results: Sequence[dict[str, Any]]) -> None:
         "* unchanged when a ReLU network is rescaled to the same function; W: a layer's weights, no bias."
     )
     searched = [[*result["eigenvalues"], *(layer["top"] for layer in result["layers"])] for result in results]
-    warn_unless_converged([value for values in searched for value in values], adjustable=False)
+    warn_unless_converged(
+        [value for values in searched for value in values], results[0]["settings"]["dtype"], adjustable=False
+    )
     _warn_unless_converged([result["trace"]["converged"] for result in results], results[0]["settings"])
     if worst := results[0].get("worst_case_sharpness"):
         logits = " of normalised logits" if worst["normalised_logits"] else ""

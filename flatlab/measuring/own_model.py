@@ -49,7 +49,7 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
     model, usual_loss, notes = _model(own, dtype)
     named = own.loss or usual_loss
     loss = _loss(named)
-    data = _data(own)
+    data, of_data = _data(own)
     if own.loss is None and named == USUAL_LOSS:
         require_distributions(data, str(own.data), "--loss mse")
     if samples is not None and samples > data.samples:
@@ -59,7 +59,7 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
     share = shared_out(batches, count)
     with told_in_a_sentence(f"The model {own.model} with the loss {named} fails on the data of {own.data}"):
         problem = make_problem(model, loss, share, dtype=dtype, device=device, distributed=spread(count))
-    return OpenedModel(problem, data.samples, named, tuple(notes))
+    return OpenedModel(problem, data.samples, named, (*notes, *of_data))
 
 
 def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, str, list[str]]:
@@ -86,10 +86,16 @@ def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, str, list[str]
     return model, USUAL_LOSS, [*notes, said]
 
 
-def _data(own: OwnModel) -> Inspected:
+def _data(own: OwnModel) -> tuple[Inspected, list[str]]:
+    """The user's data after one pass, and what there is to say of them."""
     data = _call(own.data, "data")
+    notes = []
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, tuple) for part in data):
+        notes = [
+            f"The two pairs of {own.data} are taken for two batches and measured together, not for train and test."
+        ]
     try:
-        return inspect_data(data)
+        return inspect_data(data), notes
     except SAID as error:
         raise UsageError(f"What {own.data} returns cannot be used. {error}") from error
     except Exception as error:

@@ -33,6 +33,13 @@ def batches():
     x, y = data()
     return [(x[:3], y[:3]), (x[3:13], y[3:13]), (x[13:], y[13:])]
 
+def split_in_two():
+    x, y = data()
+    return (x[:15], y[:15]), (x[15:], y[15:])
+
+def linear():
+    return nn.Linear(4, 2)
+
 def halved(outputs, targets):
     return F.cross_entropy(outputs, targets) / 2
 
@@ -147,6 +154,35 @@ def test_mini_batches_against_dense_hessians(folder: Path, monkeypatch: pytest.M
     assert tops(result["global"]) == pytest.approx(eigenvalues(fresh(1), x, y)[:2], rel=1e-6)
 
 
+def test_two_pairs_are_said_to_be_batches(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--model", "mine:model", "--data", "mine:split_in_two", *EXACT, "--json", "e.json")
+    assert flatlab(monkeypatch, "eigs", *words) == 0
+    result = json.loads((folder / "e.json").read_text())
+    assert tops(result["global"])[0] == pytest.approx(eigenvalues(fresh(1), *samples())[0], rel=1e-6)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "The two pairs of mine:split_in_two are taken for two batches and measured together" in said
+    assert flatlab(monkeypatch, "eigs", "--model", "mine:model", "--data", "mine:batches") == 0
+    assert "pairs" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dtype", "remedy"), [("float32", "raise --tol, or measure in float64"), ("float64", "raise --tol")]
+)
+def test_more_eigenvalues_than_the_rank(
+    dtype: str, remedy: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two classes give the Hessian of a linear layer of 4 inputs rank 5, and all of its 10 dimensions are searched."""
+    words = ("--model", "mine:linear", "--data", "mine:data", "--layers", "none", "--top-k", "6", "--dtype", dtype)
+    assert flatlab(monkeypatch, "eigs", *words, "--json", "e.json") == 0
+    values = json.loads((folder / "e.json").read_text())["global"]["eigenvalues"]
+    assert [value["rounded"] for value in values] == [False] * 5 + [True]
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"~ exact to rounding only, which is above the tolerance here; {remedy}." in said
+    assert "or than rounding. " in said  # nothing that could have been missed, hence no probability
+
+
 @pytest.mark.parametrize("command", ["trace", "density", "surface"])
 def test_the_other_commands_take_it_too(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = {"trace": ("--tol", "0.1"), "density": ("--depth", "23"), "surface": ("--points", "3")}[command]
@@ -252,6 +288,7 @@ def test_weights_never_run_code(
         ((*OWN, "--loss", "hinge"), "There is no loss called 'hinge': choose one of cross_entropy, mse"),
         ((*OWN, "--loss", "mine:nothing_such"), "The loss 'mine:nothing_such' cannot be had"),
         ((*OWN, "--loss", "mine:summed"), "is not the mean of their losses"),
+        ((*OWN, "--loss", "torch.nn:MSELoss"), "The loss is the class MSELoss: give an instance of it, as MSELoss()"),
         ((*OWN, "--loss", "mine:raising"), "with the loss mine:raising fails"),
         ((*OWN, "--weights", "none.pt"), "There is no file none.pt"),
         ((*OWN, "--weights", "mine.py"), "mine.py is not a saved state_dict"),

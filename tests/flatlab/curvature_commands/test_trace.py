@@ -72,7 +72,7 @@ def flatness_of(value: dict[str, Any]) -> dict[str, Any]:
         "seconds": 1.0,
         "data": {"dataset": "mine:data", "split": "", "samples": 5},
         "loss_function": "mse",
-        "settings": {"estimator": "hutchinson", "tol": 0.02},
+        "settings": {"estimator": "hutchinson", "tol": 0.02, "dtype": "float32"},
         "eigenvalues": [value],
         "spread": None,
         **dict.fromkeys(("trace", "frobenius"), estimate),
