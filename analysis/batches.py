@@ -178,8 +178,11 @@ def _as_batch(batch: Any) -> Batch:
             )
         batch = ({name: value for name, value in batch.items() if name != held[0]}, batch[held[0]])
     if not isinstance(batch, list | tuple) or len(batch) < 2:
-        what = f"one of {len(batch)}" if isinstance(batch, list | tuple) else type(batch).__name__
-        raise MeasurementError(f"A batch must be (inputs, targets) with tensor targets, not {what}.")
+        what = f"one of {len(batch)}" if isinstance(batch, list | tuple) else f"a {type(batch).__name__} alone"
+        raise MeasurementError(
+            f"A batch must be (inputs, targets) with tensor targets, not {what}; several inputs go into a batch of "
+            "their own, as in [(first, second, targets)]."
+        )
     *inputs, targets = batch
     if not isinstance(targets, Tensor):
         raise MeasurementError(

@@ -1,4 +1,4 @@
-"""Residuals in float64 for pairs that were found in float32.
+"""Residuals in float64 for pairs that were found in float32, and what float32 takes of other numbers.
 
 H as float32 evaluates it is not H: beside a large eigenvalue the difference exceeds a small residual many times over,
 and no product in float32 shows it. So the pairs found are multiplied once more in float64, by a copy of the model that
@@ -11,7 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from analysis.batches import moved, regrouped
 from analysis.eigenpairs import Eigenpairs, rounding, vanish
+from analysis.ieee import ieee
 from analysis.model_copy import convert, private_copy
 from analysis.problem import Problem
 from analysis.vectors import quotients
@@ -29,6 +31,30 @@ def in_float64(problem: Problem) -> Problem:
         chunk_size=max(1, problem.chunk_size // 2),
         cached_samples=0,
     )
+
+
+def in_float64_where_it_runs(problem: Problem) -> Problem | None:
+    """The problem in float64; None where the model or the loss does not run in it."""
+    if problem.dtype == torch.float64:
+        return problem
+    double = in_float64(problem)
+    try:
+        with torch.no_grad():  # one sample, which may be one that is not counted
+            double.share(moved(next(regrouped(problem.data, 1)), double.device, double.dtype), {})
+    except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
+        return None
+    return double
+
+
+@ieee()
+def lost_to_rounding(product: Callable[[Tensor], Tensor] | None, vector: Tensor, image: Tensor) -> Tensor:
+    """H v (p,) from `product` in float64 less `image`, H v as it was; 0 where there is none, or it does not run."""
+    if product is not None:
+        try:
+            return product(vector[None])[0] - image
+        except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
+            pass
+    return torch.zeros_like(image, dtype=torch.float64)
 
 
 def confirmed(

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from analysis.confirmation import lost_to_rounding
 from analysis.errors import MeasurementError
 from analysis.operators import SymmetricOperator
 from analysis.recurrence import tridiagonal
-from analysis.vectors import random_rows
+from analysis.vectors import norm, random_rows
 
 _MOST_POINTS = 200_000
 _WIDTH_OF_ZEROS = 1e-12
@@ -35,6 +36,7 @@ class SpectralDensity:
     sigma: float
     size: int  # p
     products: int
+    rounding: float  # the share of A that rounding takes, as one product in float64 shows it
 
     def mean_of(self, f: Callable[[Tensor], Tensor]) -> float:
         """The mean of f over the eigenvalues, tr f(A) / p."""
@@ -52,13 +54,15 @@ def spectral_density(
     probes: int = 5,
     points: int = 400,
     sigma: float | None = None,
+    lost: float = 0.0,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> SpectralDensity:
     """Estimate the density from `probes` random vectors with `depth` products each.
 
     `sigma` defaults to 1 % of the spectrum's extent; the grid has at least `points`, and as many more as it takes to
-    resolve `sigma`. `progress` is told the products so far. Raises `MeasurementError` for a sigma too small for that.
+    resolve `sigma`. `lost` is the share of the matrix that rounding takes even in float64 (`analysis.saturation`), and
+    `progress` is told the products so far. Raises `MeasurementError` for a sigma too small for that.
 
     >>> import torch
     >>> from analysis.density import spectral_density
@@ -92,8 +96,24 @@ def spectral_density(
     needed = math.ceil(2 * (high - low + 10 * width) / width) + 1  # a normal curve is summed right at half its sigma
     grid = torch.linspace(low - 5 * width, high + 5 * width, max(points, needed), dtype=torch.float64)
     curves = torch.stack([_smoothed(grid, x, w, width) for x, w in zip(nodes, weights, strict=True)])
-    error = curves.std(0) / math.sqrt(probes) if probes > 1 else torch.full_like(grid, torch.inf)
-    return SpectralDensity(grid, curves.mean(0), error, tuple(nodes), tuple(weights), width, operator.size, products)
+    return SpectralDensity(
+        grid=grid,
+        density=curves.mean(0),
+        standard_error=curves.std(0) / math.sqrt(probes) if probes > 1 else torch.full_like(grid, torch.inf),
+        nodes=tuple(nodes),
+        weights=tuple(weights),
+        sigma=width,
+        size=operator.size,
+        products=products + (2 if operator.exact else 0),
+        rounding=lost + (_rounding(operator, start[0]) if operator.exact else 0.0),
+    )
+
+
+def _rounding(operator: SymmetricOperator, vector: Tensor) -> float:
+    """|error of A v| / |A v|, against the product in float64."""
+    image = operator(vector).double()
+    error = lost_to_rounding(operator.exact, vector, image)
+    return norm(error) / norm(image + error) if error.any() else 0.0
 
 
 def _width(low: float, high: float) -> float:

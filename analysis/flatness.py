@@ -8,7 +8,8 @@ alone as blocks,
     adaptive sharpness                 max { L(theta + e) - L(theta) : |e / theta| <= rho }  (Kwon et al. 2021)
 
 Not invariant are lambda_max, tr H, lambda_1 / lambda_5 and SAM's sharpness, max { L(theta + e) - L(theta) : |e| <= rho
-} (Foret et al. 2021). Both maxima are taken, as in training, at the first-order solution.
+} (Foret et al. 2021). Both maxima are taken, as in training, at the first-order solution, in float64 wherever the model
+runs in it: near a minimum the gradient, and a difference of losses everywhere, are what float32 rounds.
 """
 
 import math
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from analysis.confirmation import in_float64_where_it_runs
 from analysis.eigenpairs import carried
 from analysis.eigenvalue import Eigenvalue, listed
 from analysis.errors import MeasurementError
@@ -59,11 +61,13 @@ class FlatnessReport:
     eigenvalues: tuple[Eigenvalue, ...]  # the five largest of the Hessian
     trace: Estimate
     trace_converged: bool  # its standard error met the tolerance
+    trace_rounded: bool  # it would have but for rounding
     frobenius: Estimate
     sam_sharpness: float
     sam_radius: float
     adaptive_sharpness: float
     adaptive_radius: float
+    confirmed: bool  # both kinds of sharpness are computed in float64
     layers: tuple[RelativeFlatness, ...]
     products: int
 
@@ -117,18 +121,21 @@ def flatness(
     places = positions(problem)
     groups = {name: torch.cat([places[full] for full in own]) for name, own in weights.items()}
     moments = hutchinson(
-        hessian(problem), tol=trace_tol, max_probes=max_probes, groups=groups, seed=seed, progress=told
+        hessian(problem), tol=trace_tol, max_probes=max_probes, groups=groups, lost=lost, seed=seed, progress=told
     )
+    exact = in_float64_where_it_runs(problem)
     return FlatnessReport(
         loss=whole.loss,
         eigenvalues=whole.eigenvalues,
         trace=moments.trace,
         trace_converged=moments.converged,
+        trace_rounded=moments.rounded,
         frobenius=moments.frobenius,
-        sam_sharpness=sam_sharpness(problem, sam_radius),
+        sam_sharpness=sam_sharpness(exact or problem, sam_radius),
         sam_radius=sam_radius,
-        adaptive_sharpness=adaptive_sharpness(problem, adaptive_radius),
+        adaptive_sharpness=adaptive_sharpness(exact or problem, adaptive_radius),
         adaptive_radius=adaptive_radius,
+        confirmed=exact is not None,
         layers=tuple(
             RelativeFlatness(
                 name=name,
@@ -154,7 +161,7 @@ def positions(problem: Problem) -> dict[str, Tensor]:
 def sam_sharpness(problem: Problem, radius: float = 0.05) -> float:
     """L(theta + radius g / |g|) - L(theta), g the gradient of L: SAM's sharpness to first order.
 
-    Raises `MeasurementError` for a radius that is none.
+    It is computed in float64 where the model runs in it. Raises `MeasurementError` for a radius that is none.
 
     >>> import torch
     >>> from analysis.flatness import sam_sharpness
@@ -166,6 +173,7 @@ def sam_sharpness(problem: Problem, radius: float = 0.05) -> float:
     (0.0, True)
     """
     _require_radius(radius)
+    problem = in_float64_where_it_runs(problem) or problem
     loss, g = loss_and_gradient(problem)
     length = norm(g)
     return loss_at(problem, problem.point() + (radius / length) * g) - loss if length else 0.0
@@ -175,8 +183,8 @@ def adaptive_sharpness(problem: Problem, radius: float = 0.5) -> float:
     """L(theta + radius T^2 g / |T g|) - L(theta) with T = diag |theta|: ASAM's sharpness to first order, without its
     eta.
 
-    Every parameter, biases included, is scaled by its own magnitude, which makes the number invariant to rescaling.
-    Raises `MeasurementError` for a radius that is none.
+    Every parameter, biases included, is scaled by its own magnitude, which makes the number invariant to rescaling. It
+    is computed in float64 where the model runs in it. Raises `MeasurementError` for a radius that is none.
 
     >>> import torch
     >>> from analysis.flatness import adaptive_sharpness
@@ -188,6 +196,7 @@ def adaptive_sharpness(problem: Problem, radius: float = 0.5) -> float:
     (0.0, True)
     """
     _require_radius(radius)
+    problem = in_float64_where_it_runs(problem) or problem
     loss, g = loss_and_gradient(problem)
     theta = problem.point()
     length = norm(theta.abs() * g)

@@ -71,25 +71,37 @@ BLOCK = "block"
 def find_groups(problem: Problem, names: Sequence[str] | None = None, by: str | None = None) -> list[Group]:
     """The layers `names`, or all, in groups; a layer that belongs to none stays on its own.
 
-    `by` is "block" (`h.3.attn.c_proj` and `h.3.ln_1` make `h.3`), or patterns separated by commas: each matches some
-    parts of a name that follow one another (`h.*`), and layers whose names are the same up to the end of what the first
-    pattern matches make a group. Raises `MeasurementError` where a name or a pattern is that of no layer.
+    `by` is "block" (`h.3.attn.c_proj` and `h.3.ln_1` make `h.3`), or patterns separated by commas: each matches the
+    first parts of a name (`transformer.h.*`) or, where it is the beginning of none, some parts that follow one another
+    (`h.*`). Layers whose names are the same up to the end of what the first fitting pattern matches make a group, which
+    is called the rest where an earlier pattern took some of what is below its name. Raises `MeasurementError` where a
+    name or a pattern is that of no layer.
     """
     layers = find_layers(problem, names)
-    groups: dict[str, list[Layer]] = {}
     patterns = [pattern.strip() for pattern in by.split(",")] if by else []
-    unused = list(patterns)
+    fits = {pattern: _fits(layers, pattern) for pattern in patterns}
+    for number, pattern in enumerate(patterns):
+        if not fits[pattern]:
+            lacking = "has a number in its name" if pattern == BLOCK else f"fits the pattern {pattern!r}"
+            raise MeasurementError(f"No layer {lacking}; the layers are {', '.join(layer.name for layer in layers)}.")
+        if all(any(name in fits[earlier] for earlier in patterns[:number]) for name in fits[pattern]):
+            raise MeasurementError(
+                f"All that fits the pattern {pattern!r} fits one before it, and is in that one's groups: put it first."
+            )
+    groups: dict[str, list[Layer]] = {}
     for layer in layers:
-        fitting = ((pattern, found) for pattern in patterns if (found := _up_to(layer.name, pattern)) is not None)
-        pattern, name = next(fitting, ("", layer.name))
-        unused = [one for one in unused if one != pattern]
+        name = next((fits[pattern][layer.name] for pattern in patterns if layer.name in fits[pattern]), layer.name)
         groups.setdefault(name, []).append(layer)
-    if unused:
-        raise MeasurementError(
-            f"No layer {'has a number in its name' if unused[0] == BLOCK else f'fits the pattern {unused[0]!r}'}; the "
-            f"layers are {', '.join(layer.name for layer in layers)}."
-        )
-    return [Group(name, tuple(members)) for name, members in groups.items()]
+    return [Group(_called(name, groups), tuple(members)) for name, members in groups.items()]
+
+
+def _fits(layers: Sequence[Layer], pattern: str) -> dict[str, str]:
+    """Of the layers that the pattern fits, the name up to the end of what it matches."""
+    found = {layer.name: _up_to(layer.name, pattern) for layer in layers}
+    fitting = {name: end for name, end in found.items() if end is not None}
+    parts = pattern.count(".") + 1
+    from_the_start = {name: end for name, end in fitting.items() if end.count(".") + 1 == parts}
+    return (from_the_start if pattern != BLOCK else {}) or fitting
 
 
 def _up_to(name: str, pattern: str) -> str | None:
@@ -100,3 +112,12 @@ def _up_to(name: str, pattern: str) -> str | None:
         if last[0].isdecimal() if pattern == BLOCK else all(map(fnmatchcase, last, wanted)):
             return ".".join(parts[:end])
     return None
+
+
+def _called(name: str, groups: Mapping[str, Sequence[Layer]]) -> str:
+    """What a group is called: a module's name is for all of it."""
+    grouped = any(layer.name != name for layer in groups[name])
+    elsewhere = any(
+        layer.name.startswith(f"{name}.") for other, own in groups.items() if other != name for layer in own
+    )
+    return f"{name} (rest)" if grouped and elsewhere else name

@@ -91,9 +91,12 @@ def filter_normalised_directions(problem: Problem, count: int = 2, *, seed: int 
 
 
 def _normalised(problem: Problem, direction: Tensor) -> Tensor:
-    pieces = []
-    for piece, parameter in zip(problem.split(direction), problem.parameters.values(), strict=True):
-        if parameter.dim() < 2:
+    pieces, own_shapes = (
+        [],
+        dict(problem.model.named_parameters()),
+    )  # complex ones in the dimensions that they have there
+    for piece, (name, parameter) in zip(problem.split(direction), problem.parameters.items(), strict=True):
+        if own_shapes[name].dim() < 2:
             pieces.append(torch.zeros_like(piece))
             continue
         filters, own = piece.flatten(1), parameter.detach().flatten(1)

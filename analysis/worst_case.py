@@ -22,8 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from analysis.batches import moved, regrouped
-from analysis.confirmation import in_float64
+from analysis.batches import regrouped
+from analysis.confirmation import in_float64_where_it_runs
 from analysis.errors import MeasurementError, UncountedError
 from analysis.losses import SummedLoss, class_axis, cross_entropy, shift_of
 from analysis.objective import loss_and_gradient, loss_at
@@ -90,7 +90,7 @@ def worst_case_sharpness(
         raise MeasurementError("Worst-case sharpness is computed in one process; run it without torchrun.")
     size = min(batch_size, problem.samples)
     of = with_normalised_logits(problem) if normalised_logits else problem
-    exact = _in_float64(of)
+    exact = in_float64_where_it_runs(of)
     values: list[float] = []
     uncounted: list[int] = []
     count = problem.samples // size
@@ -109,19 +109,6 @@ def worst_case_sharpness(
     found = torch.tensor(values, dtype=torch.float64)
     confirmed = exact is not None
     return WorstCase(found.mean().item(), found, norm, radius, steps, size, normalised_logits, confirmed)
-
-
-def _in_float64(problem: Problem) -> Problem | None:
-    """The problem in float64; None where the model or the loss does not run in it."""
-    if problem.dtype == torch.float64:
-        return problem
-    double = in_float64(problem)
-    try:
-        with torch.no_grad():  # one sample, which may be one that is not counted
-            double.share(moved(next(regrouped(problem.data, 1)), double.device, double.dtype), {})
-    except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
-        return None
-    return double
 
 
 def _rise(problem: Problem, e: Tensor) -> float:

@@ -9,7 +9,7 @@ import typer
 from flatlab.cli.eigs_table import print_certificate, shown, warn_unless_converged
 from flatlab.cli.options import Given, measuring
 from flatlab.cli.pictures import save_picture
-from flatlab.cli.side_by_side import loss_name, mark, new_table, print_subjects, print_table
+from flatlab.cli.side_by_side import doubt, loss_name, mark, new_table, print_subjects, print_table
 from flatlab.errors import UsageError
 from flatlab.terminal.console import console
 
@@ -52,9 +52,11 @@ def clients(
             _print(f"{mark(number, results)}".strip(), result)
         print_subjects(results)
         values = [value for result in results for one in _curvatures(result) for value in one["eigenvalues"]]
+        marks = {doubt(one["trace"]): one["trace"] for result in results for one in _curvatures(result)}
         print_certificate(values)
-        warn_unless_converged(values, results[0]["settings"]["dtype"])
-        if not all(one["trace"]["converged"] for result in results for one in _curvatures(result)):
+        rounded = [marks[" ~"]] if " ~" in marks else []
+        warn_unless_converged([*values, *rounded], results[0]["settings"]["dtype"])
+        if " !" in marks:
             console.print("! not converged: a trace's standard error is above the tolerance; raise --trace-tol.")
         if given.figure is not None:
             save_picture(draw_local_global, results, given.figure)
@@ -98,8 +100,8 @@ def _print(number: str, result: Mapping[str, Any]) -> None:
 
 def _cell(curvature: Mapping[str, Any]) -> str:
     trace = curvature["trace"]
-    doubt = "" if trace["converged"] else " !"
-    return f"{shown(curvature['eigenvalues'][:1])} ({trace['value']:.4g} ± {trace['standard_error']:.1g}{doubt})"
+    estimate = f"{trace['value']:.4g} ± {trace['standard_error']:.1g}{doubt(trace)}"
+    return f"{shown(curvature['eigenvalues'][:1])} ({estimate})"
 
 
 def _curvatures(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from figures.captions import matrix_name
 from figures.labels import block_label
-from flatlab.cli.side_by_side import Cell, loss_name, mark, new_table, print_subjects, print_table, ratio
+from flatlab.cli.side_by_side import Cell, doubt, loss_name, mark, new_table, print_subjects, print_table, ratio
 from flatlab.terminal.console import console
 
 
@@ -62,11 +62,6 @@ def shown(values: Sequence[Mapping[str, Any]]) -> str:
 def _is_within_error(value: Mapping[str, Any]) -> bool:
     """Whether the eigenvalue cannot be told from zero."""
     return bool(abs(value["value"]) < value["residual"])
-
-
-def doubt(value: Mapping[str, Any]) -> str:
-    """What marks an eigenvalue that did not converge."""
-    return "" if value["converged"] else " ~" if value.get("rounded") else " !"
 
 
 def warn_unless_converged(

@@ -39,8 +39,12 @@ def estimate_cell(estimate: Mapping[str, Any] | None) -> Cell | None:
     if estimate is None:
         return None
     cell = number_cell(estimate["value"])
-    doubt = "" if estimate.get("converged", True) else " !"
-    return replace(cell, text=f"{cell.text}{give_or_take(estimate['standard_error'], '.2g')}{doubt}")
+    return replace(cell, text=f"{cell.text}{give_or_take(estimate['standard_error'], '.2g')}{doubt(estimate)}")
+
+
+def doubt(number: Mapping[str, Any]) -> str:
+    """What marks an eigenvalue or an estimate that did not converge."""
+    return "" if number.get("converged", True) else " ~" if number.get("rounded") else " !"
 
 
 def give_or_take(error: float | None, form: str) -> str:

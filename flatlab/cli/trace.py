@@ -8,10 +8,10 @@ import typer
 
 from figures.captions import matrix_name
 from figures.labels import block_label
-from flatlab.cli.eigs_table import doubt, shown, warn_unless_converged
+from flatlab.cli.eigs_table import shown, warn_unless_converged
 from flatlab.cli.options import MATRIX, Given, choice, measuring
 from flatlab.cli.pictures import save_picture
-from flatlab.cli.side_by_side import Cell, Row, estimate_cell, loss_name, number_cell, print_side_by_side
+from flatlab.cli.side_by_side import Cell, Row, doubt, estimate_cell, loss_name, number_cell, print_side_by_side
 from flatlab.errors import UsageError
 from flatlab.terminal.console import console
 
@@ -122,16 +122,15 @@ def print_traces(results: Sequence[dict[str, Any]]) -> None:
     """The trace of the network and of every layer, and the Frobenius norm."""
     names = dict.fromkeys(layer["name"] for result in results for layer in result["layers"])
     by_name = [{layer["name"]: layer["trace"] for layer in result["layers"]} for result in results]
-    rows: list[Row] = [
-        ("network", [estimate_cell({**result["trace"], "converged": result["converged"]}) for result in results])
-    ]
+    traces = [{**result["trace"], "converged": result["converged"], "rounded": result["rounded"]} for result in results]
+    rows: list[Row] = [("network", [estimate_cell(trace) for trace in traces])]
     rows += [(block_label(name), [estimate_cell(layers.get(name)) for layers in by_name]) for name in names]
     if any(result["frobenius"] for result in results):
         letter = {"Hessian": "H", "Gauss-Newton matrix": "G"}.get(matrix_name(results[0]), "F")
         rows.append((f"|{letter}|_F, network", [estimate_cell(result["frobenius"]) for result in results]))
     title = f"Trace of the {matrix_name(results[0])} of {loss_name(results[0])}"
     print_side_by_side(title, "layer", "trace ± standard error", rows, results)
-    _warn_unless_converged([result["converged"] for result in results], results[0]["settings"])
+    _warn_unless_converged(traces, [], results[0]["settings"])
 
 
 def print_flatness(results: Sequence[dict[str, Any]]) -> None:
@@ -143,10 +142,10 @@ def print_flatness(results: Sequence[dict[str, Any]]) -> None:
         "* unchanged when a ReLU network is rescaled to the same function; W: a layer's weights, no bias."
     )
     searched = [[*result["eigenvalues"], *(layer["top"] for layer in result["layers"])] for result in results]
-    warn_unless_converged(
-        [value for values in searched for value in values], results[0]["settings"]["dtype"], adjustable=False
-    )
-    _warn_unless_converged([result["trace"]["converged"] for result in results], results[0]["settings"])
+    eigenvalues = [value for values in searched for value in values]
+    _warn_unless_converged([result["trace"] for result in results], eigenvalues, results[0]["settings"])
+    if not all(result["sam_sharpness"]["confirmed"] for result in results):
+        console.print("SAM and adaptive sharpness are of losses in float32: the model does not run in float64.")
     if worst := results[0].get("worst_case_sharpness"):
         logits = " of normalised logits" if worst["normalised_logits"] else ""
         console.print(
@@ -160,9 +159,13 @@ def print_flatness(results: Sequence[dict[str, Any]]) -> None:
             console.print("The rise is a difference of losses in float32: the model does not run in float64.")
 
 
-def _warn_unless_converged(converged: Sequence[bool], settings: Mapping[str, Any]) -> None:
-    """Say of traces what their mark means, and what to do."""
-    if not all(converged):
+def _warn_unless_converged(
+    traces: Sequence[Mapping[str, Any]], eigenvalues: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> None:
+    """Say what the marks of traces, and of eigenvalues beside them, mean, and what to do."""
+    rounded = [trace for trace in traces if doubt(trace) == " ~"]
+    warn_unless_converged([*eigenvalues, *rounded], settings["dtype"], adjustable=False)
+    if any(doubt(trace) == " !" for trace in traces):
         advice = "--max-probes" if settings["estimator"] == "hutch++" else "--max-probes, or --tol"  # which that lacks
         console.print(
             f"! not converged: the standard error is above {settings['tol']:.2g} of the trace; raise {advice}.",

@@ -85,7 +85,7 @@ class FlatnessResult(Result):
     @property
     def finished(self) -> bool:
         """Of the eigenvalues and the trace."""
-        return super().finished and self.report.trace_converged
+        return super().finished and (self.report.trace_converged or self.report.trace_rounded)
 
     def searched(self) -> list[Eigenvalue]:
         """Those of the network, and the top of each layer's weight."""
@@ -93,15 +93,15 @@ class FlatnessResult(Result):
 
     def numbers(self) -> dict[str, Any]:
         """Every measure of `analysis.flatness`."""
-        report = self.report
+        report, exact = self.report, {"confirmed": self.report.confirmed}
         return {
             "loss": report.loss,
             "eigenvalues": [plain_eigenvalue(value) for value in report.eigenvalues],
             "spread": report.spread if report.spread == report.spread else None,  # nan with fewer than five parameters
-            "trace": {**vars(report.trace), "converged": report.trace_converged},
+            "trace": {**vars(report.trace), "converged": report.trace_converged, "rounded": report.trace_rounded},
             "frobenius": vars(report.frobenius),
-            "sam_sharpness": {"value": report.sam_sharpness, "radius": report.sam_radius},
-            "adaptive_sharpness": {"value": report.adaptive_sharpness, "radius": report.adaptive_radius},
+            "sam_sharpness": {"value": report.sam_sharpness, "radius": report.sam_radius, **exact},
+            "adaptive_sharpness": {"value": report.adaptive_sharpness, "radius": report.adaptive_radius, **exact},
             **self._worst_case(),
             "layers": [
                 {

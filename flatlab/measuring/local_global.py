@@ -51,6 +51,7 @@ class Curvature:
     eigenvalues: tuple[Eigenvalue, ...]  # top k
     trace: Estimate
     trace_converged: bool
+    trace_rounded: bool  # it would have converged but for rounding
     vectors: Tensor  # (p, k)
 
     def plain(self) -> dict[str, Any]:
@@ -58,7 +59,7 @@ class Curvature:
         return {
             "loss": self.loss,
             "eigenvalues": [plain_eigenvalue(value) for value in self.eigenvalues],
-            "trace": {**vars(self.trace), "converged": self.trace_converged},
+            "trace": {**vars(self.trace), "converged": self.trace_converged, "rounded": self.trace_rounded},
         }
 
 
@@ -107,7 +108,9 @@ class LocalGlobalResult(Result):
     @property
     def finished(self) -> bool:
         """Of eigenvalues and traces."""
-        return super().finished and all(curvature.trace_converged for curvature in self._curvatures())
+        return super().finished and all(
+            curvature.trace_converged or curvature.trace_rounded for curvature in self._curvatures()
+        )
 
     def searched(self) -> list[Eigenvalue]:
         """Those of every loss at every model."""
@@ -183,18 +186,21 @@ def measure_local_global(
     def curvature(problem: Problem, what: str) -> Curvature:
         told = lambda products, residual: tell(f"{what}: {products} products, residual {residual:.1e}")  # noqa: E731
         pairs = lanczos(hessian(problem), search.k, tol=search.tol, max_iter=search.max_iter, progress=told)
+        lost = lost_share(problem)
         moments = hutchinson(
             hessian(problem),
             tol=probing.tol,
             max_probes=probing.max_probes,
+            lost=lost,
             progress=lambda probes, error: tell(f"{what}: {probes} probes, standard error {error:.1%}"),
         )
         at = loss_at(problem, problem.point())
         return Curvature(
             at,
-            listed(carried(pairs, lost_share(problem), search.tol)),
+            listed(carried(pairs, lost, search.tol)),
             moments.trace,
             moments.converged,
+            moments.rounded,
             pairs.vectors,
         )
 

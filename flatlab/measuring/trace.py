@@ -10,6 +10,7 @@ from analysis.flatness import positions
 from analysis.layers import find_layers
 from analysis.operators import Matrix, curvature_matrix
 from analysis.problem import Problem
+from analysis.saturation import lost_share
 from analysis.trace import Estimate, hutch_plus_plus, hutchinson
 from flatlab.errors import UsageError, require_count
 from flatlab.measuring.matrices import kind_of, read_matrix
@@ -76,12 +77,13 @@ class TraceResult(Result):
     frobenius: Estimate | None  # |H|_F; None by Hutch++
     layers: Mapping[str, Estimate]  # the trace of each layer's block, by name
     converged: bool  # the trace's standard error met the tolerance
+    rounded: bool  # it would have but for rounding
     products: int  # with a vector, one per probe
 
     @property
     def finished(self) -> bool:
-        """Whether the trace is as exact as was asked."""
-        return self.converged
+        """Whether the trace is as exact as was asked, or to rounding."""
+        return self.converged or self.rounded
 
     def heading(self) -> str:
         """The trace, and of which matrix."""
@@ -96,6 +98,7 @@ class TraceResult(Result):
             "frobenius": self.frobenius and vars(self.frobenius),
             "layers": [{"name": name, "trace": vars(trace)} for name, trace in self.layers.items()],
             "converged": self.converged,
+            "rounded": self.rounded,
             "hvps": self.products,
         }
 
@@ -115,11 +118,12 @@ class TraceResult(Result):
 
 def measure_trace(problem: Problem, probing: Probing, tell: Tell = silent) -> TraceResult:
     """Trace, layers' traces and Frobenius norm from the same probes; by Hutch++ the trace of the network alone."""
-    operator = curvature_matrix(problem, probing.matrix)
+    operator, lost = curvature_matrix(problem, probing.matrix), lost_share(problem)
     if probing.estimator == "hutch++":
-        trace = hutch_plus_plus(operator, probing.max_probes)
-        within = trace.standard_error <= probing.tol * abs(trace.value)
-        return TraceResult(trace=trace, frobenius=None, layers={}, converged=within, products=operator.products)
+        trace = hutch_plus_plus(operator, probing.max_probes, lost=lost)
+        within, rounded = trace.standard_error <= probing.tol * abs(trace.value), trace.is_rounded(probing.tol)
+        products = operator.products + int(operator.exact is not None)
+        return TraceResult(trace=trace, frobenius=None, layers={}, converged=within, rounded=rounded, products=products)
     places = positions(problem)
     groups = {
         layer.name: torch.cat([places[name] for name in layer.parameters.values()]) for layer in find_layers(problem)
@@ -129,6 +133,7 @@ def measure_trace(problem: Problem, probing: Probing, tell: Tell = silent) -> Tr
         tol=probing.tol,
         max_probes=probing.max_probes,
         groups=groups,
+        lost=lost,
         progress=lambda probes, error: tell(f"{probes} probes, standard error {error:.1%}"),
     )
     return TraceResult(
@@ -136,5 +141,6 @@ def measure_trace(problem: Problem, probing: Probing, tell: Tell = silent) -> Tr
         frobenius=moments.frobenius,
         layers=moments.groups,
         converged=moments.converged,
+        rounded=moments.rounded,
         products=moments.products,
     )

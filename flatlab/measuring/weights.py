@@ -267,6 +267,8 @@ def _require_numbers(tensor: Any, own: Any, name: str, path: Path) -> None:
         )
     loaded = tensor.to(own.dtype if _is_inexact(own) else torch.float64)
     if not bool(loaded.isfinite().all()):
+        if bool(tensor.isfinite().all()):
+            raise UsageError(f"{name} in {path} has entries that are beyond {_kind(own)}: measure in float64.")
         raise UsageError(f"{name} in {path} has entries that are not finite; curvature needs finite weights.")
 
 

@@ -50,7 +50,8 @@ def test_what_rescaling_changes_and_what_it_does_not() -> None:
     assert after.adaptive_sharpness == pytest.approx(before.adaptive_sharpness, rel=1e-9)
     for one, other in zip(before.layers, after.layers, strict=True):
         assert other.by_eigenvalue == pytest.approx(one.by_eigenvalue, rel=1e-5)
-        assert one.trace.standard_error == other.trace.standard_error == 0  # so small a matrix is worked through whole
+        for trace in (one.trace, other.trace):  # so small a matrix is worked through whole
+            assert trace.standard_error == trace.rounding <= 1e-15 * trace.value
         assert other.by_trace == pytest.approx(one.by_trace, rel=1e-9)
     assert after.eigenvalues[0].value > 2 * before.eigenvalues[0].value
     assert after.trace.value > 2 * before.trace.value
@@ -171,3 +172,70 @@ def test_a_model_without_weights_has_no_relative_flatness_and_every_other_measur
     assert report.eigenvalues[0].converged
     assert report.trace.value > report.eigenvalues[0].value > 0
     assert study.measure(problem).relative_top == 0
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2, dtype=torch.cfloat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size: Tensor = self.layer(x.to(self.layer.weight.dtype)).abs()
+        return size
+
+
+def test_complex_biases_do_not_move() -> None:
+    problem = make_problem(Complex(), "cross_entropy", (torch.randn(9, 3), torch.arange(9) % 2))
+    weight, bias = problem.split(filter_normalised_directions(problem, 1)[:, 0])
+    assert not bias.any()
+    lengths = torch.linalg.vector_norm(problem.parameters["layer.weight"], dim=(1, 2))
+    torch.testing.assert_close(torch.linalg.vector_norm(weight.reshape(2, 3, 2), dim=(1, 2)), lengths)
+
+
+def far_and_fitted() -> tuple[nn.Linear, Tensor, Tensor]:
+    """A regression at its minimum, in float32's numbers, whose loss is ten digits above what a small step adds."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 3, generator=generator)
+    y = 1e4 * (x.sum(1, keepdim=True) + torch.randn(50, 1, generator=generator))
+    best = torch.linalg.lstsq(torch.cat([x, torch.ones(50, 1)], 1).double(), y.double()).solution.float()
+    model = nn.Linear(3, 1)
+    model.load_state_dict({"weight": best[:3].T, "bias": best[3]})
+    return model, x, y
+
+
+def test_sharpness_at_a_minimum_is_not_float32s_rounding() -> None:
+    model, x, y = far_and_fitted()
+    exact = copy.deepcopy(model).double()
+
+    def loss_of(weight: Tensor, bias: Tensor) -> Tensor:
+        return F.mse_loss(x.double() @ weight.T + bias, y.double())
+
+    leaves = [p.detach().requires_grad_() for p in exact.parameters()]
+    g = torch.autograd.grad(loss_of(*leaves), leaves)
+    theta = [p.detach() for p in leaves]
+    length = math.sqrt(sum(float(part.square().sum()) for part in g))
+    moved = [(p + 0.05 / length * part).detach() for p, part in zip(theta, g, strict=True)]
+    sam = (loss_of(*moved) - loss_of(*theta)).item()
+    assert 1e-4 < sam < 1e-2  # of a loss of 1e8
+    length = math.sqrt(sum(float((p * part).square().sum()) for p, part in zip(theta, g, strict=True)))
+    moved = [(p + 0.5 / length * p.square() * part).detach() for p, part in zip(theta, g, strict=True)]
+    problem = make_problem(model, "mse", (x, y))
+    assert problem.dtype == torch.float32
+    assert sam_sharpness(problem) == pytest.approx(sam, rel=1e-3)
+    assert adaptive_sharpness(problem) == pytest.approx((loss_of(*moved) - loss_of(*theta)).item(), rel=1e-3)
+    report = flatness(problem, trace_tol=0.1)
+    assert report.confirmed
+    assert (report.sam_sharpness, report.adaptive_sharpness) == (sam_sharpness(problem), adaptive_sharpness(problem))
+
+
+def test_where_nothing_runs_in_float64_that_is_said_of_sharpness() -> None:
+    problem = make_problem(nn.Linear(3, 2), single, (torch.randn(9, 3), torch.arange(9) % 2))
+    assert not flatness(problem, trace_tol=0.3).confirmed
+
+
+KEPT = torch.eye(2)
+
+
+def single(outputs: Tensor, targets: Tensor) -> Tensor:
+    """A loss that stays in float32."""
+    return F.cross_entropy(outputs @ KEPT, targets)

@@ -195,6 +195,8 @@ def test_the_top_of_a_group(make_case: Any, dense_hessian: Any) -> None:
         ("h.1", ["enter", "h.0.0", "h.0.1", "h.1", "leave"]),
         ("e*,h", ["enter", "h", "leave"]),
         ("[0-9]", ["enter", "h.0", "h.1", "leave"]),
+        ("h.*.0,h.*", ["enter", "h.0.0", "h.0 (rest)", "h.1.0", "h.1 (rest)", "leave"]),
+        ("h.0,h", ["enter", "h.0", "h (rest)", "leave"]),
     ],
 )
 def test_names_of_groups(by: str | None, names: list[str]) -> None:
@@ -202,10 +204,26 @@ def test_names_of_groups(by: str | None, names: list[str]) -> None:
     assert [group.name for group in find_groups(problem, by=by)] == names
 
 
+def test_a_pattern_begins_with_the_name_where_it_can() -> None:
+    """`0` is the first of these layers, and not also the first within the last."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)))
+    problem = make_problem(model, "cross_entropy", (torch.randn(5, 3), torch.arange(5) % 2))
+    for by, names in (
+        ("0,2", ["0", "2"]),
+        ("2", ["0", "2"]),
+        ("2.0,2", ["0", "2.0", "2 (rest)"]),
+        ("?.2", ["0", "2.0", "2.2"]),
+    ):
+        groups = find_groups(problem, by=by)
+        assert [group.name for group in groups] == names
+
+
 def test_groups_that_are_none() -> None:
     problem = make_problem(Body(), "cross_entropy", (torch.randn(5, 16), torch.arange(5) % 3))
     with pytest.raises(MeasurementError, match=r"No layer fits the pattern 'layers.\*'; the layers are enter, h.0.0"):
         find_groups(problem, by="h.*,layers.*")
+    with pytest.raises(MeasurementError, match=r"All that fits the pattern 'h.0' fits one before it"):
+        find_groups(problem, by="h,h.0")
     with pytest.raises(MeasurementError, match="No layer has a number in its name"):
         find_groups(problem, ["enter", "leave"], "block")
 

@@ -6,10 +6,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from analysis.problem import make_problem
+from analysis.density import spectral_density
+from analysis.flatness import flatness
+from analysis.operators import hessian
+from analysis.problem import Problem, make_problem
 from analysis.saturation import lost_share
 from analysis.spectrum import eigs
+from analysis.trace import hutch_plus_plus, hutchinson
 
 
 @pytest.mark.parametrize("sure", [30.0, 37.5])
@@ -66,3 +71,55 @@ def test_a_negative_loss_is_no_softmaxs() -> None:
     assert value.value == pytest.approx(torch.linalg.eigvalsh(torch.as_tensor(expected)).max().item(), rel=1e-6)
     assert value.converged
     assert value.residual < 1e-2
+
+
+def saturated(sure: float, wide: int, dtype: torch.dtype) -> Problem:
+    """A linear classifier of 3 * (wide + 1) parameters that is sure of every sample, and right."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    x = torch.cat([F.one_hot(y, 3).float(), torch.zeros(60, wide - 3)], 1)
+    x += 0.02 * torch.randn(60, wide, generator=generator)
+    model = nn.Linear(wide, 3)
+    with torch.no_grad():
+        model.weight.copy_(sure * torch.eye(3, wide))
+        model.bias.zero_()
+    return make_problem(model.to(dtype), "cross_entropy", (x.to(dtype), y))
+
+
+@pytest.mark.parametrize(("wide", "tol"), [(3, 0.02), (12, 0.1)])  # worked through whole, and by probes
+@pytest.mark.parametrize(
+    ("sure", "dtype", "rounded"), [(17, "float32", True), (3, "float32", False), (35, "float64", True)]
+)
+def test_a_trace_counts_what_rounding_takes(wide: int, tol: float, sure: float, dtype: str, rounded: bool) -> None:
+    problem = saturated(sure, wide, getattr(torch, dtype))
+    exact = exact_hessian(problem)
+    truth = exact.trace().item()
+    moments = hutchinson(hessian(problem), tol=tol, lost=lost_share(problem))
+    assert (moments.converged, moments.rounded) == (not rounded, rounded)
+    assert abs(moments.trace.value - truth) <= 2.6 * moments.trace.standard_error
+    assert abs(moments.frobenius.value - exact.norm().item()) <= 3 * moments.frobenius.standard_error
+    sketched = hutch_plus_plus(hessian(problem), 30, lost=lost_share(problem))
+    assert abs(sketched.value - truth) <= 2.6 * sketched.standard_error
+    assert sketched.is_rounded(tol) == rounded
+    density = spectral_density(hessian(problem), depth=9, probes=3, lost=lost_share(problem))
+    assert (density.rounding > 0.01) == rounded
+    report = flatness(problem, trace_tol=tol)
+    assert (report.trace_converged, report.trace_rounded) == (not rounded, rounded)
+    (layer,) = report.layers
+    block = exact[: 3 * wide, : 3 * wide].trace().item()
+    assert abs(layer.trace.value - block) <= 2.6 * layer.trace.standard_error
+
+
+def exact_hessian(problem: Problem) -> Tensor:
+    """The mean over samples of J^T (diag p - p p^T) J, from sums of p that leave out nothing by cancelling."""
+    (((x,), _),) = problem.data
+    assert isinstance(x, Tensor)
+    weight, bias = (p.double() for p in problem.parameters.values())
+    total = torch.zeros(problem.size, problem.size, dtype=torch.float64)
+    for row in x.double():
+        p = torch.softmax(weight @ row + bias, 0)
+        others = torch.stack([p[:i].sum() + p[i + 1 :].sum() for i in range(3)])
+        middle = torch.diag(p * others) - (p[:, None] * p) * (1 - torch.eye(3))
+        J = torch.cat([torch.kron(torch.eye(3).double(), row[None]), torch.eye(3).double()], 1)
+        total += J.T @ middle @ J / len(x)
+    return total

@@ -46,6 +46,18 @@ def test_clients_alone_are_enough(file: Path) -> None:
     assert read_split(file, TRAIN).tolist() == [0] * 6 + [1] * 6
 
 
+def test_clients_have_the_numbers_that_they_are_named(file: Path) -> None:
+    """Sorted as text, as `json.dump(..., sort_keys=True)` does, 10 stands before 2."""
+    named = {str(client): [client] for client in range(12)}
+    file.write_text(json.dumps({"clients": named}, sort_keys=True))
+    assert read_split(file, TRAIN).tolist() == list(range(12))
+    file.write_text(json.dumps({"clients": {"b": [1, 2], "a": [0, *range(3, 12)]}}))
+    assert read_split(file, TRAIN).tolist() == [1, 0, 0] + [1] * 9
+    file.write_text(json.dumps({"clients": {"1": [0, 1], "0": [2, *range(1, 12)]}}))
+    with pytest.raises(UsageError, match="has sample 1 in client '1' and again in '0'"):
+        read_split(file, TRAIN)
+
+
 def test_a_file_of_other_data_is_refused(file: Path) -> None:
     with pytest.raises(UsageError, match="is of other data"):
         read_split(file, Split(TRAIN.images + 1, TRAIN.labels))

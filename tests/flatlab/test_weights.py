@@ -184,7 +184,7 @@ def test_what_a_model_of_higher_precision_can_hold_is_finite(tmp_path: Path) -> 
     large = {k: t.double() * 1e60 if t.is_floating_point() else t for k, t in state().items()}
     torch.save(large, tmp_path / "w.pt")
     assert_loaded(tmp_path / "w.pt", large, "", lambda: Net().double())
-    with pytest.raises(UsageError, match="not finite"):
+    with pytest.raises(UsageError, match="beyond float32: measure in float64"):
         load_weights(Net(), tmp_path / "w.pt", "mine:make")
 
 
@@ -205,6 +205,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "nan": (
         {**state(), "head.bias": torch.tensor([0, torch.nan])},
         "head.bias in w.pt has entries that are not finite",
+    ),
+    "beyond float32": (
+        {**state(), "head.bias": torch.tensor([0, 1e300], dtype=torch.float64)},
+        "head.bias in w.pt has entries that are beyond float32: measure in float64",
     ),
     "complex": ({**state(), "head.bias": torch.zeros(2, dtype=torch.complex64)}, "sparse, complex, quantised"),
     "sparse": ({**state(), "head.weight": torch.zeros(2, 3).to_sparse()}, "sparse, complex, quantised"),

@@ -3,7 +3,8 @@
     {"format": "flatlab split", "version": 1, "data": "5f0c...", "samples": 1438, "clients": {"0": [3, 17, ...], ...}}
 
 Only `clients` must be there; `data` is the digest of the training samples, with which it is compared. Every sample is
-in just one client.
+in just one client. Clients named 0, 1, ... to their number are those, in whatever order they stand; others are numbered
+as they stand in the file.
 """
 
 import json
@@ -37,7 +38,7 @@ def write_split(path: Path, train: Split, parts: Sequence[Indices]) -> None:
 
 
 def read_split(path: Path, train: Split) -> Indices:
-    """The client of each sample of `train`, (n,), clients numbered in the order of the file.
+    """The client of each sample of `train`, (n,), by its number (see the module).
 
     Raises:
         UsageError: the file cannot be read, is not such a file, is of other data, or has a sample not just once.
@@ -63,7 +64,11 @@ def read_split(path: Path, train: Split) -> Indices:
 def _owners(path: Path, clients: dict[str, Any], samples: int) -> Indices:
     owners = np.full(samples, -1, dtype=np.int64)
     names = list(clients)
-    for number, (name, held) in enumerate(clients.items()):
+    numbers = {str(number): number for number in range(len(names))}
+    if set(names) != set(numbers):
+        numbers = {name: number for number, name in enumerate(names)}
+    names.sort(key=numbers.__getitem__)
+    for name, held in clients.items():
         if not isinstance(held, list) or not held:
             _refuse(path, f"has for client {shown(name)} {shown(held)}, not a list of samples")
         for place, sample in enumerate(held):
@@ -77,7 +82,7 @@ def _owners(path: Path, clients: dict[str, Any], samples: int) -> Indices:
                 _refuse(
                     path, f"has sample {sample} in client {shown(names[owners[sample]])} and again in {shown(name)}"
                 )
-            owners[sample] = number
+            owners[sample] = numbers[name]
     if (owners < 0).any():
         _refuse(path, f"gives sample {int(np.argmin(owners))} to no client")
     return owners

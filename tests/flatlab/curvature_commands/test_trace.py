@@ -27,7 +27,7 @@ def test_trace(run: Run, checkpoints: tuple[Path, Path], truth: Dense) -> None:
     for layer in result["layers"]:
         assert_within(layer["trace"], truth.block(layer["name"]).trace())
     short = run("trace", checkpoints[0], "--tol", 1e-4, "--max-probes", 12, code=NOT_CONVERGED)
-    assert (short["hvps"], short["converged"]) == (12, False)
+    assert (short["hvps"], short["converged"]) == (12 + 1, False)  # one of them in float64
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_an_eigenvalue_exact_to_rounding_is_marked_as_by_eigs(capsys: pytest.Cap
 def flatness_of(value: dict[str, Any]) -> dict[str, Any]:
     """A saved result of a network without layers whose top eigenvalue is `value`."""
     estimate = {"value": 3.0, "standard_error": 0.01, "converged": True}
-    sharpness = {"value": 0.1, "radius": 0.5}
+    sharpness = {"value": 0.1, "radius": 0.5, "confirmed": True}
     return {
         "model": "mine:net",
         "weights": "",
