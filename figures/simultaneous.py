@@ -23,6 +23,9 @@ from figures.statistics import LEVEL
 ROUNDING = 1e-12
 """Relative; what the order of a sum may change."""
 
+_DRAWS = 9999
+"""Of a bootstrap: with 999 the end of an interval over eight methods moved by 0.3 with the seed of the draws."""
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -68,9 +71,7 @@ def changes(differences: NDArray[np.float64]) -> tuple[NDArray[np.float64], floa
     return means, float(stats.t.ppf(1 - (1 - LEVEL) / 2 / k, freedom)) * spread
 
 
-def agreement(
-    one: NDArray[np.float64], other: NDArray[np.float64], kin: Sequence[str], draws: int = 999
-) -> tuple[float, float, float]:
+def agreement(one: NDArray[np.float64], other: NDArray[np.float64], kin: Sequence[str]) -> tuple[float, float, float]:
     """Spearman's rank correlation over methods of two numbers' means (methods, seeds), with a bootstrap interval.
 
     Methods are drawn, with all of the same `kin` at once: a method without and with MAN is one draw, not two. The
@@ -81,19 +82,25 @@ def agreement(
         raise ValueError("all methods tie")
     pair = np.stack([_means(one), _means(other)])
     families = [np.flatnonzero(np.asarray(kin) == name) for name in dict.fromkeys(kin)]
+    members = np.full((2, len(families), max(map(len, families))), np.nan)  # a smaller family has places to spare
+    for number, own in enumerate(families):
+        members[:, number, : len(own)] = pair[:, own]
 
-    def correlation(drawn: NDArray[np.intp]) -> float:
-        at = np.concatenate([families[i] for i in drawn])
-        placed = stats.rankdata(pair[:, at], axis=1)
-        return float(np.corrcoef(placed)[0, 1])
+    def correlation(drawn: NDArray[np.intp], axis: int = -1) -> NDArray[np.float64]:
+        at = np.moveaxis(drawn, axis, -1)
+        values = members[:, at].reshape(2, *at.shape[:-1], -1)
+        placed = stats.rankdata(values, axis=-1, nan_policy="omit" if np.isnan(members).any() else "propagate")
+        x, y = placed - np.nanmean(placed, axis=-1, keepdims=True)
+        product = np.nansum(x * y, axis=-1) / np.sqrt(np.nansum(x**2, axis=-1) * np.nansum(y**2, axis=-1))
+        return np.asarray(product, dtype=np.float64)
 
     everyone = np.arange(len(families))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # perfect agreement has no spread to correct for
         found = stats.bootstrap(
-            (everyone,), correlation, n_resamples=draws, vectorized=False, confidence_level=LEVEL, rng=0
+            (everyone,), correlation, n_resamples=_DRAWS, vectorized=True, confidence_level=LEVEL, rng=0
         ).confidence_interval
-    rho = correlation(everyone)
+    rho = float(correlation(everyone))
     if np.isfinite(found).all():
         return rho, float(found.low), float(found.high)
     return (rho, rho, rho) if abs(rho) > 1 - ROUNDING else (rho, -1.0, 1.0)

@@ -33,7 +33,7 @@ def exit_code(error: Exception) -> int:
     return error.exit_code if isinstance(error, FlatlabError) else UsageError.exit_code
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The kind of an error that was not ours and the first line of what it says, for a sentence."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0].rstrip('.')}"
 

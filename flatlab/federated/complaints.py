@@ -3,16 +3,24 @@
 from collections.abc import Iterable
 
 from pydantic import ValidationError
-from pydantic_core import InitErrorDetails
+from pydantic_core import ErrorDetails, InitErrorDetails
 
 from flatlab.errors import shown
 
 
 def field_and_reason(error: ValidationError) -> tuple[str, str]:
     """The first field that does not fit, as in "axes.seeds.0" ("" for the whole), and why, beginning in lower case."""
-    first = error.errors(include_url=False)[0]
+    first = _first(error)
     reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        reason = "there is no such field"
     return ".".join(shown(part).strip("'") for part in first["loc"]), reason[:1].lower() + reason[1:]
+
+
+def _first(error: ValidationError) -> ErrorDetails:
+    """The mistake to name: a field that there is not, which may be why another is missing, before all others."""
+    found = error.errors(include_url=False)
+    return next((each for each in found if each["type"] == "extra_forbidden"), found[0])
 
 
 def below(field: str, error: ValidationError) -> ValidationError:
@@ -26,7 +34,7 @@ def below(field: str, error: ValidationError) -> ValidationError:
 
 def one_sentence(error: ValidationError, source: str, known: Iterable[str]) -> str:
     """The first mistake in `source`, whose fields are `known`, with its field, its value and what was expected."""
-    first = error.errors(include_url=False)[0]
+    first = _first(error)
     field, reason = field_and_reason(error)
     if first["type"] == "extra_forbidden":
         return f"Unknown field {field!r} in {source}; the fields are: {', '.join(known)}."

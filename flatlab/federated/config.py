@@ -107,7 +107,10 @@ class RunConfig(BaseModel):
         "server", description="the model that test_accuracy and the checkpoint speak of"
     )
     eval_every: int = Field(
-        0, ge=0, le=MOST, description="rounds between evaluations; 0: as often as costs under 5 % of training"
+        0,
+        ge=0,
+        le=MOST,
+        description="rounds between evaluations, beside checkpoints'; 0: under 5 % of training",
     )
     checkpoint_every: Count = Field(100, description="rounds between checkpoints")
     dtype: Literal["float32", "float64"] = Field("float32", description="type of parameters, vectors and update")
@@ -185,9 +188,17 @@ class RunConfig(BaseModel):
                 known = ", ".join(hyper.model_fields) or "none"
                 raise ValueError(f"{name} has no hyperparameter {shown(key)} (it has: {known})")
         try:
-            return {**fields, "hyper": hyper.model_validate(given).model_dump()}
+            full = hyper.model_validate(given).model_dump()
+            again = hyper.model_validate(full).model_dump()
         except ValidationError as error:
             raise below("hyper", error) from error
+        for key in full:
+            if again[key] != full[key]:
+                raise ValueError(
+                    f"a validator of {name} makes {key} = {shown(full[key])} into {shown(again[key])} when it is read "
+                    "again from the run's files: convert it where it is used instead"
+                )
+        return {**fields, "hyper": full}
 
     @model_validator(mode="after")
     def _clients_are_named_where_the_split_asks(self) -> Self:

@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from flatlab.errors import UsageError, first_line, shown
+from pydantic import ValidationError
+
+from flatlab.errors import UsageError, shown
 from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.algorithms.base import Algorithm, Hyper
+from flatlab.federated.complaints import field_and_reason
 from flatlab.functions import import_named, may_run, names_function, require_let_run
 
 
@@ -54,13 +58,34 @@ def _own(name: str) -> Algorithm:
             "flatlab.federated.algorithms.base."
         )
     _require_hyper(name, found.hyper)
+    _require_passes(name, found)
     for field in ("own", "server"):
         names = getattr(found, field)
         if not isinstance(names, tuple) or not all(
             isinstance(vector, str) and vector.isidentifier() for vector in names
         ):
             raise UsageError(f"The algorithm '{name}' has {field} = {names!r}: name its vectors in a tuple, as ('h',).")
+        if len(set(names)) < len(names):
+            raise UsageError(f"The algorithm '{name}' has {field} = {names!r}, which names a vector twice.")
     return found
+
+
+def _require_passes(name: str, found: Algorithm) -> None:
+    """Raise `UsageError` where its parts are not of their kinds, or exclude one another."""
+    for each in fields(Algorithm):
+        part = getattr(found, each.name)
+        if isinstance(each.default, bool) and not isinstance(part, bool):
+            raise UsageError(f"The algorithm '{name}' has {each.name} = {part!r}: it is True or False.")
+        function = each.name == "combine" or callable(each.default) or (each.default is None and part is not None)
+        if function and not callable(part):
+            raise UsageError(f"The algorithm '{name}' has {each.name} = {part!r}: it is a function.")
+    if found.ascent is not None and found.lookahead is not None:
+        raise UsageError(
+            f"The algorithm '{name}' has an ascent and a lookahead: its gradient is taken at one place, so give one "
+            "of the two."
+        )
+    if found.during is not None and found.ascent is None:
+        raise UsageError(f"The algorithm '{name}' has a during, which follows an ascent, and no ascent.")
 
 
 def _require_hyper(name: str, hyper: Any) -> None:
@@ -69,9 +94,11 @@ def _require_hyper(name: str, hyper: Any) -> None:
             f"The algorithm '{name}' has as its hyper a {type(hyper).__name__}; it must be a class that inherits from "
             "Hyper of flatlab.federated.algorithms.base."
         )
+    for field, about in hyper.model_fields.items():
+        if about.alias or about.validation_alias or about.serialization_alias:
+            raise UsageError(f"The hyperparameter {field} of the algorithm '{name}' has an alias: leave that out.")
     try:
-        hyper()
-    except ValueError as error:  # pydantic's
-        raise UsageError(
-            f"The hyperparameters of the algorithm '{name}' need defaults that fit ({first_line(error)})."
-        ) from error
+        require_plain(hyper().model_dump())
+    except ValueError as error:
+        reason = ": ".join(field_and_reason(error)) if isinstance(error, ValidationError) else str(error)
+        raise UsageError(f"Hyperparameters of the algorithm '{name}' need defaults that fit: {reason}.") from error

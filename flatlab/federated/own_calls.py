@@ -46,7 +46,7 @@ class Calls:
             yield
         except FlatlabError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             line = _line_in(self.config.algorithm, error)
             raise self.wrong(f"its {function} raised {first_line(error)}{line}") from error
 
@@ -136,7 +136,7 @@ def clients_named(config: RunConfig, t: int, given: Mapping[str, object]) -> Ite
             yield
     except FlatlabError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         function = _function_in(calls.rules, error)
         if function is None:
             raise
@@ -151,7 +151,7 @@ def require_kept(config: RunConfig, t: int, after: object, own: Mapping[str, Ten
         calls.require_rows("keep", after, own)
 
 
-def _function_in(rules: Algorithm, error: Exception) -> str | None:
+def _function_in(rules: Algorithm, error: BaseException) -> str | None:
     """Which of the algorithm's functions an error arose in, or in what they returned; None where it is a model's."""
     codes = {getattr(getattr(rules, name), "__code__", None): name for name in ARGUMENTS}
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -163,7 +163,7 @@ def _function_in(rules: Algorithm, error: Exception) -> str | None:
     return None
 
 
-def _line_in(name: str, error: Exception) -> str:
+def _line_in(name: str, error: BaseException) -> str:
     """Where in the user's file the error arose, for a sentence."""
     file = import_named(name.partition(":")[0] + ":__file__", "algorithm")
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]

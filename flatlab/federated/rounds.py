@@ -215,7 +215,8 @@ class Run:
         model, layout = self.world.new_model(), self.world.layout
         states = {name: state_of(model, vector.cpu(), layout) for name, vector in self.models(server).items()}
         reported, config = states.pop(self.reported), self.world.config
-        return Checkpoint(config, server.round, reported, states, server.evaluated, provenance(), self.data)
+        metrics = server.evaluated if server.evaluated.get("round") == server.round else {}
+        return Checkpoint(config, server.round, reported, states, metrics, provenance(), self.data)
 
     def record(self, record: Record) -> None:
         """Append one line to metrics.jsonl."""
@@ -233,7 +234,8 @@ def train(
 ) -> Path:
     """Carry `run` to its last round and return the path of its final checkpoint.
 
-    `on_round` gets the record of each completed round; `probe` measures the server model every `probe_every` rounds
+    `on_round` gets the record of each completed round, which says how good its models are where that is due and where
+    they are written; `probe` measures the server model every `probe_every` rounds
     and at the end, under "curvature" of the record; of rounds `keep_clients` the clients' own models are written. The
     whole state is saved at checkpoints, whenever a round ends `save_every` seconds or more after the last save, and
     when the run is interrupted or cannot go on, for whatever reason. Raises `FlatlabError` on divergence, and
@@ -249,7 +251,7 @@ def train(
             done = step.server.round
             last = done == config.rounds
             record = training_record(run.world, done, step.ids, step.outputs, time.monotonic() - began)
-            if last or done % interval == 0:
+            if last or done % interval == 0 or done % config.checkpoint_every == 0 or done in keep_clients:
                 began = time.monotonic()
                 record |= evaluation_record(run.models(step.server), run.reported, engine)
                 record["evaluation_seconds"] = time.monotonic() - began
@@ -266,7 +268,7 @@ def train(
         run.saves.end()
     except WriteError:  # the disk takes nothing more
         raise
-    except (KeyboardInterrupt, Exception):  # whatever a model or a tracker raises: the state is the last whole round's
+    except (KeyboardInterrupt, SystemExit, Exception):  # of a model or tracker too: the state is the last whole round's
         with undisturbed():
             run.saves.end()
             if whole and run.server.round > run.saves.round:

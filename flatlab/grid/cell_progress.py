@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from flatlab.errors import UsageError
 from flatlab.grid.finished import finished, require_last_evaluation
 from flatlab.grid.plan import Cell, Kind, Measure
 from flatlab.measuring.density import Quadrature
@@ -17,6 +18,7 @@ from flatlab.runs.checkpoint import Checkpoint
 from flatlab.runs.fingerprint import Fingerprint
 from flatlab.runs.folder import RunFolder
 from flatlab.runs.measurements import is_current, measurement_path
+from flatlab.runs.saved import read_measurement
 
 FAILURE = "failure.txt"
 """In the folder of a cell that failed: its reason in one sentence, then the traceback of an unexpected error."""
@@ -154,4 +156,14 @@ def section(measure: Measure) -> Section:
 
 
 def _has(kind: str, checkpoint: Path, measure: Measure, of: Fingerprint) -> bool:
-    return is_current(measurement_path(checkpoint, kind), settings_of_kind(kind, measure), of)
+    path = measurement_path(checkpoint, kind)
+    return is_current(path, settings_of_kind(kind, measure), of) and _can_be_read(path, kind)
+
+
+def _can_be_read(path: Path, kind: str) -> bool:
+    """Whether tables and figures can use it, so that what they refuse is measured again."""
+    try:
+        read_measurement(path, kind)
+    except UsageError:
+        return False
+    return True

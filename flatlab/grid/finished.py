@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flatlab.errors import UsageError, shown
 from flatlab.federated.config import RunConfig, make_config
+from flatlab.federated.config_file import read_config
 from flatlab.runs.checkpoint import Checkpoint
 from flatlab.runs.fingerprint import differences, settled
 from flatlab.runs.folder import RunFolder
@@ -53,6 +54,16 @@ def require_last_evaluation(final: Checkpoint, records: Sequence[Record], folder
                 f"{path} has {name} = {shown(ours)} in round {last}, and final.pt beside it {shown(kept)}, so that one "
                 f"of them is of another run: {advice}"
             )
+
+
+def config_of(folder: Path) -> RunConfig | None:
+    """What the run in `folder` was asked to be: by config.toml, its last checkpoint, or what was measured of it."""
+    path = folder / "config.toml"
+    if path.exists():
+        return make_config(read_config(path), str(path))
+    files = RunFolder(folder)
+    head = None if files.final.exists() else _head_of_measurements(files.final)
+    return head.config if head else files.config()
 
 
 def _head_of_measurements(checkpoint: Path) -> Checkpoint | None:

@@ -7,6 +7,9 @@
     [common]                         # fields of RunConfig; they win over the preset
     rounds = 500
 
+    [hyper.fedsam]                   # optional: hyperparameters of one of the algorithms, which win over all others
+    rho = 0.05
+
     [axes]
     algorithms = ["fedavg", "fedsam"]
     man = [false, true]
@@ -24,7 +27,7 @@ and seed: `fedavg-man-dirichlet-0.3-s0`.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +35,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from flatlab.errors import UsageError
+from flatlab.errors import UsageError, shown
 from flatlab.federated.complaints import field_and_reason
 from flatlab.federated.config import MOST, RunConfig, make_config
 from flatlab.federated.config_file import parse_toml
@@ -118,6 +121,7 @@ class Grid(BaseModel):
     target_accuracy: float | None = Field(None, gt=0, lt=1)
     target_note: str = Field("", description="why this target; printed below the table")
     common: dict[str, Any] = {}
+    hyper: dict[str, dict[str, Any]] = {}  # by algorithm
     axes: Axes
     sensitivity: Sensitivity = Sensitivity()
     measure: Measure = Measure()
@@ -146,6 +150,7 @@ def grid_cells(grid: Grid) -> tuple[Cell, ...]:
     if count > MOST_CELLS:
         raise UsageError(f"The grid {grid.title!r} has {count:,} cells, of {MOST_CELLS:,} at most: shorten its axes.")
     _require_left_to_axes(grid)
+    _require_named_algorithms(grid)
     cells: dict[str, Cell] = {}
     for seed in axes.seeds:
         main = [
@@ -188,6 +193,16 @@ def _require_left_to_axes(grid: Grid) -> None:
             )
 
 
+def _require_named_algorithms(grid: Grid) -> None:
+    """Raise `UsageError` where [hyper] has hyperparameters of an algorithm that is not among the axes'."""
+    for algorithm in grid.hyper:
+        if algorithm not in grid.axes.algorithms:
+            raise UsageError(
+                f"The grid {grid.title!r} has hyperparameters of {shown(algorithm)}, which is none of its algorithms: "
+                f"{', '.join(grid.axes.algorithms)}."
+            )
+
+
 def _cell(grid: Grid, algorithm: str, man: bool, partition: str, seed: int, zeta: float | None = None) -> Cell:
     source = f"the grid {grid.title!r}"
     preset = _preset(grid, algorithm, man, partition)
@@ -201,7 +216,7 @@ def _cell(grid: Grid, algorithm: str, man: bool, partition: str, seed: int, zeta
     }
     common = grid.common.get("hyper", {})
     if isinstance(common, dict):  # validation says if it is anything else
-        fields["hyper"] = {**preset.get("hyper", {}), **common}
+        fields["hyper"] = {**preset.get("hyper", {}), **common, **grid.hyper.get(algorithm, {})}
     usual = make_config(fields, source)
     config = usual if zeta is None else make_config({**fields, "zeta": zeta}, source)
     sensitivity = config.zeta != usual.zeta
@@ -261,11 +276,21 @@ def parse_grid(text: str, source: str) -> Grid:
     return grid
 
 
-def require_named_code(grid: Grid, trusted: str | None, source: str) -> None:
-    """Raise `UsageError` where the grid names a user's function as model that `trusted` does not, or other code."""
-    for dataset in {cell.config.dataset for cell in grid_cells(grid)}:
-        require_let_run(dataset, "data set")
-    for algorithm in grid.axes.algorithms:
-        require_let_run(algorithm, "algorithm")
-    for model in {cell.config.model for cell in grid_cells(grid)}:
-        require_named(model, trusted, f"The grid {source}")
+def require_named_code(
+    grid: Grid, model: str | None, dataset: str | None, algorithms: Sequence[str], source: str
+) -> None:
+    """Raise `UsageError` where the grid names a user's code that the command line does not, or the other way round."""
+    configs = [cell.config for cell in grid_cells(grid)]
+    for name in {config.dataset for config in configs}:
+        require_let_run(name, "data set")
+    for name in grid.axes.algorithms:
+        require_let_run(name, "algorithm")
+    for name in {config.model for config in configs}:
+        require_named(name, model, f"The grid {source}")
+    allowed = [("model", model), ("dataset", dataset), *(("algorithm", name) for name in algorithms)]
+    for field, allowed_name in allowed:
+        if allowed_name is not None and all(getattr(config, field) != allowed_name for config in configs):
+            raise UsageError(
+                f"--{field} {allowed_name} has no effect: it lets code run that the grid {source} names, and this one "
+                "does not name it (--only chooses among its cells)."
+            )

@@ -178,7 +178,7 @@ def read_reproduction(name: str, where: Where, only: Sequence[str] = (), setting
     let_run(where.trusted_dataset, *where.trusted_algorithms)
     text = _with_settings(read_grid_text(name), name, settings, where.trusted_algorithms)
     grid = parse_grid(text, name)
-    require_named_code(grid, where.trusted_model, name)
+    require_named_code(grid, where.trusted_model, where.trusted_dataset, where.trusted_algorithms, name)
     jobs = len(gpus) or where.jobs or available_cores()
     results = where.out or Path("checkpoints") / Path(name).stem
     cells = tuple(replace(cell, config=settled(cell.config, where.data_root)) for cell in grid_cells(grid))

@@ -14,11 +14,10 @@ from typing import Any
 from analysis.theory.statements import STATEMENTS
 from figures.results import Result, Results
 from flatlab.errors import UsageError
-from flatlab.federated.config import RunConfig, make_config
-from flatlab.federated.config_file import read_config
+from flatlab.federated.config import RunConfig
 from flatlab.federated.partition.names import NAMED_PARAMETERS, partition_name
 from flatlab.grid.cell_progress import read_failure
-from flatlab.grid.finished import finished, require_last_evaluation
+from flatlab.grid.finished import config_of, finished, require_last_evaluation
 from flatlab.grid.plan import grid_cells, parse_grid, read_grid_text
 from flatlab.runs.fingerprint import Fingerprint, fingerprint, require_same_data, settled
 from flatlab.runs.folder import RunFolder
@@ -43,15 +42,16 @@ def read_results(folder: Path) -> Results:
     """
     path = folder / "grid.toml"
     text = read_grid_text(str(path)) if path.exists() else ""
-    grid = parse_grid(text, str(path)) if text else None
-    begun = sorted(path.parent.name for path in folder.glob("*/config.toml"))
+    grid = parse_grid(text, str(path)) if path.exists() else None
     cells = {cell.name: cell.config for cell in grid_cells(grid)} if grid else {}
+    begun = cells or sorted(path.parent.name for path in folder.glob("*/config.toml"))
     absent = {
-        name: _another_run(folder / name, config) if name in begun else NOT_BEGUN for name, config in cells.items()
+        name: _another_run(folder / name, config) if config_of(folder / name) else NOT_BEGUN
+        for name, config in cells.items()
     }
     absent = {name: reason for name, reason in absent.items() if reason}
     kept = grid.measure.keep_clients if grid else ()
-    runs = [_read_run(folder / name, kept) for name in cells or begun if name not in absent]
+    runs = [_read_run(folder / name, kept) for name in begun if name not in absent]
     if not runs:
         found = next((reason for reason in absent.values() if reason != NOT_BEGUN), "")
         raise UsageError(found or f"There are no runs in {folder}; name a folder that `flatlab reproduce` filled.")
@@ -81,7 +81,9 @@ def _read_run(folder: Path, kept: Sequence[int]) -> Result:
 
     Raises `UsageError` where what lies there is not all of one run.
     """
-    config = settled(make_config(read_config(folder / "config.toml"), str(folder / "config.toml")))
+    asked = config_of(folder)
+    assert asked is not None  # or nothing would have begun there
+    config = settled(asked)
     if refusal := RunFolder(folder).refusal(config, "config.toml says", "bring back the final.pt of that run"):
         raise UsageError(refusal)
     final = finished(config, folder)

@@ -45,7 +45,7 @@ class Checkpoint:
     round: int  # rounds completed
     state_dict: dict[str, Tensor]  # of the model that the run reports (RunConfig.report)
     models: dict[str, dict[str, Tensor]]  # the round's others: "server", "selected", "all", the algorithm's
-    metrics: dict[str, Any]  # the newest line of metrics.jsonl that has an evaluation; empty before the first
+    metrics: dict[str, Any]  # the line of metrics.jsonl on its round; empty where that one was not evaluated
     provenance: dict[str, str]  # versions, commit, platform
     data: str = ""  # digest of the data it was trained on; empty in files from before it was kept
     clients: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # the round's own models by number, where kept
@@ -82,12 +82,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         require_plain(require_keys(plain[name], (), path, name), path, name)
     models = require_keys(plain["models"], (), path, "models")
     check_record(plain["metrics"], f"{path}, metrics", part=True)
+    round_ = require_round(plain["round"], config.rounds, path)
+    scored = plain["metrics"].get("round", round_)  # of earlier versions it may be a round before
     return Checkpoint(
         config=config,
-        round=require_round(plain["round"], config.rounds, path),
+        round=round_,
         state_dict=require_state(plain["state_dict"], path, "state_dict"),
         models={name: require_state(model, path, f"models.{name}") for name, model in models.items()},
-        metrics=plain["metrics"],
+        metrics=plain["metrics"] if scored == round_ else {},
         provenance=plain["provenance"],
         data=require_text(plain.get("data", ""), path, "data"),
         clients={

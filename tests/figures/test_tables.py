@@ -251,6 +251,20 @@ def test_a_measurement_of_another_run_is_refused(results: Path) -> None:
         read_results(results)
 
 
+def test_a_finished_run_without_its_configuration_is_read_from_its_checkpoint(results: Path) -> None:
+    before = {run.name: run.config for run in read_results(results).runs}
+    (results / "fedavg-iid-s0" / "config.toml").unlink()
+    for path in (results / "fedsam-iid-s0").glob("*.toml"):
+        path.unlink()
+    (results / "fedsam-iid-s0" / "final.pt").unlink()  # brought here without its weights: what was measured says it
+    read = read_results(results)
+    assert {run.name: run.config for run in read.runs} == before
+    assert not read.absent
+    (results / "grid.toml").write_text("")
+    with pytest.raises(UsageError, match=r"grid\.toml, title does not fit: field required"):
+        read_results(results)
+
+
 def test_a_cell_that_the_grid_no_longer_describes_is_in_no_table(results: Path, change: Change) -> None:
     change(results / "fedsam-iid-s0", batch_size=7)
     read = read_results(results)

@@ -36,6 +36,13 @@ def test_a_checkpoint_is_enough_to_rebuild_model_and_data(checkpoint: Checkpoint
     assert model(data.test.images[:3].float()).shape == (3, 10)
 
 
+def test_what_an_earlier_round_scored_is_not_this_ones(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for round_, kept in ((7, True), (6, False)):
+        metrics = {"round": round_, "test_accuracy": 0.5}
+        save_checkpoint(tmp_path / "c.pt", replace(checkpoint, metrics=metrics))
+        assert load_checkpoint(tmp_path / "c.pt").metrics == (metrics if kept else {})
+
+
 class RunsCode:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return os.mkdir, ("hostile",)

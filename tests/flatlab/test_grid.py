@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from flatlab.grid.plan import (
     grid_cells,
     parse_grid,
     read_grid_text,
+    require_named_code,
 )
 from flatlab.grid.reproduction import Where, read_reproduction
 from flatlab.grid.shipped import shipped_grids
@@ -104,6 +106,18 @@ def test_one_run_under_two_names_is_refused_before_it_is_trained_twice(edit: tup
         parse_grid(GRID.replace(*edit), "small")
 
 
+def test_hyperparameters_of_one_algorithm() -> None:
+    """They win over those of all, and over the preset's."""
+    text = 'preset = "cifar100"\ntitle = "small"\n[common]\nhyper = {rho = 0.5}\n[hyper.fedsam]\nrho = 0.25\n[axes]\n'
+    axes = 'algorithms = ["fedsam", "fedasam"]\nman = [false]\npartitions = ["iid"]\nseeds = [0]\n'
+    found = {cell.name: cell.config.hyper["rho"] for cell in grid_cells(parse_grid(text + axes, "small"))}
+    assert found == {"fedsam-s0": 0.25, "fedasam-s0": 0.5}
+    for name in ("flattest", "flattest-cifar100-small"):  # as long a part of the rounds as at its source
+        for cell in grid_cells(parse_grid(read_grid_text(name), name)):
+            if cell.config.algorithm == "fedgloss":
+                assert cell.config.hyper["warmup"] == 0.75 * cell.config.rounds
+
+
 def test_sensitivity_adds_only_what_the_grid_does_not_have() -> None:
     grid = parse_grid(GRID + "[sensitivity]\nzetas = [0.0, 0.05, 0.15]\n", "x")
     names = [cell.name for cell in grid_cells(grid)]
@@ -163,8 +177,14 @@ def test_partitions_have_one_name() -> None:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (("title", "titel"), "title does not fit"),
+        (("title", "titel"), "titel does not fit: there is no such field"),
         (("[axes]", "[axes"), "not valid TOML"),
+        (
+            ("[axes]", "[hyper.fedprox]\nmu = 1\n[axes]"),
+            "hyperparameters of 'fedprox', which is none of its algorithms",
+        ),
+        (("[axes]", "[hyper.fedsam]\nmu = 1\n[axes]"), "fedsam has no hyperparameter 'mu'"),
+        (("[axes]", "[hyper]\nfedsam = 1\n[axes]"), "hyper.fedsam does not fit"),
         (('"iid"', '"pareto"'), "'pareto'"),
         (('"fedsam"', '"fedsum"'), "algorithm = 'fedsum'"),
         (("rounds = 2", "rounds = 0"), "rounds = 0"),
@@ -199,6 +219,21 @@ def test_what_the_axes_say_is_not_set_for_every_cell(setting: str, axis: str, tm
     (tmp_path / "g.toml").write_text(GRID)
     with pytest.raises(UsageError, match=said):
         read_reproduction(str(tmp_path / "g.toml"), Where(device="cpu"), settings=[setting.replace(" ", "")])
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "algorithms", "option"),
+    [
+        ("mine:net", None, (), "--model mine:net"),
+        (None, "mine:data", (), "--dataset mine:data"),
+        (None, None, ("fedsam", "fedprox"), "--algorithm fedprox"),
+    ],
+)
+def test_what_a_grid_does_not_name_is_not_let_run(
+    model: str | None, dataset: str | None, algorithms: Sequence[str], option: str
+) -> None:
+    with pytest.raises(UsageError, match=f"{option} has no effect: it lets code run that the grid small names"):
+        require_named_code(parse_grid(GRID, "small"), model, dataset, algorithms, "small")
 
 
 def test_an_unknown_grid_is_answered_with_those_there_are(tmp_path: Path) -> None:

@@ -108,6 +108,11 @@ def test_the_trial_takes_what_is_right(name: str) -> None:
         _Trial(config, DTYPES[dtype]).run()
 
 
+def hyper(field: str) -> str:
+    """An algorithm whose hyperparameter is declared so."""
+    return f"from pydantic import Field\nclass H(Hyper):\n    {field}\nALGORITHM = Algorithm('a', 'b', combine, H)"
+
+
 GOOD = "def combine(r):\n    return r.theta.mean(0), {}\n"
 MISTAKES = {
     "raised NameError: name 'oops' is not defined .mine.py, line 3": "def combine(r):\n    return oops, {}\n"
@@ -160,7 +165,20 @@ MISTAKES = {
     "is of type dict; it must be an Algorithm": "ALGORITHM = {}",
     "has no ALGORITHM": "",
     "has as its hyper a dict": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, {})",
-    "need defaults that fit": GOOD + "class H(Hyper):\n    mu: float\nALGORITHM = Algorithm('a', 'b', combine, H)",
+    "need defaults that fit: mu: field required": GOOD + hyper("mu: float"),
+    "need defaults that fit: mu: input should be less than or equal to 1": GOOD + hyper("mu: float = Field(5.0, le=1)"),
+    "need defaults that fit: 'mu' must be a finite number": GOOD + hyper("mu: float | None = None"),
+    "mu of the algorithm 'mine:ALGORITHM' has an alias": GOOD + hyper("mu: float = Field(0.5, alias='lambda')"),
+    "an ascent and a lookahead": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, ascent=lambda c, t, g: g, lookahead=lambda c, t, k: t)",
+    "a during, which follows an ascent, and no ascent": GOOD
+    + "ALGORITHM = Algorithm('a', 'b', combine, during=lambda c, eps: {})",
+    "exact_steps = 'no': it is True or False": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, exact_steps='no')",
+    "has keep = 3: it is a function": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, keep=3)",
+    "has combine = None: it is a function": "ALGORITHM = Algorithm('a', 'b', None)",
+    "'h', 'h'., which names a vector twice": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, own=('h', 'h'))",
+    "its combine raised SystemExit: 3 .mine.py, line": "def combine(r):\n    raise SystemExit(3)\n"
+    "ALGORITHM = Algorithm('a', 'b', combine)",
     "name its vectors in a tuple": GOOD + "ALGORITHM = Algorithm('a', 'b', combine, own='h')",
     "importing mine raised SyntaxError": "def (",
 }
@@ -238,6 +256,18 @@ def test_a_mistake_is_one_sentence_on_the_command_line(here: Path) -> None:
     assert "hyper.mu = -1 does not fit" in said
     said = run("train", "--algorithm", "anchor:ALGORITHM", "--set", "hyper.nu=1", folder=here, code=2)
     assert "anchor:ALGORITHM has no hyperparameter 'nu' (it has: mu, beta)" in said
+
+
+def test_a_validator_that_changes_what_it_returned_is_refused(here: Path) -> None:
+    """It would change a value once more whenever the run's files are read."""
+    (here / "mine.py").write_text(
+        HEAD + "from pydantic import field_validator\n" + GOOD + "class H(Hyper):\n    percent: float = 50.0\n"
+        "    @field_validator('percent')\n    @classmethod\n    def share(cls, v):\n        return v / 100\n"
+        "ALGORITHM = Algorithm('a', 'b', combine, H)\n"
+    )
+    let_run("mine:ALGORITHM")
+    with pytest.raises(UsageError, match=r"makes percent = 0.5 into 0.005 when it is read again"):
+        make_config({"algorithm": "mine:ALGORITHM", "hyper": {"percent": 50.0}})
 
 
 def test_its_hyperparameters_are_set_for_a_whole_grid_by_name(here: Path) -> None:

@@ -265,7 +265,7 @@ def test_no_file_chooses_what_is_imported(here: Path) -> None:
     for attempt in (
         lambda: resolve(config),
         lambda: make_world(config),
-        lambda: require_named_code(grid, None, "g.toml"),
+        lambda: require_named_code(grid, None, None, (), "g.toml"),
     ):
         with pytest.raises(UsageError, match=r"A file names evil:data as its data set, .*add --dataset"):
             attempt()

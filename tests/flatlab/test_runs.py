@@ -180,6 +180,21 @@ def test_a_first_round_that_diverges_does_not_block_the_next_start(
         RunFolder(tmp_path / "run").require(toy_world(lr=0.1, rounds=1).config)
 
 
+def test_what_is_saved_of_a_round_is_evaluated_after_it(toy_world: Callable[..., World], tmp_path: Path) -> None:
+    world = toy_world(rounds=8, eval_every=4, checkpoint_every=3)
+    run = Run(world, tmp_path / "run")
+    run.begin()
+    records: list[dict[str, Any]] = []
+    with SequentialEngine(world) as engine:
+        train(run, engine, records.append, keep_clients=(1,))
+    evaluated = {record["round"]: record["test_accuracy"] for record in records if "test_accuracy" in record}
+    assert list(evaluated) == [1, 3, 4, 6, 8]
+    for name, round_ in {"clients-0001": 1, "round-0003": 3, "round-0006": 6, "final": 8}.items():
+        saved = load_checkpoint(tmp_path / "run" / f"{name}.pt")
+        assert (saved.round, saved.metrics["round"]) == (round_, round_)
+        assert saved.metrics["test_accuracy"] == evaluated[round_]
+
+
 def test_a_users_own_configuration_is_not_taken_for_nothing(tmp_path: Path) -> None:
     write_config(tmp_path / "config.toml", make_config({"lr": 0.3}))
     with pytest.raises(UsageError, match=r"lr \(0.3; asked for 0.1\)"):

@@ -34,10 +34,11 @@ from torch import Tensor
 class Hyper(BaseModel):
     """An algorithm's hyperparameters: named, typed, bounded, with the reference values as defaults.
 
-    Unknown names are errors, and so are values outside the range on which the method is defined.
+    Unknown names are errors, and so are values outside the range on which the method is defined. A validator must leave
+    a value that it returned as it is: values are validated again when a run's files are read.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True, strict=True)
 
 
 H = TypeVar("H", bound=Hyper)
