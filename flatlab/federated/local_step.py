@@ -25,7 +25,7 @@ def local_step_(
     config: RunConfig,
     k: int | Tensor,
 ) -> tuple[Tensor, Client[Any]]:
-    """Take step k in place; return the data loss f_i(theta) before it, and the client after it.
+    """Take step k in place; return the data loss f_i where `gradient` is first taken, and the client after it.
 
         g     <- gradient at theta, or at theta + ascent(theta, g), or at theta + lookahead(theta, k)
         theta <- theta - eta * rate(k) * ( clip( gradient * g + proximal * theta + constant )
