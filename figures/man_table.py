@@ -9,9 +9,9 @@ import numpy as np
 from figures.errors import MissingResultsError
 from figures.finished_methods import FEWEST, finished_methods, left_out_notes
 from figures.labels import algorithm_label, partition_label
-from figures.method_tables import MEASURES, by_ratios, measured
+from figures.method_tables import MEASURES, by_ratios, measured, unsteady_notes
 from figures.results import Results
-from figures.simultaneous import changes
+from figures.simultaneous import changes, unsteady
 from figures.table import Table
 from figures.table_notes import tuned_notes
 
@@ -36,7 +36,12 @@ def man_table(results: Results) -> Table:
     return Table(
         "man",
         "What MAN changes in every method",
-        (_NOTE, *tuned_notes(results), *left_out_notes(results)),
+        (
+            _NOTE,
+            *unsteady_notes(numbers, "its own seeds alone make its interval there"),
+            *tuned_notes(results),
+            *left_out_notes(results),
+        ),
         ("partition", "method", *measures),
         tuple(
             (partition_label(place), algorithm_label(algorithm), *(row.get(measure, "") for measure in measures))
@@ -56,11 +61,14 @@ def _changes(results: Results, place: str) -> list[dict[str, Any]]:
         if without is None or under is None:
             continue
         ratio = by_ratios(measure, np.stack([without, under]))
-        means, half = changes(np.log(under / without) if ratio else under - without)
-        for algorithm, mean in zip(both, means.tolist(), strict=True):
+        differences = np.log(under / without) if ratio else under - without
+        means, halves = changes(differences)
+        alone = unsteady(differences, blocks=False).tolist()
+        for algorithm, mean, half, own in zip(both, means.tolist(), halves.tolist(), alone, strict=True):
             ends = {"change": mean, "low": mean - half, "high": mean + half}
             change = {name: math.exp(value) for name, value in ends.items()} if ratio else ends
-            found.append({"partition": place, "algorithm": algorithm, "measure": measure, "ratio": ratio, **change})
+            about = {"partition": place, "algorithm": algorithm, "measure": measure, "ratio": ratio, "unsteady": own}
+            found.append({**about, **change})
     return found
 
 
@@ -69,5 +77,9 @@ def _shown(number: Mapping[str, Any]) -> str:
     none = 1 if number["ratio"] else 0
     verdict = " -" if high < none else " +" if low > none else ""
     if number["ratio"]:
-        return f"×{change:.2f} [{low:.2f}, {high:.2f}]{verdict}"
+        return f"×{_factor(change)} [{_factor(low)}, {_factor(high)}]{verdict}"
     return f"{change:+.2f} [{low:+.2f}, {high:+.2f}]{verdict}"
+
+
+def _factor(ratio: float) -> str:
+    return f"{ratio:.2f}" if 0.005 <= ratio < 1000 else f"{ratio:.0e}"

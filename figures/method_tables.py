@@ -13,7 +13,7 @@ from figures.finished_methods import FEWEST, Method, finished_methods, left_out_
 from figures.labels import partition_label
 from figures.results import Result, Results
 from figures.shown import three_digits
-from figures.simultaneous import agreement, all_tied, ranks
+from figures.simultaneous import agreement, all_tied, ranks, unsteady
 from figures.table import Table
 from figures.table_notes import tuned_notes
 
@@ -77,6 +77,7 @@ def ranks_table(results: Results) -> Table:
             "Less is better. Of all methods, with and without MAN, in the column: rank by the mean over seeds, and the "
             "best and worst rank that 95 % simultaneous comparisons (Tukey, seeds as blocks) leave it. Means, of what "
             f"varies by factors geometric ones, are told apart from these differences on: {note}.",
+            *unsteady_notes(numbers, "nothing is told of its rank there"),
             *tuned_notes(results),
             *left_out_notes(results),
         ),
@@ -96,13 +97,27 @@ def _ranked(results: Results, place: str) -> tuple[list[dict[str, Any]], str]:
         if values is None:
             continue
         ratios = by_ratios(measure, values)
-        found, difference = ranks(compared(measure, values))
+        own = compared(measure, values)
+        found, difference = ranks(own)
         least = f"a factor of {_rounded(math.exp(difference))}" if ratios else _rounded(difference)
         apart.append(f"{measure} {least}")
-        for (algorithm, man), rank in zip(methods, found, strict=True):
-            method = {"partition": place, "algorithm": algorithm, "man": man, "measure": measure}
+        for (algorithm, man), rank, alone in zip(methods, found, unsteady(own).tolist(), strict=True):
+            method = {"partition": place, "algorithm": algorithm, "man": man, "measure": measure, "unsteady": alone}
             numbers.append({**method, **vars(rank), "mean": math.exp(rank.mean) if ratios else rank.mean})
     return numbers, "; ".join(apart)
+
+
+def unsteady_notes(numbers: Sequence[Mapping[str, Any]], hence: str) -> list[str]:
+    """Of methods whose seeds lie much farther apart than those of the others: by which measures, and what follows."""
+    found: dict[str, dict[str, None]] = {}
+    for number in numbers:
+        if number["unsteady"]:
+            found.setdefault(method_label(number["algorithm"], number.get("man", False)), {})[number["measure"]] = None
+    return [
+        f"{method} makes up most of the spread over seeds by itself in {', '.join(measures)}: it is left out of the "
+        f"spread of the others, and {hence}."
+        for method, measures in found.items()
+    ]
 
 
 def _rank_rows(numbers: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> Iterator[tuple[str, ...]]:

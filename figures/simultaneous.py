@@ -5,6 +5,10 @@ means are farther apart than Tukey's honest significant difference, q(k, (k-1)(n
 the studentized range: with the stated probability no pair of all is told apart wrongly (Tukey 1953; for blocks, Miller,
 Simultaneous Statistical Inference, 1981). A method's rank then lies between one more than the methods that are told to
 be better, and as many less as are told to be worse.
+
+One spread for all is not true where the seeds of one method lie much farther apart than those of the others: it would
+hide every difference between these. So a method that makes up most of the spread by itself, and more than chance would
+have it (Cochran's C, Annals of Eugenics 11, 1941), is taken out of it, and nothing is told of its own rank.
 """
 
 import itertools
@@ -23,6 +27,11 @@ from figures.statistics import LEVEL
 ROUNDING = 1e-12
 """Relative; what the order of a sum may change."""
 
+_RARE = 1e-3
+"""The probability with which a method that is like the others is taken for an unsteady one."""
+
+_FEWEST_STEADY = 3
+
 _DRAWS = 9999
 """Of a bootstrap: with 999 the end of an interval over eight methods moved by 0.3 with the seed of the draws."""
 
@@ -39,17 +48,39 @@ class Rank:
 
 def ranks(values: NDArray[np.float64]) -> tuple[list[Rank], float]:
     """Of numbers (methods, seeds), at least two of each: every method's rank, and the honest significant difference."""
-    k, n = values.shape
-    means = _means(values)
-    residuals = values - means[:, None] - values.mean(axis=0) + values.mean()
+    means, steady = _means(values), ~unsteady(values)
+    pooled = values[steady]
+    k, n = pooled.shape
     freedom = (k - 1) * (n - 1)
-    spread = math.sqrt((residuals**2).sum() / freedom / n)
+    spread = math.sqrt((_residuals(pooled) ** 2).sum() / freedom / n)
     apart = _quantile(k, freedom) * spread
-    found = [
-        Rank(float(m), int(place), 1 + int((means < m - apart).sum()), k - int((means > m + apart).sum()))
-        for m, place in zip(means, stats.rankdata(means, method="min"), strict=True)
-    ]
+    found = []
+    for m, place, told in zip(means, stats.rankdata(means, method="min"), steady, strict=True):
+        better, worse = ((means < m - apart) & steady & told).sum(), ((means > m + apart) & steady & told).sum()
+        found.append(Rank(float(m), int(place), 1 + int(better), len(means) - int(worse)))
     return found, apart
+
+
+def unsteady(values: NDArray[np.float64], *, blocks: bool = True) -> NDArray[np.bool_]:
+    """Of numbers (methods, seeds): which methods make up most of the spread by themselves, (methods,).
+
+    With `blocks` the seeds' own effects are taken out first. Of three methods one may always.
+    """
+    left = np.ones(len(values), dtype=bool)
+    while left.sum() > _FEWEST_STEADY:
+        residuals = _residuals(values[left], blocks)
+        own = (residuals**2).sum(axis=1)
+        k, freedom = len(own), values.shape[1] - 1
+        by_chance = 1 / (1 + (k - 1) / stats.f.isf(_RARE / k, freedom, (k - 1) * freedom))
+        if own.max() <= max(0.5, by_chance) * own.sum():
+            break
+        left[np.flatnonzero(left)[own.argmax()]] = False
+    return ~left
+
+
+def _residuals(values: NDArray[np.float64], blocks: bool = True) -> NDArray[np.float64]:
+    effects = values.mean(axis=0) - values.mean() if blocks else 0.0
+    return np.asarray(values - values.mean(axis=1, keepdims=True) - effects, dtype=np.float64)
 
 
 @cache
@@ -58,17 +89,18 @@ def _quantile(k: int, freedom: int) -> float:
     return float(stats.studentized_range.ppf(LEVEL, k, freedom))
 
 
-def changes(differences: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Of paired differences (methods, seeds): their means, and what all of their intervals reach to either side.
+def changes(differences: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of paired differences (methods, seeds): their means, and what the interval of each reaches to either side.
 
-    The spread over seeds is taken to be alike for all methods; with the stated probability every interval holds what
-    it is for (Bonferroni).
+    The spread over seeds is taken to be alike for all methods but those that are `unsteady`, of which each has its own;
+    with the stated probability every interval holds what it is for (Bonferroni).
     """
     k, n = differences.shape
-    means = differences.mean(axis=1)
-    freedom = k * (n - 1)
-    spread = math.sqrt(((differences - means[:, None]) ** 2).sum() / freedom / n)
-    return means, float(stats.t.ppf(1 - (1 - LEVEL) / 2 / k, freedom)) * spread
+    alone = unsteady(differences, blocks=False)
+    squares = (_residuals(differences, blocks=False) ** 2).sum(axis=1)
+    freedom = np.where(alone, n - 1, (~alone).sum() * (n - 1))
+    variances = np.where(alone, squares, squares[~alone].sum()) / freedom
+    return differences.mean(axis=1), stats.t.ppf(1 - (1 - LEVEL) / 2 / k, freedom) * np.sqrt(variances / n)
 
 
 def agreement(one: NDArray[np.float64], other: NDArray[np.float64], kin: Sequence[str]) -> tuple[float, float, float]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from figures.simultaneous import agreement, changes, ranks
+from figures.simultaneous import agreement, changes, ranks, unsteady
 
 
 def test_ranks_that_are_told_apart_and_those_that_are_not() -> None:
@@ -93,7 +93,36 @@ def test_changes_are_held_by_all_intervals_at_once() -> None:
         held += bool((np.abs(means - true) <= half).all())
     assert stats.binomtest(held, 300, 0.95, alternative="less").pvalue > 1e-3
     one = rng.normal(size=(1, 6))
-    assert changes(one)[1] == pytest.approx(stats.t.ppf(0.975, 5) * one.std(ddof=1) / np.sqrt(6))
+    assert changes(one)[1][0] == pytest.approx(stats.t.ppf(0.975, 5) * one.std(ddof=1) / np.sqrt(6))
+
+
+def test_one_method_whose_seeds_lie_far_apart_hides_no_difference_of_the_others() -> None:
+    rng = np.random.default_rng(6)
+    values = np.arange(12.0)[:, None] + 0.1 * rng.normal(size=(12, 3))
+    wild = values.copy()
+    wild[4] += [-30.0, 0.0, 30.0]
+    assert unsteady(wild).tolist() == [i == 4 for i in range(12)]
+    found, apart = ranks(wild)
+    others, alone = ranks(np.delete(wild, 4, axis=0))
+    assert apart == pytest.approx(alone)
+    assert (found[4].best, found[4].worst) == (1, 12)
+    for one, other in zip(found[:4] + found[5:], others, strict=True):
+        assert (one.best, one.worst) == (other.best, other.worst + 1)  # of the wild one nothing is told
+    means, halves = changes(wild)
+    t = stats.t.ppf(1 - 0.05 / 2 / 12, [2, 11 * 2])
+    assert halves[4] == pytest.approx(t[0] * wild[4].std(ddof=1) / np.sqrt(3))
+    rest = np.delete(wild, 4, axis=0).var(axis=1, ddof=1).mean()
+    assert np.delete(halves, 4) == pytest.approx(t[1] * np.sqrt(rest / 3))
+    assert means == pytest.approx(wild.mean(axis=1))
+
+
+def test_a_method_like_the_others_is_hardly_ever_unsteady() -> None:
+    rng = np.random.default_rng(7)
+    for k, n in ((4, 2), (4, 3), (12, 2), (46, 3)):
+        found = sum(bool(unsteady(rng.normal(size=(k, n))).any()) for _ in range(300))
+        assert stats.binomtest(found, 300, 2e-3, alternative="greater").pvalue > 1e-3, (k, n)
+    assert not unsteady(np.array([[0.0, 1.0], [5.0, 5.0], [7.0, 7.0]])).any()  # of three nothing is said
+    assert not unsteady(np.ones((6, 3))).any()
 
 
 def test_means_that_rounding_alone_sets_apart_tie() -> None:
