@@ -1,6 +1,7 @@
 """`python -m benchmarks NAME...`: training, training.PART, curvature, curvature.PART, curvature_stages, overlooked,
 overlooked.PART, float32, float32.COUNT, large, large.NETWORK, processes, processes.SAMPLES, mutations, mutations.COUNT,
-faults, faults.COUNT, flower, flower.ROUNDS, wheels, wheels.full, architectures; without a name, the first two.
+faults, faults.COUNT, flower, flower.ROUNDS, wheels, wheels.full, architectures, gpu, gpu.PART, gpu.CELL; without a
+name, training and curvature.
 """
 
 import sys
