@@ -162,14 +162,23 @@ def write_files(stem: Path, contents: Mapping[str, bytes]) -> list[Path]:
     return paths
 
 
+class _Whole(io.FileIO):
+    """Writes at once all that it is given: what a buffer still held after a failure would go out as it is closed."""
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        while left:
+            left = left[super().write(left) :]
+        return len(data)
+
+
 @contextmanager
-def appending(path: Path) -> Iterator[IO[bytes]]:
+def appending(path: Path) -> Iterator[io.FileIO]:
     """Yield a binary file at the end of `path`; raises `WriteError`, and then leaves `path` as it was."""
-    with writing(path), path.open("ab") as file:
+    with writing(path), _Whole(path, "ab") as file:
         length = file.tell()
         try:
             yield file
-            file.flush()
         except OSError:
             with suppress(OSError):
                 os.truncate(path, length)

@@ -5,10 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
+from flatlab.cli.options import folder
+
 
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Folder of the demonstration; runs of an earlier one there are taken as they are.")
+        Path,
+        typer.Option(
+            metavar="PATH",
+            parser=folder,
+            help="Folder of the demonstration; runs of an earlier one there are taken as they are.",
+        ),
     ] = Path("checkpoints/demo"),
 ) -> None:
     """Train FedAvg on digits without and with MAN, measure both, and draw the comparison."""

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from flatlab.cli.options import folder
 from flatlab.terminal.console import say
 
 
@@ -20,7 +21,12 @@ def node(
         Path | None, typer.Option(help="Answer at this Unix socket instead, for Flower's simulation.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the clients' vectors and of logs (default: nodes/ and its name).")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            parser=folder,
+            help="Folder of the clients' vectors and of logs (default: nodes/ and its name).",
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
     model: Annotated[

@@ -22,6 +22,13 @@ def choice(*names: str, help: str, **more: Any) -> Any:
     )
 
 
+def folder(text: str | Path) -> Path:
+    """The folder that an option names: an empty word is a variable that is not set, and not the working folder."""
+    if not str(text).strip():
+        raise typer.BadParameter("it is empty: name a folder (. is the working folder)")
+    return Path(text)
+
+
 MATRIX = choice(
     "hessian",
     "gauss-newton",

@@ -11,7 +11,7 @@ from rich.table import Table
 from flatlab.cli.console import require_places, write_json
 from flatlab.cli.figures import print_skipped
 from flatlab.cli.grid_table import rows_of, run_with_table
-from flatlab.cli.options import choice
+from flatlab.cli.options import choice, folder
 from flatlab.grid.shipped import shipped_grids
 from flatlab.terminal.console import console, status
 from flatlab.trackers import TRACKERS
@@ -28,7 +28,10 @@ def reproduce(
             help=f"{', '.join(shipped_grids())}, or a TOML file of your own.", autocompletion=lambda: shipped_grids()
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder of the results (default: checkpoints/<grid>).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", parser=folder, help="Folder of the results (default: checkpoints/<grid>)."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at once (default: one per core, or one per GPU).")
     ] = None,

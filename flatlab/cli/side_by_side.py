@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rich import box
+from rich.measure import Measurement
 from rich.table import Table
 
 from flatlab.terminal.console import console
@@ -80,7 +81,9 @@ def print_table(title: str, table: Table) -> None:
     """The title stands apart, so that it may be wider than the table."""
     console.print(title, style="italic", markup=False, highlight=False)
     console.print()
-    console.print(table)
+    # A file, or a pipe, has no width that a number would have to be shortened for.
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    console.print(table, width=console.width if console.is_terminal else max(console.width, needed), crop=False)
     console.print()
 
 

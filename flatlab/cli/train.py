@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flatlab.cli.options import choice
+from flatlab.cli.options import choice, folder
 from flatlab.cli.run_plan import print_plan
 from flatlab.cli.used import require_used
 from flatlab.cli.watched_run import train_run
@@ -148,7 +148,10 @@ def train(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the run (default: in checkpoints/, named after what sets it apart).", rich_help_panel=_RUN
+            metavar="PATH",
+            parser=folder,
+            help="Folder of the run (default: in checkpoints/, named after what sets it apart).",
+            rich_help_panel=_RUN,
         ),
     ] = None,
     resume: Annotated[
@@ -236,7 +239,7 @@ def train(
 
     require_used(context)
     options = {name: value for name, value in context.params.items() if name in RunConfig.model_fields}
-    run_config = read_fields(config, preset, options, settings or [], resume=resume, out=out)
+    run_config = read_fields(config, preset, options, settings or [], resume=resume, out=out, data_root=data_root)
     kept = read_rounds(keep_clients)
     execution = Execution(workers, engine, device, state, save_every, track_eigs, kept, superlink, patience)
     execution.require_rounds(run_config)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flatlab.cli.console import fail_if, noted, require_places, warn_of_unwritable, write_json
-from flatlab.cli.options import final_checkpoints
+from flatlab.cli.options import final_checkpoints, folder
 from flatlab.cli.pictures import save_drawing
 from flatlab.cli.used import is_given, option
 from flatlab.cores import is_one_of_many
@@ -47,7 +47,13 @@ def verify(
     figures: Annotated[Path | None, typer.Option(help="Draw the figures of these numbers into this folder.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the numbers to this file too.")] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder of the study; what it already holds is not done again.", rich_help_panel=_STUDY)
+        Path,
+        typer.Option(
+            metavar="PATH",
+            parser=folder,
+            help="Folder of the study; what it already holds is not done again.",
+            rich_help_panel=_STUDY,
+        ),
     ] = Path("checkpoints/study"),
     zetas: Annotated[
         str, typer.Option(help="MAN's coefficients, separated by commas.", rich_help_panel=_STUDY)

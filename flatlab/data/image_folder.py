@@ -4,6 +4,7 @@
 CIFAR-100 has, would bring its test images into the training set.
 """
 
+import mimetypes
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ TABLES = (*FILES, ".json", ".jsonl", ".arrow", ".tar", ".zip")
 """Files that hold many samples."""
 
 
+_OTHERS = (".heic", ".heif", ".avif", ".jxl", ".svg", ".dng", ".raw")
+"""Of images that Pillow does not open by itself, as far as Python may not know them for images."""
+
+
 @dataclass(frozen=True)
 class SplitFiles:
     """The files of one split."""
@@ -39,6 +44,12 @@ class SplitFiles:
     def images(self) -> list[Path]:
         """Those that are images by their names."""
         return [file for file in self.files if _is_image(file)]
+
+    @property
+    def unreadable(self) -> list[Path]:
+        """Those whose names are an image's that is not read here."""
+        kinds = {file: mimetypes.guess_type(file.name)[0] or "" for file in self.files if not _is_image(file)}
+        return [file for file, kind in kinds.items() if kind.startswith("image/") or file.suffix.lower() in _OTHERS]
 
     @property
     def parquet(self) -> list[Path]:
@@ -133,6 +144,11 @@ def class_folders(train: SplitFiles, test: SplitFiles | None = None) -> tuple[Sa
 def _class_names(split: SplitFiles) -> list[str]:
     assert split.folder is not None
     filled = set()
+    if split.unreadable:
+        raise UsageError(
+            f"Images of a kind that is not read here lie in {split.folder}, {len(split.unreadable)} in all, as "
+            f"{split.unreadable[0].name}: make PNG or JPEG of them, or remove them."
+        )
     for image in split.images:
         if image.parent == split.folder:
             raise UsageError(f"{image} lies in no class's folder: move it to {split.folder / 'CLASS'}, or remove it.")

@@ -108,17 +108,17 @@ def is_local(name: str, root: Path | None = None) -> bool:
     return names_function(name) or name in BUNDLED or _locate(name, root, AS_FOUND).folder is not None
 
 
-def absolute_name(name: str) -> str:
+def absolute_name(name: str, root: Path | None = None) -> str:
     """The name by which `load_images` finds the same data from any working directory: a path is completed.
 
-    Known names, and those of local copies in FLATLAB_DATA, stay as they are.
+    Known names, and those of local copies in `root` (FLATLAB_DATA where it is None), stay as they are.
     """
-    root = os.environ.get("FLATLAB_DATA")
+    root = root or (Path(os.environ["FLATLAB_DATA"]) if os.environ.get("FLATLAB_DATA") else None)
     if (
         names_function(name)
         or name in BUNDLED
         or name in KNOWN
-        or (root and Path(root, name).exists())
+        or (root is not None and (root / name).exists())
         or not Path(name).exists()
     ):
         return name
@@ -145,7 +145,10 @@ def known_places(root: Path | None = None) -> dict[str, Place]:
 
 
 def _locate(name: str, root: Path | None, reading: Reading) -> Source:
-    """Find a local copy: in `root` first, then, unless the name is a known one, as a path in its own right."""
+    """Find a local copy: in `root` first, then, unless the name is a known one, as a path in its own right.
+
+    Of a path that is no longer there, or was another machine's, `root` may hold what it ends with.
+    """
     if root is None and os.environ.get("FLATLAB_DATA"):
         root = Path(os.environ["FLATLAB_DATA"])
     if root is not None and not root.is_dir():
@@ -153,6 +156,8 @@ def _locate(name: str, root: Path | None, reading: Reading) -> Source:
     candidates = [] if root is None else [root / name]
     if name not in KNOWN and Path(name) not in candidates:
         candidates.append(Path(name))
+    if root is not None and Path(name).is_absolute():
+        candidates.append(root / Path(name).name)
     folder = next((candidate.resolve() for candidate in candidates if _is_data(candidate)), None)
     short_name = name if folder is None else folder.name
     known = KNOWN.get(short_name)

@@ -9,7 +9,7 @@ import csv
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from math import fsum, sqrt
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,23 @@ def _read_text(source: Source, file: Path) -> Any:
         parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=arrow_csv.ConvertOptions(column_types={name: pa.string() for name in spoken if name}),
     )
-    if all(_is_number(name) for name in table.column_names):
+    if _are_values(table.column_names):
         raise UsageError(f"{file} begins with numbers: give its columns names, in a first line.")
     return table
+
+
+_FEW = 8  # numbers of a row may well lie in order, as those of the first iris do
+
+
+def _are_values(names: Sequence[str]) -> bool:
+    """Whether a first line is one of values: all are numbers, or some are, and not as years or wavelengths follow."""
+    numbers = [name for name in names if _is_number(name)]
+    if len(numbers) < 2 or len(numbers) == len(names):
+        return len(numbers) == len(names)
+    steps = [float(b) - float(a) for a, b in pairwise(numbers)]
+    in_order = all(step > 0 for step in steps) or all(step < 0 for step in steps)
+    counted = all(name.isdecimal() for name in numbers) and len(set(steps)) == 1
+    return not in_order or (len(numbers) < _FEW and not counted)
 
 
 def _first_record(file: Path) -> str:
@@ -271,6 +285,11 @@ def _numbers(source: Source, split: str, table: Any, columns: Sequence[str]) -> 
                 f"split, the column being of the type {column.type}): make numbers of it, leave the column out, or "
                 "return tensors from a function."
             )
+        if pa.types.is_integer(column.type) and _loses_digits(column):
+            raise UsageError(
+                f"{source} has in its column {name!r} whole numbers beyond 2^53, which float64 does not tell apart: "
+                "leave the column out, or subtract what they have in common."
+            )
         found[:, place] = column.cast(pa.float64(), safe=False).to_numpy()
         missing = np.flatnonzero(~np.isfinite(found[:, place]))
         if len(missing):
@@ -313,3 +332,11 @@ def _scale(source: Source, name: str, values: Rows) -> tuple[float, float]:
     if not 0 < deviation < float("inf"):
         raise UsageError(f"{source} has numbers in its column {name!r} that lie too far apart, or too close, to scale.")
     return mean, deviation
+
+
+def _loses_digits(column: Any) -> bool:
+    try:
+        column.cast(pa.float64(), safe=True)
+    except pa.ArrowInvalid:
+        return True
+    return False

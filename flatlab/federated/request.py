@@ -28,6 +28,7 @@ def read_fields(
     *,
     resume: bool,
     out: Path | None,
+    data_root: Path | None = None,
 ) -> RunConfig:
     """Merge, each over the one before: `preset`, the TOML file at `path`, `options` (None: not given), `settings`.
 
@@ -54,13 +55,14 @@ def read_fields(
     config = make_config(merged, source)
     require_let_run(config.algorithm, "algorithm")
     require_named(config.model, given.get("model"), f"The run in {folder}" if saved else f"The configuration {path}")
-    require_effect(given, "the options", dict(config))
+    if not is_whole(given):  # a run's own, which names all fields whether they have an effect or not
+        require_effect(given, "the options", dict(config))
     if not is_whole(written):  # an option may give a field of the file its effect, or take it away
         alone = {**USUAL, **below, **cell, **written}
         with_man = {**alone, "man": True} if "man" in given else alone  # one file for runs with --man and --no-man
         require_effect(written, f"the configuration {path}", dict(config), alone, with_man)
     file = None if config.partition_file is None else str(Path(config.partition_file).resolve())
-    return config.model_copy(update={"dataset": absolute_name(config.dataset), "partition_file": file})
+    return config.model_copy(update={"dataset": absolute_name(config.dataset, data_root), "partition_file": file})
 
 
 def merged_fields(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -172,8 +172,8 @@ def trace(
     >>> report = flatlab.trace("runs/a", samples=100, tol=0.2)
     >>> report.converged, abs(sum(one.value for one in report.layers.values()) / report.trace.value - 1) < 1e-6
     (True, True)
-    >>> flatlab.trace("runs/a", samples=100, estimator="hutch++", max_probes=30).products
-    30
+    >>> flatlab.trace("runs/a", samples=100, estimator="hutch++", max_probes=30).products  # one of them in float64
+    31
     """
     probing = read_probing(tol, max_probes, estimator, matrix)
     asked = {"samples": samples, "full": full, "dtype": dtype, "device": device}

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig
 from flatlab.federated.execution import Execution, carry_out
 from flatlab.federated.request import read_fields
@@ -33,8 +34,11 @@ class TrainedRun:
 
     @property
     def records(self) -> list[Record]:
-        """One record per round, as in metrics.jsonl."""
-        return RunFolder(self.folder).metrics.read()
+        """One record per round, as in metrics.jsonl; raises `UsageError` where that is gone."""
+        metrics = RunFolder(self.folder).metrics
+        if not metrics.path.exists():
+            raise UsageError(f"There is no {metrics.path}: the run's folder was moved, or the file taken away.")
+        return metrics.read()
 
     @property
     def metrics(self) -> "DataFrame":
@@ -72,7 +76,7 @@ class TrainedRun:
 def train(
     *,
     out: str | Path | None = None,
-    dataset: str | None = None,
+    dataset: str | Path | None = None,
     clients: int | None = None,
     partition: str | None = None,
     delta: float | None = None,
@@ -94,10 +98,10 @@ def train(
     state: str = "memory",
     save_every: float = SAVE_SECONDS,
     track_eigs: int | None = None,
-    keep_clients: Sequence[int] = (),
+    keep_clients: int | Sequence[int] = (),
     superlink: str | None = None,
     patience: float | None = None,
-    track: Sequence[str] = (),
+    track: str | Sequence[str] = (),
     tensorboard: bool = False,
     progress: bool = True,
     **fields: Any,
@@ -118,7 +122,7 @@ def train(
     2
     """
     options = {
-        "dataset": dataset,
+        "dataset": str(dataset) if isinstance(dataset, Path) else dataset,
         "clients": clients,
         "partition": partition,
         "delta": delta,
@@ -132,15 +136,15 @@ def train(
         "lr": lr,
         "seed": seed,
     }
-    folder = None if out is None else Path(out)
+    folder = None if out is None else Path(out).absolute()
     root = None if data_root is None else Path(data_root)
     path = None if config is None else Path(config)
-    asked = read_fields(path, preset, options | fields, [], resume=False, out=folder)
-    folder = folder or default_folder(asked)
-    execution = Execution(
-        workers, engine, device, state, save_every, track_eigs, tuple(keep_clients), superlink, patience
-    )
-    trackers = read_trackers([*track, *(["tensorboard"] if tensorboard else [])])
+    asked = read_fields(path, preset, options | fields, [], resume=False, out=folder, data_root=root)
+    folder = folder or default_folder(asked).absolute()
+    kept = (keep_clients,) if isinstance(keep_clients, int) else tuple(keep_clients)
+    execution = Execution(workers, engine, device, state, save_every, track_eigs, kept, superlink, patience)
+    named = [track] if isinstance(track, str) else track
+    trackers = read_trackers([*named, *(["tensorboard"] if tensorboard else [])])
     carry_out(
         asked,
         folder,

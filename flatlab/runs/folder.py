@@ -88,6 +88,8 @@ class RunFolder:
             lock.release()
 
     def _acquire(self, lock: BaseFileLock) -> None:
+        if self.path.is_file():
+            raise UsageError(f"{self.path} is a file, and a run needs a folder: choose another with --out.")
         for attempt in range(ATTEMPTS):
             try:
                 self.path.mkdir(parents=True, exist_ok=True)

@@ -327,3 +327,20 @@ def test_numbers_of_numpy_and_batches_as_a_loader_makes_them_are_taken(tmp_path:
     assert json.loads(json.dumps(result.to_dict()))["settings"]["k"] == 2
     listed = flatlab.eigs(LINE, None, list(DATA)).eigenvalues[0].value
     assert listed == flatlab.eigs(LINE, None, DATA).eigenvalues[0].value
+
+
+def test_a_run_is_found_from_another_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    small: dict[str, Any] = {"clients": 4, "rounds": 2, "workers": 1, "train_samples": 80, "hidden": [4]}
+    run = flatlab.train(out="runs/a", keep_clients=2, progress=False, **small)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert [record["round"] for record in run.records] == [1, 2]
+    assert (run.folder / "clients-0002.pt").exists()
+    again = flatlab.train(
+        out=run.folder, workers=1, progress=False, **run.config.plain()
+    )  # its own fields, all of them
+    assert again.config == run.config
+    (run.folder / "metrics.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"There is no .*metrics\.jsonl: the run's folder was moved"):
+        run.to_dict()

@@ -180,6 +180,16 @@ def test_a_first_round_that_diverges_does_not_block_the_next_start(
         RunFolder(tmp_path / "run").require(toy_world(lr=0.1, rounds=1).config)
 
 
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("mine")
+    for out, said in (("", "it is empty: name a folder"), ("afile", "afile is a file, and a run needs a folder")):
+        done = flatlab("train", *QUICK, "--out", out, cwd=tmp_path)
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.replace("│", " ").split())
+    assert [path.name for path in tmp_path.iterdir()] == ["afile"]
+    assert (tmp_path / "afile").read_text() == "mine"
+
+
 def test_what_is_saved_of_a_round_is_evaluated_after_it(toy_world: Callable[..., World], tmp_path: Path) -> None:
     world = toy_world(rounds=8, eval_every=4, checkpoint_every=3)
     run = Run(world, tmp_path / "run")

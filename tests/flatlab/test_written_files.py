@@ -132,6 +132,27 @@ def test_a_command_writes_to_the_reader_that_a_shell_starts(tmp_path: Path) -> N
     assert '"versions": {' in done.stdout
 
 
+def test_a_line_that_does_not_fit_leaves_nothing_of_itself(tmp_path: Path) -> None:
+    """Not what a buffer still held as the file was closed, either."""
+    (tmp_path / "a.txt").write_bytes(b"x" * 90 + b"\n")
+    done = program(sys.executable, "-c", FULL, cwd=tmp_path)
+    assert "cannot be written" in done.stdout, done.stderr
+    assert (tmp_path / "a.txt").read_bytes() == b"x" * 90 + b"\n"
+
+
+FULL = """
+import resource
+from pathlib import Path
+from flatlab.files import appending, WriteError
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+try:
+    with appending(Path("a.txt")) as file:
+        file.write(b'{"round": 35, "loss": 1.23456}\\n')
+except WriteError as error:
+    print(error)
+"""
+
+
 def test_a_folder_of_the_pictures_name_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "figs").mkdir()
     for name in ("figs", "figs.png", "figs.csv"):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from flatlab.data import load_images, normalise
+from flatlab.data import Reading, load_images, normalise
 from flatlab.errors import UsageError
+from flatlab.federated.request import read_fields
 from tests.flatlab.data.parquet_images import random_images, write_parquet
 
 
@@ -78,6 +79,21 @@ def test_the_root_of_local_copies(folder: Path, by: str, monkeypatch: pytest.Mon
         monkeypatch.setenv("FLATLAB_DATA", str(folder.parent))
     data = load_images("pictures", root=folder.parent if by == "argument" else None)
     assert len(data.train) == 12
+
+
+def test_the_root_is_looked_in_before_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, rows in (("root", 20), ("here", 10)):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "t.csv").write_text("a,b,label\n" + "".join(f"{k},{k * k},{k % 2}\n" for k in range(rows)))
+    monkeypatch.chdir(tmp_path / "here")
+    root, fields = Path("../root"), {"dataset": "t.csv", "holdout": 0.2}
+    config = read_fields(None, None, fields, [], resume=False, out=None, data_root=root)
+    assert config.dataset == "t.csv"
+    assert len(load_images(config.dataset, root=root, reading=Reading(holdout=0.2)).train) == 16
+    config = read_fields(None, None, fields, [], resume=False, out=None)
+    assert config.dataset == str(tmp_path / "here" / "t.csv")
+    (tmp_path / "here" / "t.csv").rename(tmp_path / "root" / "t.csv")  # moved: its last name is found in the root
+    assert len(load_images(config.dataset, root=root, reading=Reading(holdout=0.2)).train) == 8
 
 
 @pytest.mark.parametrize("by", ["name", "path"])

@@ -147,6 +147,10 @@ def _another_size(fruit: Path) -> None:
     write(fruit / "test" / "pear" / "1.png", SHADES[:2])
 
 
+def _of_another_kind(fruit: Path) -> None:
+    (fruit / "train" / "pear" / "1.png").rename(fruit / "train" / "pear" / "1.HEIC")
+
+
 def _floats(fruit: Path) -> None:
     write(fruit / "train" / "pear" / "1.tiff", SHADES.astype(np.float32) / 255)
 
@@ -194,6 +198,7 @@ def _described_by_half(fruit: Path) -> None:
         (_floats, "fruit/train/pear/1.tiff holds floats"),
         (_long_integers, "fruit/train/pear/1.tiff has values from 0 to 255000"),
         (_deep_and_flat, "images of 8 bits and images of 16 bits"),
+        (_of_another_kind, "of a kind that is not read here lie in"),
         (_tables_beside_images, "holds both Parquet files and images"),
     ],
 )

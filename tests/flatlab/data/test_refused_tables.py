@@ -24,6 +24,17 @@ ROWS = [f"{k}.5,{k},{'ab'[k % 2]}" for k in range(12)]
     [
         (_table("", "1.5,2,3", *ROWS), {}, "begins with numbers: give its columns names"),
         (_table("1.5,2,3", *ROWS), {}, "begins with numbers: give its columns names"),
+        (
+            _table("5.1,3.5,1.4,0.2,setosa", *(f"{k},1,2,3,a" for k in range(9))),
+            {"label": "setosa"},
+            "begins with numbers",
+        ),
+        (_table("0.13,0.64,label", *ROWS), {}, "begins with numbers: give its columns names"),
+        (
+            _table("x,y,label", *(f"{2**53 + 1 + k},{k},a" for k in range(8))),
+            {},
+            "'x' whole numbers beyond 2.53, which",
+        ),
         (_table(",y,label", *ROWS), {}, "has no name for its column 1"),
         (_table("x,x,label", *ROWS), {}, "has two columns 'x'"),
         (_table("x,y,label", *ROWS, ",4,a"), {}, "Row 13 of the training split .* no finite number in its column 'x'"),

@@ -1,5 +1,6 @@
 """Tables of numbers in files: what is read from them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,16 @@ def test_names_beyond_what_one_field_may_hold_are_read(tmp_path: Path) -> None:
         str(write(tmp_path / "genes.tsv", content, [*names, "label"], "\t")), reading=Reading(holdout=0.25)
     )
     assert data.input_shape == (1500,)
+
+
+@pytest.mark.parametrize(
+    "names", [range(6), range(1990, 1984, -1), (400.5, 401.0, 401.5, 402.0, 402.5, 403.0, 403.5, 404.0)]
+)
+def test_names_may_be_numbers_that_count(names: Sequence[float], tmp_path: Path) -> None:
+    """As pandas numbers columns, and as years and wavelengths are written."""
+    content = [[*(k * place % 7 for place in range(len(names))), k % 2] for k in range(8)]
+    file = write(tmp_path / "c.csv", content, [*map(str, names), "label"])
+    assert load_images(str(file), reading=Reading(holdout=0.25)).input_shape == (len(names),)
 
 
 def test_a_column_that_does_not_vary_is_zero(tmp_path: Path) -> None:
