@@ -39,23 +39,27 @@ def keep(client, delta):
 
 ALGORITHM = Algorithm(
     "mine", "nowhere", combine, own=("began", "h", "old", "p", "q"), server=("m", "s"), keep=keep,
-    lookahead=lambda client, theta, k: 0.5 * client.server["m"],
-    ascent=lambda client, theta, g: 0.1 * g, during=during,
     terms=lambda client: Terms(gradient=client.server["s"]),
     initial=lambda w_0, hyper: {"began": w_0, "m": w_0, "s": w_0.new_ones(())},
+    PASSES
 )
 """
+PASSES = {
+    "one": 'lookahead=lambda client, theta, k: 0.5 * client.server["m"],',
+    "two": "ascent=lambda client, theta, g: 0.1 * g, during=during,",
+}
 """Its functions return one vector (P,) for every client of a stack, and, under another name, what they are given.
 
 The server's vector s has no dimension.
 """
 
 
-@pytest.fixture
-def world(here: Path, toy_world: Callable[..., World]) -> World:
-    (here / "mine.py").write_text(METHOD)
-    let_run("mine:ALGORITHM")
-    return tried(toy_world(algorithm="mine:ALGORITHM", participation=1.0))
+@pytest.fixture(params=PASSES)
+def world(request: pytest.FixtureRequest, here: Path, toy_world: Callable[..., World]) -> World:
+    module = f"mine_{request.param}"  # a module is imported once
+    (here / f"{module}.py").write_text(METHOD.replace("PASSES", PASSES[request.param]))
+    let_run(f"{module}:ALGORITHM")
+    return tried(toy_world(algorithm=f"{module}:ALGORITHM", participation=1.0))
 
 
 @pytest.mark.long
