@@ -5,6 +5,7 @@ and no product in float32 shows it. So the pairs found are multiplied once more 
 keeps no graphs. theta = v^T H v and r = H v - theta v of that product need no trust in any other.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -48,12 +49,15 @@ def in_float64_where_it_runs(problem: Problem) -> Problem | None:
 
 @ieee()
 def lost_to_rounding(product: Callable[[Tensor], Tensor] | None, vector: Tensor, image: Tensor) -> Tensor:
-    """H v (p,) from `product` in float64 less `image`, H v as it was; 0 where there is none, or it does not run."""
+    """H v (p,) from `product` in float64 less `image`, H v as it was.
+
+    It is 0 where there is no product, and with a warning where that does not run.
+    """
     if product is not None:
         try:
             return product(vector[None])[0] - image
         except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
-            pass
+            warnings.warn("What rounding takes is not known: the model does not run in float64.", stacklevel=2)
     return torch.zeros_like(image, dtype=torch.float64)
 
 

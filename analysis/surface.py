@@ -91,10 +91,8 @@ def filter_normalised_directions(problem: Problem, count: int = 2, *, seed: int 
 
 
 def _normalised(problem: Problem, direction: Tensor) -> Tensor:
-    pieces, own_shapes = (
-        [],
-        dict(problem.model.named_parameters()),
-    )  # complex ones in the dimensions that they have there
+    pieces = []
+    own_shapes = dict(problem.model.named_parameters())  # complex ones in the dimensions that they have there
     for piece, (name, parameter) in zip(problem.split(direction), problem.parameters.items(), strict=True):
         if own_shapes[name].dim() < 2:
             pieces.append(torch.zeros_like(piece))

@@ -113,7 +113,7 @@ def absolute_name(name: str, root: Path | None = None) -> str:
 
     Known names, and those of local copies in `root` (FLATLAB_DATA where it is None), stay as they are.
     """
-    root = root or (Path(os.environ["FLATLAB_DATA"]) if os.environ.get("FLATLAB_DATA") else None)
+    root = _local_copies(root)
     if (
         names_function(name)
         or name in BUNDLED
@@ -149,8 +149,7 @@ def _locate(name: str, root: Path | None, reading: Reading) -> Source:
 
     Of a path that is no longer there, or was another machine's, `root` may hold what it ends with.
     """
-    if root is None and os.environ.get("FLATLAB_DATA"):
-        root = Path(os.environ["FLATLAB_DATA"])
+    root = _local_copies(root)
     if root is not None and not root.is_dir():
         raise UsageError(f"The folder of local data sets {root} (--data-root or FLATLAB_DATA) does not exist.")
     candidates = [] if root is None else [root / name]
@@ -169,6 +168,12 @@ def _locate(name: str, root: Path | None, reading: Reading) -> Source:
         label=reading.label or (known.label if known else None),
         reading=reading,
     )
+
+
+def _local_copies(root: Path | None) -> Path | None:
+    """The folder of local copies: `root`, or that of FLATLAB_DATA where that is None and set."""
+    named = os.environ.get("FLATLAB_DATA")
+    return Path(named) if root is None and named else root
 
 
 def _is_data(path: Path) -> bool:

@@ -7,9 +7,7 @@ stood.
 
 import csv
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise
 from math import fsum, sqrt
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from flatlab.data.image_folder import SplitFiles
 from flatlab.data.numbering import Labels, class_numbers, held_out, owner_numbers, warn_of_copies
 from flatlab.data.rows import LABEL_NAMES, reason
 from flatlab.data.samples import Sample, Source
+from flatlab.data.table_header import are_values, delimiter_of
 from flatlab.errors import UsageError, shown
 
 Rows = NDArray[np.float64]
@@ -38,8 +37,6 @@ _NUMBERS = (
     pa.types.is_boolean,
     pa.types.is_null,  # a column that is empty: each of its values is missing
 )
-
-_DELIMITERS = ",;\t|"
 
 
 @dataclass(frozen=True)
@@ -110,59 +107,16 @@ def _require_common_types(tables: Sequence[Any], files: Sequence[Path]) -> None:
 
 
 def _read_text(source: Source, file: Path) -> Any:
-    first = _first_record(file)
-    try:
-        delimiter = csv.Sniffer().sniff(first, _DELIMITERS).delimiter
-    except csv.Error:  # one column, or none
-        delimiter = ","
+    delimiter = delimiter_of(file)
     spoken = (*((source.reading.label,) if source.reading.label else LABEL_NAMES), source.reading.column)
     table = arrow_csv.read_csv(
         file,
         parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=arrow_csv.ConvertOptions(column_types={name: pa.string() for name in spoken if name}),
     )
-    if _are_values(table.column_names):
+    if are_values(table.column_names):
         raise UsageError(f"{file} begins with numbers: give its columns names, in a first line.")
     return table
-
-
-_FEW = 8  # numbers of a row may well lie in order, as those of the first iris do
-
-
-def _are_values(names: Sequence[str]) -> bool:
-    """Whether a first line is one of values: all are numbers, or some are, and not as years or wavelengths follow."""
-    numbers = [name for name in names if _is_number(name)]
-    if len(numbers) < 2 or len(numbers) == len(names):
-        return len(numbers) == len(names)
-    steps = [float(b) - float(a) for a, b in pairwise(numbers)]
-    in_order = all(step > 0 for step in steps) or all(step < 0 for step in steps)
-    counted = all(name.isdecimal() for name in numbers) and len(set(steps)) == 1
-    return not in_order or (len(numbers) < _FEW and not counted)
-
-
-def _first_record(file: Path) -> str:
-    """The names of the columns as they are written, on one line: Arrow skips lines that are empty, as `csv` does.
-
-    A quoted name may have line breaks. What quotes a name depends on what delimits it, so the record ends where the
-    delimiter for which it is longest says.
-    """
-    ends = []
-    for delimiter in _DELIMITERS:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            records = csv.reader(lines, delimiter=delimiter)
-            with suppress(csv.Error):  # a field of 128 KiB: many names that something else delimits
-                next(filter(None, records), None)
-            ends.append(records.line_num)
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        return " ".join("".join(islice(lines, max(ends))).strip("\r\n").splitlines())
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _require_names(file: Path, names: Sequence[str]) -> None:
