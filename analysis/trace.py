@@ -39,6 +39,10 @@ class Estimate:
     standard_error: float  # value +- 1.96 of it covers about 95 %; infinite for a single probe
     rounding: float = 0.0  # the part of it that more probes do not lessen, as far as that is known
 
+    def is_settled(self, tol: float) -> bool:
+        """Whether the probes have done what the tolerance asks: their own part of the error is at most tol |value|."""
+        return self.standard_error**2 - self.rounding**2 <= (tol * self.value) ** 2
+
     def is_rounded(self, tol: float) -> bool:
         """Whether rounding takes half of what the tolerance leaves, or more."""
         return self.rounding > 0.5 * tol * abs(self.value)

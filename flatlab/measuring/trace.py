@@ -121,9 +121,15 @@ def measure_trace(problem: Problem, probing: Probing, tell: Tell = silent) -> Tr
     operator, lost = curvature_matrix(problem, probing.matrix), lost_share(problem)
     if probing.estimator == "hutch++":
         trace = hutch_plus_plus(operator, probing.max_probes, lost=lost)
-        within, rounded = trace.standard_error <= probing.tol * abs(trace.value), trace.is_rounded(probing.tol)
-        products = operator.products + int(operator.exact is not None)
-        return TraceResult(trace=trace, frobenius=None, layers={}, converged=within, rounded=rounded, products=products)
+        settled, rounded = trace.is_settled(probing.tol), trace.is_rounded(probing.tol)
+        return TraceResult(
+            trace=trace,
+            frobenius=None,
+            layers={},
+            converged=settled and not rounded,
+            rounded=settled and rounded,
+            products=operator.products + int(operator.exact is not None),
+        )
     places = positions(problem)
     groups = {
         layer.name: torch.cat([places[name] for name in layer.parameters.values()]) for layer in find_layers(problem)

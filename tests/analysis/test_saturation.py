@@ -14,7 +14,8 @@ from analysis.operators import hessian
 from analysis.problem import Problem, make_problem
 from analysis.saturation import lost_share
 from analysis.spectrum import eigs
-from analysis.trace import hutch_plus_plus, hutchinson
+from analysis.trace import Estimate, hutch_plus_plus, hutchinson
+from flatlab.measuring.trace import Probing, measure_trace
 
 
 @pytest.mark.parametrize("sure", [30.0, 37.5])
@@ -101,6 +102,10 @@ def test_a_trace_counts_what_rounding_takes(wide: int, tol: float, sure: float, 
     sketched = hutch_plus_plus(hessian(problem), 30, lost=lost_share(problem))
     assert abs(sketched.value - truth) <= 2.6 * sketched.standard_error
     assert sketched.is_rounded(tol) == rounded
+    assert [measure_trace(problem, Probing(share, 30, "hutch++")).finished for share in (tol, 1e-9)] == [
+        sketched.is_settled(tol),
+        sketched.is_settled(1e-9),
+    ]
     density = spectral_density(hessian(problem), depth=9, probes=3, lost=lost_share(problem))
     assert (density.rounding > 0.01) == rounded
     report = flatness(problem, trace_tol=tol)
@@ -123,3 +128,12 @@ def exact_hessian(problem: Problem) -> Tensor:
         J = torch.cat([torch.kron(torch.eye(3).double(), row[None]), torch.eye(3).double()], 1)
         total += J.T @ middle @ J / len(x)
     return total
+
+
+@pytest.mark.parametrize(
+    ("error", "rounding", "settled", "rounded"),
+    [(0.01, 0.0, True, False), (0.03, 0.0, False, False), (0.015, 0.0149, True, True), (0.5, 0.4, False, True)],
+)
+def test_what_probes_leave_and_what_rounding_takes(error: float, rounding: float, settled: bool, rounded: bool) -> None:
+    estimate = Estimate(1.0, error, rounding)
+    assert (estimate.is_settled(0.02), estimate.is_rounded(0.02)) == (settled, rounded)
