@@ -200,9 +200,11 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk], ProductGraph])
     (Gur-Ari, Roberts and Dyer 2018); where all graphs are kept they hold it already.
     """
     graphs = GraphCache(problem, lambda chunk: build(problem, chunk))
+    alone = problem.samples <= problem.chunk_size and not problem.distributed  # then there is nothing to add up
+    summing = problem.dtype if alone else torch.float64
 
     def product(rows: Tensor) -> Tensor:
-        total = torch.zeros_like(rows, dtype=torch.float64)
+        total = torch.zeros_like(rows, dtype=summing)
         with failing_together(problem.device, problem.distributed):
             for graph in graphs:
                 for row, sum_of_chunks in zip(rows, total, strict=True):

@@ -18,6 +18,9 @@ from analysis.noise import normal_numbers
 
 _PIECE = 1 << 15  # numbers of a row, on a CPU: few enough for float64 to add up within some roundings too
 _LARGE_PIECE = 1 << 25  # numbers of all rows together, elsewhere: 256 MiB in float64
+_CHUNK = 1 << 10  # numbers whose products may be added up in float32,
+_CHUNKS = 1 << 10  # where there are so many such sums that what each loses, 1e-7, leaves no trace in all of them
+_PLAIN = 1e-15, 1e15  # lengths of vectors whose products with unit ones neither vanish in float32 nor overflow
 _STANDS_OUT = 5.0  # standard deviations of the noise that a single known start vector is long
 
 
@@ -104,11 +107,28 @@ def orthogonalised(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     total = torch.zeros(len(basis), len(w), dtype=torch.float64, device=w.device)
     for _ in range(2):
         before = torch.linalg.vector_norm(w, dim=1)
-        part = dots(basis, w)
+        part = _coefficients(basis, w, before)
         w, total = torch.addmm(w, part.T.to(w), basis, alpha=-1), total + part
         if (torch.linalg.vector_norm(w, dim=1) > before / 2).all() and before.isfinite().all():
             break
     return w, total
+
+
+def _coefficients(basis: Tensor, w: Tensor, lengths: Tensor) -> Tensor:
+    """Q^T w for orthonormal rows Q (n, p) and rows w (b, p) of about these lengths (b,): (n, b) float64.
+
+    Of long vectors on a CPU in float32, whose sums are taken to float64 chunk by chunk: the same to nine digits of |w|,
+    and as fast as Q is read from memory, a third of the time that it takes to make float64 of it.
+    """
+    chunks = basis.shape[1] // _CHUNK
+    low, high = _PLAIN
+    plain = basis.dtype == w.dtype == torch.float32 and bool(((low < lengths) & (lengths < high)).all())
+    if basis.device.type != "cpu" or chunks < _CHUNKS or not plain:
+        return dots(basis, w)
+    cut = chunks * _CHUNK
+    left, right = (rows[:, :cut].unflatten(1, (chunks, _CHUNK)) for rows in (basis, w))
+    sums = torch.bmm(left.transpose(0, 1), right.permute(1, 2, 0))
+    return sums.sum(0, dtype=torch.float64) + dots(basis[:, cut:], w[:, cut:])
 
 
 def random_rows(count: int, size: int, like: Tensor, generator: torch.Generator) -> Tensor:

@@ -34,9 +34,9 @@ def _residual(row: Tensor, image: Tensor) -> float:
     return float((image - value * row).norm() / value.abs())
 
 
-def eigsh_pairs(operator: SymmetricOperator, k: int) -> Solution:
-    """SciPy's top k of an operator."""
-    values, vectors = eigsh(operator, k, which="LA", tol=TOL, ncv=max(2 * k + 1, 10))
+def eigsh_pairs(operator: SymmetricOperator, k: int, tol: float = TOL) -> Solution:
+    """SciPy's top k of an operator, which it stops at by residuals of its own that come near `tol`."""
+    values, vectors = eigsh(operator, k, which="LA", tol=tol, ncv=max(2 * k + 1, 10))
     return torch.from_numpy(values), torch.from_numpy(vectors), operator.products
 
 

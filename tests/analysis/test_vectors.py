@@ -49,6 +49,17 @@ def test_a_long_sum_of_one_sign_does_not_drown_in_rounding() -> None:
     assert (q.double() @ rest[0].double()).abs().max().item() <= 4 * eps
 
 
+@pytest.mark.parametrize("scale", [1e-37, 1.0, 1e36])
+def test_coefficients_of_long_vectors_are_those_of_float64_whatever_their_length(scale: float) -> None:
+    n = (1 << 20) + 321  # sums in float32 are those of chunks, and a rest
+    generator = torch.Generator().manual_seed(1)
+    q = torch.linalg.qr(torch.randn(n, 3, dtype=torch.float64, generator=generator)).Q.T.float()
+    w = (scale * torch.randn(2, n, dtype=torch.float64, generator=generator)).float()
+    _, coefficients = orthogonalised(w, q)
+    lengths = w.double().norm(dim=1)
+    assert ((coefficients - q.double() @ w.double().T).abs() <= 1e-9 * lengths).all()
+
+
 def test_nothing_is_left_of_what_lies_in_the_basis() -> None:
     basis = torch.eye(3, 10)
     rest, coefficients = orthogonalised(torch.tensor([[1e-30, 2e30, 3.0] + [0.0] * 7]), basis)
