@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral
+from numbers import Integral, Real
 from reprlib import Repr
 
 from analysis.errors import MeasurementError
@@ -53,6 +53,12 @@ def require_count(option: str, value: object, least: int = 1) -> None:
     """Raise `UsageError` unless the value of `option` is a whole number, `least` or more."""
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
         raise UsageError(f"--{option} is a whole number, {least} or more, not {shown(value)}.")
+
+
+def require_seconds(option: str, value: object) -> None:
+    """Raise `UsageError` unless the value of `option` is a number of seconds, 0 or more."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not float(value) >= 0:
+        raise UsageError(f"--{option} is a number of seconds, 0 or more, not {shown(value)}.")
 
 
 LONGEST = 120

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from flatlab.cores import available_cores
-from flatlab.errors import UsageError, require_count, shown
+from flatlab.errors import UsageError, require_count, require_seconds, shown
 from flatlab.federated.config import RunConfig
 from flatlab.federated.engine import ENGINES, ON_DEVICES
 from flatlab.federated.engine.base import PATIENCE, SIMULATION, Engine, Means
@@ -57,8 +57,9 @@ class Execution:
                 require_count(option, count)
         for round_ in self.keep_clients:
             require_count("keep-clients", round_)
-        if not self.save_every >= 0:
-            raise UsageError(f"--save-every is a number of seconds, 0 or more, not {shown(self.save_every)}.")
+        for option, seconds in {"save-every": self.save_every, "patience": self.patience}.items():
+            if seconds is not None:
+                require_seconds(option, seconds)
         if self.device == "cuda" and self.engine == "process":
             raise UsageError("--engine process trains on the CPU; leave --device out, or use --engine streams.")
         if self.workers is not None and self.engine in ON_DEVICES:
@@ -73,8 +74,6 @@ class Execution:
             )
         if self.device == "cuda" and self.engine == "flower":
             raise UsageError("--engine flower trains on the nodes' CPUs; leave --device out.")
-        if self.patience is not None and not self.patience >= 0:
-            raise UsageError(f"--patience is a number of seconds, 0 or more, not {shown(self.patience)}.")
         if self.patience is not None and self.engine != "flower":
             raise UsageError("--patience is with nodes of Flower's; add --engine flower.")
         if self.device == "cuda" and not torch.cuda.is_available():

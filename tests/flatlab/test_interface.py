@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import matplotlib
-import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import flatlab
-from analysis.errors import MeasurementError
 from flatlab.cli.main import main
 from flatlab.errors import UsageError
 from flatlab.federated.config import make_config
@@ -260,73 +258,10 @@ def test_a_model_of_ones_own(batched: bool) -> None:
     assert next(model.parameters()).dtype == torch.float64
 
 
-LINE = nn.Linear(1, 2)
-DATA = (torch.ones(4, 1), torch.tensor([0, 1, 0, 1]))
-
-
-@pytest.mark.parametrize(
-    ("call", "says"),
-    [
-        (lambda: flatlab.eigs(LINE), "with its loss and data"),
-        (lambda: flatlab.eigs("nothing.pt"), "There is no file nothing.pt"),
-        (lambda: flatlab.eigs(5), "not 5"),  # type: ignore[arg-type]
-        (lambda: flatlab.eigs("nothing.pt", "mse"), "a checkpoint brings its own"),
-        (lambda: flatlab.eigs(LINE, "mess", DATA), "Unknown loss 'mess'"),
-        (lambda: flatlab.eigs(LINE, None, DATA, samples=5), "ask for 1 to 4"),
-        (lambda: flatlab.eigs(LINE, None, DATA, top_k=0), "--top-k"),
-        (lambda: flatlab.eigs(LINE, None, DATA, max_iter=0), "--max-iter"),
-        (lambda: flatlab.eigs(LINE, None, DATA, layers=["fc9"]), "no layer 'fc9'"),
-        (lambda: flatlab.eigs(LINE, data=(DATA[0], torch.randn(4, 2))), 'name the loss they are for (loss="mse"'),
-        (lambda: flatlab.trace(LINE, data=(DATA[0], torch.randn(4, 2))), "do not add up to one"),
-        (lambda: flatlab.eigs(nn.Linear, "mse", DATA), "not a type"),  # type: ignore[arg-type]
-        (lambda: flatlab.eigs(LINE, "mse", (DATA[0], [0, 1, 0, 1])), "must be one tensor"),
-        (lambda: flatlab.eigs(LINE, "mse", (DATA[0].to_sparse(), DATA[1])), "is sparse"),
-        (lambda: flatlab.eigs(LINE, lambda z, y: (z.sum(), {}), DATA), "must return a scalar"),  # type: ignore[arg-type,return-value]
-        (lambda: flatlab.client_eigs(LINE), "needs a checkpoint"),
-        (lambda: flatlab.batch_eigs(LINE, None, DATA, batch_size=0), "--batch-size"),
-        (lambda: flatlab.batch_eigs(LINE, None, DATA, batch_size=5), "5"),
-        (lambda: flatlab.trace(LINE, None, DATA, max_probes=0), "--max-probes"),
-        (lambda: flatlab.flatness(LINE, None, DATA, radius=1.0), "name its norm"),
-        (lambda: flatlab.flatness(LINE, None, DATA, worst_case="l3"), "--worst-case is linf or l2"),
-        (lambda: flatlab.flatness(LINE, None, DATA, worst_case="l2", radius=0.0), "--radius"),
-        (lambda: flatlab.flatness(LINE, None, DATA, worst_case="l2", ascent_steps=0), "--ascent-steps"),
-        (lambda: flatlab.eigs(LINE, None, DATA, which="middle"), "--which"),
-        (lambda: flatlab.trace(LINE, None, DATA, matrix="jacobian"), "--matrix"),
-        (lambda: flatlab.density(LINE, None, DATA, matrix="jacobian"), "--matrix"),
-        (lambda: flatlab.density(LINE, None, DATA, depth=0), "--depth"),
-        (lambda: flatlab.density(LINE, None, DATA, probes=0), "--probes"),
-        (lambda: flatlab.surface(LINE, None, DATA, points=1), "--points"),
-        (lambda: flatlab.verify(LINE, None, DATA, samples=0), "--samples"),
-        (lambda: flatlab.eigs(LINE, "cross_entropy", (torch.ones(4, 3), DATA[1])), "fails on these data: RuntimeError"),
-        (lambda: flatlab.train(nonsense=1), "Unknown field 'nonsense'"),
-        (lambda: flatlab.train(workers=0), "--workers"),
-        (lambda: flatlab.train(track_eigs=0), "--track-eigs"),
-        (lambda: flatlab.train(save_every=-1), "--save-every"),
-        (lambda: flatlab.train(hyper={"rho": 1}), "no hyperparameter 'rho'"),
-    ],
-)
-def test_what_does_not_fit_is_one_sentence(call: Callable[[], object], says: str) -> None:
-    with pytest.raises((UsageError, MeasurementError)) as raised:
-        call()
-    assert says in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
 def test_the_reference_lists_every_public_function() -> None:
     page = (ROOT / "docs" / "reference" / "flatlab.md").read_text()
     listed = set(re.findall(r"autofunction:: flatlab\.(\w+)", page))
     assert listed == set(flatlab.__all__) - {"analysis", "figures"}
-
-
-def test_numbers_of_numpy_and_batches_as_a_loader_makes_them_are_taken(tmp_path: Path) -> None:
-    one, two = (cast(int, number) for number in np.arange(3)[1:])
-    fields: dict[str, Any] = {"clients": 3, "train_samples": 60, "hidden": [two], "lr": np.float64(0.1), "seed": one}
-    run = flatlab.train(**fields, rounds=one, workers=one, progress=False, out=tmp_path / "run")
-    assert type(run.config.seed) is int
-    result = flatlab.eigs(run, samples=cast(int, np.int64(40)), top_k=two)
-    assert json.loads(json.dumps(result.to_dict()))["settings"]["k"] == 2
-    listed = flatlab.eigs(LINE, None, list(DATA)).eigenvalues[0].value
-    assert listed == flatlab.eigs(LINE, None, DATA).eigenvalues[0].value
 
 
 def test_a_run_is_found_from_another_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
