@@ -42,9 +42,10 @@ def extend(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Gene
     first, eps = n, torch.finfo(w.dtype).eps * scale
     for row in w[: basis.shape[1] - n]:
         candidate, before = row[None], norm(row)
+        length = before
         if n > first:
             candidate, _ = orthogonalised(candidate, basis[first:n])
-        length = norm(candidate[0])
+            length = norm(candidate[0])
         if length <= max(before / 2, _LITTLE * eps):
             candidate, _ = orthogonalised(candidate, basis[:n])
             length = norm(candidate[0])
@@ -53,6 +54,6 @@ def extend(basis: Tensor, n: int, w: Tensor, scale: float, generator: torch.Gene
             drawn = random_rows(1, basis.shape[1], w, generator)
             candidate, _ = orthogonalised(drawn, basis[:n])
             length, least = norm(candidate[0]), rounding(norm(drawn[0]), w.dtype)  # not in units of the matrix, as w is
-        basis[n] = candidate[0] / length
+        torch.div(candidate[0], length, out=basis[n])
         n += 1
     return n

@@ -56,8 +56,8 @@ DATA = (torch.ones(4, 1), torch.tensor([0, 1, 0, 1]))
         (lambda: flatlab.train(workers=0), "--workers"),
         (lambda: flatlab.train(track_eigs=0), "--track-eigs"),
         (lambda: flatlab.train(save_every=-1), "--save-every"),
-        (lambda: flatlab.train(save_every="often"), "--save-every"),
-        (lambda: flatlab.train(engine="flower", patience="long"), "--patience"),
+        (lambda: flatlab.train(save_every="often"), "--save-every"),  # type: ignore[arg-type]
+        (lambda: flatlab.train(engine="flower", patience="long"), "--patience"),  # type: ignore[arg-type]
         (lambda: flatlab.train(hyper={"rho": 1}), "no hyperparameter 'rho'"),
     ],
 )
