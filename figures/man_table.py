@@ -11,7 +11,7 @@ from figures.finished_methods import FEWEST, finished_methods, left_out_notes
 from figures.labels import algorithm_label, partition_label
 from figures.method_tables import MEASURES, by_ratios, measured, unsteady_notes
 from figures.results import Results
-from figures.simultaneous import changes, unsteady
+from figures.simultaneous import changes
 from figures.table import Table
 from figures.table_notes import tuned_notes
 
@@ -61,10 +61,8 @@ def _changes(results: Results, place: str) -> list[dict[str, Any]]:
         if without is None or under is None:
             continue
         ratio = by_ratios(measure, np.stack([without, under]))
-        differences = np.log(under / without) if ratio else under - without
-        means, halves = changes(differences)
-        alone = unsteady(differences, blocks=False).tolist()
-        for algorithm, mean, half, own in zip(both, means.tolist(), halves.tolist(), alone, strict=True):
+        found_changes = changes(*(np.log([without, under]) if ratio else (without, under)))
+        for algorithm, mean, half, own in zip(both, *(part.tolist() for part in found_changes), strict=True):
             ends = {"change": mean, "low": mean - half, "high": mean + half}
             change = {name: math.exp(value) for name, value in ends.items()} if ratio else ends
             about = {"partition": place, "algorithm": algorithm, "measure": measure, "ratio": ratio, "unsteady": own}

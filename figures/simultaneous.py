@@ -9,6 +9,8 @@ be better, and as many less as are told to be worse.
 One spread for all is not true where the seeds of one method lie much farther apart than those of the others: it would
 hide every difference between these. So a method that makes up most of the spread by itself, and more than chance would
 have it (Cochran's C, Annals of Eugenics 11, 1941), is taken out of it, and nothing is told of its own rank.
+
+No spread is taken for less than the rounding of counts leaves (`figures.statistics`): accuracies may tie.
 """
 
 import itertools
@@ -22,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from figures.statistics import LEVEL
+from figures.statistics import LEVEL, least_variance
 
 ROUNDING = 1e-12
 """Relative; what the order of a sum may change."""
@@ -52,7 +54,7 @@ def ranks(values: NDArray[np.float64]) -> tuple[list[Rank], float]:
     pooled = values[steady]
     k, n = pooled.shape
     freedom = (k - 1) * (n - 1)
-    spread = math.sqrt((_residuals(pooled) ** 2).sum() / freedom / n)
+    spread = math.sqrt(max((_residuals(pooled) ** 2).sum() / freedom, _least(values - values[0], values)) / n)
     apart = _quantile(k, freedom) * spread
     found = []
     for m, place, told in zip(means, stats.rankdata(means, method="min"), steady, strict=True):
@@ -66,11 +68,12 @@ def unsteady(values: NDArray[np.float64], *, blocks: bool = True) -> NDArray[np.
 
     With `blocks` the seeds' own effects are taken out first. Of three methods one may always.
     """
+    least = _least(values - values[0] if blocks else values)
     left = np.ones(len(values), dtype=bool)
     while left.sum() > _FEWEST_STEADY:
         residuals = _residuals(values[left], blocks)
-        own = (residuals**2).sum(axis=1)
-        k, freedom = len(own), values.shape[1] - 1
+        k, freedom = len(residuals), values.shape[1] - 1
+        own = np.maximum((residuals**2).sum(axis=1), freedom * least)
         by_chance = 1 / (1 + (k - 1) / stats.f.isf(_RARE / k, freedom, (k - 1) * freedom))
         if own.max() <= max(0.5, by_chance) * own.sum():
             break
@@ -89,18 +92,29 @@ def _quantile(k: int, freedom: int) -> float:
     return float(stats.studentized_range.ppf(LEVEL, k, freedom))
 
 
-def changes(differences: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of paired differences (methods, seeds): their means, and what the interval of each reaches to either side.
+def changes(
+    without: NDArray[np.float64], under: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Of `under` less `without`, paired (methods, seeds): means, what their intervals reach to either side, and whether
+    a method is `unsteady`.
 
-    The spread over seeds is taken to be alike for all methods but those that are `unsteady`, of which each has its own;
-    with the stated probability every interval holds what it is for (Bonferroni).
+    The spread over seeds is taken to be alike for all methods but the unsteady ones, of which each has its own; with
+    the stated probability every interval holds what it is for (Bonferroni).
     """
+    differences = under - without
     k, n = differences.shape
     alone = unsteady(differences, blocks=False)
     squares = (_residuals(differences, blocks=False) ** 2).sum(axis=1)
     freedom = np.where(alone, n - 1, (~alone).sum() * (n - 1))
-    variances = np.where(alone, squares, squares[~alone].sum()) / freedom
-    return differences.mean(axis=1), stats.t.ppf(1 - (1 - LEVEL) / 2 / k, freedom) * np.sqrt(variances / n)
+    least = _least(differences, np.stack([without, under]))
+    variances = np.maximum(np.where(alone, squares, squares[~alone].sum()) / freedom, least)
+    halves = stats.t.ppf(1 - (1 - LEVEL) / 2 / k, freedom) * np.sqrt(variances / n)
+    return differences.mean(axis=1), halves, alone
+
+
+def _least(*values: NDArray[np.float64]) -> float:
+    """`least_variance` of the first of these that are not all alike."""
+    return next((least for v in values if (least := least_variance(v.ravel().tolist()))), 0.0)
 
 
 def agreement(one: NDArray[np.float64], other: NDArray[np.float64], kin: Sequence[str]) -> tuple[float, float, float]:

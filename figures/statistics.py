@@ -55,17 +55,20 @@ def paired_difference(without: Mapping[int, float], with_: Mapping[int, float]) 
     summary = sample(differences)
     if summary is None or summary.count == 0:
         return None
-    step = _step(differences) or _step([value for pair in pairs for value in pair])
-    deviation = max(summary.deviation or 0.0, step / math.sqrt(12))
+    least = least_variance(differences) or least_variance([value for pair in pairs for value in pair])
+    deviation = max(summary.deviation or 0.0, math.sqrt(least))
     if summary.deviation is None or deviation == 0:
         return Difference(summary.mean, None, None, summary.count)
     half = stats.t.ppf((1 + LEVEL) / 2, summary.count - 1) * deviation / math.sqrt(summary.count)
     return Difference(summary.mean, summary.mean - half, summary.mean + half, summary.count)
 
 
-def _step(values: Sequence[float]) -> float:
-    """The smallest distance between two of the finite `values` that is no rounding; 0 where all are alike."""
+def least_variance(values: Sequence[float]) -> float:
+    """What the rounding of counts leaves of any spread: a twelfth of a step's square; 0 where `values` are all alike.
+
+    The step is the smallest distance between two of the finite `values` that is no rounding of floating point.
+    """
     finite = np.sort([value for value in values if math.isfinite(value)])
     gaps = np.diff(finite)
     gaps = gaps[gaps > 1e-9 * np.abs(finite).max(initial=0.0)]
-    return float(gaps.min(initial=math.inf)) if len(gaps) else 0.0
+    return float(gaps.min()) ** 2 / 12 if len(gaps) else 0.0

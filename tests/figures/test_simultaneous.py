@@ -89,11 +89,11 @@ def test_changes_are_held_by_all_intervals_at_once() -> None:
     true = np.linspace(-1, 1, 12)
     held = 0
     for _ in range(300):
-        means, half = changes(true[:, None] + rng.normal(size=(12, 3)))
+        means, half, _ = changes(np.zeros((12, 3)), true[:, None] + rng.normal(size=(12, 3)))
         held += bool((np.abs(means - true) <= half).all())
     assert stats.binomtest(held, 300, 0.95, alternative="less").pvalue > 1e-3
     one = rng.normal(size=(1, 6))
-    assert changes(one)[1][0] == pytest.approx(stats.t.ppf(0.975, 5) * one.std(ddof=1) / np.sqrt(6))
+    assert changes(np.zeros_like(one), one)[1][0] == pytest.approx(stats.t.ppf(0.975, 5) * one.std(ddof=1) / np.sqrt(6))
 
 
 def test_one_method_whose_seeds_lie_far_apart_hides_no_difference_of_the_others() -> None:
@@ -108,7 +108,7 @@ def test_one_method_whose_seeds_lie_far_apart_hides_no_difference_of_the_others(
     assert (found[4].best, found[4].worst) == (1, 12)
     for one, other in zip(found[:4] + found[5:], others, strict=True):
         assert (one.best, one.worst) == (other.best, other.worst + 1)  # of the wild one nothing is told
-    means, halves = changes(wild)
+    means, halves, _ = changes(np.zeros_like(wild), wild)
     t = stats.t.ppf(1 - 0.05 / 2 / 12, [2, 11 * 2])
     assert halves[4] == pytest.approx(t[0] * wild[4].std(ddof=1) / np.sqrt(3))
     rest = np.delete(wild, 4, axis=0).var(axis=1, ddof=1).mean()
@@ -135,3 +135,17 @@ def test_means_that_rounding_alone_sets_apart_tie() -> None:
     other = np.array([1.0, 2.0, 3.0, 4.0, 5.0])[:, None] + np.zeros((5, 3))
     expected = stats.spearmanr([2, 2, 2, 1, 5], other[:, 0]).statistic
     assert agreement(same, other, ["a", "b", "c", "d", "e"])[0] == pytest.approx(expected)
+
+
+def test_counts_that_tie_over_seeds_are_no_certainty() -> None:
+    """Right answers of 359: equal differences leave the rounding of a count, and one method's spread is no outlier."""
+    without = np.array([[330, 331], [331, 332], [329, 331], [320, 321]]) / 359
+    under = np.array([[335, 336], [334, 335], [333, 335], [322, 325]]) / 359
+    _, halves, alone = changes(without, under)
+    assert not alone.any()
+    pooled = 0.5 / 359**2  # of differences 5, 5; 3, 3; 4, 4; 2, 4 in counts: 2 over four degrees of freedom
+    assert halves == pytest.approx(stats.t.ppf(1 - 0.025 / 4, 4) * np.sqrt(pooled / 2))
+    alike = np.stack([without[:, 0], without[:, 0]], axis=1)
+    _, halves, _ = changes(alike, alike + 2 / 359)
+    assert halves == pytest.approx(stats.t.ppf(1 - 0.025 / 4, 4) * np.sqrt(1 / 359**2 / 12 / 2))
+    assert ranks(alike)[1] == pytest.approx(stats.studentized_range.ppf(0.95, 4, 3) * np.sqrt(1 / 359**2 / 12 / 2))
