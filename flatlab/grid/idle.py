@@ -13,6 +13,11 @@ def require_effects(grid: Grid, cells: Sequence[Cell], source: str) -> None:
     A grid beside results that are there is read without this, so that they can always be reported.
     """
     require_effect(grid.common, f"[common] of the grid {source}", *(dict(cell.config) for cell in cells))
+    for name in grid.common.get("hyper", {}):
+        if all(name in grid.hyper.get(algorithm, {}) for algorithm in grid.axes.algorithms):
+            raise UsageError(
+                f"In [common] of the grid {source}, hyper.{name} has no effect: [hyper] gives each algorithm its own."
+            )
     for cell in cells:
         require_effect({"man": cell.config.man}, f"the cell {cell.name} of the grid {source}", dict(cell.config))
     if grid.measure.local_clients is not None and not grid.measure.keep_clients:

@@ -212,13 +212,17 @@ def _devices(where: Where) -> tuple[str, tuple[str, ...]]:
 def _with_settings(text: str, name: str, settings: Sequence[str], algorithms: Sequence[str]) -> str:
     """The grid's TOML with fields of every cell set anew; as it is written where there are none.
 
-    Hyperparameters are those of flatlab's algorithms and of the user's own `algorithms`.
+    Hyperparameters are those of flatlab's algorithms and of the own `algorithms`; they are set for each algorithm
+    that the grid gives others of its own, too.
     """
     if not settings:
         return text
     plain = parse_toml(text, f"The grid {name}")
-    common = plain.get("common", {})
-    if not isinstance(common, dict):
+    common, own = plain.get("common", {}), plain.get("hyper", {})
+    if not all(isinstance(part, dict) for part in (common, own, *(own.values() if isinstance(own, dict) else ()))):
         return text  # which validation names
     hyper = HYPERPARAMETERS.union(*(own.model_fields for own in map(hyper_of, algorithms) if own))
-    return tomli_w.dumps({**plain, "common": merged_fields(common, read_settings(settings, hyper))})
+    asked = read_settings(settings, hyper)
+    for values in own.values():  # of one algorithm, which win over those of all
+        values.update((name, value) for name, value in asked.get("hyper", {}).items() if name in values)
+    return tomli_w.dumps({**plain, "common": merged_fields(common, asked)})

@@ -106,12 +106,18 @@ def test_one_run_under_two_names_is_refused_before_it_is_trained_twice(edit: tup
         parse_grid(GRID.replace(*edit), "small")
 
 
-def test_hyperparameters_of_one_algorithm() -> None:
+def test_hyperparameters_of_one_algorithm(tmp_path: Path) -> None:
     """They win over those of all, and over the preset's."""
     text = 'preset = "cifar100"\ntitle = "small"\n[common]\nhyper = {rho = 0.5}\n[hyper.fedsam]\nrho = 0.25\n[axes]\n'
     axes = 'algorithms = ["fedsam", "fedasam"]\nman = [false]\npartitions = ["iid"]\nseeds = [0]\n'
     found = {cell.name: cell.config.hyper["rho"] for cell in grid_cells(parse_grid(text + axes, "small"))}
     assert found == {"fedsam-s0": 0.25, "fedasam-s0": 0.5}
+    (tmp_path / "g.toml").write_text(text + axes)
+    asked = read_reproduction(str(tmp_path / "g.toml"), Where(device="cpu"), settings=["rho=0.125"])  # of every cell
+    assert {cell.config.hyper["rho"] for cell in asked.cells} == {0.125}
+    (tmp_path / "g.toml").write_text(text + axes.replace(', "fedasam"', ""))
+    with pytest.raises(UsageError, match=r"hyper\.rho has no effect: \[hyper\] gives each algorithm its own"):
+        read_reproduction(str(tmp_path / "g.toml"), Where(device="cpu"))
     for name in ("flattest", "flattest-cifar100-small"):  # as long a part of the rounds as at its source
         for cell in grid_cells(parse_grid(read_grid_text(name), name)):
             if cell.config.algorithm == "fedgloss":
