@@ -55,13 +55,17 @@ def owner_numbers(source: Source, samples: Sequence[Sample]) -> Labels:
     return np.unique(np.array(owners), return_inverse=True)[1].astype(np.int64)
 
 
-def warn_of_copies(data: Source | str, what: str, train: Iterable[NDArray[Any]], test: Iterable[NDArray[Any]]) -> None:
-    """Say how many test samples of `data` are training samples to the last bit, where many are; `what` they are."""
+def copied(train: Iterable[NDArray[Any]], test: Iterable[NDArray[Any]]) -> int:
+    """How many test samples are training samples to the last bit."""
     known = {hash(one.tobytes()) for one in train}
-    seen = [hash(one.tobytes()) in known for one in test]
-    if sum(seen) >= _NOTABLE * len(seen):
+    return sum(hash(one.tobytes()) in known for one in test)
+
+
+def warn_of_copies(data: object, what: str, copies: int, count: int) -> None:
+    """Say how many of the `count` test samples of `data` are `copied`, where many are; `what` they are."""
+    if copies >= _NOTABLE * count:
         warnings.warn(
-            f"{data} has {len(seen)} test {what}, of which {sum(seen)} are training {what} too: its test accuracy "
+            f"{data} has {count} test {what}, of which {copies} are training {what} too: its test accuracy "
             "says less than it seems to.",
             stacklevel=2,
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flatlab.arrays import tensor_of
 from flatlab.data.images import ImageData, Split, channel_statistics
-from flatlab.data.numbering import warn_of_copies
+from flatlab.data.numbering import copied, warn_of_copies
 from flatlab.data.samples import Reading
 from flatlab.errors import UsageError, first_line
 from flatlab.functions import import_function, require_let_run
@@ -48,7 +48,8 @@ def load_own(name: str, reading: Reading) -> ImageData:
         _refuse(name, f"has the label {classes - 1}, of {MOST_CLASSES - 1} at most: number the classes from 0")
     _look_at_classes(name, train.labels, classes)
     if train.images.dtype != torch.int64:  # a few tokens are the same ones again in any text
-        warn_of_copies(f"The data set {name}", "inputs", train.images.numpy(), test.images.numpy())
+        copies = copied(train.images.numpy(), test.images.numpy())
+        warn_of_copies(f"The data set {name}", "inputs", copies, len(test))
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     if train.images.dtype == torch.uint8:

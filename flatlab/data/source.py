@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flatlab.data.hub import open_hub
 from flatlab.data.image_folder import by_split, class_folders, split_files
 from flatlab.data.known import KNOWN
-from flatlab.data.numbering import Labels, class_numbers, held_out, owner_numbers, warn_of_copies
+from flatlab.data.numbering import Labels, class_numbers, held_out, owner_numbers
 from flatlab.data.pixels import DeepPixels, Pixels, decode, eight_bits, scaled
 from flatlab.data.rows import load_files, loaded_samples, parquet_samples, unreadable
 from flatlab.data.samples import Sample, Samples, Source
@@ -69,7 +69,6 @@ def _read_images(source: Source, splits: Sequence[Samples]) -> tuple[Decoded, De
     _require_apart(train_samples, test_samples)
     _require_one_size(source, train_samples + test_samples, train_images + test_images)
     images = eight_bits(train_images + test_images, str(source))
-    warn_of_copies(source, "images", images[: len(train_images)], images[len(train_images) :])
     train_labels, test_labels, classes = class_numbers(source, train.classes, train_samples, test_samples)
     split = len(train_images)
     owners = None if reading.column is None else owner_numbers(source, train_samples)

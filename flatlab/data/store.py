@@ -23,6 +23,7 @@ from flatlab.data.bundled import BUNDLED
 from flatlab.data.image_folder import FILES, visible_files
 from flatlab.data.images import ImageData, Split, channel_statistics
 from flatlab.data.known import KNOWN
+from flatlab.data.numbering import copied, warn_of_copies
 from flatlab.data.own import load_own
 from flatlab.data.pixels import Pixels
 from flatlab.data.samples import AS_FOUND, Reading, Source
@@ -66,13 +67,14 @@ def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FO
     if not _is_whole(cached):
         _decode(source, cached)
     try:
-        data = _load(cached, source.name)
+        data, copies = _load(cached, source.name)
     except (OSError, ValueError, KeyError) as error:
         raise FlatlabError(f"The decoded images in {cached} are damaged ({error}): delete that folder.") from error
     if source.name in KNOWN and data.input_shape[0] != len(data.mean):
         raise UsageError(
             f"{source} is not {source.name}: its images have {data.input_shape[0]} channels, not {len(data.mean)}."
         )
+    warn_of_copies(source, "rows" if len(data.input_shape) == 1 else "images", copies, len(data.test))
     return data
 
 
@@ -229,7 +231,8 @@ def _store(folder: Path, train: Decoded, test: Decoded, classes: int) -> None:
     std: list[float] = []
     if not isinstance(train.images, np.ndarray):  # rows are scaled
         mean, std = channel_statistics(np.load(folder / "train-images.npy", mmap_mode="r"))
-    write_text(folder / "meta.json", json.dumps({"classes": classes, "mean": mean, "std": std}))
+    meta = {"classes": classes, "mean": mean, "std": std, "copies": copied(train.images, test.images)}
+    write_text(folder / "meta.json", json.dumps(meta))
 
 
 def _write_images(file: IO[bytes], images: Sequence[Pixels], channels: int) -> None:
@@ -240,13 +243,16 @@ def _write_images(file: IO[bytes], images: Sequence[Pixels], channels: int) -> N
         file.write(np.broadcast_to(planes, shape[1:]).tobytes())
 
 
-def _load(folder: Path, name: str) -> ImageData:
+def _load(folder: Path, name: str) -> tuple[ImageData, int]:
+    """The data, and how many test samples are training samples too, as far as was counted."""
     meta = json.loads((folder / "meta.json").read_text())
     train, test = _load_split(folder, "train"), _load_split(folder, "test")
     if name in KNOWN:
         known = KNOWN[name]
-        return ImageData(name, train, test, meta["classes"], known.mean, known.std, known.augment)
-    return ImageData(name, train, test, meta["classes"], tuple(meta["mean"]), tuple(meta["std"]), augment=False)
+        mean, std, augment = known.mean, known.std, known.augment
+    else:
+        mean, std, augment = tuple(meta["mean"]), tuple(meta["std"]), False
+    return ImageData(name, train, test, meta["classes"], mean, std, augment), meta.get("copies", 0)
 
 
 def _load_split(folder: Path, split: str) -> Split:

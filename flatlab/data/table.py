@@ -19,10 +19,10 @@ from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
 from flatlab.data.image_folder import SplitFiles
-from flatlab.data.numbering import Labels, class_numbers, held_out, owner_numbers, warn_of_copies
+from flatlab.data.numbering import Labels, class_numbers, held_out, owner_numbers
 from flatlab.data.rows import LABEL_NAMES, reason
 from flatlab.data.samples import Sample, Source
-from flatlab.data.table_header import are_values, delimiter_of
+from flatlab.data.table_header import are_values, delimiter_of, names_of
 from flatlab.errors import UsageError, shown
 
 Rows = NDArray[np.float64]
@@ -109,14 +109,15 @@ def _require_common_types(tables: Sequence[Any], files: Sequence[Path]) -> None:
 def _read_text(source: Source, file: Path) -> Any:
     delimiter = delimiter_of(file)
     spoken = (*((source.reading.label,) if source.reading.label else LABEL_NAMES), source.reading.column)
+    words = {name: pa.string() for name in names_of(file, delimiter) if name.strip() in spoken}
     table = arrow_csv.read_csv(
         file,
         parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=arrow_csv.ConvertOptions(column_types={name: pa.string() for name in spoken if name}),
+        convert_options=arrow_csv.ConvertOptions(column_types=words),
     )
     if are_values(table.column_names):
         raise UsageError(f"{file} begins with numbers: give its columns names, in a first line.")
-    return table
+    return table.rename_columns([name.strip() for name in table.column_names])
 
 
 def _require_names(file: Path, names: Sequence[str]) -> None:
@@ -171,7 +172,6 @@ def read_rows(source: Source, stored: Tables) -> tuple[Scaled, Scaled, int]:
         if not samples:
             raise UsageError(f"{source} has no row in its {split} split.")
     (train, inputs), (test, tested) = parts
-    warn_of_copies(source, "rows", inputs, tested)
     numbers, test_numbers, classes = class_numbers(source, None, train, test)
     owners = None if source.reading.column is None else owner_numbers(source, train)
     mean, deviation = np.array([_scale(source, name, inputs[:, k]) for k, name in enumerate(columns)]).T

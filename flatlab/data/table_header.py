@@ -18,6 +18,11 @@ def delimiter_of(file: Path) -> str:
         return ","
 
 
+def names_of(file: Path, delimiter: str) -> list[str]:
+    """The names of the columns as they are written, with the spaces around them."""
+    return next(csv.reader([_first_record(file)], delimiter=delimiter), [])
+
+
 def are_values(names: Sequence[str]) -> bool:
     """Whether a first line is one of values: all are numbers, or some are, and not as years or wavelengths follow."""
     numbers = [name for name in names if _is_number(name)]

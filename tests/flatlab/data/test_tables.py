@@ -150,6 +150,19 @@ def test_any_numbers_are_scaled_or_refused(tmp_path_factory: pytest.TempPathFact
     assert found.std(correction=0).item() == pytest.approx(1)
 
 
+def test_names_and_values_have_no_spaces_around_them(tmp_path: Path) -> None:
+    plain, spaced = tmp_path / "plain.csv", tmp_path / "spaced.csv"
+    rows = [[0.5 * k, (3 * k) % 7, f"{k % 2:02}"] for k in range(40)]
+    plain.write_text("a,b,label\n" + "".join(f"{a},{b},{y}\n" for a, b, y in rows))
+    spaced.write_text("a, b, label \n" + "".join(f"{a}, {b}, {y} \n" for a, b, y in rows))
+    one, other = (load_images(str(file), reading=Reading(holdout=0.25)) for file in (plain, spaced))
+    assert torch.equal(one.train.images, other.train.images)
+    assert torch.equal(one.train.labels, other.train.labels)
+    spaced.write_text("a, a, label\n0, 1, 0\n1, 0, 1\n")
+    with pytest.raises(UsageError, match="two columns 'a'"):
+        load_images(str(spaced), reading=Reading(holdout=0.5))
+
+
 @pytest.mark.filterwarnings("error")
 def test_numbers_without_a_common_scale_are_refused(tmp_path: Path) -> None:
     for large in (1e200, 1e-200):
