@@ -23,16 +23,21 @@ def held_out(
 ) -> list[tuple[list[Sample], list[_Input]]]:
     """Draw `share` of the samples, class by class and the same ones each time, as the test split.
 
+    Of every class one sample stays at least, since what training has not met cannot be told.
+
     Raises:
         UsageError: one of the two would be empty.
     """
-    count = round(share * len(samples))
-    if not 1 <= count < len(samples):
+    count, chosen = round(share * len(samples)), set()
+    if 1 <= count < len(samples):
+        groups = np.unique([str(_label(sample)) for sample in samples], return_inverse=True)[1]
+        chosen = set(stratified_choice(groups, count, np.random.default_rng(0)).tolist())
+        classes = (np.flatnonzero(groups == number).tolist() for number in range(groups.max() + 1))
+        chosen -= {members[0] for members in classes if chosen.issuperset(members)}
+    if not chosen:
         raise UsageError(
             f"{source} has {len(samples)} training samples, of which holdout = {share:g} leaves one split empty."
         )
-    groups = np.unique([str(_label(sample)) for sample in samples], return_inverse=True)[1]
-    chosen = set(stratified_choice(groups, count, np.random.default_rng(0)).tolist())
     places = ([k for k in range(len(samples)) if k not in chosen], sorted(chosen))
     return [([samples[k] for k in part], [inputs[k] for k in part]) for part in places]
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flatlab.data.hub import open_hub
-from flatlab.data.image_folder import by_split, class_folders, split_files
+from flatlab.data.image_folder import SplitFiles, by_split, class_folders, split_files, visible_files
 from flatlab.data.known import KNOWN
 from flatlab.data.numbering import Labels, class_numbers, held_out, owner_numbers
 from flatlab.data.pixels import DeepPixels, Pixels, decode, eight_bits, scaled
@@ -81,7 +81,10 @@ def _open_folder(source: Source, folder: Path) -> tuple[Samples, ...] | Tables:
         raise UsageError(f"{source} is no data set of the hub: leave hub_config out.")
     if folder.is_file() and source.reading.holdout is None:
         raise UsageError(f"{source} is one file, with nothing to test on: hold out a share of it (holdout).")
-    parts = _train_and_test(source, split_files(folder))
+    splits = split_files(folder)
+    if not splits and source.reading.holdout is not None:  # it is one split, and needs no name
+        splits = {"train": SplitFiles(folder, tuple(visible_files(folder)))}
+    parts = _train_and_test(source, splits)
     if source.name not in KNOWN and all(holds_rows(part) for part in parts):
         return Tables(*(read_files(source, part.tables) for part in parts))
     if any(part.parquet and part.images for part in parts):

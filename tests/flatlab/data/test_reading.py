@@ -33,6 +33,33 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "table"
 
 
+def test_a_class_of_one_row_stays_in_the_training_split(tmp_path: Path) -> None:
+    rows = [(k, "common") for k in range(100)] + [(100 + k, f"rare{k}") for k in range(5)]
+    (tmp_path / "t.csv").write_text("x,label\n" + "".join(f"{x},{label}\n" for x, label in rows))
+    data = load_images(str(tmp_path / "t.csv"), reading=Reading(holdout=0.2))
+    assert set(data.train.labels.tolist()) == set(range(6))
+    assert len(data.train) + len(data.test) == 105
+    (tmp_path / "t.csv").write_text("x,label\n0,a\n1,b\n")
+    with pytest.raises(UsageError, match=r"of which holdout = 0.5 leaves one split empty"):
+        load_images(str(tmp_path / "t.csv"), reading=Reading(holdout=0.5))
+
+
+def test_a_folder_without_splits_is_one_of_which_a_share_is_held_out(tmp_path: Path) -> None:
+    for label in ("apple", "pear"):
+        for k in range(8):
+            file = tmp_path / "images" / label / f"{k}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4), 16 * k + (label == "pear"), dtype=np.uint8)).save(file)
+    data = load_images(str(tmp_path / "images"), reading=Reading(holdout=0.25))
+    assert (len(data.train), len(data.test), data.classes) == (12, 4, 2)
+    (tmp_path / "tables").mkdir()
+    for part in ("one", "two"):
+        (tmp_path / "tables" / f"{part}.csv").write_text("x,label\n" + "".join(f"{k},{k % 2}\n" for k in range(8)))
+    assert len(load_images(str(tmp_path / "tables"), reading=Reading(holdout=0.25)).train) == 12
+    with pytest.raises(UsageError, match="or hold out a share"):
+        load_images(str(tmp_path / "images"))
+
+
 def test_a_share_is_held_out_by_class_and_each_time_the_same(table: Path) -> None:
     with pytest.raises(UsageError, match="or hold out a share of the training split"):
         load_images(str(table), reading=Reading(label="fine"))
