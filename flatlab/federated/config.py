@@ -28,6 +28,9 @@ MOST = 2**31 - 1
 LEAST_EXPECTED = 0.01
 """Participants that a round must expect: with fewer, the draw would be repeated over a hundred times per round."""
 
+PARTS_OF_MAN = ("zeta_logits", "man_layers")
+"""Fields that only a run with MAN may have."""
+
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Line = Annotated[str, Field(min_length=1, max_length=1000)]
 
@@ -213,14 +216,10 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _parts_belong_to_man(self) -> Self:
-        if self.zeta_logits and not self.man:
-            raise ValueError(
-                f"zeta_logits = {self.zeta_logits:g} is part of MAN, which is off; set man to true as well"
-            )
-        if self.man_layers and not self.man:
-            raise ValueError(
-                f"man_layers = {list(self.man_layers)} is part of MAN, which is off; set man to true as well"
-            )
+        for name in PARTS_OF_MAN:
+            if (value := getattr(self, name)) and not self.man:
+                said = list(value) if isinstance(value, tuple) else f"{value:g}"
+                raise ValueError(f"{name} = {said} is part of MAN, which is off; set man to true as well")
         return self
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from flatlab.errors import UsageError, shown
 from flatlab.federated.complaints import field_and_reason
-from flatlab.federated.config import MOST, RunConfig, make_config
+from flatlab.federated.config import MOST, PARTS_OF_MAN, RunConfig, make_config
 from flatlab.federated.config_file import parse_toml
 from flatlab.federated.own_algorithm import short_name
 from flatlab.federated.partition.names import partition_fields
@@ -206,9 +206,10 @@ def _require_named_algorithms(grid: Grid) -> None:
 def _cell(grid: Grid, algorithm: str, man: bool, partition: str, seed: int, zeta: float | None = None) -> Cell:
     source = f"the grid {grid.title!r}"
     preset = _preset(grid, algorithm, man, partition)
+    beside = any(grid.axes.man) and not man  # of cells with MAN, which alone have its parts
     fields = {
         **preset,
-        **grid.common,
+        **{name: value for name, value in grid.common.items() if not (beside and name in PARTS_OF_MAN)},
         **partition_fields(partition),
         "algorithm": algorithm,
         "man": man,

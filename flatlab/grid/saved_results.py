@@ -14,7 +14,7 @@ from typing import Any
 from analysis.theory.statements import STATEMENTS
 from figures.results import Result, Results
 from flatlab.errors import UsageError
-from flatlab.federated.config import RunConfig
+from flatlab.federated.config import PARTS_OF_MAN, RunConfig
 from flatlab.federated.partition.names import NAMED_PARAMETERS, partition_name
 from flatlab.grid.cell_progress import read_failure
 from flatlab.grid.finished import config_of, finished, require_last_evaluation
@@ -134,7 +134,7 @@ def _in_rows(runs: Sequence[Result], *, tuned: bool) -> tuple[Result, ...]:
     value of each for all algorithms. Where a preset `tuned` the runs, hyperparameters set none apart: within an
     algorithm and partition they differ only as the preset has others for MAN, and the two are the paper's pair.
     """
-    plain = [_plain(run) for run in runs]
+    plain = _beside_man(runs, [_plain(run) for run in runs])
     _refuse_duplicates(runs, plain)
     require_same_data((run.folder, run.config, run.data) for run in runs)
     everywhere = _differing([_without(fields, ("hyper",)) for fields in plain])
@@ -155,6 +155,20 @@ def _plain(run: Result) -> dict[str, Any]:
     fields = _without(run.config.plain(), (*COMPARED, *HARMLESS, "algorithm", "partition", *NAMED_PARAMETERS, "hyper"))
     hyper = {f"hyper.{name}": value for name, value in run.config.plain().get("hyper", {}).items()}
     return fields | hyper
+
+
+def _beside_man(runs: Sequence[Result], plain: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs without MAN with those of its parts that all runs with it have, of their algorithm and partition."""
+    under: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for run, fields in zip(runs, plain, strict=True):
+        if run.config.man:
+            under[run.config.algorithm, run.partition].append(fields)
+    found = []
+    for run, fields in zip(runs, plain, strict=True):
+        beside = [] if run.config.man else under[run.config.algorithm, run.partition]
+        parts = [{name: each[name] for name in PARTS_OF_MAN if name in each} for each in beside]
+        found.append(fields | parts[0] if parts and all(part == parts[0] for part in parts) else fields)
+    return found
 
 
 def _without(fields: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -187,6 +187,17 @@ def test_runs_that_differ_in_more_than_man_and_seed_have_rows_of_their_own(
     assert not skipped
 
 
+def test_runs_without_man_stand_beside_those_whose_man_has_further_parts(results: Path, change: Change) -> None:
+    (results / "grid.toml").unlink()
+    before = rows_of(results)
+    for run in results.glob("fedsam-man-iid-*"):
+        change(run, zeta_logits=0.1)
+    after = rows_of(results)
+    (row,) = (names for names in after if names[1] == "FedSAM" and "IID" in names[0])
+    assert after[row] == before["IID", "FedSAM"]
+    assert "zeta_logits 0.1" in row[0]
+
+
 def test_a_row_is_not_named_after_what_its_split_s_name_says(results: Path, change: Change) -> None:
     """Whose fields the other splits do not use: Dirichlet 0.3 has a classes_per_client as well."""
     (results / "grid.toml").unlink()

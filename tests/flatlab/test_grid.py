@@ -124,6 +124,15 @@ def test_hyperparameters_of_one_algorithm(tmp_path: Path) -> None:
                 assert cell.config.hyper["warmup"] == 0.75 * cell.config.rounds
 
 
+def test_parts_of_man_are_of_the_cells_with_man() -> None:
+    parts = 'rounds = 2\nzeta_logits = 0.1\nman_layers = ["fc1"]'
+    for cell in grid_cells(parse_grid(GRID.replace("rounds = 2", parts), "small")):
+        assert cell.config.zeta_logits == (0.1 if cell.config.man else 0.0)
+        assert cell.config.man_layers == (("fc1",) if cell.config.man else ())
+    with pytest.raises(UsageError, match=r"zeta_logits = 0.1 is part of MAN, which is off"):
+        parse_grid(GRID.replace("rounds = 2", parts).replace("[axes]", "[axes]\nman = [false]"), "small")
+
+
 def test_sensitivity_adds_only_what_the_grid_does_not_have() -> None:
     grid = parse_grid(GRID + "[sensitivity]\nzetas = [0.0, 0.05, 0.15]\n", "x")
     names = [cell.name for cell in grid_cells(grid)]
