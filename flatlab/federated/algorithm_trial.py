@@ -36,13 +36,14 @@ class _StackDiffersError(UsageError):
     """A stack of clients has another result than the clients by themselves."""
 
 
-def try_algorithm(config: RunConfig) -> str:
+def try_algorithm(config: RunConfig) -> tuple[str, list[float]]:
     """Run a few rounds of three clients with five parameters each; raises `UsageError` as the module says.
 
-    Returns the name of a function of the client's that draws random numbers, if any does: it is not tried in stacks.
+    Returns the name of a function of the client's that draws random numbers, if any does: it is not tried in stacks;
+    and what the rounds came to, w and the vectors of clients and server.
     """
     if config.algorithm in ALGORITHMS:
-        return ""
+        return "", []
     dtype = DTYPES[config.dtype]
     with seeded(config.seed, "trial"):
         trial = _Trial(config, dtype)
@@ -54,7 +55,7 @@ def try_algorithm(config: RunConfig) -> str:
                 raise
             except UsageError:  # a constant of the run's dtype, which float64 does not go with
                 pass
-    return trial.draws
+    return trial.draws, trial.numbers
 
 
 class _Trial(Calls):
@@ -68,6 +69,7 @@ class _Trial(Calls):
         rules = find_algorithm(config.algorithm)  # without server_average.py
         super().__init__(config, rules, typed=DTYPES[config.dtype] == dtype)
         self.name, self.dtype, self.hyper, self.draws = config.algorithm, dtype, config.hyperparameters, ""
+        self.numbers: list[float] = []
         self.target = torch.randn(_CLIENTS, _SIZE, dtype=dtype)
         self.samples = torch.tensor([[4.0], [9.0], [2.0]], dtype=dtype)
         self.wt = self.samples * _CLIENTS / self.samples.sum()
@@ -87,6 +89,8 @@ class _Trial(Calls):
             self.refuse_another_average(combined[0], theta)
             w, own, server = combined[0].clone(), after, {name: v.clone() for name, v in combined[1].items()}
             names = self.models(w, server, names)
+        vectors = {**own, **server, "w": w}
+        self.numbers = [float(x) for name in sorted(vectors) for x in vectors[name].flatten()]
 
     def initial(self, w: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The vectors of one client and of the server before the first round, each with storage of its own."""

@@ -219,6 +219,8 @@ def _finished(files: RunFolder, config: RunConfig, data_root: Path | None, tell:
         return None
     if final.data:
         files.require_data(config, final.data, data_digest(resolve(config, data_root)[1]))
+    if final.own_code:
+        files.require_code(config, final.own_code, tried(make_world(config, data_root)).own_code)
     tell(f"The run in {files.path} is this very one, and is finished.")
     return final.metrics
 

@@ -85,7 +85,7 @@ class Run:
         Raises `UsageError` if the folder holds another run (see `RunFolder.resume`), or if the clients' vectors are
         elsewhere.
         """
-        saved = self.files.resume(self.world.config, self.data)
+        saved = self.files.resume(self.world.config, self.data, self.world.own_code)
         if saved is None:
             return
         path = self.files.resume_file
@@ -122,7 +122,12 @@ class Run:
         """
         self.saves.end()
         round_, files = self.server.round, self.clients.take_changes(self.server.round)
-        state = {"server": vars(self.server.to("cpu")), "clients": dict(self.clients.files), "at_nodes": self.at_nodes}
+        state = {
+            "server": vars(self.server.to("cpu")),
+            "clients": dict(self.clients.files),
+            "at_nodes": self.at_nodes,
+            "own_code": dict(self.world.own_code),
+        }
         self.saves.begin(round_, files, self.files.resume_content(self.world.config, self.data, state))
 
     def advance(self, engine: Engine) -> RoundOutputs:
@@ -216,7 +221,8 @@ class Run:
         states = {name: state_of(model, vector.cpu(), layout) for name, vector in self.models(server).items()}
         reported, config = states.pop(self.reported), self.world.config
         metrics = server.evaluated if server.evaluated.get("round") == server.round else {}
-        return Checkpoint(config, server.round, reported, states, metrics, provenance(), self.data)
+        own = {role: list(numbers) for role, numbers in self.world.own_code.items()}
+        return Checkpoint(config, server.round, reported, states, metrics, provenance(), self.data, own_code=own)
 
     def record(self, record: Record) -> None:
         """Append one line to metrics.jsonl."""

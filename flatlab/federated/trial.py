@@ -21,6 +21,8 @@ from flatlab.errors import UsageError, first_line
 from flatlab.federated.algorithm_trial import try_algorithm
 from flatlab.federated.engine.sequential import loss_gradient
 from flatlab.federated.man import Penalised, Taps
+from flatlab.federated.models import MODELS
+from flatlab.federated.own_code import model_numbers
 from flatlab.federated.parameters import flatten, load_vector, state_of
 from flatlab.federated.streams import begin, seeded, stream_seed
 from flatlab.federated.world import World
@@ -42,7 +44,8 @@ def tried(world: World) -> World:
 
     Leaves torch's global generators as they were. Raises `UsageError` as the module says.
     """
-    world = replace(world, draws=try_algorithm(world.config))
+    draws, numbers = try_algorithm(world.config)
+    world = replace(world, draws=draws)
     index = torch.arange(SAMPLES) % len(world.data.train.labels)
     x = normalise(world.data.train.images[index], world.data.mean, world.data.std, dtype=world.dtype)
     layers = world.config.man_layers if world.config.man else ()
@@ -66,7 +69,12 @@ def tried(world: World) -> World:
         if world.config.man:
             _refuse_nothing_to_penalise(world, model)
             world = _with_copies_if_needed(world, model, x, y, theta)
-    return world
+        own = {"model": model_numbers(world.new_model(), world.config, world.data)} if _is_own(world) else {}
+    return replace(world, own_code=own | ({"algorithm": numbers} if numbers else {}))
+
+
+def _is_own(world: World) -> bool:
+    return world.config.model not in MODELS
 
 
 def _described(world: World, x: Tensor) -> str:

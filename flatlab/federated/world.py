@@ -17,6 +17,7 @@ from flatlab.federated.config import RunConfig
 from flatlab.federated.local_batches import nominal_steps
 from flatlab.federated.man import Taps
 from flatlab.federated.models import build_model, default_model
+from flatlab.federated.own_code import OwnCode
 from flatlab.federated.parameters import Layout, layout_of
 from flatlab.federated.partition import Indices, Options, split_clients
 from flatlab.federated.partition.file import read_split
@@ -37,6 +38,7 @@ class World:
     taps: Taps = field(
         default_factory=Taps
     )  # what a trial of the model showed (trial.py); engines take most models without one
+    own_code: OwnCode = field(default_factory=dict)  # as the trial showed
     draws: str = ""  # the function of an own algorithm's client that draws random numbers, as its trial showed
 
     @cached_property

@@ -19,7 +19,8 @@ from flatlab.federated.config_file import parse_toml
 from flatlab.federated.footprint import Footprint, footprint
 from flatlab.federated.own_algorithm import hyper_of
 from flatlab.federated.request import HYPERPARAMETERS, merged_fields, read_settings
-from flatlab.federated.world import resolve
+from flatlab.federated.trial import tried
+from flatlab.federated.world import make_world, resolve
 from flatlab.files import write_text
 from flatlab.functions import let_run
 from flatlab.grid.carry import DIED, run_cells
@@ -124,7 +125,18 @@ class Reproduction:
         return Cost(seconds, sum(seconds.values()) / self.jobs, largest)
 
     def begin(self) -> None:
-        """Keep the grid with its results, which tables and report are made from."""
+        """Keep the grid with its results, which tables and report are made from.
+
+        Raises `UsageError` where code of the user's, a model or an algorithm, has changed since a cell was trained.
+        """
+        looked_at = set()
+        for cell in self.chosen:
+            named = cell.config.model, cell.config.algorithm
+            final = None if named in looked_at else finished(cell.config, self.results / cell.name)
+            if final is not None and final.own_code:
+                looked_at.add(named)
+                now = tried(make_world(cell.config, self.where.data_root)).own_code
+                RunFolder(self.results / cell.name).require_code(cell.config, final.own_code, now)
         write_text(self.results / "grid.toml", self.text)
 
     def run(self, todo: Sequence[Cell], tell: Tell = silent) -> Iterator[tuple[Cell, str]]:

@@ -18,11 +18,13 @@ from flatlab.data import ImageData
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.models import MODELS
+from flatlab.federated.own_code import model_numbers, require_same_code
 from flatlab.federated.world import DTYPES, initial_model, resolve
 from flatlab.files import atomic_write
 from flatlab.runs.contents import (
     require_finite,
     require_keys,
+    require_numbers,
     require_plain,
     require_round,
     require_state,
@@ -49,6 +51,7 @@ class Checkpoint:
     provenance: dict[str, str]  # versions, commit, platform
     data: str = ""  # digest of the data it was trained on; empty in files from before it was kept
     clients: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # the round's own models by number, where kept
+    own_code: dict[str, list[float]] = field(default_factory=dict)  # what a user's own model and algorithm compute
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -96,6 +99,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             name: require_state(model, path, f"clients.{name}")
             for name, model in require_keys(plain.get("clients", {}), (), path, "clients").items()
         },
+        own_code=require_numbers(plain.get("own_code", {}), path, "own_code"),
     )
 
 
@@ -139,7 +143,7 @@ def rebuild(
 
     The model's own code runs only if it is flatlab's or `trusted_models` name the same `package.module:function`:
     a checkpoint from elsewhere must not choose what is imported. Raises `UsageError` where the parts do not fit, or the
-    data have changed since the training.
+    data or the user's own model have changed since the training.
     """
     named = checkpoint.config.model
     if named not in (*MODELS, "auto", *trusted_models):
@@ -154,6 +158,10 @@ def rebuild(
         )
     model = initial_model(config, data).to(DTYPES[config.dtype])
     fill(model, checkpoint.state_dict, f"The checkpoint's parameters do not fit its model {config.model}")
+    if "model" in checkpoint.own_code:
+        again = initial_model(config, data).to(DTYPES[config.dtype])
+        now = {"model": model_numbers(again, config, data)}
+        require_same_code(config, checkpoint.own_code, now, "this checkpoint was trained")
     require_finite(model, "The checkpoint")
     return model, data
 

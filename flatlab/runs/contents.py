@@ -53,6 +53,14 @@ def require_text(value: object, path: Path, field: str) -> str:
     return value
 
 
+def require_numbers(value: object, path: Path, field: str) -> dict[str, list[float]]:
+    """Return name: list of numbers."""
+    for name, numbers in require_keys(value, (), path, field).items():
+        if not isinstance(name, str) or not isinstance(numbers, list) or any(type(x) is not float for x in numbers):
+            raise damaged(path, field, f"has {shown(name)}: {shown(numbers)}, and no list of numbers")
+    return value  # type: ignore[return-value]
+
+
 def require_state(value: object, path: Path, field: str) -> dict[str, Tensor]:
     """Return name: tensor, each dense, real and on the CPU."""
     for name, tensor in require_keys(value, (), path, field).items():

@@ -28,11 +28,12 @@ from flatlab.errors import UsageError, shown
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.config_file import read_config, write_config
 from flatlab.federated.own_algorithm import short_name
+from flatlab.federated.own_code import OwnCode, require_same_code
 from flatlab.federated.partition.names import partition_name
 from flatlab.federated.spelling import in_words
 from flatlab.files import WriteError, appending, atomic_write, remove_unfinished
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, read_plain, save_checkpoint
-from flatlab.runs.contents import damaged, require_keys, require_text
+from flatlab.runs.contents import damaged, require_keys, require_numbers, require_text
 from flatlab.runs.fingerprint import differences, fingerprint, owners_source, settled
 from flatlab.runs.metrics import Metrics, Record
 
@@ -166,11 +167,11 @@ class RunFolder:
         for path in (self.final, self.resume_file):
             path.unlink(missing_ok=True)
 
-    def resume(self, config: RunConfig, data: str) -> dict[str, Any] | None:
+    def resume(self, config: RunConfig, data: str, own_code: OwnCode) -> dict[str, Any] | None:
         """Return what `save` wrote last, its tables yet to be checked; None where the run starts anew.
 
         Raises `UsageError` if the folder or the saved state is of another run, or one of other data than those of the
-        digest `data`.
+        digest `data`, or of a model or algorithm of the user's that has changed since.
         """
         remove_unfinished(self.path)
         self.require(config)
@@ -186,6 +187,7 @@ class RunFolder:
                 "config.toml beside it or the options of that run, or start a new run in another --out."
             )
         self.require_data(config, require_text(kept.get("data", ""), path, "fingerprint.data"), data)
+        self.require_code(config, require_numbers(saved.get("own_code", {}), path, "own_code"), own_code)
         self.begun = True
         return saved
 
@@ -198,6 +200,10 @@ class RunFolder:
                 f"or labels{owners and f', or the {owners},'} have changed. Bring them back, or start a new run in "
                 "another --out."
             )
+
+    def require_code(self, config: RunConfig, kept: OwnCode, now: OwnCode) -> None:
+        """Raise `UsageError` where a model or algorithm of the user's is not the one that the run kept."""
+        require_same_code(config, kept, now, f"the run in {self.path} was begun")
 
     def cut_metrics(self, completed: int, saved: Mapping[str, Any]) -> None:
         """Drop the metrics of rounds after `completed`, the round of what `resume` returned."""
