@@ -1,14 +1,14 @@
 """How large the activations are that enter and leave each layer, which is what bounds the layer's eigenvalue.
 
 For a layer with input a and output s: mean over samples of |a|^2, and of |phi(s)|^2, phi being the nonlinearity that
-follows (normalisation layers may lie between), before any pooling; |s|^2 itself where none follows.
+takes s (normalisation layers may lie between), before any pooling; |s|^2 itself where none does. Where what a
+nonlinearity takes was computed from s, as by adding a shortcut, it counts if it follows before another layer runs.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -50,6 +50,8 @@ class _Event:
     input_sum: float
     output_sum: float
     shape: torch.Size  # of the output
+    source: Tensor | None  # the input, and of a layer
+    result: Tensor | None  # the output; both are held, so that no other tensor takes their place in memory
 
 
 def forward_pass(problem: Problem, names: Sequence[str] | None = None) -> ForwardPass:
@@ -73,7 +75,7 @@ def forward_pass(problem: Problem, names: Sequence[str] | None = None) -> Forwar
         common = {name: any(run.common for run in runs) for name, runs in runs_of(problem, layers).items()}
         for chunk in problem.chunks():
             events: list[_Event] = []
-            with _recorded(layers, events), tap_activations(partial(_note, events)):
+            with _recorded(layers, events), _noted(events):
                 loss += problem.chunk_loss(chunk, {}).item()
             for position, event in enumerate(events):
                 if event.layer is not None:
@@ -92,18 +94,28 @@ def forward_pass(problem: Problem, names: Sequence[str] | None = None) -> Forwar
 
 
 def _leaving(events: Sequence[_Event], position: int, common: bool) -> float:
-    """What leaves the layer at `position`: the result of the next nonlinearity unless another layer comes before it.
+    """What leaves the layer at `position`, as the module says.
 
-    The next after a `common` layer may be one of samples again, of another shape.
+    The next nonlinearity after a `common` layer may be one of samples again, of another shape.
     """
+    layer, interrupted = events[position], False
+    own, others = {_place(layer.result)} - {None}, {_place(event.result) for event in events} - {None}
     for event in events[position + 1 :]:
-        if event.layer is None and common and event.shape != events[position].shape:
-            break
-        if event.layer is None:
-            return event.output_sum
-        if not isinstance(event.layer.module, _NORMALISATIONS):
-            break
-    return events[position].output_sum
+        place = _place(event.source)
+        follows = place in own or (place not in others and not interrupted)  # or of something computed in between
+        if event.layer is not None and isinstance(event.layer.module, _NORMALISATIONS):
+            own |= {_place(event.result)} if follows else set()
+        elif event.layer is not None:
+            interrupted = True
+        elif follows:
+            of_samples = common and event.shape != layer.shape
+            return layer.output_sum if of_samples else event.output_sum
+    return layer.output_sum
+
+
+def _place(tensor: Tensor | None) -> int | None:
+    """Where its numbers are, which a view has in common with what it is of."""
+    return None if tensor is None or within_transform(tensor) else tensor.untyped_storage().data_ptr()
 
 
 def _square_sum(tensor: Any) -> float:
@@ -112,9 +124,16 @@ def _square_sum(tensor: Any) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 
-def _note(events: list[_Event], activation: Tensor) -> Tensor:
-    events.append(_Event(None, 0.0, _square_sum(activation), activation.shape))
-    return activation
+@contextmanager
+def _noted(events: list[_Event]) -> Iterator[None]:
+    """Within the block, note every nonlinearity."""
+
+    def note(activation: Tensor) -> Tensor:
+        events.append(_Event(None, 0.0, _square_sum(activation), activation.shape, taps.argument, None))
+        return activation
+
+    with tap_activations(note) as taps:
+        yield
 
 
 @contextmanager
@@ -123,8 +142,9 @@ def _recorded(layers: Sequence[Layer], events: list[_Event]) -> Iterator[None]:
 
     def record(layer: Layer) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            shape = output.shape if isinstance(output, Tensor) else torch.Size()
-            events.append(_Event(layer, _square_sum(args[0] if args else None), _square_sum(output), shape))
+            source, result = (x if isinstance(x, Tensor) else None for x in (args[0] if args else None, output))
+            shape = torch.Size() if result is None else result.shape
+            events.append(_Event(layer, _square_sum(source), _square_sum(result), shape, source, result))
 
         return hook
 

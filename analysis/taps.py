@@ -68,9 +68,11 @@ class _Taps(FunctionMode):
         self.tap = tap
         self.ignored = ignored
         self.count = 0
-        self.function = ""  # the newest nonlinearity
+        self.function = ""  # the newest nonlinearity,
+        self.argument: Tensor | None = None  # and what it is of
 
     def _instead(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        self.argument = next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)), None)
         result = func(*args, **kwargs)  # what it calls itself is not seen, so that relu6 is no hardtanh too
         name = getattr(func, "__name__", "")
         if name not in _NONLINEARITIES or not _NONLINEARITIES[name](*args, **kwargs):
@@ -96,7 +98,7 @@ def tap_activations(tap: Tap, ignored: frozenset[int] = frozenset()) -> Iterator
 
     An activation has shape (batch, ...) and the model's dtype. The last one may be the model's output (logits) in
     models that end with a nonlinearity; the caller tells by identity. Those whose position in the order is in `ignored`
-    are passed over. Yields what knows the `function` that was tapped last.
+    are passed over. Yields what knows the `function` that was tapped last, and its `argument`.
     """
     taps = _Taps(tap, ignored)
     with taps:

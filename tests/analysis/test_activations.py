@@ -1,6 +1,7 @@
 """Mean squared norms of what enters and leaves a layer, against a plain forward pass."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -54,6 +55,43 @@ def test_a_layer_without_a_nonlinearity_is_raw() -> None:
     layers = forward_pass(make_problem(model, "mse", (x, y))).layers
     assert layers["0"].output_norm2 == pytest.approx(mean_square(model[0](x)))
     assert layers["1"].output_norm2 == pytest.approx(mean_square(model(x)))
+
+
+class Branches(nn.Module):
+    """Layers side by side, whose results meet in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.a, self.b, self.norm, self.out = nn.Linear(3, 4), nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        met: dict[str, Callable[[], Tensor]] = {
+            "gated": lambda: F.silu(a) * b,
+            "parallel": lambda: F.relu(a) + torch.tanh(b),
+            "beside a linear one": lambda: F.relu(a.view(-1, 2, 2)).flatten(1) + b,
+            "shortcut": lambda: F.relu(a + b),
+            "normalised shortcut": lambda: F.relu(self.norm(a + b)),
+        }
+        out: Tensor = self.out(met[self.way]())
+        return out
+
+
+@pytest.mark.parametrize("way", ["gated", "parallel", "beside a linear one", "shortcut", "normalised shortcut"])
+def test_a_nonlinearity_counts_for_the_layer_whose_output_it_takes(way: str) -> None:
+    model = Branches(way).double()
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    a, b = model.a(x), model.b(x)
+    expected = {
+        "gated": (F.silu(a), b),
+        "parallel": (F.relu(a), torch.tanh(b)),
+        "beside a linear one": (F.relu(a), b),
+        "shortcut": (a, F.relu(a + b)),  # of the sum, which follows the second
+        "normalised shortcut": (a, F.relu(model.norm(a + b))),
+    }[way]
+    layers = forward_pass(make_problem(model, "mse", (x, y))).layers
+    assert [layers[name].output_norm2 for name in ("a", "b")] == pytest.approx([mean_square(part) for part in expected])
 
 
 class Common(nn.Module):
