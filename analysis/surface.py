@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from analysis.errors import MeasurementError
 from analysis.objective import loss_at
@@ -93,11 +93,32 @@ def filter_normalised_directions(problem: Problem, count: int = 2, *, seed: int 
 def _normalised(problem: Problem, direction: Tensor) -> Tensor:
     pieces = []
     own_shapes = dict(problem.model.named_parameters())  # complex ones in the dimensions that they have there
+    groups = _transposed(problem)
     for piece, (name, parameter) in zip(problem.split(direction), problem.parameters.items(), strict=True):
         if own_shapes[name].dim() < 2:
             pieces.append(torch.zeros_like(piece))
             continue
-        filters, own = piece.flatten(1), parameter.detach().flatten(1)
-        scale = own.norm(dim=1, keepdim=True) / filters.norm(dim=1, keepdim=True)
-        pieces.append(filters * scale)
+        own = parameter.detach()
+        if name in groups:
+            piece, own = (_other_way_round(weight, groups[name]) for weight in (piece, own))
+        units = piece.flatten(1)
+        scaled = (units * (own.flatten(1).norm(dim=1, keepdim=True) / units.norm(dim=1, keepdim=True))).view_as(piece)
+        pieces.append(_other_way_round(scaled, groups[name]) if name in groups else scaled)
     return problem.flatten(pieces)
+
+
+def _transposed(problem: Problem) -> dict[str, int]:
+    """Weights whose first dimension is of inputs and the second of outputs, and the groups that they are in."""
+    found: dict[int, int] = {}
+    for module in problem.model.modules():
+        if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            found[id(module.weight)] = module.groups
+        elif type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), Tensor):
+            found[id(module.weight)] = 1  # of Hugging Face's GPT-2
+    return {name: found[id(p)] for name, p in problem.model.named_parameters() if id(p) in found}
+
+
+def _other_way_round(weight: Tensor, groups: int) -> Tensor:
+    """(inputs, outputs / groups, ...) as (outputs, inputs / groups, ...), and back."""
+    turned: Tensor = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return turned

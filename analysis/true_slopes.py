@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from analysis.agreement import away_from
 from analysis.batches import Batch, batch_length, moved, sliced
@@ -68,20 +68,32 @@ def _warn_of_what_is_fixed(problem: ParametricLoss, one: Batch, theta: Pieces, g
     """Name parameters that the loss changes with and has no gradient by: every number counts them as constants."""
     generator = torch.Generator().manual_seed(2)
     still = [name for name, piece in gradient.items() if not piece.any()]
-    way = {
-        name: torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
-        if name in still
-        else torch.zeros_like(p)
-        for name, p in theta.items()
-    }
+    padding = {name: row for name, row in _padding(problem).items() if not gradient[name][row].any()}
+    way = {name: torch.zeros_like(p) for name, p in theta.items()}
+    for name in {*still, *padding}:
+        drawn = torch.randn(theta[name].shape, generator=generator, dtype=torch.float64).to(theta[name])
+        rows = slice(None) if name in still else padding[name]
+        way[name][rows] = drawn[rows]
     line = _Line(problem, one, theta, way)
-    seen = _settled_elsewhere(line.loss, 0.0) if still else None
+    seen = _settled_elsewhere(line.loss, 0.0) if still or padding else None
     if seen and abs(seen) > _NOTHING * line.usual(lambda other: other.loss(0.0)):
+        said = still + [f"row {padding[name]} of {name} (padding_idx)" for name in padding if name not in still]
         warnings.warn(
-            f"The loss changes with {some(still)}, but has no gradient by any of them (detached, or under "
+            f"The loss changes with {some(said)}, but has no gradient by any of them (detached, or under "
             "no_grad): they are measured as if they were fixed. Set requires_grad_(False) on what is.",
             stacklevel=2,
         )
+
+
+def _padding(problem: ParametricLoss) -> dict[str, int]:
+    """Weights of embeddings with the row that torch gives no gradient by."""
+    rows = {
+        id(module.weight): module.padding_idx
+        for module in problem.model.modules()
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None
+    }
+    named = problem.model.named_parameters()
+    return {name: rows[id(p)] for name, p in named if id(p) in rows and name in problem.parameters}
 
 
 def _direction(theta: Tensor, gradient: Tensor, generator: torch.Generator) -> Tensor:

@@ -120,6 +120,18 @@ def test_filter_normalised_directions(make_case: Any) -> None:
     assert (directions != filter_normalised_directions(problem, seed=2)).any()
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_directions_are_normalised_by_output_unit_whichever_dimension_that_is(groups: int) -> None:
+    model = nn.Sequential(nn.ConvTranspose1d(4, 6, 3, groups=groups), nn.Flatten(), nn.Linear(30, 2)).double()
+    problem = make_problem(model, "mse", (torch.randn(5, 4, 3).double(), torch.randn(5, 2).double()))
+    direction = problem.split(filter_normalised_directions(problem, 1)[:, 0])[0]
+    weight = model.get_parameter("0.weight").detach()
+    for group in range(groups):
+        inputs = slice(group * 4 // groups, (group + 1) * 4 // groups)
+        for unit in range(6 // groups):  # of this group
+            torch.testing.assert_close(direction[inputs, unit].norm(), weight[inputs, unit].norm())
+
+
 def test_a_line_and_bad_requests(make_case: Any) -> None:
     problem = make_case("mlp").problem()
     told: list[tuple[int, int]] = []

@@ -1,5 +1,6 @@
 """Gradients and products that are not the loss's, which are symmetric all the same; and kinks, which are no fault."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -186,3 +187,24 @@ def test_a_model_that_differentiates_in_its_own_parameters_is_measured() -> None
     exact = torch.autograd.functional.hessian(loss, model.w.detach()).reshape(12, 12)
     operator = hessian(make_problem(model, "cross_entropy", (x, y)))
     torch.testing.assert_close(operator(torch.eye(12, dtype=torch.float64)), exact)
+
+
+class Pooled(nn.Module):
+    """The mean of token embeddings, of padding too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(5, 3, padding_idx=0), nn.Linear(3, 2)
+        nn.init.normal_(self.table.weight)  # of the padding too
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.out(torch.tanh(self.table(tokens)).mean(1))
+        return logits
+
+
+def test_padding_that_the_loss_changes_with_is_said_to_be_fixed() -> None:
+    tokens, labels = torch.tensor([[1, 2, 0], [3, 0, 0], [4, 1, 2]]), torch.tensor([0, 1, 0])
+    with pytest.warns(UserWarning, match=r"changes with row 0 of table.weight \(padding_idx\), but has no gradient"):
+        make_problem(Pooled().double(), "cross_entropy", (tokens, labels))
+    with warnings.catch_warnings(action="error"):
+        make_problem(Pooled().double(), "cross_entropy", (tokens.clamp(min=1), labels))
