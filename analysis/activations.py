@@ -121,7 +121,7 @@ def _place(tensor: Tensor | None) -> int | None:
 def _square_sum(tensor: Any) -> float:
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or within_transform(tensor):
         return math.nan
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+    return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64)) ** 2
 
 
 @contextmanager

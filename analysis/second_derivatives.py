@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from analysis import patches
 from analysis.derivatives import within_transform
@@ -98,7 +97,7 @@ def convolution(
     dilation: int | Sizes = 1,
     groups: int = 1,
 ) -> Tensor:
-    """`torch.conv<dimensions>d` of a batch, differentiable twice."""
+    """`torch.conv<dimensions>d` of a batch, with derivatives of every order."""
     plain = (torch.conv1d, torch.conv2d, torch.conv3d)[dimensions - 1]
     if isinstance(padding, str) or input.dim() != dimensions + 2:
         return plain(input, weight, bias, stride, padding, dilation, groups)
@@ -118,7 +117,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: Literal[False] = False,
 ) -> Tensor:
-    """`torch.max_pool2d` of a batch, differentiable twice."""
+    """`torch.max_pool2d` of a batch, with derivatives of every order."""
     window = (kernel_size, stride or (), padding, dilation, ceil_mode)
     if input.dim() != 4:
         return torch.max_pool2d(input, *window)
@@ -174,7 +173,6 @@ class _Gradients(Function):
         return by_x, by_w, g.new_zeros(w.shape[0]) if needed[2] else None
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         """With h, k, c the gradients of the three results: C(h, w) + C(x, k) + c, X(g, k), W(g, h)."""
         g, x, w = ctx.saved_tensors
@@ -241,7 +239,6 @@ class _Masked(Function):
         return masked
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (y,) = ctx.saved_tensors
         return torch.ops.aten.threshold_backward(gradients[0], y, 0), None
@@ -277,7 +274,6 @@ class _PutBack(Function):
         return spread
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (places,) = ctx.saved_tensors
         picked = gradients[0].flatten(2).gather(2, places.flatten(2)).view_as(places)

@@ -1,5 +1,6 @@
-"""Our convolutions, ReLU and max-pooling against torch's own, value and first and second derivatives."""
+"""Our convolutions, ReLU and max-pooling against torch's own, value and first, second and third derivatives."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -15,15 +16,22 @@ from analysis.second_derivatives import LeanSecondDerivatives, convolution, grap
 PLAIN = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def second_derivatives(y: Tensor, leaves: list[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """y, its gradients along a random direction, and the gradients of those along random directions."""
+def derivatives(
+    y: Tensor,
+    leaves: list[Tensor],
+    generator: torch.Generator,
+    at_first: AbstractContextManager[None] = nullcontext(),  # noqa: B008  it keeps nothing
+) -> list[Tensor]:
+    """y, its gradients along a random direction, the gradients of those along random directions, and those of these."""
 
     def random_like(t: Tensor) -> Tensor:
         return torch.randn(t.shape, dtype=t.dtype, generator=generator)
 
-    first = torch.autograd.grad((y * random_like(y)).sum() + (y**2).sum(), leaves, create_graph=True)
-    second = torch.autograd.grad(first, leaves, [random_like(g) for g in first], retain_graph=True)
-    return [y, *first, *second]
+    with at_first:
+        first = torch.autograd.grad((y * random_like(y)).sum() + (y**4).sum(), leaves, create_graph=True)
+    second = torch.autograd.grad(first, leaves, [random_like(g) for g in first], create_graph=True)
+    third = torch.autograd.grad(second, leaves, [random_like(g) for g in second], retain_graph=True)
+    return [y, *first, *second, *third]
 
 
 @given(
@@ -47,7 +55,7 @@ def test_convolutions(
     leaves = [t for t in (w, b) if t is not None] + ([] if input_is_data else [x.requires_grad_()])
     ours = convolution(dimensions, x, w, b, stride, padding, dilation, groups)
     theirs = PLAIN[dimensions](x, w, b, stride, padding, dilation, groups)
-    results = [second_derivatives(y, leaves, torch.Generator().manual_seed(1)) for y in (ours, theirs)]
+    results = [derivatives(y, leaves, torch.Generator().manual_seed(1)) for y in (ours, theirs)]
     for a, e in zip(*results, strict=True):
         torch.testing.assert_close(a, e)
 
@@ -84,7 +92,7 @@ def test_max_pooling(
         ours: Any = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil_mode)(x)
     assert "_MaxPool" in type(ours.grad_fn).__name__
     theirs = F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
-    results = [second_derivatives(y, [x], torch.Generator().manual_seed(1)) for y in (ours, theirs)]
+    results = [derivatives(y, [x], torch.Generator().manual_seed(1)) for y in (ours, theirs)]
     for a, e in zip(*results, strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=0)
 
@@ -107,12 +115,11 @@ def test_graphs_for_one_product_only_evaluate_no_weight_gradient() -> None:
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
     module = nn.Conv2d(3, 4, 3).double()
     leaves = [x, *module.parameters()]
-    outside = second_derivatives(F.softplus(module(x)), leaves, torch.Generator().manual_seed(1))
+    outside = derivatives(F.softplus(module(x)), leaves, torch.Generator().manual_seed(1))
     with LeanSecondDerivatives(), graph_only() as sparing:
         y = F.softplus(module(x))
-    with sparing.values():
-        inside = second_derivatives(y, leaves, torch.Generator().manual_seed(1))
-    assert [t.abs().max().item() == 0.0 for t in inside] == [False, False, True, True, False, False, False]
+    inside = derivatives(y, leaves, torch.Generator().manual_seed(1), sparing.values())
+    assert [t.abs().max().item() == 0.0 for t in inside] == [False, False, True, True, *[False] * 6]
     for a, e in zip(inside, outside, strict=True):
         if a.any():
             torch.testing.assert_close(a, e)
