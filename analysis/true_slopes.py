@@ -6,7 +6,7 @@ gradients round, custom functions of which the second derivative forgets a term.
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,12 +20,12 @@ from analysis.errors import MeasurementError, some
 from analysis.parametric_loss import ParametricLoss
 from analysis.vectors import dot
 
-_APART = 1e-2  # of themselves; a wrong derivative is off by more, a right one by 1e-4 where differences settle
+_APART = 1e-3  # of themselves; a wrong derivative is off by more, a right one by 1e-4 where differences settle
 _NOTHING = 1e-8  # of what is usual: below it all is rounding
 _POINTS = 8  # at random, that say what is usual
-_CLOSE = 1e-3  # of themselves: what no further step is needed for
 _COARSE = (1e-2, 1e-3, 1e-4)  # steps that are seen where a part computes in float32, which finer ones are not
-_NEARLY = 0.05  # of themselves, at a coarse step
+_NEARLY = 0.05  # of themselves, at a coarse step of such a part
+_TENDING = 0.25  # of a disagreement: so near to what finer steps see is the last of these, where all is in float64
 
 _ZERO, _ONE = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
 
@@ -152,12 +152,10 @@ class _Line:
 
 def _refuse_slope(line: _Line, given: float) -> None:
     seen = _settled_elsewhere(line.loss, given)
-    if seen is None or any(not _apart((line.loss(t) - line.loss(-t)) / (2 * t), given, _NEARLY) for t in _COARSE):
-        return
-    if abs(seen - given) > _NOTHING * line.usual(lambda other: other.loss(0.0)):
+    if seen is not None and abs(seen - given) > _NOTHING * line.usual(lambda other: other.loss(0.0)):
         raise MeasurementError(
-            f"The gradient that the model and the loss give is not that of the loss: along a line it is {given:.4g}, "
-            f"where the loss changes by {seen:.4g}. A part is detached, is given another gradient (a straight-through "
+            f"The gradient that the model and the loss give is not that of the loss: along a line it is {given:.5g}, "
+            f"where the loss changes by {seen:.5g}. A part is detached, is given another gradient (a straight-through "
             "estimator, a custom function), or a hook changes it: curvature would be that of nothing."
         )
 
@@ -165,24 +163,36 @@ def _refuse_slope(line: _Line, given: float) -> None:
 def _refuse_curve(line: _Line) -> None:
     given = line.curve()
     seen = _settled_elsewhere(line.slope, given)
-    coarsely = [(line.slope(t) - line.slope(-t)) / (2 * t) for t in _COARSE] if seen else []
-    if not seen or any(not _apart(found, given, _NEARLY) for found in coarsely):
+    if not seen:
         return  # zero is also what a slope says that float32 does not move
     if abs(seen - given) > _NOTHING * line.usual(lambda other: other.slope(0.0)):
         raise MeasurementError(
-            f"The Hessian's products are not those of the loss: along a line its curvature is {given:.4g}, where "
-            f"gradients change by {seen:.4g}. A second derivative is wrong, in torch or in a function of your own; "
+            f"The Hessian's products are not those of the loss: along a line its curvature is {given:.5g}, where "
+            f"gradients change by {seen:.5g}. A second derivative is wrong, in torch or in a function of your own; "
             "replace it."
         )
 
 
 def _settled_elsewhere(of: Callable[[float], float], given: float) -> float | None:
     """The derivative of a function at 0, where differences settle on another than is given; one is mostly enough."""
-    if not _apart((of(STEPS[0]) - of(-STEPS[0])) / (2 * STEPS[0]), given, _CLOSE):
+
+    def quotient(step: float) -> float:
+        return (of(step) - of(-step)) / (2 * step)
+
+    if not _apart(quotient(STEPS[0]), given, _APART):
         return None
     true = central_difference(lambda t: torch.tensor([of(t.item())], dtype=torch.float64), _ZERO, _ONE)
     seen = true.value.item()
-    return seen if true.settled and _apart(seen, given, _APART) else None
+    if not true.settled or not _apart(seen, given, _APART) or _is_hidden(given, seen, map(quotient, _COARSE)):
+        return None
+    return seen
+
+
+def _is_hidden(given: float, seen: float, coarsely: Iterable[float]) -> bool:
+    """Whether coarse steps see what is given, and do not tend to what the fine ones see: a part computes in float32."""
+    widest, middle, last = coarsely
+    tend = abs(middle - seen) < abs(middle - given) and abs(last - seen) < _TENDING * abs(given - seen)
+    return not tend and any(not _apart(found, given, _NEARLY) for found in (widest, middle, last))
 
 
 def _apart(one: float, other: float, share: float) -> bool:

@@ -1,9 +1,13 @@
 """Gradients and products that are not the loss's, which are symmetric all the same; and kinks, which are no fault."""
 
 import warnings
+
+
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -41,6 +45,37 @@ class Forgets(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (x,) = ctx.saved_tensors
         return 2 * x.detach() * gradients[0]
+
+
+class Sigmoidal(torch.autograd.Function):
+    """GELU, whose derivative is taken for that of x sigmoid(1.702 x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.gelu(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        s = torch.sigmoid(1.702 * x)
+        return gradients[0] * (s + 1.702 * x * s * (1 - s))
+
+
+class Sine(torch.autograd.Function):
+    """An offset and sin(x + phase), in float32 whatever is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, phase: float, offset: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.phase = phase
+        rounded = np.float32(offset) + np.sin(x.detach().numpy().astype(np.float32) + np.float32(phase))
+        return torch.from_numpy(rounded).to(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return gradients[0] * apply(Sine, x, ctx.phase + math.pi / 2, 0.0), None, None
 
 
 def apply(function: Any, *args: Any) -> Tensor:
@@ -107,6 +142,39 @@ def test_a_gradient_that_is_not_the_losss_is_refused(kind: str, dtype: torch.dty
 def test_a_second_derivative_that_is_forgotten_is_refused() -> None:
     with pytest.raises(MeasurementError, match="The Hessian's products are not those of the loss"):
         make_problem(Net(inside=lambda h: apply(Forgets, h)), "cross_entropy", (X, Y))
+
+
+SLIGHTLY: dict[str, Callable[[], nn.Module]] = {
+    "another's derivative": lambda: Net(inside=lambda h: apply(Sigmoidal, h)),
+    "scaled": lambda: Net(inside=lambda h: apply(Scaled, h.tanh(), 1.02)),
+    "scaled, kinked": lambda: nn.Sequential(
+        *(nn.Linear(4, 200), nn.ReLU(), nn.Linear(200, 4), nn.ReLU(), Net(inside=lambda h: apply(Scaled, h, 1.03)))
+    ),
+}
+
+
+def _drawn(model: nn.Module, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", SLIGHTLY)
+def test_derivatives_that_are_off_by_little_are_refused(kind: str, dtype: torch.dtype) -> None:
+    """Traces are off by some per cent here; along one line a derivative may be right to a quarter of one."""
+    for seed in range(6):
+        with pytest.raises(MeasurementError, match=r"not that of the loss|not those of the loss"):
+            make_problem(_drawn(SLIGHTLY[kind](), seed), "cross_entropy", (X, Y), dtype=dtype)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 30.0])
+@pytest.mark.parametrize("share", [0.03, 1.0, 30.0])
+def test_a_part_in_float32_is_no_fault(share: float, offset: float) -> None:
+    model = Net(inside=lambda h: torch.tanh(h) + share * (apply(Sine, h, 0.0, offset) - offset))
+    for seed in range(4):
+        make_problem(_drawn(model, seed), "cross_entropy", (X, Y), dtype=torch.float64)
 
 
 def _frozen_below() -> Any:
