@@ -82,13 +82,13 @@ class OutputGraph:
         """Run the model on the chunk. Raises `MeasurementError` where J^T C J is not the whole of what is asked."""
         leaves = problem.leaves()
         with graph_only() as sparing:
-            given = problem.outputs((chunk.inputs, chunk.targets), leaves)
+            given, left = problem.run((chunk.inputs, chunk.targets), leaves)
         outputs = real_outputs(problem, given)
         dummy = torch.zeros_like(outputs, requires_grad=True)
         with sparing.values():
             pulled_back = gradients([outputs], list(leaves.values()), [dummy], create_graph=True)
         leaf = outputs.detach().requires_grad_()
-        with problem.at(leaves):
+        with problem.at(leaves, left):
             taken = with_logits(given, leaf.clone())  # a loss may change its argument in place
             loss = chunk.weight * problem.loss(taken, chunk.targets)
         if ancestors(loss) & {get_gradient_edge(own).node for own in leaves.values()}:

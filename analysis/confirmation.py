@@ -15,7 +15,6 @@ from torch import Tensor
 from analysis.batches import moved, regrouped
 from analysis.eigenpairs import Eigenpairs, rounding, vanish
 from analysis.ieee import ieee
-from analysis.model_copy import convert, private_copy
 from analysis.problem import Problem
 from analysis.vectors import quotients
 
@@ -24,11 +23,8 @@ _VECTORS = 2  # of the pairs' type that a pair takes until it is confirmed: its 
 
 def in_float64(problem: Problem) -> Problem:
     """The same L at the same parameters, evaluated in float64, a graph at a time and in no more memory."""
-    model = private_copy(problem.model)
-    convert(model, problem.device, torch.float64)
     return replace(
-        problem.of(model),
-        dtype=torch.float64,
+        problem.of_a_copy(torch.float64),
         chunk_size=max(1, problem.chunk_size // 2),
         cached_samples=0,
     )

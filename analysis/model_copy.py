@@ -17,12 +17,12 @@ FULL = (torch.float32, torch.float64)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
-def private_copy(model: nn.Module) -> nn.Module:
+def private_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """The model, copied, without the wrappers of torch.compile and data parallelism.
 
     Tensors that a model keeps from an earlier run (an activation, the weight that `weight_norm` computes) are copied
-    as leaves, by which a loss that is computed from them is known. Raises `MeasurementError` for a model that cannot be
-    copied.
+    as leaves, by which a loss that is computed from them is known. `memo`, empty, is filled as by `copy.deepcopy`.
+    Raises `MeasurementError` for a model that cannot be copied.
     """
     if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
         raise MeasurementError(
@@ -31,7 +31,7 @@ def private_copy(model: nn.Module) -> nn.Module:
         )
     try:
         with _GraphsLeftBehind():
-            private = unwrapped(copy.deepcopy(unwrapped(model, inside=False)))
+            private = unwrapped(copy.deepcopy(unwrapped(model, inside=False), memo))
     except Exception as error:
         said = (str(error).strip().splitlines() or ["no message"])[0]
         raise MeasurementError(

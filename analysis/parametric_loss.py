@@ -21,7 +21,7 @@ from analysis.first_pass import FirstPass, fingerprint
 from analysis.ieee import NoAutocast, ieee
 from analysis.losses import Reduction, Share, SummedLoss
 from analysis.model_copy import as_own, as_real, convert, private_copy
-from analysis.model_state import forgotten
+from analysis.model_state import Left, State
 from analysis.recomputed import nothing_recomputed
 from analysis.second_derivatives import LeanSecondDerivatives
 from analysis.stand_ins import StandIns
@@ -49,6 +49,7 @@ class ParametricLoss:
     reduction: Reduction
     parameters: Mapping[str, Tensor]  # the selection, by name; complex ones as pairs of real numbers, (..., 2)
     aliases: Sequence[tuple[Tensor, str]]  # the parameters of the caller's model and of the copy, with their names
+    state: State  # what the model can write to, and what of the caller's it stands for
     data: Iterable[Batch]
     samples: int  # N, over all ranks
     normaliser: float  # M, over all ranks; 1 for a sum
@@ -86,23 +87,31 @@ class ParametricLoss:
         """The selected parameters as fresh leaves of a graph (sharing memory with the model)."""
         return {name: parameter.detach().requires_grad_() for name, parameter in self.parameters.items()}
 
-    def outputs(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Any:
-        """The model's outputs with `parameters` in place of its own; one that returns its loss is given the targets.
+    def run(self, batch: Batch, parameters: Mapping[str, Tensor]) -> tuple[Any, Sequence[Left]]:
+        """The model's outputs with `parameters` in place of its own, and what it left for the loss of these to read.
 
-        What it changes in place is a copy: the caller's tensors stay as they are, and are met as they were next time.
+        One that returns its loss is given the targets. What it changes in place is a copy: the caller's tensors stay as
+        they are, and are met as they were next time. Where a loss has terms of its own in hand, each run is to be
+        followed by that of the loss.
         """
         inputs, targets = copied(batch)
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         beside = self.loss.arguments(self.model, targets)
-        with forgotten(self.model), self.at(parameters) as replaced:
-            return call(self.model, replaced, args, {**kwargs, **beside})
+        with self.state.forgotten() as left, self.at(parameters) as replaced:
+            outputs = call(self.model, replaced, args, {**kwargs, **beside})
+        return outputs, left
+
+    def outputs(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Any:
+        """The model's outputs alone, as of `run`."""
+        return self.run(batch, parameters)[0]
 
     @contextmanager
-    def at(self, parameters: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    def at(self, parameters: Mapping[str, Tensor], left: Sequence[Left] = ()) -> Iterator[dict[str, Tensor]]:
         """Within the block, torch computes in IEEE arithmetic, with second derivatives, and with `parameters`.
 
-        Wherever a model or loss holds on to its parameters, they are replaced. Yields them as the model's modules have
-        them, for anything that asks parameters that require a gradient, whether graphs are recorded or not.
+        Wherever a model or loss holds on to its parameters, they are replaced, and what a run `left` is where the loss
+        looks for it. Yields the parameters as the model's modules have them, for anything that asks parameters that
+        require a gradient, whether graphs are recorded or not.
         """
         own = dict(self.model.named_parameters())
         if not torch.is_grad_enabled():
@@ -120,43 +129,46 @@ class ParametricLoss:
             LeanSecondDerivatives(),
             widened(self.dtype),
             StandIns(table),
+            self.state.shown(left),
         ):
             yield replaced
 
     def share(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Share:
         """The loss of a batch, summed over its samples, and its normaliser."""
-        outputs = self.outputs(batch, parameters)
-        with self.at(parameters):
+        outputs, left = self.run(batch, parameters)
+        with self.at(parameters, left):
             return self.loss.share(outputs, batch[1])
 
     def chunk_loss(self, chunk: Chunk, parameters: Mapping[str, Tensor]) -> Tensor:
         """The chunk's share of L, a scalar."""
         return chunk.weight * self.share((chunk.inputs, chunk.targets), parameters).total
 
-    def of(self, model: nn.Module) -> Self:
-        """The same L of a copy of the model, which may have another dtype."""
+    def of_a_copy(self, dtype: torch.dtype | None = None) -> Self:
+        """The same L of a copy of the model, in another dtype if one is named.
+
+        Raises RuntimeError or TypeError where the model or the device does not have that.
+        """
+        memo: dict[int, Any] = {}
+        model = private_copy(self.model, memo)
+        convert(model, self.device, dtype or self.dtype)
         named = dict(model.named_parameters())
         return replace(
             self,
             model=model,
             parameters={name: as_real(named[name]) for name in self.parameters},
             aliases=[*self.aliases, *((p, name) for name, p in named.items())],
+            state=self.state.copied(model, memo),
+            dtype=dtype or self.dtype,
         )
-
-    def in_float64(self) -> Self:
-        """The same L in float64. Raises RuntimeError or TypeError where the model or the device has none."""
-        model = private_copy(self.model)
-        convert(model, self.device, torch.float64)
-        return replace(self.of(model), dtype=torch.float64)
 
     @torch.no_grad()
     def moved_to(self, parameters: Mapping[str, Tensor]) -> Self:
         """The same L at other values of the selected parameters, given by name in shapes as the model has them."""
-        model = private_copy(self.model)
-        for name, own in model.named_parameters():
+        other = self.of_a_copy()
+        for name, own in other.model.named_parameters():
             if name in self.parameters:
                 own.copy_(parameters[name])
-        return self.of(model)
+        return other
 
     def select(self, names: Iterable[str]) -> Self:
         """The same L as a function of the parameters `names` only (a block of the Hessian)."""

@@ -23,6 +23,7 @@ from analysis.ieee import ieee
 from analysis.losses import Loss, Reduction, summed_loss
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
 from analysis.model_copy import as_real, convert, differentiable, private_copy, working_dtype
+from analysis.model_state import State
 from analysis.parametric_loss import ParametricLoss
 from analysis.refusals import (
     first_that_count,
@@ -103,7 +104,8 @@ def make_problem(
     (2, 2)
     """
     dtype = working_dtype(model, dtype)
-    private = private_copy(model)
+    memo: dict[int, Any] = {}
+    private = private_copy(model, memo)
     device = torch.device(device) if device is not None else next(private.parameters()).device
     selection = _selected_names(private, parameters)
     convert(private, device, dtype)
@@ -122,6 +124,7 @@ def make_problem(
         reduction=reduction,
         parameters={name: as_real(named[name]) for name in selection},
         aliases=[*zip(model.parameters(), named, strict=True), *((p, name) for name, p in named.items())],
+        state=State.of(private, memo),
         data=inspected.batches,
         samples=round(summed_number(inspected.samples, device, distributed)),
         normaliser=1.0,
@@ -169,7 +172,7 @@ def _told_from_rounding(check: Callable[[Problem], T], problem: Problem) -> T:
 
 def _passes(check: Callable[[Problem], object], problem: Problem) -> bool:
     try:
-        check(problem.in_float64())
+        check(problem.of_a_copy(torch.float64))
     except (MeasurementError, RuntimeError, TypeError):  # the latter where something in it stays in float32
         return False
     return True

@@ -8,7 +8,7 @@ product is ours, which stops on the residual.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from analysis.errors import MeasurementError
 from analysis.ieee import ieee
-from analysis.model_copy import private_copy
+from analysis.model_state import Left
 from analysis.operators import SymmetricOperator
 from analysis.own_losses import OwnLoss
 from analysis.problem import Problem
@@ -42,7 +42,7 @@ def pyhessian_operator(problem: Problem) -> SymmetricOperator:
 
     def criterion(outputs: Any, targets: Tensor) -> Tensor:
         nothing = sum(parameter.square().sum() for parameter in model.parameters() if parameter.requires_grad)
-        with model.problem.at({}):  # `nothing` gives every parameter a gradient and a second derivative
+        with model.problem.at({}, model.left):  # `nothing` gives every parameter a gradient and a second derivative
             loss = problem.samples / problem.normaliser / len(targets) * problem.loss(outputs, targets)
             return loss + 0.0 * nothing
 
@@ -65,13 +65,15 @@ class _AsPyHessianCallsIt(nn.Module):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
-        self.model = private_copy(problem.model)
+        self.problem = problem.of_a_copy()
+        self.model = self.problem.model
+        self.left: Sequence[Left] = ()  # by the last run, for the loss
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in problem.parameters)
-        self.problem = problem.of(self.model)
 
     def forward(self, inputs: Tensor) -> Any:
-        return self.problem.outputs(((inputs,), inputs.new_empty(0)), {})  # no loss of the model's own, so no targets
+        outputs, self.left = self.problem.run(((inputs,), inputs.new_empty(0)), {})  # no loss of its own, so no targets
+        return outputs
 
 
 class _Batches:

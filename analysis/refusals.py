@@ -14,7 +14,7 @@ from analysis.derivatives import ancestors, graph_results
 from analysis.distributed import failing_together, summed_number
 from analysis.errors import MeasurementError, UncountedError
 from analysis.losses import SummedLoss, shift_of
-from analysis.model_copy import convert, differentiable, private_copy
+from analysis.model_copy import differentiable
 from analysis.own_losses import IGNORED, OwnLoss
 from analysis.parametric_loss import ParametricLoss
 
@@ -94,9 +94,7 @@ def running_in_its_precision(problem: ParametricLoss, first: Batch) -> Iterator[
 
 
 def _runs_in(dtype: torch.dtype, problem: ParametricLoss, first: Batch) -> bool:
-    model = private_copy(problem.model)
-    convert(model, problem.device, dtype)
-    other = replace(problem.of(model), dtype=dtype)
+    other = problem.of_a_copy(dtype)
     try:
         part_at(other, moved(sliced(first, 0, 1), other.device, other.dtype), {})
     except RuntimeError:

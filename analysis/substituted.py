@@ -9,7 +9,7 @@ from torch import Tensor
 from analysis.batches import Batch, moved, sliced
 from analysis.derivatives import gradients
 from analysis.errors import MeasurementError
-from analysis.model_copy import as_real, private_copy
+from analysis.model_copy import as_real
 from analysis.parametric_loss import ParametricLoss
 
 _SAME = 1e-3  # of themselves; the two differ by rounding alone
@@ -23,7 +23,7 @@ def refuse_other_than_parameters(problem: ParametricLoss, first: Batch) -> None:
     decided.
     """
     one = moved(sliced(first, 0, 1), problem.device, problem.dtype)
-    plain = problem.of(private_copy(problem.model))
+    plain = problem.of_a_copy()
     own = dict(plain.model.named_parameters())
     for name in problem.parameters:
         own[name].requires_grad_()

@@ -44,7 +44,7 @@ def refuse_wrong_derivatives(problem: ParametricLoss, first: Batch) -> None:
         MeasurementError: a derivative is another than the loss's.
     """
     try:
-        double = problem.in_float64()
+        double = problem.of_a_copy(torch.float64)
         _try_lines(double, _counted(double, first))
     except (RuntimeError, TypeError):  # something in it stays in float32, or the device has no float64
         return

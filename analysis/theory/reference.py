@@ -21,6 +21,7 @@ from analysis.central_difference import STEPS, Difference, central_difference
 from analysis.distributed import summed, summed_number
 from analysis.ieee import NoAutocast
 from analysis.model_copy import as_own
+from analysis.model_state import Left
 from analysis.problem import Problem
 from analysis.recomputed import nothing_recomputed
 from analysis.stand_ins import StandIns
@@ -77,12 +78,13 @@ class Reference:
         total = torch.zeros_like(v)
         for weight, batch in self._pieces():
             leaf = self.theta.requires_grad_()
-            z = self._outputs(batch, leaf)
+            z, left = self._run(batch, leaf)
             dummy = torch.zeros_like(z, requires_grad=True)
             (pulled,) = torch.autograd.grad(z, leaf, dummy, create_graph=True, materialize_grads=True)
             (moved_z,) = torch.autograd.grad(pulled, dummy, v, materialize_grads=True)
             z_leaf = z.detach().requires_grad_()
-            loss = weight * self.problem.loss(z_leaf, batch[1])
+            with self.problem.state.shown(left):
+                loss = weight * self.problem.loss(z_leaf, batch[1])
             (slope,) = torch.autograd.grad(loss, z_leaf, create_graph=True)
             if slope.requires_grad:
                 (curved,) = torch.autograd.grad(slope, z_leaf, moved_z, materialize_grads=True)
@@ -94,7 +96,7 @@ class Reference:
         step, total = STEPS[2], 0.0
         with torch.no_grad():
             for weight, batch in self._pieces():
-                ends = [self._outputs(batch, self.theta + side * step * v) for side in (1, -1)]
+                ends = [self._run(batch, self.theta + side * step * v)[0] for side in (1, -1)]
                 total += weight * ((ends[0] - ends[1]) / (2 * step)).square().sum().item()
         return summed_number(total, self.problem.device, self.problem.distributed)
 
@@ -103,18 +105,19 @@ class Reference:
 
     def _losses(self, theta: Tensor) -> Iterator[Tensor]:
         for weight, batch in self._pieces():
-            outputs = self._outputs(batch, theta)
-            with self._at(theta):
+            outputs, left = self._run(batch, theta)
+            with self._at(theta), self.problem.state.shown(left):
                 loss = weight * self.problem.loss(outputs, batch[1])
             yield loss
 
-    def _outputs(self, batch: Batch, theta: Tensor) -> Tensor:
+    def _run(self, batch: Batch, theta: Tensor) -> tuple[Tensor, Sequence[Left]]:
+        """The model's outputs, and what it left for the loss of these to read."""
         inputs, targets = copied(batch)
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
         beside = self.problem.loss.arguments(self.problem.model, targets)
-        with self._at(theta) as named:
+        with self.problem.state.forgotten() as left, self._at(theta) as named:
             outputs: Tensor = call(self.problem.model, named, args, {**kwargs, **beside})
-        return outputs
+        return outputs, left
 
     @contextmanager
     def _at(self, theta: Tensor) -> Iterator[dict[str, Tensor]]:
