@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from analysis.errors import MeasurementError
+from analysis.model_copy import convert
 from analysis.own_losses import IGNORED, OwnLoss, logits_of
 
 Loss = Callable[[Any, Tensor], Tensor | tuple[Tensor, Tensor | float]]
@@ -82,11 +83,14 @@ class SummedLoss:
         return Share(len(targets) * total if mean_of_samples else total, normaliser, told)
 
 
-def summed_loss(loss: Loss | str, reduction: Reduction, dtype: torch.dtype, device: torch.device) -> SummedLoss:
+def summed_loss(
+    loss: Loss | str, reduction: Reduction, dtype: torch.dtype, device: torch.device, memo: Mapping[int, Any]
+) -> SummedLoss:
     """The loss by name or as a function, ready for outputs of `dtype` on `device`.
 
-    Raises `MeasurementError` for an unknown name, for a class, and for a loss of torch whose own reduction is not the
-    stated one.
+    A module is copied with the `memo` of the model's copy, which it holds instead where it holds the model. Raises
+    `MeasurementError` for an unknown name, for a class, and for a loss of torch whose own reduction is not the stated
+    one.
     """
     if isinstance(loss, str):
         if loss not in LOSSES:
@@ -98,7 +102,8 @@ def summed_loss(loss: Loss | str, reduction: Reduction, dtype: torch.dtype, devi
     loss = getattr(loss, "_torchdynamo_orig_callable", getattr(loss, "_orig_mod", loss))  # torch.compile's wrappers
     known = _recognised(loss, reduction)
     if known is None and isinstance(loss, nn.Module):
-        return SummedLoss(copy.deepcopy(loss).to(device=device, dtype=dtype), reduction)
+        loss = copy.deepcopy(loss, dict(memo))
+        convert(loss, device, dtype)
     return SummedLoss(known or loss, reduction)
 
 

@@ -120,7 +120,7 @@ def make_problem(
         require_ranks()
     problem = Problem(
         model=private,
-        loss=summed_loss(loss, reduction, dtype, device),
+        loss=summed_loss(loss, reduction, dtype, device, memo),
         reduction=reduction,
         parameters={name: as_real(named[name]) for name in selection},
         aliases=[*zip(model.parameters(), named, strict=True), *((p, name) for name, p in named.items())],
