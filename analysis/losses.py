@@ -19,14 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from analysis.class_axes import class_axis
 from analysis.errors import MeasurementError
 from analysis.model_copy import convert
 from analysis.own_losses import IGNORED, OwnLoss, logits_of
 
 Loss = Callable[[Any, Tensor], Tensor | tuple[Tensor, Tensor | float]]
 """(outputs, targets) -> the mean or the sum over the samples of the batch, a scalar; or (sum, normaliser)."""
-
-_SUM_TO_ONE = 1e-4  # but for rounding
 
 Reduction = Literal["mean", "sum"]
 
@@ -157,11 +156,6 @@ def _weight_of_labels(outputs: Tensor, targets: Tensor, options: Mapping[str, An
     return labels.numel() if weight is None else weight.double()[labels].sum()
 
 
-def are_distributions(targets: Tensor, axis: int = 1) -> bool:
-    """Whether floating targets add up to one along the classes' `axis`, so that they are probabilities of these."""
-    return targets.dim() > axis and bool(((targets.sum(axis) - 1).abs() <= _SUM_TO_ONE).all())
-
-
 def counted(targets: Tensor, options: Mapping[str, Any]) -> Tensor:
     """Which labels a cross-entropy with torch's `options` counts: none ignored, nor of a class without weight."""
     kept: Tensor = targets != options.get("ignore_index", IGNORED)
@@ -237,25 +231,16 @@ def _recognised(loss: Loss, reduction: Reduction) -> TorchLoss | None:
     return None
 
 
-def class_axis(outputs: Tensor, targets: Tensor) -> int:
-    """The dimension of the classes in what "cross_entropy" takes: the second, or the last beside targets (N, T)."""
-    if targets.is_floating_point() or not outputs.dim() == targets.dim() + 1 > 2:
-        return 1
-    classes_second = outputs.shape[:1] + outputs.shape[2:] == targets.shape
-    classes_last = outputs.shape[:-1] == targets.shape
-    if classes_second and classes_last:
-        raise MeasurementError(
-            f"Outputs of shape {tuple(outputs.shape)} do not say which dimension holds the classes: pass "
-            "torch.nn.CrossEntropyLoss() if it is the second, or a function that moves it there."
-        )
-    return outputs.dim() - 1 if classes_last else 1
-
-
 def cross_entropy(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor | float]:
-    """Cross-entropy, also of tokens: targets (N, T), of which -100 is padding, and outputs (N, C, T) or (N, T, C)."""
+    """Cross-entropy, also of tokens: targets (N, T), of which -100 is padding, and outputs (N, C, T) or (N, T, C).
+
+    Targets like the outputs are the classes' probabilities.
+    """
     outputs = logits_of(outputs)
     if isinstance(outputs, Tensor) and outputs.dim() > 2:
-        outputs = outputs.movedim(class_axis(outputs, targets), 1)
+        axis = class_axis(outputs, targets)
+        targets = targets.movedim(axis, 1) if targets.dim() == outputs.dim() else targets
+        outputs = outputs.movedim(axis, 1)
     return _plain_cross_entropy(outputs, targets)
 
 

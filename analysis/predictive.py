@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from analysis.class_axes import are_distributions, class_axis
 from analysis.errors import MeasurementError
-from analysis.losses import SummedLoss, TorchLoss, are_distributions, class_axis, cross_entropy, shift_of
+from analysis.losses import SummedLoss, TorchLoss, cross_entropy, shift_of
 from analysis.own_losses import OwnLoss
 
 Information = Callable[[Tensor], Tensor]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from analysis.class_axes import class_axis
 from analysis.distributed import failing_together, summed_number
-from analysis.losses import SummedLoss, TorchLoss, class_axis, counted, cross_entropy, saturates, shift_of
+from analysis.losses import SummedLoss, TorchLoss, counted, cross_entropy, saturates, shift_of
 from analysis.own_losses import OwnLoss, logits_of
 from analysis.parametric_loss import ParametricLoss
 

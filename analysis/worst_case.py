@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from analysis.batches import regrouped
+from analysis.class_axes import class_axis
 from analysis.confirmation import in_float64_where_it_runs
 from analysis.errors import MeasurementError, UncountedError
-from analysis.losses import SummedLoss, class_axis, cross_entropy, shift_of
+from analysis.losses import SummedLoss, cross_entropy, shift_of
 from analysis.objective import loss_and_gradient, loss_at
 from analysis.own_losses import logits_of
 from analysis.problem import Problem

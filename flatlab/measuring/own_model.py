@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from analysis.batches import Inspected, inspect_data
-from analysis.losses import LOSSES, Loss, are_distributions
+from analysis.class_axes import distribution_axes
+from analysis.losses import LOSSES, Loss
 from analysis.model_copy import convert, unwrapped, working_dtype
 from analysis.problem import Problem, make_problem
 from flatlab.errors import SAID, UsageError, first_line, told_in_a_sentence
@@ -108,7 +109,7 @@ def require_distributions(data: Inspected, whose: str, option: str) -> None:
     Raises `UsageError`, which names the data and how a loss is named.
     """
     targets = data.first[1]
-    if targets.is_floating_point() and not are_distributions(targets):
+    if targets.is_floating_point() and not distribution_axes(targets):
         raise UsageError(
             f"The targets of {whose} are numbers that do not add up to one for each sample: name the loss they are "
             f"for ({option}, binary_cross_entropy, ...)."

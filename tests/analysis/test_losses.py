@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from analysis.errors import MeasurementError
 from analysis.objective import loss_and_gradient, loss_at
-from analysis.operators import hessian
+from analysis.operators import fisher, hessian
 from analysis.problem import make_problem
+from analysis.saturation import lost_share
 
 W = torch.tensor([1.0, 5.0, 20.0])
 Batches = list[tuple[Tensor, Tensor]]
@@ -119,9 +120,33 @@ def test_padding_that_begins_later(last: bool) -> None:
         make_problem(model, whole, cut(ids, y, [3, 3]))
 
 
-def test_outputs_that_do_not_say_where_the_classes_are() -> None:
+@pytest.mark.parametrize("last", [False, True], ids=["(N, C, T)", "(N, T, C)"])
+def test_probabilities_of_tokens(last: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(7, (6, 5), generator=generator)
+    y = torch.randn(6, 5, 4, generator=generator, dtype=torch.float64).softmax(2)
+    torch.manual_seed(0)
+    model = Tokens(last).double()
+    data = (ids, y if last else y.movedim(2, 1))
+
+    def whole(outputs: Tensor, targets: Tensor) -> Tensor:
+        return -(targets * outputs.log_softmax(2 if last else 1)).sum() / 30
+
+    assert_as_on_all_data(model, "cross_entropy", cut(*data, [2, 1, 3]), whole)
+    problem, labels = (make_problem(model, "cross_entropy", (ids, t)) for t in (data[1], y.argmax(2)))
+    eye = torch.eye(problem.size, dtype=torch.float64)
+    torch.testing.assert_close(fisher(problem)(eye), fisher(labels)(eye))
+    assert lost_share(problem) > 0
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [torch.zeros(2, 4).long(), torch.eye(4).expand(2, 4, 4), 2 * torch.eye(4).expand(2, 4, 4)],
+    ids=["labels", "either", "neither"],
+)
+def test_targets_that_do_not_say_where_the_classes_are(targets: Tensor) -> None:
     with pytest.raises(MeasurementError, match="which dimension holds the classes"):
-        make_problem(Tokens(True), "cross_entropy", (torch.zeros(2, 4).long(), torch.zeros(2, 4).long()))
+        make_problem(Tokens(True), "cross_entropy", (torch.zeros(2, 4).long(), targets))
 
 
 @settings(max_examples=25, deadline=None)

@@ -77,3 +77,12 @@ def test_numbers_of_numpy_and_batches_as_a_loader_makes_them_are_taken(tmp_path:
     assert json.loads(json.dumps(result.to_dict()))["settings"]["k"] == 2
     listed = flatlab.eigs(LINE, None, list(DATA)).eigenvalues[0].value
     assert listed == flatlab.eigs(LINE, None, DATA).eigenvalues[0].value
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_probabilities_of_classes_in_any_dimension_need_no_loss_by_name(axis: int) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(5, 5).double(), torch.randn(6, 4, 5).double()
+    y = torch.randn(6, 4, 5).double().softmax(axis)
+    expected = -(y * model(x).log_softmax(axis)).sum(axis).mean().item()
+    assert flatlab.eigs(model, data=(x, y), dtype="float64").loss == pytest.approx(expected)
