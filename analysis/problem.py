@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from analysis.batches import Batch, Part, inspect_data
-from analysis.changed_weights import refuse_changed_weights
+from analysis.changed_weights import unchanged_by_runs
 from analysis.distributed import Distributed, failing_together, require_ranks, summed_number
 from analysis.errors import MeasurementError, some
 from analysis.first_pass import FirstPass
@@ -138,7 +138,7 @@ def make_problem(
     )
     with failing_together(device, distributed), running_in_its_precision(problem, inspected.first):
         refuse_shift(problem.loss, inspected.first)
-        refuse_changed_weights(problem, inspected.first)
+        problem = unchanged_by_runs(problem, inspected.first)
         first = _told_from_rounding(partial(_tried, first=inspected.first), problem)
         plan = plan_chunks(problem, first, memory, chunk_size)
     plan = plan.agreed(device, distributed)

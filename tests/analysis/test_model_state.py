@@ -110,3 +110,94 @@ def test_a_model_that_changes_its_weights_is_refused(kind: type[nn.Linear], sele
     with pytest.raises(MeasurementError, match=r"changes its weights \(0.weight\) when it runs"):
         make_problem(model, "cross_entropy", (X, Y), parameters=selected)
     assert model.state_dict()["0.weight"].equal(before)
+
+
+class SetByItsFirstSamples(nn.Module):
+    """Takes off the mean of the first samples that it meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(4, 3), nn.Linear(3, 3)
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("set", torch.tensor(False))
+
+    mean: Tensor
+    set: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        if not self.set:
+            self.mean.copy_(hidden.detach().mean(0))
+            self.set.fill_(True)
+        logits: Tensor = self.head((hidden - self.mean).square())
+        return logits
+
+
+class SetInATensorOfItsOwn(SetByItsFirstSamples):
+    """The same, where nothing is registered as a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        mean, done = self.mean, self.set
+        del self.mean, self.set
+        self.mean, self.set = mean, done
+
+
+@pytest.mark.parametrize("samples", [1, 12])
+@pytest.mark.parametrize("kind", [SetByItsFirstSamples, SetInATensorOfItsOwn])
+def test_a_model_that_its_first_samples_set_is_refused_until_they_have(kind: type[Any], samples: int) -> None:
+    model = kind()
+    with pytest.raises(MeasurementError, match=r"\(mean, set\) when it runs.* run it once on data before"):
+        make_problem(model, "cross_entropy", (X[:samples], Y[:samples]))
+    model(X)
+    means = [
+        eigs(make_problem(model, "cross_entropy", (X[order], Y[order]), dtype=torch.float64)).eigenvalues[0].value
+        for order in (torch.arange(12), torch.arange(12).flip(0))
+    ]
+    assert means[0] == pytest.approx(means[1], rel=1e-9)
+
+
+class Counts(nn.Module):
+    """Counts its runs and follows a mean, without computing with either, and writes down its activations' squares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(4, 3), nn.Linear(3, 3)
+        self.register_buffer("runs", torch.tensor(0))
+        self.register_buffer("mean", torch.full((3,), torch.nan))
+        self.register_buffer("squares", torch.zeros(()))
+
+    runs: Tensor
+    mean: Tensor
+    squares: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        self.runs += 1
+        self.mean.nan_to_num_().lerp_(hidden.detach().mean(0), 0.1)
+        self.squares.copy_(hidden.square().sum(1).mean())
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+class Returns(nn.Sequential):
+    """Its logits, and the squares of its hidden activations."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self[1](self[0](x))
+        return self[2](hidden), hidden.square().sum(1).mean()
+
+
+def test_buffers_that_a_model_only_writes_hinder_nothing_and_are_the_losss_to_read() -> None:
+    def top(model: nn.Module, loss: Any) -> float:
+        return eigs(make_problem(model, loss, (X, Y)), layers=[]).eigenvalues[0].value  # confirmed by a copy in float64
+
+    model = Counts()
+    plain = Returns(model.first, nn.Tanh(), model.head)
+    assert top(model, "cross_entropy") == pytest.approx(top(plain, lambda z, t: F.cross_entropy(z[0], t)))
+    found = top(model, lambda z, t: F.cross_entropy(z, t) + model.squares)
+    assert found == pytest.approx(top(plain, lambda z, t: F.cross_entropy(z[0], t) + z[1]))
+    assert model.runs == model.squares == 0
+    assert model.mean.isnan().all()
