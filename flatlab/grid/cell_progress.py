@@ -113,7 +113,7 @@ def unmeasured(kind: Kind, cell: Cell, final: Checkpoint, folder: Path) -> list[
     """The checkpoints of which `kind` is still to be measured, by round; they may not be here."""
     run = RunFolder(folder)
     if kind == "training":
-        paths = sorted(folder.glob("round-*.pt"))
+        paths = run.earlier
     elif kind == "local":
         paths = [run.kept_clients(round_) for round_ in cell.measure.keep_clients]
     else:

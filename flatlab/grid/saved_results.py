@@ -20,7 +20,7 @@ from flatlab.grid.cell_progress import read_failure
 from flatlab.grid.finished import config_of, finished, require_last_evaluation
 from flatlab.grid.plan import grid_cells, parse_grid, read_grid_text
 from flatlab.runs.fingerprint import Fingerprint, fingerprint, require_same_data, settled
-from flatlab.runs.folder import RunFolder
+from flatlab.runs.folder import RunFolder, by_round
 from flatlab.runs.forms import FORMS
 from flatlab.runs.measurements import is_of, measurement_path, settings_of
 from flatlab.runs.saved import read_measurement, read_records, read_study
@@ -94,7 +94,7 @@ def _read_run(folder: Path, kept: Sequence[int]) -> Result:
     kinds = {kind: folder / f"final.{kind}.json" for kind in FORMS}
     if local := _local(folder, kept):
         kinds["local"] = local
-    earlier = [_measured(path, "eigs", of) for path in sorted(folder.glob("round-*.eigs.json"))]
+    earlier = [_measured(path, "eigs", of) for path in by_round(folder.glob("round-*.eigs.json"))]
     return Result(
         folder=folder,
         config=config,
@@ -113,7 +113,7 @@ def _local(folder: Path, kept: Sequence[int]) -> Path | None:
     """The clients' curvature of the last round `kept`, and no other; of the last that is here if no round is named."""
     if kept:  # a cell measured before the grid named another round has that of the other still
         return measurement_path(RunFolder(folder).kept_clients(max(kept)), "local")
-    return max(folder.glob("clients-*.local.json"), key=lambda path: (len(path.name), path.name), default=None)
+    return next(reversed(by_round(folder.glob("clients-*.local.json"))), None)
 
 
 def _measured(path: Path, kind: str, of: Fingerprint) -> dict[str, Any]:

@@ -58,7 +58,8 @@ class TrainedRun:
     @property
     def checkpoints(self) -> list[Path]:
         """The files of all checkpoints, by round."""
-        return [*sorted(self.folder.glob("round-*.pt")), RunFolder(self.folder).final]
+        files = RunFolder(self.folder)
+        return [*files.earlier, files.final]
 
     def to_dict(self) -> dict[str, Any]:
         """Return configuration and records as plain data."""

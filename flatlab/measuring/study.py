@@ -30,6 +30,7 @@ from flatlab.files import finite, json_text, write_text
 from flatlab.measuring.subjects import Measurement, open_checkpoint
 from flatlab.runs.checkpoint import load_checkpoint, provenance
 from flatlab.runs.fingerprint import require_same_data
+from flatlab.runs.folder import RunFolder
 from flatlab.runs.measurements import is_current, kept_measurement, measurement_path, save_measurement
 from flatlab.runs.metrics import Record
 from flatlab.tell import Tell, silent
@@ -147,8 +148,8 @@ def _train(plan: Plan, out: Path, tell: Tell) -> Iterator[Path]:
     configs = list(plan.configs())
     for number, (name, config) in enumerate(configs, start=1):
         carry_out(config, out / name, at_once, watch=partial(_told, tell, f"run {number} of {len(configs)}: {name}"))
-        yield from sorted((out / name).glob("round-*.pt"))
-        yield out / name / "final.pt"
+        files = RunFolder(out / name)
+        yield from (*files.earlier, files.final)
 
 
 @contextmanager

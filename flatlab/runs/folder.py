@@ -14,7 +14,7 @@ Every file is complete before a file that counts on it is renamed into place, an
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -61,6 +61,11 @@ class RunFolder:
     def final(self) -> Path:
         """The checkpoint of the last round."""
         return self.path / "final.pt"
+
+    @property
+    def earlier(self) -> list[Path]:
+        """The checkpoints of the rounds before the last that were saved, by round."""
+        return by_round(self.path.glob("round-*.pt"))
 
     def kept_clients(self, round_: int) -> Path:
         """The checkpoint with the models of that round's clients."""
@@ -245,6 +250,11 @@ class RunFolder:
         """Append `line` to run.log, with the time."""
         with appending(self.path / "run.log") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())
+
+
+def by_round(paths: Iterable[Path]) -> list[Path]:
+    """Sort files whose names differ in a round, of four digits or more: as text, round-10000 is before round-2000."""
+    return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
 def default_folder(config: RunConfig) -> Path:

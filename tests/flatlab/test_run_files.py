@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from flatlab.errors import UsageError
+from flatlab.federated.config import make_config
 from flatlab.federated.engine.base import RoundInputs, RoundOutputs
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.rounds import Run, train
 from flatlab.federated.world import World
-from flatlab.runs.checkpoint import load_checkpoint
+from flatlab.grid.cell_progress import unmeasured
+from flatlab.grid.plan import grid_cells, parse_grid
+from flatlab.interface.run import TrainedRun
+from flatlab.runs.checkpoint import Checkpoint, load_checkpoint
 from flatlab.runs.folder import BusyError, RunFolder
 from flatlab.runs.interruption import Terminated, terminable, undisturbed
 from flatlab.runs.lines import Lines
@@ -40,6 +44,18 @@ def test_metrics_of_older_files_are_cut_by_round(tmp_path: Path) -> None:
     metrics.path.write_text('{"round": 1}\n{"round": 2}\n{"rou')
     metrics.cut(1, None)
     assert metrics.path.read_text() == '{"round": 1}\n'
+
+
+def test_checkpoints_are_by_round_beyond_the_digits_of_their_names(tmp_path: Path) -> None:
+    names = [f"round-{t:04d}.pt" for t in (500, 9500, 10_000, 10_500, 100_000)]
+    for name in names:
+        (tmp_path / name).touch()
+    config = make_config({"rounds": 1})
+    assert [path.name for path in TrainedRun(tmp_path, config).checkpoints] == [*names, "final.pt"]
+    axes = "algorithms = ['fedavg']\npartitions = ['iid']\nseeds = [0]"
+    cell = grid_cells(parse_grid(f"title = 'by round'\n[axes]\n{axes}", "grid"))[0]
+    left = unmeasured("training", cell, Checkpoint(config, 1, {}, {}, {}, {}), tmp_path)
+    assert [path.name for path in left] == names
 
 
 def test_a_folder_that_stays_empty_goes_and_one_in_use_is_busy(tmp_path: Path) -> None:
