@@ -64,6 +64,10 @@ def say_left_out(axes: Axes, drawn: int, found: int) -> None:
         axes.set_title(f"{found - drawn} of {found} marks are not above 0 and left out", fontsize=6)
 
 
+DRAWING_ENDINGS = ("png", "pdf", "csv")
+"""Of the files that hold a figure."""
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A figure, with the numbers in it and where they came from."""

@@ -12,10 +12,14 @@ TEXT_COLUMNS = 2
 """The first columns name the row; the others are numbers, set to the right."""
 
 
+TABLE_ENDINGS = ("md", "csv", "tex")
+"""Of the files that hold a table."""
+
+
 def table_files(table: Table) -> dict[str, bytes]:
     """The contents of a Markdown, a CSV and a LaTeX file, by their endings."""
-    texts = {"md": as_markdown(table), "csv": as_csv(table.numbers), "tex": as_latex(table)}
-    return {kind: text.encode() for kind, text in texts.items()}
+    texts = (as_markdown(table), as_csv(table.numbers), as_latex(table))
+    return {ending: text.encode() for ending, text in zip(TABLE_ENDINGS, texts, strict=True)}
 
 
 def as_markdown(table: Table) -> str:

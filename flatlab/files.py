@@ -7,7 +7,7 @@ import math
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from numbers import Integral
 from pathlib import Path
@@ -160,6 +160,14 @@ def write_files(stem: Path, contents: Mapping[str, bytes]) -> list[Path]:
         with atomic_write(path) as file:
             file.write(content)
     return paths
+
+
+def remove_files(stem: Path, endings: Iterable[str]) -> None:
+    """Take away `stem`.<ending> for every ending, where it is there; raises `WriteError`."""
+    for ending in endings:
+        path = stem.with_name(f"{stem.name}.{ending}")
+        with writing(path):
+            path.unlink(missing_ok=True)
 
 
 class _Whole(io.FileIO):

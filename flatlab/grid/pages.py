@@ -1,19 +1,28 @@
 """What a folder of results is made into: tables, figures, and one page with both."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
-from figures.formats import table_files
-from figures.gallery import draw_figures
+from figures.drawing import DRAWING_ENDINGS
+from figures.formats import TABLE_ENDINGS, table_files
+from figures.gallery import FIGURES, draw_figures
 from figures.report import make_report
 from figures.results import Results
 from figures.table import Table
-from figures.tables import make_tables
-from flatlab.files import WriteError, remove_unfinished, require_writable, write_files, write_text, writing
+from figures.tables import METHOD_TABLES, TABLES, make_tables
+from flatlab.files import (
+    WriteError,
+    remove_files,
+    remove_unfinished,
+    require_writable,
+    write_files,
+    write_text,
+    writing,
+)
 from flatlab.grid.saved_results import read_results
 
 
@@ -39,18 +48,20 @@ class Pages:
 def make_pages(folder: Path, *, keep: bool = True) -> Pages:
     """Make the tables and figures of `folder` and, to `keep` them, write them into it; nothing is trained or measured.
 
+    Files of those that the results no longer allow are taken away: their numbers are those of other results.
     Raises `UsageError` where the folder holds no finished run, or runs that may not stand in one table, and
     `WriteError`.
     """
-    results = read_results(folder)
+    results = read_results(folder)  # which refuses it before anything is made there
     with _alone(folder) if keep else nullcontext():
+        results = read_results(folder) if keep else results  # whoever was waited for may have read later than that
         tables, without = make_tables(results)
-        for table in tables if keep else ():
-            write_files(folder / "tables" / table.name, table_files(table))
+        if keep:
+            texts = {table.name: table_files(table) for table in tables}
+            _replace(folder / "tables", texts, (*TABLES, *METHOD_TABLES), TABLE_ENDINGS)
         drawings, skipped = draw_figures(results)
         pictures = {name: drawing.files() for name, drawing in drawings.items()}
-        kept = pictures if keep else {}
-        drawn = {name: write_files(folder / "figures" / name, files) for name, files in kept.items()}
+        drawn = _replace(folder / "figures", pictures, FIGURES, DRAWING_ENDINGS) if keep else {}
     reasons = {f"table {name}": reason for name, reason in without.items()}
     reasons |= {f"figure {name}": reason for name, reason in skipped.items()}
     return Pages(results, tables, pictures, drawn, reasons)
@@ -72,6 +83,16 @@ def takes_pages(folder: Path) -> bool:
     except WriteError:
         return False
     return True
+
+
+def _replace(
+    place: Path, made: Mapping[str, Mapping[str, bytes]], names: Iterable[str], endings: Sequence[str]
+) -> dict[str, list[Path]]:
+    """Write the files of what was `made` into `place`, and take away those of all other `names`; returns paths."""
+    for name in names:
+        if name not in made:
+            remove_files(place / name, endings)
+    return {name: write_files(place / name, files) for name, files in made.items()}
 
 
 @contextmanager
