@@ -1,9 +1,7 @@
 """Gradients and products that are not the loss's, which are symmetric all the same; and kinks, which are no fault."""
 
-import warnings
-
-
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
