@@ -22,22 +22,24 @@ def refuse_wrong_products(problem: ParametricLoss, first: Batch) -> None:
     the sum of its parts by sample, as in a model that mixes samples in a way that the loss does not show.
 
     Where the loss is saturated H is nothing but rounding, which is not symmetric: a disagreement within what rounding
-    may leave of the loss's curvature, |J u| |J v| at most for the usual losses, is none.
+    may leave of the loss's curvature, |J u| |J v| at most for the usual losses, is none. So is one within the rounding
+    of samples whose products cancel.
     """
     count = min(_FEW, batch_length(first))
     few = moved(sliced(first, 0, count), problem.device, problem.dtype)
     generator = torch.Generator().manual_seed(0)
     u, v = random_rows(2, problem.size, problem.point(), generator)
     H_v = _product(problem, few, v)
-    H_u = torch.zeros_like(H_v)  # added up over samples
+    H_u, lengths = torch.zeros_like(H_v), 0.0  # added up over samples
     for n in range(count):
-        H_u += _product(problem, sliced(few, n, n + 1), u)
+        of_one = _product(problem, sliced(few, n, n + 1), u)
+        H_u, lengths = H_u + of_one, lengths + norm(of_one)
     one, apart = dot(u, H_v), dot(v, H_u)
     if abs(one - apart) <= _TOLERANCE * (norm(H_u) + norm(H_v)):
         return
     other = dot(v, _product(problem, few, u))
     forward = norm(_pushed_forward(problem, few, u)) * norm(_pushed_forward(problem, few, v))
-    rounding = _ROUNDINGS * torch.finfo(problem.dtype).eps * forward
+    rounding = _ROUNDINGS * torch.finfo(problem.dtype).eps * max(forward, lengths)
     if abs(one - other) > rounding:
         raise AsymmetryError(
             f"The Hessian's products are not symmetric (u.Hv = {one:.6g}, v.Hu = {other:.6g}): a second derivative of "
