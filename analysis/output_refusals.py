@@ -45,14 +45,14 @@ def refuse_flat(problem: Problem) -> None:
 
 def _is_curved(problem: Problem, chunk: Chunk) -> bool:
     """Whether the loss has a second derivative in the outputs, there or elsewhere: a saturated one has none there."""
-    with torch.no_grad():
-        given, left = problem.run((chunk.inputs, chunk.targets), {})
-    outputs = real_outputs(problem, given)
-    generator = torch.Generator().manual_seed(0)
-    # between 0.1 and 0.9 losses of logits, of probabilities and of numbers are defined, and none saturates
-    place, direction = torch.rand(2, *outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
-    for z in (0.1 + 0.8 * place, outputs):
-        leaf = z.detach().requires_grad_()
+    for there in (False, True):
+        with torch.no_grad():
+            given, left = problem.run((chunk.inputs, chunk.targets), {})
+        outputs = real_outputs(problem, given)
+        generator = torch.Generator().manual_seed(0)
+        # between 0.1 and 0.9 losses of logits, of probabilities and of numbers are defined, and none saturates
+        place, direction = torch.rand(2, *outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+        leaf = (outputs if there else 0.1 + 0.8 * place).detach().requires_grad_()
         with problem.at({}, left):
             total = problem.loss(with_logits(given, leaf.clone()), chunk.targets)
         (slope,) = gradients([total], [leaf], create_graph=True)

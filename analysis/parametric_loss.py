@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 from analysis.batches import Batch, Inputs, batch_length, copied, moved, sliced
 from analysis.calls import call
@@ -91,8 +92,8 @@ class ParametricLoss:
         """The model's outputs with `parameters` in place of its own, and what it left for the loss of these to read.
 
         One that returns its loss is given the targets. What it changes in place is a copy: the caller's tensors stay as
-        they are, and are met as they were next time. Where a loss has terms of its own in hand, each run is to be
-        followed by that of the loss.
+        they are, and are met as they were next time. The loss is to run after it, once: it may empty a list that the
+        model fills.
         """
         inputs, targets = copied(batch)
         args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
@@ -102,8 +103,12 @@ class ParametricLoss:
         return outputs, left
 
     def outputs(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Any:
-        """The model's outputs alone, as of `run`."""
-        return self.run(batch, parameters)[0]
+        """The model's outputs alone, after a run of the loss on copies of them, as it would have after every run."""
+        outputs, left = self.run(batch, parameters)
+        taken = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, outputs)
+        with self.at(parameters, left):
+            self.loss.share(taken, batch[1])
+        return outputs
 
     @contextmanager
     def at(self, parameters: Mapping[str, Tensor], left: Sequence[Left] = ()) -> Iterator[dict[str, Tensor]]:

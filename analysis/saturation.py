@@ -29,13 +29,13 @@ def lost_share(problem: ParametricLoss) -> float:
     loss = total = count = 0.0
     with failing_together(problem.device, problem.distributed), torch.no_grad():
         for chunk in problem.chunks():
-            outputs = problem.outputs((chunk.inputs, chunk.targets), {})
+            outputs, left = problem.run((chunk.inputs, chunk.targets), {})
             logits = logits_of(outputs)
             shown = isinstance(logits, Tensor) and logits.is_floating_point() and logits.dim() > 0
             if shown and not isinstance(problem.loss.function, OwnLoss):
                 unsure = _complements(problem.loss, logits.double(), chunk.targets)
                 total, count = total + unsure.sum().item(), count + unsure.numel()
-            with problem.at({}):
+            with problem.at({}, left):
                 loss += chunk.weight * problem.loss(outputs, chunk.targets).item()
     loss, total, count = (summed_number(x, problem.device, problem.distributed) for x in (loss, total, count))
     mean = loss / problem.samples if problem.loss.reduction == "sum" else loss

@@ -96,7 +96,7 @@ class Reference:
         step, total = STEPS[2], 0.0
         with torch.no_grad():
             for weight, batch in self._pieces():
-                ends = [self._run(batch, self.theta + side * step * v)[0] for side in (1, -1)]
+                ends = [self._outputs(batch, self.theta + side * step * v) for side in (1, -1)]
                 total += weight * ((ends[0] - ends[1]) / (2 * step)).square().sum().item()
         return summed_number(total, self.problem.device, self.problem.distributed)
 
@@ -109,6 +109,13 @@ class Reference:
             with self._at(theta), self.problem.state.shown(left):
                 loss = weight * self.problem.loss(outputs, batch[1])
             yield loss
+
+    def _outputs(self, batch: Batch, theta: Tensor) -> Tensor:
+        """The model's outputs, after a run of the loss, which may empty a list that the model fills."""
+        outputs, left = self._run(batch, theta)
+        with self._at(theta), self.problem.state.shown(left):
+            self.problem.loss(outputs.clone(), batch[1])
+        return outputs
 
     def _run(self, batch: Batch, theta: Tensor) -> tuple[Tensor, Sequence[Left]]:
         """The model's outputs, and what it left for the loss of these to read."""

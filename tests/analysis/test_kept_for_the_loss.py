@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from analysis.activations import forward_pass
 from analysis.derivatives import gradients
 from analysis.errors import MeasurementError
 from analysis.objective import loss_at
 from analysis.operators import gauss_newton, hessian
+from analysis.output_refusals import refuse_flat, require_rows, require_tensor
 from analysis.problem import make_problem
 from analysis.spectrum import eigs
 from analysis.theory.reference import Reference
@@ -188,3 +190,32 @@ def test_whatever_takes_the_loss_shows_it_what_was_left() -> None:
     assert reference.loss(reference.theta) == pytest.approx(total)
     with pytest.raises(MeasurementError, match="beside the model's outputs"):
         gauss_newton(problem)(v)
+
+
+TERMS: list[Tensor] = []
+
+
+class Fills(Sparse):
+    """Adds to a list that is no part of it, which the loss empties."""
+
+    def note(self, hidden: Tensor) -> None:
+        TERMS.append(5 * hidden.square().sum(1).mean())
+
+
+def emptying(z: Tensor, t: Tensor) -> Tensor:
+    return F.cross_entropy(z, t) + TERMS.pop()
+
+
+def test_every_run_is_followed_by_one_of_the_loss_that_empties_a_list() -> None:
+    model = Fills()
+    H, total = dense(model, emptying)
+    problem = make_problem(model, emptying, (X, Y))
+    assert forward_pass(problem).loss == pytest.approx(total)
+    assert eigs(problem).loss == pytest.approx(total)
+    assert eigs(problem).eigenvalues[0].value == pytest.approx(torch.linalg.eigvalsh(H)[-1].item())
+    reference = Reference(problem)
+    reference.stretch2(torch.ones_like(reference.theta))
+    require_tensor(problem)
+    require_rows(problem)
+    refuse_flat(problem)
+    assert not TERMS
