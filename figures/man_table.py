@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from figures.decimals import factor_shown, interval_places
 from figures.errors import MissingResultsError
 from figures.finished_methods import FEWEST, finished_methods, left_out_notes
 from figures.labels import algorithm_label, partition_label
@@ -74,10 +75,8 @@ def _shown(number: Mapping[str, Any]) -> str:
     change, low, high = (number[name] for name in ("change", "low", "high"))
     none = 1 if number["ratio"] else 0
     verdict = " -" if high < none else " +" if low > none else ""
+    places = interval_places(change, low, high, 2, none)
     if number["ratio"]:
-        return f"×{_factor(change)} [{_factor(low)}, {_factor(high)}]{verdict}"
-    return f"{change:+.2f} [{low:+.2f}, {high:+.2f}]{verdict}"
-
-
-def _factor(ratio: float) -> str:
-    return f"{ratio:.2f}" if 0.005 <= ratio < 1000 else f"{ratio:.0e}"
+        change, low, high = (factor_shown(end, places) for end in (change, low, high))
+        return f"×{change} [{low}, {high}]{verdict}"
+    return f"{change:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}]{verdict}"

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from figures.decimals import readable, three_digits
 from figures.errors import MissingResultsError
 from figures.finished_methods import FEWEST, Method, finished_methods, left_out_notes, method_label
 from figures.labels import partition_label
 from figures.results import Result, Results
-from figures.shown import three_digits
 from figures.simultaneous import agreement, all_tied, ranks, unsteady
 from figures.table import Table
 from figures.table_notes import tuned_notes
@@ -99,7 +99,7 @@ def _ranked(results: Results, place: str) -> tuple[list[dict[str, Any]], str]:
         ratios = by_ratios(measure, values)
         own = compared(measure, values)
         found, difference = ranks(own)
-        least = f"a factor of {_rounded(math.exp(difference))}" if ratios else _rounded(difference)
+        least = f"a factor of {_factor(math.exp(difference))}" if ratios else _rounded(difference)
         apart.append(f"{measure} {least}")
         for (algorithm, man), rank, alone in zip(methods, found, unsteady(own).tolist(), strict=True):
             method = {"partition": place, "algorithm": algorithm, "man": man, "measure": measure, "unsteady": alone}
@@ -170,6 +170,11 @@ def _shown(cell: Mapping[str, Any]) -> str:
 
 def _rounded(number: float) -> str:
     return f"{number:.{three_digits(number)}f}"
+
+
+def _factor(ratio: float) -> str:
+    """One of which it can be seen how far it is from 1."""
+    return f"{ratio:.{readable(ratio - 1, ratio, three_digits(ratio))}f}"
 
 
 def by_ratios(measure: str, values: NDArray[np.float64]) -> bool:

@@ -1,28 +1,35 @@
 """Numbers as the cells of a table show them, and as its CSV holds them."""
 
-import math
+from collections.abc import Callable
 from typing import Any
 
+from figures.decimals import interval_places, readable
 from figures.statistics import Difference, Sample
 
 
-def sample_shown(mean: Sample | None, places: int, seeds: int) -> str:
-    """Mean ± deviation; in brackets of how many, where that is fewer than `seeds`, and how many are not finite."""
+def sample_shown(mean: Sample | None, fewest: Callable[[float], int], seeds: int) -> str:
+    """Mean ± deviation; in brackets of how many, where that is fewer than `seeds`, and how many are not finite.
+
+    `fewest` are the least decimals of a number of that size.
+    """
     if mean is None:
         return ""
     if mean.count == 0:
         return f"n/a ({mean.left_out} not finite)"
+    places = readable(mean.deviation or 0.0, mean.mean, fewest(mean.mean))
     spread = "" if mean.deviation is None else f" ± {mean.deviation:.{places}f}"
     without = f"; {mean.left_out} not finite" if mean.left_out else ""
     return f"{mean.mean:.{places}f}{spread}" + (f" ({mean.count}{without})" if mean.count < seeds else "")
 
 
-def difference_shown(gain: Difference | None, places: int) -> str:
+def difference_shown(gain: Difference | None, fewest: Callable[[float], int]) -> str:
     """The difference with its interval, where it has one."""
     if gain is None:
         return ""
     if gain.low is None or gain.high is None:
-        return _signed(gain.mean, places)
+        return _signed(gain.mean, readable(gain.mean, gain.mean, fewest(gain.mean)))
+    larger = max(abs(gain.mean), (gain.high - gain.low) / 2)
+    places = interval_places(gain.mean, gain.low, gain.high, fewest(larger))
     return f"{_signed(gain.mean, places)} [{_signed(gain.low, places)}, {_signed(gain.high, places)}]"
 
 
@@ -36,11 +43,6 @@ def printed_difference(without: str, with_: str) -> str:
 
 def _signed(number: float, places: int) -> str:
     return f"{number:+.{places}f}".replace("-", "−")
-
-
-def three_digits(number: float) -> int:
-    """Decimals that leave three significant digits."""
-    return max(0, 2 - math.floor(math.log10(abs(number)))) if number else 2
 
 
 def sample_numbers(side: str, mean: Sample | None) -> dict[str, Any]:

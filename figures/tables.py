@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from figures.decimals import three_digits
 from figures.errors import MissingResultsError
 from figures.finished_methods import FEWEST
 from figures.labels import REPORTED, algorithm_label, partition_label
@@ -11,7 +12,7 @@ from figures.method_tables import agreement_table, ranks_table
 from figures.paper import Quantity, published
 from figures.results import Result, Results, require_alike
 from figures.rounds_table import rounds_table
-from figures.shown import difference_shown, printed_difference, sample_numbers, sample_shown, three_digits
+from figures.shown import difference_shown, printed_difference, sample_numbers, sample_shown
 from figures.statistics import paired_difference, sample
 from figures.table import Table
 from figures.table_notes import paper_notes, precision_notes, tuned_notes
@@ -24,7 +25,7 @@ class _Quantity:
     name: Quantity
     title: str
     value: Callable[[Result], float | None]
-    places: Callable[[float], int]  # decimals of a number of this size
+    fewest: Callable[[float], int]  # decimals of a number of this size, at least
     change: str  # heading of with minus without
     notes: tuple[str, ...]
 
@@ -60,7 +61,7 @@ def accuracy_table(results: Results) -> Table:
             name="accuracy",
             title="Test accuracy after the last round, %",
             value=lambda run: None if run.accuracy is None else 100 * run.accuracy,
-            places=lambda number: 2,
+            fewest=lambda number: 2,
             change="gain",
             notes=(_reported_model(results),),
         ),
@@ -75,7 +76,7 @@ def eigenvalue_table(results: Results) -> Table:
             name="top_eigenvalue",
             title="Top eigenvalue of the Hessian after the last round",
             value=lambda run: run.top_eigenvalue,
-            places=three_digits,
+            fewest=three_digits,
             change="change",
             notes=(_measured_on(results, "eigs"), *_unconverged_note(results)),
         ),
@@ -90,7 +91,7 @@ def trace_table(results: Results) -> Table:
             name="trace",
             title="Trace of the Hessian after the last round",
             value=lambda run: run.trace,
-            places=three_digits,
+            fewest=three_digits,
             change="change",
             notes=(_measured_on(results, "trace"),),
         ),
@@ -126,13 +127,12 @@ def _comparison(results: Results, quantity: _Quantity) -> Table:
             published(quantity.name, first.config.dataset, first.partition, algorithm, man) or ""
             for man in (False, True)
         ]
-        places = quantity.places(next((mean.mean for mean in means if mean and mean.count), 0.0))
         rows.append(
             (
                 partition_label(place),
                 algorithm_label(algorithm),
-                *(sample_shown(mean, places, seeds) for mean in means),
-                difference_shown(gain, places),
+                *(sample_shown(mean, quantity.fewest, seeds) for mean in means),
+                difference_shown(gain, quantity.fewest),
                 *paper,
                 printed_difference(*paper),
             )

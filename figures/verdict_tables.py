@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from figures.decimals import effect_shown
 from figures.errors import MissingResultsError
 from figures.labels import group_labels
 from figures.results import Results, require_alike
@@ -58,7 +59,7 @@ def _effect(comparison: dict[str, Any], ratio: bool) -> str:
     numbers: list[Any] = [comparison.get(key) for key in ("effect", "low", "high")]
     if None in numbers:
         return ""
-    effect, low, high = (f"{number:.2f}" if ratio else f"{100 * number:+.1f}" for number in numbers)
+    effect, low, high = effect_shown(*numbers, ratio=ratio)
     return f"{effect} [{low}, {high}]"
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from figures.decimals import factor_shown
 from flatlab.cli.options import folder
 
 
@@ -76,7 +77,7 @@ def _top(entry: dict[str, Any]) -> float:
 
 def _change(before: float, after: float) -> str:
     verb = "fell" if after < before else "rose"
-    return f"{verb} from {before:.4g} to {after:.4g} (x {after / before:.2f})"
+    return f"{verb} from {before:.4g} to {after:.4g} (x {factor_shown(after / before)})"
 
 
 def _list(names: list[str]) -> str:

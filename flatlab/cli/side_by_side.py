@@ -8,6 +8,7 @@ from rich import box
 from rich.measure import Measurement
 from rich.table import Table
 
+from figures.decimals import factor_shown
 from flatlab.terminal.console import console
 
 Result = Mapping[str, Any]
@@ -96,7 +97,7 @@ def ratio(cell: Cell | None, first: Cell | None) -> str:
     """The cell's value over that of the first subject, where both can be compared."""
     if cell is None or first is None or cell.value is None or not first.value:
         return ""
-    return f"{cell.value / first.value:.2f}"
+    return factor_shown(cell.value / first.value)
 
 
 def print_subjects(results: Sequence[Result]) -> None:

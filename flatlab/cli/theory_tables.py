@@ -15,6 +15,7 @@ from analysis.theory.battery import ToyChecks
 from analysis.theory.statements import CONDITIONS, EQUALITIES, STATEMENTS, Check, Interval, Tally
 from analysis.theory.study import CONTRASTS, ClaimVerdict
 from analysis.theory.verdicts import Comparison, Correlation
+from figures.decimals import effect_shown
 from figures.labels import group_labels
 from flatlab.measuring.verify import ToyBattery, Verification
 from flatlab.terminal.console import console
@@ -213,6 +214,5 @@ def _print_verdicts(title: str, verdicts: Sequence[ClaimVerdict]) -> None:
 
 
 def _cell(comparison: Comparison) -> str:
-    scale, form = (1.0, ".2f") if comparison.claim.ratio else (100.0, "+.1f")
-    effect, low, high = (f"{scale * value:{form}}" for value in (comparison.effect, comparison.low, comparison.high))
+    effect, low, high = effect_shown(comparison.effect, comparison.low, comparison.high, ratio=comparison.claim.ratio)
     return f"{effect} {_MARKS[comparison.answer]}\n[dim]{low} to {high}[/dim]"

@@ -70,7 +70,7 @@ def test_what_man_changes_with_its_interval() -> None:
     assert change["fedsam", "error"]["change"] == pytest.approx(2)
     assert change["fedavg", "error"]["change"] == pytest.approx(0, abs=1e-9)
     rows = {row[1]: row for row in table.rows}
-    assert rows["FedAvg"][3] == "×0.50 [0.50, 0.50] -"
+    assert rows["FedAvg"][3] == "×0.500 [0.497, 0.503] -"
     assert rows["FedSAM"][2].endswith(" +")
 
 
