@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.derivatives import within_transform
-from analysis.distributed import failing_together, summed_number
+from analysis.distributed import summed_number
 from analysis.layers import Layer, find_layers
 from analysis.problem import Problem
 from analysis.sample_axes import runs_of
@@ -71,7 +71,7 @@ def forward_pass(problem: Problem, names: Sequence[str] | None = None) -> Forwar
     layers = find_layers(problem)
     inputs = {layer.name: math.nan for layer in layers}
     outputs = dict(inputs)
-    with failing_together(problem.device, problem.distributed), torch.no_grad(), without_fast_path():
+    with problem.passing(), torch.no_grad(), without_fast_path():
         common = {name: any(run.common for run in runs) for name, runs in runs_of(problem, layers).items()}
         for chunk in problem.chunks():
             events: list[_Event] = []

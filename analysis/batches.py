@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from analysis.errors import MeasurementError
+from analysis.recording import recordable
 
 _LABELS = ("labels", "label", "targets", "target")
 """Names of the targets in a batch that is a mapping, the first before any other."""
@@ -245,7 +246,7 @@ def moved(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     """The batch on `device`, floating-point tensors in `dtype`, integer ones (class or token numbers) as they are."""
 
     def move(x: Tensor) -> Tensor:
-        x = x.detach()
+        x = recordable(x.detach())
         other = dtype if x.is_floating_point() else dtype.to_complex() if x.is_complex() else x.dtype
         return x.to(device=device, dtype=other, non_blocking=True)
 

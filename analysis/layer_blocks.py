@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from analysis.chunk_graphs import GradientGraph
-from analysis.distributed import failing_together, summed
+from analysis.distributed import summed
 from analysis.errors import MeasurementError
 from analysis.graphs import GraphCache
 from analysis.ieee import ieee
@@ -59,8 +59,8 @@ class LayerBlocks:
     def __call__(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Multiply rows (b, p_l) of any of the layers, of any precision, by their blocks, in one pass over the data."""
         self.products.update({name: len(row) for name, row in rows.items()})
-        totals = {name: torch.zeros_like(row, dtype=torch.float64) for name, row in rows.items()}
-        with failing_together(self._problem.device, self._problem.distributed):
+        with self._problem.passing():
+            totals = {name: torch.zeros_like(row, dtype=torch.float64) for name, row in rows.items()}
             for graphs in self._suffixes if any(name in self._cut for name in rows) else ():
                 for name in self._cut:
                     if name in rows:
@@ -91,10 +91,9 @@ class LayerBlocks:
         return {name: start[:, None] for name, start in {**self._whole_starts(), **self._cut_starts()}.items()}
 
     def _cut_starts(self) -> dict[str, Tensor]:
-        totals = {
-            name: torch.zeros(self.size(name), dtype=torch.float64, device=self._problem.device) for name in self._cut
-        }
-        with failing_together(self._problem.device, self._problem.distributed):
+        sizes = {name: self.size(name) for name in self._cut}
+        with self._problem.passing():
+            totals = {n: torch.zeros(p, dtype=torch.float64, device=self._problem.device) for n, p in sizes.items()}
             for graphs in self._suffixes if totals else ():
                 for name, total in totals.items():
                     suffix = graphs.suffixes[name]

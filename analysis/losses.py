@@ -23,6 +23,7 @@ from analysis.class_axes import class_axis
 from analysis.errors import MeasurementError
 from analysis.model_copy import convert
 from analysis.own_losses import IGNORED, OwnLoss, logits_of
+from analysis.recording import recordable
 
 Loss = Callable[[Any, Tensor], Tensor | tuple[Tensor, Tensor | float]]
 """(outputs, targets) -> the mean or the sum over the samples of the batch, a scalar; or (sum, normaliser)."""
@@ -129,7 +130,8 @@ class TorchLoss:
                 "function of (outputs, targets) that picks the tensor."
             )
         options = {
-            key: value.to(outputs) if isinstance(value, Tensor) else value for key, value in self.options.items()
+            key: recordable(value.to(outputs)) if isinstance(value, Tensor) else value
+            for key, value in self.options.items()
         }
         if self.normaliser is not _weight_of_labels:
             if outputs is not given and outputs.shape == (*targets.shape, 1):

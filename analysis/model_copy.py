@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from analysis.errors import MeasurementError
 from analysis.function_mode import FunctionMode
+from analysis.recording import recording
 
 FULL = (torch.float32, torch.float64)
 """Precisions in which a residual can certify something."""
@@ -17,6 +18,7 @@ FULL = (torch.float32, torch.float64)
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
+@recording()
 def private_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """The model, copied, without the wrappers of torch.compile and data parallelism.
 
@@ -90,11 +92,11 @@ def working_dtype(model: nn.Module, wanted: torch.dtype | None) -> torch.dtype:
     low = [_said(dtype) for dtype in found if dtype not in FULL]
     dtype = wanted or (torch.float64 if torch.float64 in found else torch.float32)
     if low:
-        warnings.warn(f"{' and '.join(low)} parameters are raised to {_said(dtype)}, exactly.", stacklevel=3)
+        warnings.warn(f"{' and '.join(low)} parameters are raised to {_said(dtype)}, exactly.", stacklevel=4)
     if dtype == torch.float32 and any(map(rounded, parameters.values())):
         warnings.warn(
             "float64 parameters are rounded to float32; in float64 (dtype=float64, --dtype float64) they are kept.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return dtype
 
@@ -107,6 +109,7 @@ def rounded(tensor: Tensor) -> bool:
     return not torch.equal(tensor.to(narrow).to(tensor.dtype), tensor)
 
 
+@recording()
 def convert(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Move the model to `device` and `dtype`; complex parameters and buffers to the complex type of that precision."""
 

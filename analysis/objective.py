@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from analysis.derivatives import gradients
-from analysis.distributed import failing_together, summed, summed_number
+from analysis.distributed import summed, summed_number
 from analysis.problem import Problem
 
 
@@ -20,7 +20,7 @@ def loss_at(problem: Problem, theta: Tensor) -> float:
     2.0
     """
     pieces = dict(zip(problem.parameters, problem.split(theta), strict=True))
-    with failing_together(problem.device, problem.distributed), torch.no_grad():
+    with problem.passing(), torch.no_grad():
         share = sum(problem.chunk_loss(chunk, pieces).item() for chunk in problem.chunks())
     return summed_number(share, problem.device, problem.distributed)
 
@@ -40,8 +40,8 @@ def loss_and_gradient(problem: Problem, theta: Tensor | None = None) -> tuple[fl
     (2.5, [4.0, 1.0])
     """
     pieces = problem.parameters.values() if theta is None else problem.split(theta)
-    loss, total = 0.0, torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
-    with failing_together(problem.device, problem.distributed):
+    with problem.passing():
+        loss, total = 0.0, torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
         for chunk in problem.chunks():
             leaves = {n: piece.detach().requires_grad_() for n, piece in zip(problem.parameters, pieces, strict=True)}
             share = problem.chunk_loss(chunk, leaves)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from analysis.chunk_graphs import GradientGraph, OutputGraph, ProductGraph
 from analysis.confirmation import in_float64
-from analysis.distributed import failing_together, summed
+from analysis.distributed import summed
 from analysis.graphs import GraphCache
 from analysis.ieee import ieee
 from analysis.memory import vectors_that_fit
@@ -204,8 +204,8 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk], ProductGraph])
     summing = problem.dtype if alone else torch.float64
 
     def product(rows: Tensor) -> Tensor:
-        total = torch.zeros_like(rows, dtype=summing)
-        with failing_together(problem.device, problem.distributed):
+        with problem.passing():
+            total = torch.zeros_like(rows, dtype=summing)
             for graph in graphs:
                 for row, sum_of_chunks in zip(rows, total, strict=True):
                     problem.add_to(sum_of_chunks, graph.product(problem.split(row.to(problem.dtype))))
@@ -215,8 +215,8 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk], ProductGraph])
     def start() -> Tensor:
         if problem.cached_samples < problem.samples:
             return loss_and_gradient(problem)[1][:, None]
-        total = torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
-        with failing_together(problem.device, problem.distributed):
+        with problem.passing():
+            total = torch.zeros(problem.size, dtype=torch.float64, device=problem.device)
             for graph in graphs:
                 problem.add_to(total, graph.gradient())
         return summed(total, problem.distributed).to(problem.dtype)[:, None]

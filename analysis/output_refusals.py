@@ -5,7 +5,7 @@ from torch import Tensor
 
 from analysis.batches import Batch, batch_length, moved, picked
 from analysis.derivatives import gradients
-from analysis.distributed import failing_together, summed_number
+from analysis.distributed import summed_number
 from analysis.errors import MeasurementError
 from analysis.own_losses import OwnLoss, with_logits
 from analysis.parametric_loss import Chunk
@@ -34,7 +34,7 @@ def refuse_flat(problem: Problem) -> None:
 
     The data are gone through until some of them show a curvature: the first targets may all be padding.
     """
-    with failing_together(problem.device, problem.distributed):
+    with problem.passing():
         curved = any(_is_curved(problem, chunk) for chunk in problem.chunks())
     if not summed_number(curved, problem.device, problem.distributed):
         raise MeasurementError(
@@ -63,7 +63,7 @@ def _is_curved(problem: Problem, chunk: Chunk) -> bool:
 
 def require_rows(problem: Problem) -> None:
     """Raise `MeasurementError` where the outputs that the loss takes are not one tensor with a row for each sample."""
-    with failing_together(problem.device, problem.distributed):
+    with problem.passing():
         for count in (2, 3):
             z = real_outputs(problem, _outputs(problem, _samples(problem, count)))
             if z.dim() == 0 or len(z) != count:
@@ -75,7 +75,7 @@ def require_rows(problem: Problem) -> None:
 
 def require_tensor(problem: Problem) -> None:
     """Raise `MeasurementError` where the outputs are not one tensor of real numbers."""
-    with failing_together(problem.device, problem.distributed):
+    with problem.passing():
         outputs = _outputs(problem, _samples(problem, 1))
         if not isinstance(outputs, Tensor) or outputs.is_complex():
             found = "complex numbers" if isinstance(outputs, Tensor) else type(outputs).__name__

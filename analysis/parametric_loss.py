@@ -17,13 +17,14 @@ from torch.utils._pytree import tree_map
 from analysis.batches import Batch, Inputs, batch_length, copied, moved, sliced
 from analysis.calls import call
 from analysis.casts import widened
-from analysis.distributed import Distributed
+from analysis.distributed import Distributed, failing_together
 from analysis.first_pass import FirstPass, fingerprint
 from analysis.ieee import NoAutocast, ieee
 from analysis.losses import Reduction, Share, SummedLoss
 from analysis.model_copy import as_own, as_real, convert, private_copy
 from analysis.model_state import Left, State
 from analysis.recomputed import nothing_recomputed
+from analysis.recording import recordable, recording
 from analysis.second_derivatives import LeanSecondDerivatives
 from analysis.stand_ins import StandIns
 
@@ -83,6 +84,12 @@ class ParametricLoss:
                 inputs, targets = moved(part, self.device, self.dtype)
                 yield Chunk(inputs, targets, 1.0 / self.normaliser, met[-1])
         self.first_pass.compare(met)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Within the block goes a pass over the data: ranks fail together, and graphs are recorded whatever is off."""
+        with failing_together(self.device, self.distributed), recording():
+            yield
 
     def leaves(self) -> dict[str, Tensor]:
         """The selected parameters as fresh leaves of a graph (sharing memory with the model)."""
@@ -182,7 +189,7 @@ class ParametricLoss:
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Cut (p,) into views shaped like the parameters."""
-        pieces = vector.split([parameter.numel() for parameter in self.parameters.values()])
+        pieces = recordable(vector).split([parameter.numel() for parameter in self.parameters.values()])
         return [piece.view_as(parameter) for piece, parameter in zip(pieces, self.parameters.values(), strict=True)]
 
     def flatten(self, pieces: Sequence[Tensor]) -> Tensor:

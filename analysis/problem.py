@@ -16,7 +16,7 @@ from torch import nn
 
 from analysis.batches import Batch, Part, inspect_data
 from analysis.changed_weights import unchanged_by_runs
-from analysis.distributed import Distributed, failing_together, require_ranks, summed_number
+from analysis.distributed import Distributed, require_ranks, summed_number
 from analysis.errors import MeasurementError, some
 from analysis.first_pass import FirstPass
 from analysis.ieee import ieee
@@ -25,6 +25,7 @@ from analysis.memory import DEFAULT_MEMORY, plan_chunks
 from analysis.model_copy import as_real, convert, differentiable, private_copy, working_dtype
 from analysis.model_state import State
 from analysis.parametric_loss import ParametricLoss
+from analysis.recording import recording
 from analysis.refusals import (
     first_that_count,
     refuse_at_first_sight,
@@ -44,6 +45,7 @@ T = TypeVar("T")
 class Problem(ParametricLoss):
     """A loss that was found to be a sum over samples, as a function of parameters; `make_problem` makes it."""
 
+    @recording()
     def on(self, data: Any, *, checked: bool = False, distributed: Distributed | None = None) -> "Problem":
         """The same model and loss on other data, given as to `make_problem`, and checked as there if not `checked`.
 
@@ -60,6 +62,7 @@ class Problem(ParametricLoss):
         return self.on(Part(self.data, index, parts), checked=True)
 
 
+@recording()
 def make_problem(
     model: nn.Module,
     loss: Loss | str,
@@ -136,7 +139,7 @@ def make_problem(
         distributed=distributed,
         first_pass=FirstPass(),
     )
-    with failing_together(device, distributed), running_in_its_precision(problem, inspected.first):
+    with problem.passing(), running_in_its_precision(problem, inspected.first):
         refuse_shift(problem.loss, inspected.first)
         problem = unchanged_by_runs(problem, inspected.first)
         first = _told_from_rounding(partial(_tried, first=inspected.first), problem)

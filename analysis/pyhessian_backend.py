@@ -20,6 +20,7 @@ from analysis.model_state import Left
 from analysis.operators import SymmetricOperator
 from analysis.own_losses import OwnLoss
 from analysis.problem import Problem
+from analysis.recording import recording
 
 
 def pyhessian_operator(problem: Problem) -> SymmetricOperator:
@@ -50,6 +51,7 @@ def pyhessian_operator(problem: Problem) -> SymmetricOperator:
     computed.device = problem.device
 
     @ieee()
+    @recording()
     def product(rows: Tensor) -> Tensor:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*backward.*create_graph.*")

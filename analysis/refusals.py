@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from analysis.agreement import Part, Point, agree, elsewhere_of, part_at, parts_together
 from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, sliced, tensors
 from analysis.derivatives import ancestors, graph_results
-from analysis.distributed import failing_together, summed_number
+from analysis.distributed import summed_number
 from analysis.errors import MeasurementError, UncountedError
 from analysis.losses import SummedLoss, shift_of
 from analysis.model_copy import differentiable
@@ -78,10 +78,15 @@ def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
 
 @contextmanager
 def running_in_its_precision(problem: ParametricLoss, first: Batch) -> Iterator[None]:
-    """Say in a sentence that a model or loss runs in the other precision alone, float32 or float64."""
+    """Say in a sentence that a model or loss runs in the other precision alone, float32 or float64, or in none."""
     try:
         yield
     except RuntimeError as error:
+        if "nference tensor" in str(error):
+            raise MeasurementError(
+                "The model or the loss holds a tensor that was made under torch.inference_mode, of which there are no "
+                "derivatives: make it under torch.no_grad, or pass a clone of it."
+            ) from error
         here, other = ("float32", "float64") if problem.dtype == torch.float32 else ("float64", "float32")
         if isinstance(error, torch.OutOfMemoryError) or not _runs_in(getattr(torch, other), problem, first):
             raise
@@ -110,7 +115,7 @@ def survey(problem: ParametricLoss) -> float:
     """
     points: tuple[Point, Point] = (elsewhere_of(problem), {})
     normaliser, seen, end = 0.0, 0, None
-    with failing_together(problem.device, problem.distributed):
+    with problem.passing():
         for chunk in replace(problem, chunk_size=max(_FEW, problem.chunk_size)).chunks():
             batch = (chunk.inputs, chunk.targets)
             size = batch_length(batch)
@@ -125,7 +130,7 @@ def survey(problem: ParametricLoss) -> float:
 def weighed(problem: ParametricLoss) -> float:
     """The divisor of L over samples that were surveyed before; a forward pass, or none where each counts as one."""
     normaliser = 0.0
-    with failing_together(problem.device, problem.distributed):
+    with problem.passing():
         for chunk in problem.chunks():
             part = part_at(problem, (chunk.inputs, chunk.targets), {})
             if not part.told:

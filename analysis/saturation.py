@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analysis.class_axes import class_axis
-from analysis.distributed import failing_together, summed_number
+from analysis.distributed import summed_number
 from analysis.losses import SummedLoss, TorchLoss, counted, cross_entropy, saturates, shift_of
 from analysis.own_losses import OwnLoss, logits_of
 from analysis.parametric_loss import ParametricLoss
@@ -27,7 +27,7 @@ def lost_share(problem: ParametricLoss) -> float:
     if not saturates(problem.loss):
         return 0.0
     loss = total = count = 0.0
-    with failing_together(problem.device, problem.distributed), torch.no_grad():
+    with problem.passing(), torch.no_grad():
         for chunk in problem.chunks():
             outputs, left = problem.run((chunk.inputs, chunk.targets), {})
             logits = logits_of(outputs)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from analysis.attention import OpenAttention, projection_weight
 from analysis.derivatives import ancestors, gradients, within_transform
-from analysis.distributed import failing_together, least
+from analysis.distributed import least
 from analysis.ieee import ieee
 from analysis.layers import Layer
 from analysis.parametric_loss import Chunk
@@ -120,7 +120,7 @@ def can_be_cut(problem: Problem, layers: Sequence[Layer]) -> list[str]:
     input. What has no gradient at this point is in the graph all the same.
     """
     cut = [layer for layer in layers if _is_linear_in_weights(layer)]
-    with failing_together(problem.device, problem.distributed):
+    with problem.passing():
         for chunk in problem.chunks() if cut else ():
             leaves = problem.leaves()
             with _recorded(cut, leaves) as calls:

@@ -25,6 +25,7 @@ from analysis.losses import LOSSES
 from analysis.operators import SymmetricOperator, gauss_newton, hessian
 from analysis.output_refusals import require_tensor
 from analysis.problem import Problem
+from analysis.recording import recording
 from analysis.sample_axes import runs_of
 from analysis.spectrum import layer_eigenpairs
 from analysis.subsets import client_spectra
@@ -82,6 +83,7 @@ class Chain:
     seconds: float
 
 
+@recording()
 def chain(
     problem: Problem, clients: Mapping[str, Problem] | None = None, progress: Progress = lambda stage: None
 ) -> Chain:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from analysis.distributed import failing_together, greatest, summed
+from analysis.distributed import greatest, summed
 from analysis.layers import Layer
 from analysis.problem import Problem
 from analysis.suffix import Suffix
@@ -40,7 +40,7 @@ def layer_factors(suffixes: Iterable[Suffix], layer: Layer, problem: Problem, v:
     module, N = layer.module, problem.samples
     norm2, a1, curvature, product = 0.0, exactly(0.0), Interval(0.0, 0.0), torch.zeros_like(v)
     direction = _as_matrix(v, layer)
-    with failing_together(problem.device, problem.distributed):
+    with problem.passing():
         for suffix in suffixes:
             rows = patches(layer, suffix.inputs)
             spectral, frobenius = squared_norms(rows)
