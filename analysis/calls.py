@@ -25,14 +25,14 @@ def call(
     >>> twice[1].weight is layer.weight and isinstance(layer.weight, torch.nn.Parameter)
     True
     """
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    own = dict(named)
+    kinds = (nn.Module.named_parameters, nn.Module.named_buffers)  # where a class has its own, they may be fewer
+    own = dict(named for kind in kinds for named in kind(model, remove_duplicate=False))
     given = {id(own[name]): tensor for name, tensor in tensors.items()}
     places = {
         f"{prefix}.{short}" if prefix else short: given[id(tensor)]
         for prefix, module in model.named_modules()  # each module once
-        for kind in (module.named_parameters, module.named_buffers)
-        for short, tensor in kind(recurse=False, remove_duplicate=False)
+        for kind in kinds
+        for short, tensor in kind(module, recurse=False, remove_duplicate=False)
         if id(tensor) in given
     }
     return functional_call(model, places, tuple(args), dict(kwargs or {}), tie_weights=False)

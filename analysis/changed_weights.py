@@ -10,6 +10,7 @@ from torch import Tensor
 from analysis.agreement import Part, agree, elsewhere_of, part_at
 from analysis.batches import Batch, batch_length, moved, sliced
 from analysis.errors import MeasurementError, some
+from analysis.members import named_parameters
 from analysis.parametric_loss import ParametricLoss
 
 _FEW = 4
@@ -50,7 +51,7 @@ def unchanged_by_runs(problem: P, first: Batch) -> P:
 
 
 def _refuse_changed_weights(problem: ParametricLoss, one: Batch) -> None:
-    own = dict(problem.model.named_parameters())
+    own = dict(named_parameters(problem.model))
     before = {name: _sums(parameter) for name, parameter in own.items()}
     leaves = problem.leaves()
     with torch.enable_grad():

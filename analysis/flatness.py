@@ -24,6 +24,7 @@ from analysis.eigenpairs import carried
 from analysis.eigenvalue import Eigenvalue, listed
 from analysis.errors import MeasurementError
 from analysis.layers import find_layers
+from analysis.members import named_parameters
 from analysis.objective import loss_and_gradient, loss_at
 from analysis.operators import hessian
 from analysis.problem import Problem
@@ -107,7 +108,7 @@ def flatness(
     >>> [layer.name for layer in report.layers], report.sam_sharpness > 0
     (['0', '2'], True)
     """
-    own = dict(problem.model.named_parameters())  # complex ones in the dimensions that they have there
+    own = dict(named_parameters(problem.model))  # complex ones in the dimensions that they have there
     weights = {
         layer.name: [full for short, full in layer.parameters.items() if own[full].dim() >= 2 and not _is_bias(short)]
         for layer in find_layers(problem)

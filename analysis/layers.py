@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from analysis.errors import MeasurementError
+from analysis.members import named_parameters
 from analysis.problem import Problem
 
 
@@ -35,9 +36,9 @@ def find_layers(problem: Problem, names: Sequence[str] | None = None) -> list[La
     """
     owned: set[str] = set()
     layers = []
-    names_of = {id(p): name for name, p in problem.model.named_parameters() if name in problem.parameters}
+    names_of = {id(p): name for name, p in named_parameters(problem.model) if name in problem.parameters}
     for name, module in problem.model.named_modules():
-        own = {short: names_of[id(p)] for short, p in module.named_parameters(recurse=False) if id(p) in names_of}
+        own = {short: names_of[id(p)] for short, p in named_parameters(module, recurse=False) if id(p) in names_of}
         own = {short: full for short, full in own.items() if full not in owned and problem.parameters[full].numel()}
         owned.update(own.values())
         if own:

@@ -11,6 +11,7 @@ from torch import Tensor
 from analysis.batches import Batch, batch_length, moved, sliced, tensors
 from analysis.derivatives import gradients, graph_results
 from analysis.distributed import Distributed, least
+from analysis.members import parameters_of
 from analysis.parametric_loss import ParametricLoss
 
 DEFAULT_MEMORY = 1 << 30
@@ -55,7 +56,7 @@ def graph_bytes_per_sample(problem: ParametricLoss, first: Batch) -> int:
     """Bytes of the tensors that a gradient with its graph keeps alive, per sample, beside parameters and data."""
     few = min(8, batch_length(first))
     inputs, targets = moved(sliced(first, 0, few), problem.device, problem.dtype)
-    given = [*problem.model.parameters(), *tensors((inputs, targets))]
+    given = [*parameters_of(problem.model), *tensors((inputs, targets))]
     not_counted = {tensor.untyped_storage().data_ptr() for tensor in given}
     kept: dict[int, int] = {}
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from analysis.errors import MeasurementError
 from analysis.function_mode import FunctionMode
+from analysis.members import named_parameters
 from analysis.recording import recording
 
 FULL = (torch.float32, torch.float64)
@@ -79,7 +80,7 @@ def working_dtype(model: nn.Module, wanted: torch.dtype | None) -> torch.dtype:
     Warns where half-precision parameters are raised, and where float64 ones are rounded. Raises `MeasurementError` for
     other precisions and for a model without parameters or values.
     """
-    parameters = dict(model.named_parameters())
+    parameters = dict(named_parameters(model))
     if not parameters:
         raise MeasurementError("The model has no parameters, so there is nothing to differentiate.")
     for name, parameter in parameters.items():
@@ -122,7 +123,7 @@ def convert(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
 
 def differentiable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The parameters with their names, but for such as hold places or choices, of which there is no derivative."""
-    return ((n, p) for n, p in model.named_parameters() if p.is_floating_point() or p.is_complex())
+    return ((n, p) for n, p in named_parameters(model) if p.is_floating_point() or p.is_complex())
 
 
 def as_real(parameter: Tensor) -> Tensor:

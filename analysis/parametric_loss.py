@@ -21,6 +21,7 @@ from analysis.distributed import Distributed, failing_together
 from analysis.first_pass import FirstPass, fingerprint
 from analysis.ieee import NoAutocast, ieee
 from analysis.losses import Reduction, Share, SummedLoss
+from analysis.members import named_parameters
 from analysis.model_copy import as_own, as_real, convert, private_copy
 from analysis.model_state import Left, State
 from analysis.recomputed import nothing_recomputed
@@ -43,7 +44,7 @@ class Chunk:
 class ParametricLoss:
     """L as a function of the selected parameters, which together make a vector of `size` numbers.
 
-    The order of the vector is that of `model.named_parameters()`.
+    The order of the vector is that of `named_parameters(model)`.
     """
 
     model: nn.Module  # a private copy on `device` in `dtype`, none of whose parameters requires a gradient
@@ -125,7 +126,7 @@ class ParametricLoss:
         looks for it. Yields the parameters as the model's modules have them, for anything that asks parameters that
         require a gradient, whether graphs are recorded or not.
         """
-        own = dict(self.model.named_parameters())
+        own = dict(named_parameters(self.model))
         if not torch.is_grad_enabled():
             parameters = {n: p.detach().requires_grad_() for n, p in {**self.parameters, **parameters}.items()}
         replaced = {n: as_own(p, own[n]) for n, p in parameters.items()}
@@ -163,7 +164,7 @@ class ParametricLoss:
         memo: dict[int, Any] = {}
         model = private_copy(self.model, memo)
         convert(model, self.device, dtype or self.dtype)
-        named = dict(model.named_parameters())
+        named = dict(named_parameters(model))
         return replace(
             self,
             model=model,
@@ -177,7 +178,7 @@ class ParametricLoss:
     def moved_to(self, parameters: Mapping[str, Tensor]) -> Self:
         """The same L at other values of the selected parameters, given by name in shapes as the model has them."""
         other = self.of_a_copy()
-        for name, own in other.model.named_parameters():
+        for name, own in named_parameters(other.model):
             if name in self.parameters:
                 own.copy_(parameters[name])
         return other

@@ -21,6 +21,7 @@ from analysis.errors import MeasurementError, some
 from analysis.first_pass import FirstPass
 from analysis.ieee import ieee
 from analysis.losses import Loss, Reduction, summed_loss
+from analysis.members import named_parameters, parameters_of, set_mode
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
 from analysis.model_copy import as_real, convert, differentiable, private_copy, working_dtype
 from analysis.model_state import State
@@ -109,15 +110,17 @@ def make_problem(
     dtype = working_dtype(model, dtype)
     memo: dict[int, Any] = {}
     private = private_copy(model, memo)
-    device = torch.device(device) if device is not None else next(private.parameters()).device
+    device = torch.device(device) if device is not None else next(parameters_of(private)).device
     selection = _selected_names(private, parameters)
     convert(private, device, dtype)
-    private.train(mode == "train").requires_grad_(False)
+    set_mode(private, mode == "train")
+    for parameter in parameters_of(private):
+        parameter.requires_grad_(False)
     for module in private.modules():
         refuse_unfit(module)
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
-    named = dict(private.named_parameters())
+    named = dict(named_parameters(private))
     inspected = inspect_data(data)
     if distributed:
         require_ranks()
@@ -126,7 +129,7 @@ def make_problem(
         loss=summed_loss(loss, reduction, dtype, device, memo),
         reduction=reduction,
         parameters={name: as_real(named[name]) for name in selection},
-        aliases=[*zip(model.parameters(), named, strict=True), *((p, name) for name, p in named.items())],
+        aliases=[*zip(parameters_of(model), named, strict=True), *((p, name) for name, p in named.items())],
         state=State.of(private, memo),
         data=inspected.batches,
         samples=round(summed_number(inspected.samples, device, distributed)),
@@ -183,10 +186,10 @@ def _passes(check: Callable[[Problem], object], problem: Problem) -> bool:
 
 def _selected_names(model: nn.Module, names: Iterable[str] | None) -> list[str]:
     """The selection by canonical name, in the model's order; a tied parameter answers to each of its names."""
-    canonical = {id(parameter): name for name, parameter in model.named_parameters()}
-    aliases = {name: canonical[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
+    canonical = {id(parameter): name for name, parameter in named_parameters(model)}
+    aliases = {name: canonical[id(parameter)] for name, parameter in named_parameters(model, remove_duplicate=False)}
     if names is None:
-        selection = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        selection = {name for name, parameter in named_parameters(model) if parameter.requires_grad}
     else:
         names = [names] if isinstance(names, str) else list(names)
         names = [name if name in aliases else name.replace("_orig_mod.", "").removeprefix("module.") for name in names]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from analysis.errors import MeasurementError
 from analysis.ieee import ieee
+from analysis.members import named_parameters, parameters_of
 from analysis.model_state import Left
 from analysis.operators import SymmetricOperator
 from analysis.own_losses import OwnLoss
@@ -35,14 +36,14 @@ def pyhessian_operator(problem: Problem) -> SymmetricOperator:
         raise MeasurementError("The pyhessian backend runs in one process; use the flatlab backend under torchrun.")
     if problem.reduction != "mean":
         raise MeasurementError("The pyhessian backend averages over samples; use a loss with reduction 'mean'.")
-    if any(parameter.is_complex() for parameter in problem.model.parameters()):
+    if any(parameter.is_complex() for parameter in parameters_of(problem.model)):
         raise MeasurementError("The pyhessian backend takes real parameters; use the flatlab backend for complex ones.")
     if isinstance(problem.loss.function, OwnLoss):
         raise MeasurementError("The pyhessian backend gives a model no targets; use flatlab's for a loss of its own.")
     model = _AsPyHessianCallsIt(problem)
 
     def criterion(outputs: Any, targets: Tensor) -> Tensor:
-        nothing = sum(parameter.square().sum() for parameter in model.parameters() if parameter.requires_grad)
+        nothing = sum(parameter.square().sum() for parameter in parameters_of(model) if parameter.requires_grad)
         with model.problem.at({}, model.left):  # `nothing` gives every parameter a gradient and a second derivative
             loss = problem.samples / problem.normaliser / len(targets) * problem.loss(outputs, targets)
             return loss + 0.0 * nothing
@@ -70,7 +71,7 @@ class _AsPyHessianCallsIt(nn.Module):
         self.problem = problem.of_a_copy()
         self.model = self.problem.model
         self.left: Sequence[Left] = ()  # by the last run, for the loss
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in named_parameters(self.model):
             parameter.requires_grad_(name in problem.parameters)
 
     def forward(self, inputs: Tensor) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 from analysis.batches import Batch, moved, sliced
 from analysis.derivatives import gradients
 from analysis.errors import MeasurementError
+from analysis.members import named_parameters
 from analysis.model_copy import as_real
 from analysis.parametric_loss import ParametricLoss
 
@@ -24,7 +25,7 @@ def refuse_other_than_parameters(problem: ParametricLoss, first: Batch) -> None:
     """
     one = moved(sliced(first, 0, 1), problem.device, problem.dtype)
     plain = problem.of_a_copy()
-    own = dict(plain.model.named_parameters())
+    own = dict(named_parameters(plain.model))
     for name in problem.parameters:
         own[name].requires_grad_()
     leaves = problem.leaves()

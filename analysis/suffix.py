@@ -21,6 +21,7 @@ from analysis.derivatives import ancestors, gradients, within_transform
 from analysis.distributed import least
 from analysis.ieee import ieee
 from analysis.layers import Layer
+from analysis.members import named_parameters, parameters_of
 from analysis.parametric_loss import Chunk
 from analysis.problem import Problem
 from analysis.recomputed import nothing_recomputed
@@ -49,7 +50,7 @@ class Suffix:
     @ieee()
     def push_forward(self, pieces: Sequence[Tensor]) -> Tensor:
         """A v, the change of s when the weights change by v."""
-        change = {name: torch.zeros_like(p) for name, p in self.layer.module.named_parameters(recurse=False)}
+        change = {name: torch.zeros_like(p) for name, p in named_parameters(self.layer.module, recurse=False)}
         change.update(zip(self.layer.parameters, pieces, strict=True))
         with torch.no_grad():
             if isinstance(self.layer.module, nn.MultiheadAttention):
@@ -85,7 +86,7 @@ def _weight_gradients(module: nn.Module, a: Tensor, u: Tensor) -> Mapping[str, T
         geometry = (module.stride, module.padding, module.dilation, module.groups)
         by_weight, by_bias = weight_gradients(a, module.weight, u, geometry)
         return {"weight": by_weight, "bias": by_bias}
-    weights = {name: p.detach().requires_grad_() for name, p in module.named_parameters(recurse=False)}
+    weights = {name: p.detach().requires_grad_() for name, p in named_parameters(module, recurse=False)}
     with nothing_recomputed(), LeanSecondDerivatives():
         outputs = functional_call(module, weights, (a,))
     return dict(zip(weights, gradients([outputs], list(weights.values()), [u]), strict=True))
@@ -140,7 +141,7 @@ def _is_linear_in_weights(layer: Layer) -> bool:
         bool(known)
         and "forward" not in vars(module)
         and not any(hooks)  # as spectral normalisation has
-        and not any(p.is_complex() for p in module.parameters())
+        and not any(p.is_complex() for p in parameters_of(module))
     )
 
 

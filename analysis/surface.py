@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.errors import MeasurementError
+from analysis.members import named_parameters
 from analysis.objective import loss_at
 from analysis.problem import Problem
 from analysis.vectors import random_rows
@@ -92,7 +93,7 @@ def filter_normalised_directions(problem: Problem, count: int = 2, *, seed: int 
 
 def _normalised(problem: Problem, direction: Tensor) -> Tensor:
     pieces = []
-    own_shapes = dict(problem.model.named_parameters())  # complex ones in the dimensions that they have there
+    own_shapes = dict(named_parameters(problem.model))  # complex ones in the dimensions that they have there
     groups = _transposed(problem)
     for piece, (name, parameter) in zip(problem.split(direction), problem.parameters.items(), strict=True):
         if own_shapes[name].dim() < 2:
@@ -115,7 +116,7 @@ def _transposed(problem: Problem) -> dict[str, int]:
             found[id(module.weight)] = module.groups
         elif type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), Tensor):
             found[id(module.weight)] = 1  # of Hugging Face's GPT-2
-    return {name: found[id(p)] for name, p in problem.model.named_parameters() if id(p) in found}
+    return {name: found[id(p)] for name, p in named_parameters(problem.model) if id(p) in found}
 
 
 def _other_way_round(weight: Tensor, groups: int) -> Tensor:

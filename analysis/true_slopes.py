@@ -17,6 +17,7 @@ from analysis.batches import Batch, batch_length, moved, sliced
 from analysis.central_difference import STEPS, central_difference
 from analysis.derivatives import gradients
 from analysis.errors import MeasurementError, some
+from analysis.members import named_parameters
 from analysis.parametric_loss import ParametricLoss
 from analysis.vectors import dot
 
@@ -92,7 +93,7 @@ def _padding(problem: ParametricLoss) -> dict[str, int]:
         for module in problem.model.modules()
         if isinstance(module, nn.Embedding) and module.padding_idx is not None
     }
-    named = problem.model.named_parameters()
+    named = named_parameters(problem.model)
     return {name: rows[id(p)] for name, p in named if id(p) in rows and name in problem.parameters}
 
 

@@ -20,6 +20,7 @@ from analysis.casts import widened
 from analysis.central_difference import STEPS, Difference, central_difference
 from analysis.distributed import summed, summed_number
 from analysis.ieee import NoAutocast
+from analysis.members import named_parameters
 from analysis.model_copy import as_own
 from analysis.model_state import Left
 from analysis.problem import Problem
@@ -130,7 +131,7 @@ class Reference:
     def _at(self, theta: Tensor) -> Iterator[dict[str, Tensor]]:
         """Within the block, model and loss have the parameters theta, by whatever way they reach them."""
         problem = self.problem
-        parameters, own = problem.parameters, dict(problem.model.named_parameters())
+        parameters, own = problem.parameters, dict(named_parameters(problem.model))
         pieces: Sequence[Tensor] = theta.split([parameter.numel() for parameter in parameters.values()])
         shaped = {name: x.view(parameters[name].shape) for name, x in zip(parameters, pieces, strict=True)}
         named = {n: as_own(x, own[n]) for n, x in shaped.items()}

@@ -289,7 +289,8 @@ def _refuse_influence(world: World, model: nn.Module, x: Tensor, together: Tenso
 def _outputs(world: World, model: nn.Module, x: Tensor) -> Tensor:
     _seed(world)
     with torch.no_grad(), _usage(f"The model {world.config.model} cannot be run in evaluation mode"):
-        outputs: Tensor = model.eval()(x)
+        model.eval()  # which a model's own may not return
+        outputs: Tensor = model(x)
     return outputs
 
 

@@ -63,7 +63,9 @@ class World:
 
     def new_model(self) -> nn.Module:
         """Build the model with the run's initial parameters, in the run's dtype."""
-        return initial_model(self.config, self.data).to(self.dtype)
+        model = initial_model(self.config, self.data)
+        model.to(self.dtype)  # a model's own method may return nothing
+        return model
 
     def initial(self, w: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The vectors of a client and of the server before the first round, which begins at `w` (P,).

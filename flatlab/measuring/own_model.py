@@ -10,6 +10,7 @@ from torch import nn
 from analysis.batches import Inspected, inspect_data
 from analysis.class_axes import distribution_axes
 from analysis.losses import LOSSES, Loss
+from analysis.members import parameters_of
 from analysis.model_copy import convert, unwrapped, working_dtype
 from analysis.problem import Problem, make_problem
 from flatlab.errors import SAID, UsageError, first_line, told_in_a_sentence
@@ -79,7 +80,7 @@ def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, str, list[str]
         warnings.simplefilter("always")
         dtype = working_dtype(model, dtype)
     # Before foreign weights come, which may be finer than the model's own. `Module.to` would make complex ones real.
-    convert(model, next(model.parameters()).device, dtype)
+    convert(model, next(parameters_of(model)).device, dtype)
     notes = [f"Of {own.model}: {warning.message}" for warning in told]
     if own.weights is not None:
         return model, USUAL_LOSS, [*notes, *load_weights(model, own.weights, own.model)]

@@ -156,7 +156,8 @@ def rebuild(
             f"{owners and f', or the {owners},'} have changed. Bring them back, or name the folder that holds "
             "them with --data-root."
         )
-    model = initial_model(config, data).to(DTYPES[config.dtype])
+    model = initial_model(config, data)
+    model.to(DTYPES[config.dtype])  # a model's own method may return nothing
     fill(model, checkpoint.state_dict, f"The checkpoint's parameters do not fit its model {config.model}")
     if "model" in checkpoint.own_code:
         again = initial_model(config, data).to(DTYPES[config.dtype])

@@ -54,6 +54,23 @@ def _one_under_two_names() -> dict[str, Any]:
 shared = net(lambda m, x: m.b(m.a(m.fc1(x)).relu()).relu(), _one_under_two_names)
 
 
+class _ReturnsNothing(Net):
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        super().to(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+
+    def eval(self) -> Any:
+        super().eval()
+
+
+def returns_nothing(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Its own `to`, `train` and `eval` do what torch's do, and do not return the model."""
+    channels, height, width = input_shape
+    return _ReturnsNothing(channels * height * width, classes, lambda m, x: m.fc1(x).relu())
+
+
 def tied_embedding(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The output layer's weight is the embedding's, and pixels are tokens."""
 

@@ -45,7 +45,7 @@ def two_rounds(world: World, folder: Path, engine: SequentialEngine | BatchedEng
 
 FIT = (
     "tied", "shared", "tied_embedding", "frozen", "relative_positions", "sinusoids", "mask", "gated", "time_first",
-    "group_norm", "instance_norm_without_statistics", "weight_norm", "in_place", "ignored_return",
+    "group_norm", "instance_norm_without_statistics", "weight_norm", "in_place", "ignored_return", "returns_nothing",
 )  # fmt: skip
 NO_STACK = {"checkpointed", "recurrent"}
 RANDOM = {"dropout", "dropout_in_place"}
@@ -65,7 +65,9 @@ def test_an_odd_model_trains_in_every_engine_is_saved_and_measured(
 
     run.checkpoint(tmp_path / "c.pt")
     state = torch.load(tmp_path / "c.pt", weights_only=True)["state_dict"]
-    rebuilt, trained = world.new_model().eval(), world.new_model().eval()
+    rebuilt, trained = world.new_model(), world.new_model()
+    for model in (rebuilt, trained):
+        model.eval()
     fill(rebuilt, state, "does not fit")
     load_vector(trained, run.server.w)
     x = torch.randn(5, *world.data.input_shape, dtype=torch.float64)

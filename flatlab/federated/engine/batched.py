@@ -59,7 +59,8 @@ class BatchedEngine:
                     f"The samples of {found.name}, which MAN penalises, have no axis of their own, and a stack of "
                     "clients weighs samples; use --engine process, which needs no weights."
                 )
-        self.model = world.new_model().to(device)
+        self.model = world.new_model()
+        self.model.to(device)  # a model's own method may return nothing
         self.train, self.test = _move(world.data.train, device), _move(world.data.test, device)
 
     def run(self, inputs: RoundInputs) -> RoundOutputs:

@@ -34,7 +34,9 @@ class Slots:
         self.world, self.device = world, device
         rules, P = world.config.rules, world.layout.size
         zeros = partial(torch.zeros, dtype=world.dtype, device=device)
-        model = world.new_model().to(device).train()
+        model = world.new_model()
+        model.to(device)  # a model's own methods may return nothing
+        model.train()
         self.models = [deepcopy(model) for _ in range(count)]  # a captured step has addresses of its own model's
         _, server = world.initial(torch.zeros(P, dtype=world.dtype))
         self.w = zeros(P)
