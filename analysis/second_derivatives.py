@@ -99,7 +99,8 @@ def convolution(
 ) -> Tensor:
     """`torch.conv<dimensions>d` of a batch, with derivatives of every order."""
     plain = (torch.conv1d, torch.conv2d, torch.conv3d)[dimensions - 1]
-    if isinstance(padding, str) or input.dim() != dimensions + 2:
+    of_complex = input.is_complex() or weight.is_complex()  # whose partial maps conjugate: torch has its own way
+    if of_complex or isinstance(padding, str) or input.dim() != dimensions + 2:
         return plain(input, weight, bias, stride, padding, dilation, groups)
     geometry = (_each(stride, dimensions), _each(padding, dimensions), _each(dilation, dimensions), groups)
     leaves = weight.is_leaf and (bias is None or bias.is_leaf)
