@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
+from figures.unconverged import MEANING, is_unconverged, ring
 
 
 def draw_client_curvature(saved: Sequence[Saved]) -> Drawing:
@@ -29,15 +29,19 @@ def draw_client_curvature(saved: Sequence[Saved]) -> Drawing:
             "samples": entry["samples"],
             "eigenvalue": entry["eigenvalues"][0]["value"],
             "residual": entry["eigenvalues"][0]["residual"],
+            "converged": not is_unconverged(entry["eigenvalues"][0]),
         }
         for one in saved
         for entry in one["clients"]
     ]
+    doubtful = False
     with print_style():
         figure, ((axes,),) = new_figure(COLUMN, 2.7)
         for one, colour, label in zip(saved, colours(len(saved)), subject_labels(saved), strict=True):
-            values = sorted((entry["eigenvalues"][0]["value"] for entry in one["clients"]), reverse=True)
-            axes.plot(np.arange(1, len(values) + 1), values, "o", ms=3, color=colour, label=label)
+            tops = sorted((c["eigenvalues"][0] for c in one["clients"]), key=lambda top: top["value"], reverse=True)
+            places = range(1, len(tops) + 1)
+            axes.plot(places, [top["value"] for top in tops], "o", ms=3, color=colour, label=label)
+            doubtful |= ring(axes, places, tops, colour)
             axes.axhline(one["statement_F"]["right"], color=colour, ls=":", lw=1)
             axes.axhline(one["statement_F"]["left"], color=colour, ls="--", lw=1)
         for style, label in ((":", "weighted mean of the clients"), ("--", "all clients together")):
@@ -45,7 +49,7 @@ def draw_client_curvature(saved: Sequence[Saved]) -> Drawing:
         axes.set(
             xlabel="client, from the sharpest",
             ylabel="top Hessian eigenvalue",
-            title=setting(saved[0]),
+            title="\n".join([setting(saved[0]), *([MEANING] if doubtful else [])]),
             ylim=(0, None),
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

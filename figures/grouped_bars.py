@@ -23,15 +23,22 @@ def draw_groups(
     heights: Sequence[Sequence[float]],
     labels: Sequence[str],
     errors: Sequence[Sequence[float]] | None = None,
+    marks: Sequence[Sequence[str]] | None = None,
 ) -> None:
-    """Draw `heights` (subjects, groups), with whiskers where there are `errors`; numbers stand on bars that are few."""
+    """Draw `heights` (subjects, groups), with whiskers where there are `errors`.
+
+    On bars that are few stand numbers, and on all of them the `marks` of what did not converge.
+    """
     place, width = np.arange(len(names)), 0.8 / len(heights)
     for side, (height, colour, label) in enumerate(zip(heights, colours(len(heights)), labels, strict=True)):
         yerr = None if errors is None else errors[side]
         shift = width * (side - (len(heights) - 1) / 2)
         bars = axes.bar(place + shift, height, 0.95 * width, color=colour, label=label, yerr=yerr, error_kw={"lw": 0.7})
-        if len(names) * len(heights) <= MOST_LABELLED:
-            axes.bar_label(bars, fmt=_short, fontsize=6, padding=1, rotation=0 if len(heights) == 1 else 90)
+        numbered = len(names) * len(heights) <= MOST_LABELLED
+        texts = [_short(value) if numbered and not np.isnan(value) else "" for value in height]
+        own = [" ".join(filter(None, pair)) for pair in zip(texts, marks[side], strict=True)] if marks else texts
+        if any(own):
+            axes.bar_label(bars, own, fontsize=6, padding=1, rotation=0 if len(heights) == 1 else 90)
     positive = [value for height in heights for value in height if value > 0]
     if positive and max(positive) > DECADES * min(positive) and all(not value <= 0 for row in heights for value in row):
         axes.set_yscale("log")  # on a linear axis the lowest would not be seen

@@ -1,6 +1,8 @@
 """Top eigenvalue and activation norm of every layer, of several networks side by side."""
 
 from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +10,7 @@ from figures.captions import Saved, matrix_name, origin, setting, subject_labels
 from figures.drawing import COLUMN, Drawing, new_figure, print_style
 from figures.grouped_bars import draw_groups
 from figures.labels import NETWORK, block_label
+from figures.unconverged import doubt, explained
 
 
 def draw_layers(saved: Sequence[Saved]) -> Drawing:
@@ -29,7 +32,8 @@ def draw_layers(saved: Sequence[Saved]) -> Drawing:
         left = panels[0][0]
         blocks = [block_label(name) for name in (NETWORK, *names)]
         values, residuals, norms = ([[entry[key] for entry in top] for top in tops] for key in (0, 1, 2))
-        draw_groups(left, blocks, values, labels, residuals)
+        marks = [_marks(one, names) for one in saved]
+        draw_groups(left, blocks, values, labels, residuals, marks)
         end = "smallest" if saved[0].get("settings", {}).get("which") == "smallest" else "top"
         left.set(ylabel=f"{end} eigenvalue of the {matrix_name(saved[0])}")
         if names:
@@ -37,24 +41,40 @@ def draw_layers(saved: Sequence[Saved]) -> Drawing:
             panels[0][1].set(ylabel=r"mean $|a|^2$ leaving it")
         if len(saved) > 1:
             figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-        figure.suptitle(setting(saved[0]), fontsize=8)
+        figure.suptitle(explained(setting(saved[0]), chain.from_iterable(marks)), fontsize=8)
         rows = [
-            {"subject": subject_name(one), "layer": block, "eigenvalue": value, "residual": residual, "norm2": norm}
-            for one, top in zip(saved, tops, strict=True)
-            for block, (value, residual, norm) in zip(blocks, top, strict=True)
+            {
+                "subject": subject_name(one),
+                "layer": block,
+                "eigenvalue": value,
+                "residual": residual,
+                "converged": not mark,
+                "norm2": norm,
+            }
+            for one, top, own in zip(saved, tops, marks, strict=True)
+            for block, (value, residual, norm), mark in zip(blocks, top, own, strict=True)
         ]
     return Drawing(figure, rows, origin(saved))
 
 
 def _by_layer(saved: Saved, names: Sequence[str]) -> list[tuple[float, float, float]]:
     """Eigenvalue, residual and norm of the network, then of every layer; nan for what there is not."""
-    layers = {layer["name"]: layer for layer in saved["layers"]}
-    entries = [saved["global"], *(layers.get(name) for name in names)]
     found = []
-    for entry in entries:
+    for entry in _entries(saved, names):
         if entry is None:
             found.append((np.nan, np.nan, np.nan))
             continue
         top = entry["eigenvalues"][0]
         found.append((top["value"], top["residual"], entry.get("output_norm2") or np.nan))
     return found
+
+
+def _marks(saved: Saved, names: Sequence[str]) -> list[str]:
+    """Of the same eigenvalues, those that did not converge."""
+    return ["" if entry is None else doubt(entry["eigenvalues"][0]) for entry in _entries(saved, names)]
+
+
+def _entries(saved: Saved, names: Sequence[str]) -> list[Any]:
+    """What was saved of the network and of every layer; None where there is none."""
+    layers = {layer["name"]: layer for layer in saved["layers"]}
+    return [saved["global"], *(layers.get(name) for name in names)]

@@ -17,6 +17,7 @@ from figures.drawing import (
 )
 from figures.errors import MissingResultsError
 from figures.results import Results, require_alike
+from figures.unconverged import MEANINGS, doubt
 
 MARKERS = "osD^vPX*<>hd"
 
@@ -25,7 +26,7 @@ def draw_layer_scatter(results: Results) -> Drawing:
     """One mark per layer and run, all runs but those of the sensitivity to zeta; both axes are logarithmic.
 
     The activations entering a layer bound its eigenvalue; the first layer's are the images, the same in every run. A
-    title says how many marks have no place on such axes.
+    title says how many marks have no place on such axes, and a cross marks what did not converge.
     """
     runs = [run for run in results.usual if "eigs" in run.measured]
     require_alike(runs, "eigs")
@@ -36,6 +37,7 @@ def draw_layer_scatter(results: Results) -> Drawing:
             "layer": layer["name"],
             "input_norm2": layer["input_norm2"],
             "eigenvalue": layer["eigenvalues"][0]["value"],
+            "doubt": doubt(layer["eigenvalues"][0]),
         }
         for run in runs
         for layer in run.measured["eigs"]["layers"]
@@ -54,6 +56,9 @@ def draw_layer_scatter(results: Results) -> Drawing:
                 own = [row for row in rows if (row["layer"], row["man"]) == (name, man)]
                 x, y = ([row[key] for row in own] for key in ("input_norm2", "eigenvalue"))
                 axes.plot(x, y, markers[name], color=colour, ms=4, mew=0.8, mfc=colour if man else "none", alpha=0.8)
+        doubtful = [row for row in rows if row["doubt"]]
+        for row in doubtful:
+            axes.plot(row["input_norm2"], row["eigenvalue"], "x", color="black", ms=6, mew=0.6)
         axes.set(
             xscale="log",
             yscale="log",
@@ -69,5 +74,8 @@ def draw_layer_scatter(results: Results) -> Drawing:
         ]
         axes.legend(handles=colours, frameon=True)
         shapes = [Line2D([], [], marker=markers[name], color="0.35", ls="", ms=4, label=name) for name in layers]
+        if doubtful:
+            label = " or ".join(MEANINGS[mark] for mark in sorted({row["doubt"] for row in doubtful}))
+            shapes.append(Line2D([], [], marker="x", color="black", ls="", ms=6, mew=0.6, label=label))
         figure.legend(handles=shapes, loc="outside lower center", ncols=min(len(shapes), 6), frameon=False)
     return Drawing(figure, rows, results.provenance(runs))

@@ -10,11 +10,12 @@ from figures.decimals import factor_shown, interval_places
 from figures.errors import MissingResultsError
 from figures.finished_methods import FEWEST, finished_methods, left_out_notes
 from figures.labels import algorithm_label, partition_label
-from figures.method_tables import MEASURES, by_ratios, measured, unsteady_notes
+from figures.method_tables import MEASURES, by_ratios, doubt_of, measured, unsteady_notes
 from figures.results import Results
+from figures.shown import marked
 from figures.simultaneous import changes
 from figures.table import Table
-from figures.table_notes import tuned_notes
+from figures.table_notes import mark_notes, tuned_notes
 
 _NOTE = (
     "Runs with MAN against those without at the same seed (×: geometric mean of the ratios; else mean of the "
@@ -40,6 +41,7 @@ def man_table(results: Results) -> Table:
         (
             _NOTE,
             *unsteady_notes(numbers, "its own seeds alone make its interval there"),
+            *mark_notes(numbers),
             *tuned_notes(results),
             *left_out_notes(results),
         ),
@@ -67,7 +69,8 @@ def _changes(results: Results, place: str) -> list[dict[str, Any]]:
             ends = {"change": mean, "low": mean - half, "high": mean + half}
             change = {name: math.exp(value) for name, value in ends.items()} if ratio else ends
             about = {"partition": place, "algorithm": algorithm, "measure": measure, "ratio": ratio, "unsteady": own}
-            found.append({**about, **change})
+            mark = doubt_of([methods[algorithm, man] for man in (False, True)], seeds, measure)
+            found.append({**about, **change, "doubt": mark})
     return found
 
 
@@ -78,5 +81,5 @@ def _shown(number: Mapping[str, Any]) -> str:
     places = interval_places(change, low, high, 2, none)
     if number["ratio"]:
         change, low, high = (factor_shown(end, places) for end in (change, low, high))
-        return f"×{change} [{low}, {high}]{verdict}"
-    return f"{change:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}]{verdict}"
+        return marked(f"×{change} [{low}, {high}]{verdict}", number["doubt"])
+    return marked(f"{change:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}]{verdict}", number["doubt"])

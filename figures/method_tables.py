@@ -1,7 +1,7 @@
 """Tables that compare many methods: their ranks by each measure of flatness, and which measures agree."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -13,9 +13,11 @@ from figures.errors import MissingResultsError
 from figures.finished_methods import FEWEST, Method, finished_methods, left_out_notes, method_label
 from figures.labels import partition_label
 from figures.results import Result, Results
+from figures.shown import marked
 from figures.simultaneous import agreement, all_tied, ranks, unsteady
 from figures.table import Table
-from figures.table_notes import tuned_notes
+from figures.table_notes import mark_notes, tuned_notes
+from figures.unconverged import worst
 
 
 def _of(run: Result, kind: str, read: Callable[[dict[str, Any]], float | None]) -> float | None:
@@ -78,6 +80,7 @@ def ranks_table(results: Results) -> Table:
             "best and worst rank that 95 % simultaneous comparisons (Tukey, seeds as blocks) leave it. Means, of what "
             f"varies by factors geometric ones, are told apart from these differences on: {note}.",
             *unsteady_notes(numbers, "nothing is told of its rank there"),
+            *mark_notes(numbers),
             *tuned_notes(results),
             *left_out_notes(results),
         ),
@@ -101,9 +104,10 @@ def _ranked(results: Results, place: str) -> tuple[list[dict[str, Any]], str]:
         found, difference = ranks(own)
         least = f"a factor of {_factor(math.exp(difference))}" if ratios else _rounded(difference)
         apart.append(f"{measure} {least}")
-        for (algorithm, man), rank, alone in zip(methods, found, unsteady(own).tolist(), strict=True):
-            method = {"partition": place, "algorithm": algorithm, "man": man, "measure": measure, "unsteady": alone}
-            numbers.append({**method, **vars(rank), "mean": math.exp(rank.mean) if ratios else rank.mean})
+        for of, rank, alone in zip(methods, found, unsteady(own).tolist(), strict=True):
+            method = {"partition": place, "algorithm": of[0], "man": of[1], "measure": measure, "unsteady": alone}
+            mean = math.exp(rank.mean) if ratios else rank.mean
+            numbers.append({**method, **vars(rank), "mean": mean, "doubt": doubt_of([methods[of]], seeds, measure)})
     return numbers, "; ".join(apart)
 
 
@@ -143,8 +147,11 @@ def agreement_table(results: Results) -> Table:
         values = {m: compared(m, v) for m, v in found.items() if v is not None}
         for (one, a), (other, b) in combinations([(m, v) for m, v in values.items() if not all_tied(v)], 2):
             rho, low, high = agreement(a, b, kin)
-            rows.append((partition_label(place), f"{one} and {other}", f"{rho:+.2f} [{low:+.2f}, {high:+.2f}]"))
-            numbers.append({"partition": place, "one": one, "other": other, "spearman": rho, "low": low, "high": high})
+            mark = worst(doubt_of(methods.values(), seeds, measure) for measure in (one, other))
+            shown = marked(f"{rho:+.2f} [{low:+.2f}, {high:+.2f}]", mark)
+            rows.append((partition_label(place), f"{one} and {other}", shown))
+            about = {"partition": place, "one": one, "other": other, "doubt": mark}
+            numbers.append({**about, "spearman": rho, "low": low, "high": high})
     if not rows and enough:
         raise MissingResultsError("no two measures are there by which the methods differ")
     if not rows:
@@ -157,7 +164,7 @@ def agreement_table(results: Results) -> Table:
     return Table(
         "agreement",
         "Which measures agree",
-        (note, *left_out_notes(results)),
+        (note, *mark_notes(numbers), *left_out_notes(results)),
         ("partition", "measures", "correlation"),
         tuple(rows),
         tuple(numbers),
@@ -165,7 +172,12 @@ def agreement_table(results: Results) -> Table:
 
 
 def _shown(cell: Mapping[str, Any]) -> str:
-    return f"{cell['rank']} [{cell['best']}, {cell['worst']}]"
+    return marked(f"{cell['rank']} [{cell['best']}, {cell['worst']}]", cell["doubt"])
+
+
+def doubt_of(methods: Iterable[Mapping[int, Result]], seeds: Sequence[int], measure: str) -> str:
+    """The mark of what is made of a number of the methods' runs at these seeds."""
+    return worst(runs[seed].doubt(measure) for runs in methods for seed in seeds)
 
 
 def _rounded(number: float) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.drawing import COLUMN, Drawing, new_figure, print_style
 from figures.grouped_bars import draw_groups
+from figures.unconverged import doubt, explained
 
 
 def draw_relative_flatness(saved: Sequence[Saved]) -> Drawing:
@@ -26,8 +27,10 @@ def draw_relative_flatness(saved: Sequence[Saved]) -> Drawing:
             "layer": layer["name"],
             "by_eigenvalue": layer["by_eigenvalue"],
             "by_eigenvalue_error": layer["weight_norm2"] * layer["top"]["residual"],
+            "by_eigenvalue_mark": doubt(layer["top"]),
             "by_trace": layer["by_trace"],
             "by_trace_error": layer["weight_norm2"] * layer["trace"]["standard_error"],
+            "by_trace_mark": doubt(one.get("trace", {})),  # the network's, whose probes are the layers' too
         }
         for one in saved
         for layer in one["layers"]
@@ -42,10 +45,14 @@ def draw_relative_flatness(saved: Sequence[Saved]) -> Drawing:
                 [[found.get((subject_name(one), name), {}).get(column, np.nan) for name in names] for one in saved]
                 for column in (key, f"{key}_error")
             )
-            draw_groups(axes, names, values, subject_labels(saved), errors)
+            marks = [
+                [found.get((subject_name(one), name), {}).get(f"{key}_mark", "") for name in names] for one in saved
+            ]
+            draw_groups(axes, names, values, subject_labels(saved), errors, marks)
             axes.set(ylabel=label)
         if len(saved) > 1:
             handles = panels[0].get_legend_handles_labels()
             figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
-        figure.suptitle(f"relative flatness of the weights; {setting(saved[0])}", fontsize=8)
+        doubts = [row[f"{key}_mark"] for row in rows for key in ("by_eigenvalue", "by_trace")]
+        figure.suptitle(explained(f"relative flatness of the weights; {setting(saved[0])}", doubts), fontsize=8)
     return Drawing(figure, rows, origin(saved))

@@ -16,6 +16,7 @@ from figures.gallery import FIGURES
 from figures.labels import partition_label
 from figures.results import Result, Results, require_alike
 from figures.table import Table
+from figures.unconverged import MEANINGS
 from figures.verdict_tables import verdict_tables
 
 SECTIONS = {
@@ -88,9 +89,11 @@ def _findings(table: Table) -> list[str]:
         return []
     higher = sum(low > 0 for low, _ in intervals)
     lower = sum(high < 0 for _, high in intervals)
+    doubts = sum(bool(row.get("without_unconverged", 0) + row.get("with_unconverged", 0)) for row in table.numbers)
     return [
         f"{table.title}: higher with MAN in {higher}, lower in {lower}, undecided in "
         f"{len(intervals) - higher - lower} of {len(intervals)} rows."
+        + (f" In {doubts} {'row' if doubts == 1 else 'rows'} not every number is converged." if doubts else "")
     ]
 
 
@@ -180,18 +183,16 @@ def _runs(runs: Sequence[Result]) -> dict[str, Any]:
                 partition_label(run.partition),
                 str(run.config.seed),
                 "" if run.accuracy is None else f"{100 * run.accuracy:.2f}",
-                _eigenvalue(run) if alike["eigs"] else "",
-                f"{run.trace:.4g}" if run.trace is not None and alike["trace"] else "",
+                _number(run.top_eigenvalue if alike["eigs"] else None, run.doubt("top_eigenvalue")),
+                _number(run.trace if alike["trace"] else None, run.doubt("trace")),
                 commit,
             )
         )
     return {"columns": columns, "rows": rows}
 
 
-def _eigenvalue(run: Result) -> str:
-    if run.top_eigenvalue is None:
-        return ""
-    return f"{run.top_eigenvalue:.4g}{' (not converged)' * run.unconverged}"
+def _number(value: float | None, mark: str) -> str:
+    return "" if value is None else f"{value:.4g}{f' ({MEANINGS[mark]})' if mark else ''}"
 
 
 def _are_alike(runs: Sequence[Result], kind: str) -> bool:

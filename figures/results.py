@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from figures.errors import MissingResultsError
 from figures.labels import algorithm_label, partition_label
-from figures.unconverged import is_unconverged
+from figures.unconverged import BEHIND, doubt, worst
 
 
 class Config(Protocol):
@@ -96,16 +96,15 @@ class Result:
         return float(eigs["global"]["eigenvalues"][0]["value"]) if eigs else None
 
     @property
-    def unconverged(self) -> bool:
-        """Whether the top eigenvalue is not converged, or a larger one not excluded, as its measurement says."""
-        eigs = self.measured.get("eigs")
-        return eigs is not None and is_unconverged(eigs["global"]["eigenvalues"][0])
-
-    @property
     def trace(self) -> float | None:
         """Of the Hessian at the end of training."""
         trace = self.measured.get("trace")
         return float(trace["trace"]["value"]) if trace else None
+
+    def doubt(self, measure: str) -> str:
+        """The mark of one of its numbers: "!" not converged, "~" exact to rounding alone, as its measurement says."""
+        kind, numbers = BEHIND.get(measure, ("", lambda saved: []))
+        return worst(map(doubt, numbers(self.measured[kind]))) if kind in self.measured else ""
 
 
 @dataclass(frozen=True)

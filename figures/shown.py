@@ -7,8 +7,8 @@ from figures.decimals import interval_places, readable
 from figures.statistics import Difference, Sample
 
 
-def sample_shown(mean: Sample | None, fewest: Callable[[float], int], seeds: int) -> str:
-    """Mean ± deviation; in brackets of how many, where that is fewer than `seeds`, and how many are not finite.
+def sample_shown(mean: Sample | None, fewest: Callable[[float], int], seeds: int, mark: str = "") -> str:
+    """Mean ± deviation; in brackets of how many, where that is fewer than `seeds`, and how many are not finite; a mark.
 
     `fewest` are the least decimals of a number of that size.
     """
@@ -19,7 +19,13 @@ def sample_shown(mean: Sample | None, fewest: Callable[[float], int], seeds: int
     places = readable(mean.deviation or 0.0, mean.mean, fewest(mean.mean))
     spread = "" if mean.deviation is None else f" ± {mean.deviation:.{places}f}"
     without = f"; {mean.left_out} not finite" if mean.left_out else ""
-    return f"{mean.mean:.{places}f}{spread}" + (f" ({mean.count}{without})" if mean.count < seeds else "")
+    count = f" ({mean.count}{without})" if mean.count < seeds else ""
+    return marked(f"{mean.mean:.{places}f}{spread}{count}", mark)
+
+
+def marked(text: str, mark: str) -> str:
+    """A cell with the mark of what did not converge, if it has one."""
+    return f"{text} {mark}" if mark else text
 
 
 def difference_shown(gain: Difference | None, fewest: Callable[[float], int]) -> str:

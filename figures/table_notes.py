@@ -1,11 +1,13 @@
 """What several tables say below of the runs in them."""
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from figures.labels import algorithm_label, partition_label
 from figures.paper import PAPER_ROUNDS, SOURCE
-from figures.results import Results
+from figures.results import Result, Results
+from figures.unconverged import MEANINGS
 
 
 def tuned_notes(results: Results) -> list[str]:
@@ -27,6 +29,33 @@ def _hyper(results: Results, algorithm: str, place: str, man: bool) -> dict[str,
 
 def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def doubt_notes(runs: Iterable[Result], measure: str) -> list[str]:
+    """What the marks of a table of one number mean, and the runs that they are for."""
+    runs = list(runs)
+    notes = []
+    for mark, meaning in MEANINGS.items():
+        names = [run.name for run in runs if run.doubt(measure) == mark]
+        words = _NOT_CONVERGED.get(measure, meaning) if mark == "!" else f"{meaning}, which is above the tolerance"
+        notes += [f"{mark} {words}: {', '.join(names)}."] if names else []
+    return notes
+
+
+_NOT_CONVERGED = {
+    "top_eigenvalue": "not converged, or a larger one is not excluded",
+    "trace": "not converged, the standard error being above the share of the trace that was asked for",
+}
+
+
+def mark_notes(numbers: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the marks of a table of many numbers mean, where there are any."""
+    marks = {number["doubt"] for number in numbers}
+    return [
+        f"{mark} of a run behind it the number is {meaning}, as its measurement says."
+        for mark, meaning in MEANINGS.items()
+        if mark in marks
+    ]
 
 
 def precision_notes(results: Results) -> list[str]:

@@ -15,7 +15,8 @@ from figures.rounds_table import rounds_table
 from figures.shown import difference_shown, printed_difference, sample_numbers, sample_shown
 from figures.statistics import paired_difference, sample
 from figures.table import Table
-from figures.table_notes import paper_notes, precision_notes, tuned_notes
+from figures.table_notes import doubt_notes, paper_notes, precision_notes, tuned_notes
+from figures.unconverged import worst
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def eigenvalue_table(results: Results) -> Table:
             value=lambda run: run.top_eigenvalue,
             fewest=three_digits,
             change="change",
-            notes=(_measured_on(results, "eigs"), *_unconverged_note(results)),
+            notes=(_measured_on(results, "eigs"),),
         ),
     )
 
@@ -117,12 +118,14 @@ def _comparison(results: Results, quantity: _Quantity) -> Table:
     rows, numbers, beside = [], [], False
     seeds = len({run.config.seed for run in results.usual})
     for place, algorithm in _cells(results):
-        ours = [_by_seed(results.select(algorithm, place, man), quantity.value) for man in (False, True)]
+        runs = [results.select(algorithm, place, man) for man in (False, True)]
+        ours = [_by_seed(own, quantity.value) for own in runs]
         means = [sample(list(values.values())) for values in ours]
         if means == [None, None]:
             continue
         gain = paired_difference(*ours)
-        first = results.select(algorithm, place, man=means[0] is None)[0]
+        first = runs[means[0] is None][0]
+        doubts = [[run.doubt(quantity.name) for run in own] for own in runs]
         paper = [
             published(quantity.name, first.config.dataset, first.partition, algorithm, man) or ""
             for man in (False, True)
@@ -131,7 +134,7 @@ def _comparison(results: Results, quantity: _Quantity) -> Table:
             (
                 partition_label(place),
                 algorithm_label(algorithm),
-                *(sample_shown(mean, quantity.fewest, seeds) for mean in means),
+                *(sample_shown(m, quantity.fewest, seeds, worst(d)) for m, d in zip(means, doubts, strict=True)),
                 difference_shown(gain, quantity.fewest),
                 *paper,
                 printed_difference(*paper),
@@ -147,6 +150,8 @@ def _comparison(results: Results, quantity: _Quantity) -> Table:
                 "difference_low": gain.low if gain and gain.low is not None else "",
                 "difference_high": gain.high if gain and gain.high is not None else "",
                 "pairs": gain.pairs if gain else 0,
+                "without_unconverged": sum(map(bool, doubts[0])),
+                "with_unconverged": sum(map(bool, doubts[1])),
                 "paper_without": paper[0],
                 "paper_with": paper[1],
             }
@@ -162,6 +167,7 @@ def _comparison(results: Results, quantity: _Quantity) -> Table:
         notes=(
             _seeds_note(results),
             *quantity.notes,
+            *doubt_notes(results.usual, quantity.name),
             *precision_notes(results),
             *tuned_notes(results),
             *(paper_notes(results) if beside else []),
@@ -205,8 +211,3 @@ def _measured_on(results: Results, kind: str) -> str:
         raise MissingResultsError(f"no run has its final.{kind}.json")
     count = " or ".join(map(str, samples))
     return f"Of the reported model; the loss is the mean cross-entropy on {count} training images, without MAN's term."
-
-
-def _unconverged_note(results: Results) -> list[str]:
-    found = [run.name for run in results.usual if run.unconverged]
-    return [f"Not converged, or a larger one is not excluded: {', '.join(found)}."] if found else []

@@ -7,6 +7,7 @@ from figures.drawing import COLUMN, PALETTE, Drawing, new_figure, print_style
 from figures.errors import MissingResultsError
 from figures.results import Result, Results, require_alike
 from figures.statistics import sample
+from figures.unconverged import explained, put_mark, worst
 
 QUANTITIES = {"test accuracy, %": "accuracy", "top eigenvalue": "top_eigenvalue", "trace": "trace"}
 
@@ -29,6 +30,8 @@ def draw_zeta_sensitivity(results: Results) -> Drawing:
                 axes.errorbar(
                     place, summary.mean, summary.deviation or 0.0, fmt="o", color=PALETTE[0], ms=4, capsize=2, lw=1
                 )
+                doubts = [run.doubt(name) for run in same]
+                put_mark(axes, place, summary.mean + (summary.deviation or 0.0), worst(doubts))
                 rows.append(
                     {
                         "quantity": label,
@@ -36,13 +39,15 @@ def draw_zeta_sensitivity(results: Results) -> Drawing:
                         "mean": summary.mean,
                         "deviation": summary.deviation,
                         "seeds": summary.count,
+                        "unconverged": sum(map(bool, doubts)),
                     }
                 )
             axes.set_ylabel(label)
             axes.margins(x=0.1, y=0.15)
         panels[-1].set_xticks(range(len(zetas)), [f"{zeta:g}" for zeta in zetas])
         panels[-1].set_xlabel("ζ, coefficient of MAN (not to scale)")
-        panels[0].set_title(runs[0].setting)
+        doubts = [run.doubt(name) for run in runs for name in QUANTITIES.values()]
+        panels[0].set_title(explained(runs[0].setting, doubts))
         figure.align_ylabels(panels)
     return Drawing(figure, rows, results.provenance(runs))
 

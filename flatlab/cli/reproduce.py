@@ -154,6 +154,8 @@ def _present(folder: Path) -> None:
         for row in made.rows:
             table.add_row(*map(escape, row))
         console.print(table)
+        for note in made.doubts:
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
     print_skipped(pages.skipped)
     console.print(
         f"Tables:  {folder / 'tables'}\nFigures: {folder / 'figures'}\nReport:  [bold]{page}[/bold]", soft_wrap=True

@@ -43,6 +43,8 @@ class Estimate(Saved):
 
     value: float
     standard_error: float | None = None
+    converged: bool | None = None
+    rounded: bool | None = None
 
 
 class Eigenvalue(Saved):
@@ -51,6 +53,7 @@ class Eigenvalue(Saved):
     value: float
     residual: float | None = None
     converged: bool | None = None
+    rounded: bool | None = None
 
 
 class Spectrum(Saved):
@@ -131,6 +134,8 @@ class Trace(Measured):
     """<checkpoint>.trace.json."""
 
     trace: Estimate
+    converged: bool | None = None
+    rounded: bool | None = None
 
 
 class Flatness(Measured):
@@ -139,6 +144,7 @@ class Flatness(Measured):
     adaptive_sharpness: Estimate
     worst_case_sharpness: Estimate | None = None
     layers: list[RelativeFlatness]
+    trace: Estimate | None = None
 
 
 class Means(Saved):
@@ -150,10 +156,24 @@ class Means(Saved):
     transfer: float
 
 
+class AtOwnModel(Spectrum):
+    """Curvature of a client's loss at its own model."""
+
+    trace: Estimate | None = None
+
+
+class Client(Saved):
+    """A client's curvature."""
+
+    own_at_own: AtOwnModel
+
+
 class Local(Measured):
     """clients-<round>.local.json."""
 
     run: Origin
+    network: Spectrum | None = Field(None, alias="global")
+    clients: list[Client] = []
     means: dict[str, Means]
     distance: float
 

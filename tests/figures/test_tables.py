@@ -57,7 +57,7 @@ def test_eigenvalues_that_did_not_converge_are_named(results: Path) -> None:
     content["global"]["eigenvalues"][0]["converged"] = False
     path.write_text(json.dumps(content))
     top = next(table for table in make_tables(read_results(results))[0] if table.name == "top_eigenvalue")
-    assert "Not converged, or a larger one is not excluded: fedsam-iid-s1." in top.notes
+    assert "! not converged, or a larger one is not excluded: fedsam-iid-s1." in top.notes
 
 
 def test_seeds_that_are_missing_are_counted(results: Path) -> None:
