@@ -44,17 +44,16 @@ def without_surfaces(results: Path) -> None:
         path.unlink()
 
 
-@pytest.mark.parametrize("command", ["figures", "report"])
 @pytest.mark.parametrize(
-    ("change", "skipped"),
+    ("command", "change", "skipped"),
     [
-        (without_target, {"tables/rounds"}),
-        (of_other_samples, {"tables/trace", "figures/curvature", "figures/zeta"}),
-        (without_surfaces, {"figures/surface"}),
+        ("figures", without_target, {"tables/rounds"}),
+        ("report", of_other_samples, {"tables/trace", "figures/curvature", "figures/zeta"}),
+        ("figures", without_surfaces, {"figures/surface"}),
     ],
 )
 def test_what_is_skipped_is_no_longer_there(
-    change: Callable[[Path], None], skipped: set[str], command: str, results: Path, flatlab: Callable[..., int]
+    command: str, change: Callable[[Path], None], skipped: set[str], results: Path, flatlab: Callable[..., int]
 ) -> None:
     assert flatlab(command, str(results)) == 0
     before = files(results)
