@@ -33,7 +33,8 @@ def model_numbers(model: nn.Module, config: RunConfig, data: ImageData) -> list[
     with torch.no_grad(), seeded(config.seed, "own code"):
         for parameter in model.parameters():
             parameter.add_(_SHIFT * torch.randn_like(parameter))
-        outputs = model.eval()(x)
+        model.eval()
+        outputs = model(x)
     model.train(training)
     return [float(number) for number in outputs.flatten()[:_NUMBERS]]
 

@@ -44,7 +44,7 @@ class Probing:
         """About how many products it takes."""
         if self.estimator == "hutch++":
             return self.max_probes
-        return min(self.max_probes, TRACE_VARIANCE / self.tol**2)
+        return min(self.max_probes, TRACE_VARIANCE / self.tol / self.tol)  # whose square may vanish
 
 
 def read_probing(

@@ -21,6 +21,7 @@ from flatlab.federated.models import mlp
 from flatlab.federated.participants import most_participants, sample_clients
 from flatlab.functions import require_named
 from flatlab.grid.plan import parse_grid
+from flatlab.measuring.trace import Probing
 from flatlab.runs.checkpoint import load_checkpoint, rebuild
 from tests.command_line import flatlab
 
@@ -52,6 +53,10 @@ def test_what_finds_faults_would_find_one(bench: Workbench, monkeypatch: pytest.
     assert "Unexpected ZeroDivisionError" in command("reproduce", "g.toml", "--dry-run").fault
     monkeypatch.setattr("flatlab.grid.reproduction.parse_grid", lambda text, name: os.mkdir(CANARY))
     assert "code ran" in command("reproduce", "g.toml", "--dry-run").fault
+
+
+def test_a_tolerance_whose_square_vanishes_takes_as_many_products_as_there_may_be() -> None:
+    assert Probing(tol=1e-200).products == Probing().max_probes
 
 
 @pytest.mark.parametrize(
