@@ -29,7 +29,10 @@ extensions = [
 
 
 NOT_HERE = r"(torch|numpy|pandas|matplotlib|scipy|collections|pathlib|typing)\..*|DataFrame"
-NOT_PUBLIC = r"(flatlab\.(data|federated|runs|measuring\.subjects)|analysis\.(losses|first_pass|model_state|parametric_loss))\..*"
+NOT_PUBLIC = (
+    r"(flatlab\.(data|federated|runs|measuring\.subjects)"
+    r"|analysis\.(losses|first_pass|model_state|parametric_loss))\..*"
+)
 MISREAD = r"tuple\[~.*"
 nitpick_ignore_regex = [("py:.*", f"{NOT_HERE}|{NOT_PUBLIC}|{MISREAD}")]
 
