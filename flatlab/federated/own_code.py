@@ -4,18 +4,14 @@ A run knows them by name, `package.module:function`. Where the code of that name
 gone on with, taken for finished, or measured: these numbers would be another model's.
 """
 
-from collections.abc import Mapping, Sequence
-
 import torch
-from torch import nn
 
+from analysis.model_copy import differentiable
 from flatlab.data import ImageData, normalise
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig
 from flatlab.federated.streams import seeded
-
-OwnCode = Mapping[str, Sequence[float]]
-"""Numbers by "model" and "algorithm", as far as these are a user's own; those of flatlab are known by their version."""
+from flatlab.federated.world import DTYPES, OwnCode, typed_model
 
 SAME = 1e-3
 """Largest difference, relative to the largest number, that is rounding on another machine."""
@@ -23,19 +19,18 @@ SAME = 1e-3
 _SAMPLES, _NUMBERS, _SHIFT = 3, 64, 0.05
 
 
-def model_numbers(model: nn.Module, config: RunConfig, data: ImageData) -> list[float]:
-    """Outputs of a model as it was built, for a few training samples; its parameters are changed.
+def model_numbers(config: RunConfig, data: ImageData) -> list[float]:
+    """Outputs of the run's model for a few training samples, with its initial parameters moved by the seed's noise.
 
-    They are moved by the seed's noise first: a last layer that begins at zero would hide all before it.
+    Without noise a last layer that begins at zero would hide all before it.
     """
-    x = normalise(data.train.images[:_SAMPLES], data.mean, data.std, dtype=next(model.parameters()).dtype)
-    training = model.training
+    model = typed_model(config, data)
+    x = normalise(data.train.images[:_SAMPLES], data.mean, data.std, dtype=DTYPES[config.dtype])
+    model.eval()
     with torch.no_grad(), seeded(config.seed, "own code"):
-        for parameter in model.parameters():
+        for _, parameter in differentiable(model):
             parameter.add_(_SHIFT * torch.randn_like(parameter))
-        model.eval()
         outputs = model(x)
-    model.train(training)
     return [float(number) for number in outputs.flatten()[:_NUMBERS]]
 
 

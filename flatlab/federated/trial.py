@@ -69,12 +69,8 @@ def tried(world: World) -> World:
         if world.config.man:
             _refuse_nothing_to_penalise(world, model)
             world = _with_copies_if_needed(world, model, x, y, theta)
-        own = {"model": model_numbers(world.new_model(), world.config, world.data)} if _is_own(world) else {}
+    own = {"model": model_numbers(world.config, world.data)} if world.config.model not in MODELS else {}
     return replace(world, own_code=own | ({"algorithm": numbers} if numbers else {}))
-
-
-def _is_own(world: World) -> bool:
-    return world.config.model not in MODELS
 
 
 def _described(world: World, x: Tensor) -> str:

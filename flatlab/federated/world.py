@@ -1,6 +1,6 @@
 """What every process of a run shares and nobody changes: configuration, data, split and the model's form."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,14 @@ from flatlab.federated.config import RunConfig
 from flatlab.federated.local_batches import nominal_steps
 from flatlab.federated.man import Taps
 from flatlab.federated.models import build_model, default_model
-from flatlab.federated.own_code import OwnCode
 from flatlab.federated.parameters import Layout, layout_of
 from flatlab.federated.partition import Indices, Options, split_clients
 from flatlab.federated.partition.file import read_split
 from flatlab.federated.streams import seeded, stream_seed
 from flatlab.torch_settings import usual_settings
+
+OwnCode = Mapping[str, Sequence[float]]
+"""What a user's own "model" and "algorithm" compute in a trial, in a few numbers (own_code.py)."""
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -63,9 +65,7 @@ class World:
 
     def new_model(self) -> nn.Module:
         """Build the model with the run's initial parameters, in the run's dtype."""
-        model = initial_model(self.config, self.data)
-        model.to(self.dtype)  # a model's own method may return nothing
-        return model
+        return typed_model(self.config, self.data)
 
     def initial(self, w: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The vectors of a client and of the server before the first round, which begins at `w` (P,).
@@ -160,3 +160,10 @@ def initial_model(config: RunConfig, data: ImageData) -> nn.Module:
             hidden=config.hidden,
             activation=config.activation,
         )
+
+
+def typed_model(config: RunConfig, data: ImageData) -> nn.Module:
+    """The same in the run's dtype, once `layout_of` has found its parameters to be real."""
+    model = initial_model(config, data)
+    model.to(DTYPES[config.dtype])  # a model's own method may return nothing
+    return model

@@ -224,8 +224,8 @@ def _devices(where: Where) -> tuple[str, tuple[str, ...]]:
 def _with_settings(text: str, name: str, settings: Sequence[str], algorithms: Sequence[str]) -> str:
     """The grid's TOML with fields of every cell set anew; as it is written where there are none.
 
-    Hyperparameters are those of flatlab's algorithms and of the own `algorithms`; they are set for each algorithm
-    that the grid gives others of its own, too.
+    Hyperparameters are those of flatlab's algorithms and of the user's own `algorithms`; also an algorithm to which the
+    grid gives others has them.
     """
     if not settings:
         return text

@@ -19,7 +19,7 @@ from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.models import MODELS
 from flatlab.federated.own_code import model_numbers, require_same_code
-from flatlab.federated.world import DTYPES, initial_model, resolve
+from flatlab.federated.world import resolve, typed_model
 from flatlab.files import atomic_write
 from flatlab.runs.contents import (
     require_finite,
@@ -156,12 +156,10 @@ def rebuild(
             f"{owners and f', or the {owners},'} have changed. Bring them back, or name the folder that holds "
             "them with --data-root."
         )
-    model = initial_model(config, data)
-    model.to(DTYPES[config.dtype])  # a model's own method may return nothing
+    model = typed_model(config, data)
     fill(model, checkpoint.state_dict, f"The checkpoint's parameters do not fit its model {config.model}")
     if "model" in checkpoint.own_code:
-        again = initial_model(config, data).to(DTYPES[config.dtype])
-        now = {"model": model_numbers(again, config, data)}
+        now = {"model": model_numbers(config, data)}
         require_same_code(config, checkpoint.own_code, now, "this checkpoint was trained")
     require_finite(model, "The checkpoint")
     return model, data

@@ -28,9 +28,10 @@ from flatlab.errors import UsageError, shown
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.config_file import read_config, write_config
 from flatlab.federated.own_algorithm import short_name
-from flatlab.federated.own_code import OwnCode, require_same_code
+from flatlab.federated.own_code import require_same_code
 from flatlab.federated.partition.names import partition_name
 from flatlab.federated.spelling import in_words
+from flatlab.federated.world import OwnCode
 from flatlab.files import WriteError, appending, atomic_write, remove_unfinished
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, read_plain, save_checkpoint
 from flatlab.runs.contents import damaged, require_keys, require_numbers, require_text

@@ -51,25 +51,28 @@ def test_a_run_of_a_model_that_has_changed_is_neither_finished_nor_measured(
     assert flatlab("eigs", "run/final.pt", "--samples", "20", "--model", "mine:make", cwd=tmp_path).returncode == 0
 
 
-def test_a_run_that_was_cut_off_is_not_gone_on_with_by_another_model(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(MODEL)
-    line = ("train", "--model", "mine:make", "--rounds", "3", *RUN, "--set", "checkpoint_every=1", "--out", "run")
+@pytest.mark.parametrize(
+    ("role", "name", "code", "change"),
+    [
+        ("model", "mine:make", MODEL, ("ReLU", "Tanh")),
+        ("algorithm", "mine:ALGORITHM", ALGORITHM, ("1.0", "0.5")),
+    ],
+)
+def test_a_run_that_was_cut_off_is_not_gone_on_with_by_other_code(
+    role: str, name: str, code: str, change: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(code)
+    line = ("train", f"--{role}", name, "--rounds", "3", *RUN, "--set", "checkpoint_every=1", "--out", "run")
     assert flatlab(*line, cwd=tmp_path).returncode == 0
-    (tmp_path / "run" / "final.pt").unlink()
-    (tmp_path / "mine.py").write_text(MODEL.replace("ReLU", "Tanh"))
-    again = flatlab(*line, cwd=tmp_path)
-    assert again.returncode == 2
-    assert "The model mine:make is not the one with which the run in" in again.stderr
-
-
-def test_an_algorithm_that_has_changed_is_another(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(ALGORITHM)
-    line = ("train", "--algorithm", "mine:ALGORITHM", "--rounds", "2", *RUN, "--out", "run")
+    changed = code.replace(*change)
+    for cut_off in (False, True):
+        (tmp_path / "mine.py").write_text(changed)
+        again = flatlab(*line, cwd=tmp_path)
+        assert again.returncode == 2
+        assert f"The {role} {name} is not the one with which the run in" in again.stderr
+        (tmp_path / "run" / "final.pt").unlink(missing_ok=cut_off)
+    (tmp_path / "mine.py").write_text(code)
     assert flatlab(*line, cwd=tmp_path).returncode == 0
-    (tmp_path / "mine.py").write_text(ALGORITHM.replace("1.0", "0.5"))
-    again = flatlab(*line, cwd=tmp_path)
-    assert again.returncode == 2
-    assert "The algorithm mine:ALGORITHM is not the one with which the run in" in again.stderr
 
 
 def test_a_grid_begun_with_another_model_is_not_gone_on_with(tmp_path: Path) -> None:
