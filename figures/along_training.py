@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, new_figure, plain_log_ticks, print_style
+from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, new_figure, plain_log_ticks, print_style, ring
 from figures.labels import NETWORK, block_label, man_label
 from figures.results import Result, Results, require_one_way
-from figures.unconverged import MEANING, is_unconverged, ring
+from figures.unconverged import MEANING, is_unconverged
 
 MOST_BESIDE = 4
 """Panels in a row."""

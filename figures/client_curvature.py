@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from matplotlib.ticker import MaxNLocator
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
-from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
-from figures.unconverged import MEANING, is_unconverged, ring
+from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style, ring
+from figures.unconverged import MEANING, is_unconverged
 
 
 def draw_client_curvature(saved: Sequence[Saved]) -> Drawing:

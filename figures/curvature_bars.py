@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, legend_below, new_figure, print_style
+from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, legend_below, new_figure, print_style, put_mark
 from figures.errors import MissingResultsError
 from figures.grouped_bars import DECADES, MOST_LEVEL
 from figures.labels import algorithm_label, man_label, partition_label
 from figures.results import Result, Results, require_alike
 from figures.statistics import Sample, sample
-from figures.unconverged import explained, put_mark, worst
+from figures.unconverged import explained, worst
 
 QUANTITIES = {"top eigenvalue": "top_eigenvalue", "trace": "trace"}
 

@@ -1,6 +1,7 @@
 """How every figure looks and is saved: PNG and PDF, the plotted numbers as CSV, and where they came from."""
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from figures.escapes import metadata as metadata_text
 from figures.formats import as_csv
+from figures.unconverged import is_unconverged
 
 COLUMN = 3.4
 """Width of one column of a two-column paper, in inches."""
@@ -62,6 +64,20 @@ def say_left_out(axes: Axes, drawn: int, found: int) -> None:
     """Say above logarithmic `axes` how many of the marks are not `drawn`."""
     if drawn < found:
         axes.set_title(f"{found - drawn} of {found} marks are not above 0 and left out", fontsize=6)
+
+
+def put_mark(axes: Axes, x: float, y: float, mark: str) -> None:
+    """Set a mark right above a point, where that can be drawn."""
+    if mark and math.isfinite(y):
+        axes.annotate(mark, (x, y), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=7)
+
+
+def ring(axes: Axes, rounds: Sequence[int], entries: Sequence[Mapping[str, Any]], colour: Any) -> bool:
+    """Put a hollow mark on those of the eigenvalues (against rounds) that are not converged; whether there are any."""
+    found = [(t, entry["value"]) for t, entry in zip(rounds, entries, strict=True) if is_unconverged(entry)]
+    for t, value in found:
+        axes.plot(t, value, "o", color=colour, mfc="white", ms=4.5)
+    return bool(found)
 
 
 DRAWING_ENDINGS = ("png", "pdf", "csv")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
-from figures.drawing import COLUMN, Drawing, colours, new_figure, plain_log_ticks, print_style
-from figures.unconverged import MEANING, is_unconverged, ring
+from figures.drawing import COLUMN, Drawing, colours, new_figure, plain_log_ticks, print_style, ring
+from figures.unconverged import MEANING, is_unconverged
 
 _X = ("own loss,\nown model", "global loss,\nown model", "own loss,\nglobal model", "global loss,\nglobal model")
 _PLACES = ("own_at_own", "whole_at_own", "own_at_global")

@@ -6,9 +6,9 @@ from typing import Any
 
 from matplotlib.ticker import LogLocator
 
-from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
+from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style, ring
 from figures.labels import NETWORK, block_label
-from figures.unconverged import MEANING, is_unconverged, ring
+from figures.unconverged import MEANING, is_unconverged
 
 STYLES = ("-", "--", ":", "-.")
 """Of the runs, in turn."""

@@ -1,13 +1,10 @@
 """Numbers that a measurement itself does not vouch for, and how tables and figures mark them."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from matplotlib.axes import Axes
-
 MEANING = "○ not converged, or a larger one is not excluded"
-
+"""Of the ring around a mark."""
 
 MEANINGS = {"!": "not converged", "~": "exact to rounding alone"}
 """Of the marks, as the commands use them too."""
@@ -56,17 +53,3 @@ def explained(title: str, marks: Iterable[str]) -> str:
     found = set(marks)
     lines = [f"{mark} {meaning}" for mark, meaning in MEANINGS.items() if mark in found]
     return "\n".join(filter(None, [title, "; ".join(lines)]))
-
-
-def put_mark(axes: Axes, x: float, y: float, mark: str) -> None:
-    """Set a mark right above a point, where that can be drawn."""
-    if mark and math.isfinite(y):
-        axes.annotate(mark, (x, y), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=7)
-
-
-def ring(axes: Axes, rounds: Sequence[int], entries: Sequence[Mapping[str, Any]], colour: Any) -> bool:
-    """Put a hollow mark on those of the eigenvalues (against rounds) that are not converged; whether there are any."""
-    found = [(t, entry["value"]) for t, entry in zip(rounds, entries, strict=True) if is_unconverged(entry)]
-    for t, value in found:
-        axes.plot(t, value, "o", color=colour, mfc="white", ms=4.5)
-    return bool(found)

@@ -3,11 +3,11 @@
 from collections import defaultdict
 from typing import Any
 
-from figures.drawing import COLUMN, PALETTE, Drawing, new_figure, print_style
+from figures.drawing import COLUMN, PALETTE, Drawing, new_figure, print_style, put_mark
 from figures.errors import MissingResultsError
 from figures.results import Result, Results, require_alike
 from figures.statistics import sample
-from figures.unconverged import explained, put_mark, worst
+from figures.unconverged import explained, worst
 
 QUANTITIES = {"test accuracy, %": "accuracy", "top eigenvalue": "top_eigenvalue", "trace": "trace"}
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from figures.unconverged import is_unconverged
 from flatlab.terminal.console import console
 
 if TYPE_CHECKING:
@@ -52,8 +53,6 @@ def print_summary(config: "RunConfig", last: "Record", seconds: float) -> None:
 
 def print_tracking(files: "RunFolder") -> None:
     """Say where the picture of the tracked eigenvalues is, and how many of them are not certified, if there are any."""
-    from figures.unconverged import is_unconverged
-
     tracked = [record["curvature"] for record in files.metrics.read() if "curvature" in record]
     if not tracked:
         return

@@ -8,6 +8,7 @@ from rich import box
 from rich.measure import Measurement
 from rich.table import Table
 
+from figures import unconverged
 from figures.decimals import factor_shown
 from flatlab.terminal.console import console
 
@@ -46,7 +47,8 @@ def estimate_cell(estimate: Mapping[str, Any] | None) -> Cell | None:
 
 def doubt(number: Mapping[str, Any]) -> str:
     """What marks an eigenvalue or an estimate that did not converge."""
-    return "" if number.get("converged", True) else " ~" if number.get("rounded") else " !"
+    sign = unconverged.doubt(number)
+    return sign and f" {sign}"
 
 
 def give_or_take(error: float | None, form: str) -> str:

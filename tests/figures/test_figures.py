@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from figures.drawing import ring
 from figures.errors import MissingResultsError
 from figures.gallery import FIGURES, draw_figures
 from figures.loss_surface import draw_loss_surfaces
 from figures.theory_scatter import draw_theory_scatter
 from figures.tracked_eigenvalues import draw_tracking
-from figures.unconverged import ring
 from flatlab.files import write_files
 from flatlab.grid.saved_results import read_results
 
