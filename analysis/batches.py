@@ -248,7 +248,8 @@ def moved(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     def move(x: Tensor) -> Tensor:
         x = recordable(x.detach())
         other = dtype if x.is_floating_point() else dtype.to_complex() if x.is_complex() else x.dtype
-        return x.to(device=device, dtype=other, non_blocking=True)
+        # Only to a GPU, whose later work waits for the copy: a CPU would read what has not yet arrived.
+        return x.to(device=device, dtype=other, non_blocking=device.type == "cuda")
 
     return _each(batch, move)
 

@@ -57,7 +57,7 @@ def local_step_(
 
 
 def _changed(client: Client[Any], vectors: Mapping[str, Tensor], eta: Tensor | float) -> Client[Any]:
-    """The client with these own vectors, but for rows of a stack that rest."""
-    if isinstance(eta, Tensor):
+    """The client with these own vectors, but for rows of a stack that rest (one client's rate may be 0 of itself)."""
+    if isinstance(eta, Tensor) and eta.dim() > 0:
         vectors = {name: torch.where(eta > 0, vector, client.own[name]) for name, vector in vectors.items()}
     return replace(client, own={**client.own, **vectors})

@@ -24,7 +24,7 @@ def start(config: RunConfig, t: int, w: Tensor, vectors: Mapping[str, Tensor]) -
             return config.rules.start(w, vectors, hyper, t)
         found: Tensor = calls.call("start", w.clone(), _copies(vectors), hyper, t)
         calls.require_start(found, w)
-        return found.detach()
+        return found.detach().to(w.device)
 
 
 def lent(config: RunConfig, vectors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -40,7 +40,8 @@ def combine(config: RunConfig, round_: Round[Any]) -> tuple[Tensor, dict[str, Te
             return config.rules.combine(round_)
         found = calls.call("combine", replace(round_, w=round_.w.clone(), server=_copies(round_.server)))
         calls.require_combined(found, round_.w, round_.server)
-        return found[0].detach().clone(), _copies(found[1])
+        w = round_.w
+        return found[0].detach().to(w.device, copy=True), {n: x.to(w.device) for n, x in _copies(found[1]).items()}
 
 
 def further_models(config: RunConfig, done: int, w: Tensor, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,7 +52,7 @@ def further_models(config: RunConfig, done: int, w: Tensor, vectors: Mapping[str
             return config.rules.models(w, vectors)
         found: dict[str, Tensor] = calls.call("models", w.clone(), _copies(vectors))
         calls.require_models(found, w)
-        return found
+        return {name: model.to(w.device) for name, model in found.items()}
 
 
 def _copies(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ def joined(device: str) -> Iterator[bool]:
         yield True
         return
     if device.startswith("cuda"):
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(_own_gpu(device))
     backend = "nccl" if device.startswith("cuda") else "gloo"
     with _ended_together(seconds := _timeout()):
         with collective():
@@ -52,6 +52,18 @@ def joined(device: str) -> Iterator[bool]:
             dist.destroy_process_group()
     if not first:
         raise SystemExit(0)
+
+
+def _own_gpu(device: str) -> int:
+    """The number of this process's GPU, its own among those that torchrun started here; raises `UsageError`."""
+    number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if device != "cuda":
+        raise UsageError(f"Under torchrun every process takes a GPU of its own: --device cuda, not {device}.")
+    if number >= there:
+        raise UsageError(
+            f"torchrun started a process {number + 1} here, and there are {there} GPUs: --nproc-per-node {there}."
+        )
+    return number
 
 
 def _timeout() -> float:

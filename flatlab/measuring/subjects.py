@@ -97,11 +97,20 @@ def usual_device(device: str) -> str:
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def is_here(device: str) -> bool:
+    """Whether it names the CPU, or a GPU that there is."""
+    try:
+        named = torch.device(device)
+    except RuntimeError:
+        return False
+    return named.type == "cpu" or (named.type == "cuda" and (named.index or 0) < torch.cuda.device_count())
+
+
 def check(measurement: Measurement, paths: Sequence[Path]) -> None:
     """Look at every option and file before hours are spent on the first; raises `UsageError`."""
     if measurement.dtype not in DTYPES:
         raise UsageError(f"--dtype is float32 or float64, not {measurement.dtype!r}.")
-    if measurement.device != "cpu" and not (measurement.device.startswith("cuda") and torch.cuda.is_available()):
+    if not is_here(measurement.device):
         raise UsageError(f"There is no device {measurement.device!r} here; leave --device out to use the CPU.")
     if measurement.samples is not None:
         require_count("samples", measurement.samples)

@@ -16,6 +16,7 @@ from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
 from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.engine.streams import StreamsEngine
 from flatlab.federated.own_algorithm import find_algorithm, short_name
 from flatlab.federated.participants import most_participants
 from flatlab.federated.rounds import Run
@@ -82,6 +83,7 @@ def test_every_engine_and_resuming_follow_its_equations(
         "sequential": SequentialEngine(world),
         "process": ProcessEngine(world, 2, most_participants(world.config)),
         "batched": BatchedEngine(world, torch.device("cpu")),
+        "streams": StreamsEngine(world, torch.device("cpu"), 2),
     }
     for name, engine in engines.items():
         run_ = Run(world, tmp_path / name)

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from flatlab.federated.algorithms.base import Round
 from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.batched import BatchedEngine
 from flatlab.federated.engine.process import ProcessEngine
@@ -13,6 +15,7 @@ from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.engine.streams import StreamsEngine
 from flatlab.federated.participants import most_participants
 from flatlab.federated.rounds import Run
+from flatlab.federated.server_calls import combine, further_models
 from flatlab.federated.trial import tried
 from flatlab.federated.world import World
 from flatlab.functions import let_run
@@ -46,11 +49,12 @@ ALGORITHM = Algorithm(
 """
 PASSES = {
     "one": 'lookahead=lambda client, theta, k: 0.5 * client.server["m"],',
-    "two": "ascent=lambda client, theta, g: 0.1 * g, during=during,",
+    "two": "ascent=lambda client, theta, g: 0.1 * g, during=during, exact_steps=True, "
+    "rate=lambda client, k: 1 - (k + 1) / client.K,",
 }
 """Its functions return one vector (P,) for every client of a stack, and, under another name, what they are given.
 
-The server's vector s has no dimension.
+The server's vector s has no dimension. The learning rate of the last step is 0.
 """
 
 
@@ -88,3 +92,31 @@ def test_every_vector_has_storage_of_its_own(world: World) -> None:
     assert len({vector.data_ptr() for vector in vectors}) == len(vectors) == 8
     assert torch.equal(own["began"], w)
     assert torch.equal(own["old"], torch.zeros(4))
+
+
+ANYWHERE = """
+import torch
+from flatlab.federated.algorithms.base import Algorithm, weighted_mean
+
+def combine(round_):
+    return weighted_mean(round_), {"c": torch.tensor([0.5], dtype=torch.float64)}
+
+ALGORITHM = Algorithm(
+    "anywhere", "nowhere", combine, server=("c",), initial=lambda w_0, hyper: {"c": w_0[:1] * 0},
+    models=lambda w, server: {"ones": torch.ones(len(w), dtype=torch.float64)},
+)
+"""
+
+
+def test_what_the_servers_functions_make_goes_where_the_model_is(here: Path, toy_world: Callable[..., World]) -> None:
+    """On a GPU they may well return tensors of the CPU."""
+    (here / "anywhere.py").write_text(ANYWHERE)
+    let_run("anywhere:ALGORITHM")
+    config = toy_world(algorithm="anywhere:ALGORITHM").config
+    w, samples = (torch.ones(shape, dtype=torch.float64, device="meta") for shape in (5, (2, 1)))
+    round_: Round[Any] = Round(
+        w, w.expand(2, -1), samples, samples, {}, {}, {"c": w[:1]}, config.hyperparameters, N=2, t=0, eta=0.1, K=1
+    )
+    after, vectors = combine(config, round_)
+    models = further_models(config, 1, w, vectors)
+    assert {x.device.type for x in (after, vectors["c"], models["ones"])} == {"meta"}

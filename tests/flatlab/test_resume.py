@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from flatlab.errors import UsageError
+from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.config_file import write_config
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.rounds import Run, train
@@ -77,7 +78,6 @@ def doomed(event: int, *arguments: Any, **keywords: Any) -> None:
     carry_on(*arguments, **keywords)
 
 
-STANDING = ("fedavg", "scaffold", "feddyn", "feddc", "fedspeed")
 SHORT = (
     ("scaffold", "memory"),
     ("feddc", "disk"),
@@ -86,7 +86,7 @@ SHORT = (
     ("fedgf", "disk"),  # vectors of another length
 )
 LONG = [
-    pytest.param(*each, marks=pytest.mark.long) for each in product(STANDING, ("memory", "disk")) if each not in SHORT
+    pytest.param(*each, marks=pytest.mark.long) for each in product(ALGORITHMS, ("memory", "disk")) if each not in SHORT
 ]
 
 

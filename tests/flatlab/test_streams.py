@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from flatlab.errors import UsageError
+from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.augment import Draws
 from flatlab.federated.engine.base import Engine
 from flatlab.federated.engine.round_plan import most_steps, plan_round
-from flatlab.federated.engine.sequential import SequentialEngine
+from flatlab.federated.engine.sequential import SequentialEngine, client_batches
 from flatlab.federated.engine.streams import StreamsEngine
 from flatlab.federated.local_batches import local_batches
 from flatlab.federated.parameters import layout_of
@@ -87,9 +89,54 @@ def test_a_run_cut_off_ends_as_one_that_was_not(toy_world: MakeWorld, tmp_path: 
     assert torch.equal(again.server.w, whole.server.w)
 
 
+class Crowded(StreamsEngine):
+    """Counts what a GPU would hold: steps of `room` samples together. They are taken as on a CPU."""
+
+    def __init__(self, world: World, slots: int, room: int) -> None:
+        super().__init__(world, torch.device("cpu"), slots)
+        self.captures, self.room = True, room
+
+    def _captured(self, slot: int, length: int) -> Any:
+        if sum(b for _, b in self.steps) + length > self.room:
+            raise torch.OutOfMemoryError("out of memory")
+
+    def _take_steps(self, steps: list[tuple[int, int]], n: int) -> None:
+        assert set(steps) <= self.steps.keys()
+        for slot, length in steps:
+            self.slots.take_step(slot, length)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(1, 13), min_size=1, max_size=6),
+    room=st.integers(1, 60),
+    participation=st.sampled_from([0.5, 1.0]),
+)
+def test_a_stack_that_does_not_fit_the_memory_is_cut_into_several(
+    toy_world: MakeWorld, sizes: list[int], room: int, participation: float
+) -> None:
+    """Whatever there is room for: the sequential engine's model, or that there is none for one client's step."""
+    world = toy_world(tuple(sizes), algorithm="scaffold", hyper={}, rounds=3, participation=participation)
+    fits_one = room >= max(sum({len(batch.index) for batch in client_batches(world, 0, k)}) for k in range(len(sizes)))
+    exact, ours, said = Run(world, Path()), Run(world, Path()), ""
+    for _ in range(world.config.rounds):
+        exact.advance(SequentialEngine(world))
+    engine = Crowded(world, most_participants(world.config), room)
+    try:
+        for _ in range(world.config.rounds):
+            ours.advance(engine)
+    except UsageError as error:
+        said = str(error)
+    if said:
+        assert not fits_one
+        assert "The device has no memory for a local step of mlp" in said
+    else:
+        torch.testing.assert_close(ours.server.w, exact.server.w, rtol=1e-11, atol=1e-11)
+
+
 @needs_gpu
 @pytest.mark.parametrize("man", [False, True])
-@pytest.mark.parametrize("algorithm", ["fedavg", "feddc", "fedsmoo", "fedwmsam", "fedgloss", "fedmoswa"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_captured_steps_are_those_of_the_sequential_engine(
     algorithm: str, man: bool, toy_world: MakeWorld, tmp_path: Path
 ) -> None:
@@ -102,6 +149,34 @@ def test_captured_steps_are_those_of_the_sequential_engine(
     again = Run(world, tmp_path / "2", device="cuda")
     again.resume()
     assert torch.equal(again.server.w, ours.server.w)
+
+
+class Closed(nn.Module):
+    """Reaches its layers by what a copy of the model would share with it: a function of its own, and a hook."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(inputs, 5), nn.Linear(5, classes)
+        self.scale = nn.Parameter(torch.ones(5))
+        self.head: Callable[[Tensor], Tensor] = lambda x: self.last(x.relu())
+        self.first.register_forward_hook(lambda module, given, output: output * self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.first(x.flatten(1)))
+
+
+def test_every_slot_trains_a_model_of_its_own(toy_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(self: World) -> nn.Module:
+        torch.manual_seed(0)
+        return Closed(12, 4).to(self.dtype)
+
+    monkeypatch.setattr(World, "new_model", build)
+    world = toy_world(rounds=1, participation=1.0)
+    world = replace(world, layout=layout_of(world.new_model()))
+    exact, ours = Run(world, Path()), Run(world, Path())
+    exact.advance(SequentialEngine(world))
+    ours.advance(StreamsEngine(world, torch.device("cpu"), 3))
+    torch.testing.assert_close(ours.server.w, exact.server.w, rtol=1e-11, atol=1e-11)
 
 
 class Asking(nn.Module):

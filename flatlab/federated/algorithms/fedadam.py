@@ -5,7 +5,8 @@
              w <- w + eta_g m / (sqrt(v) + tau)
 
 Source: Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), who ask for v_0 >= tau^2. The defaults are those of
-FL-Simulator (woodenchild95), which starts at v = 0; the FedACG authors' code has eta_g = 0.01 and tau = 0.001.
+FL-Simulator (woodenchild95), which starts at v = 0 and halves eta_g for some of its runs; the FedACG authors' code has
+eta_g = 0.01 and tau = 0.001.
 """
 
 import torch

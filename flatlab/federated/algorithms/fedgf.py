@@ -7,7 +7,8 @@
 
 Source: Lee and Yoon, "Rethinking the Flat Minima Searching in Federated Learning" (ICML 2024), hwan-sig/Official-FedGF.
 Their scripts pass 0.2 and 0.3 by an option that their parser lacks, so that the published threshold is unknown: 0.2 is
-the smaller of the two, and what it means depends on the network."""
+the smaller of the two, and what it means depends on the network. Users report that runs with either do not learn; the
+author advises a larger one, or another rho (that repository's issue 2)."""
 
 from typing import Any
 

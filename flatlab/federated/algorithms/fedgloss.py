@@ -11,8 +11,9 @@ Both radii grow from rho_0 to their values over the first `warmup` rounds.
 
 Source: Caldarola et al., "Beyond Local Sharpness: Communication-Efficient Global Sharpness-aware Minimization for
 Federated Learning" (CVPR 2025), Algorithm 1 and its values for CIFAR-100, there 20,000 rounds with a warm-up over three
-quarters of them; the warm-up here is as long a part of the paper's 500. The authors' code divides by |S| once more and
-reads the server's radius off the clients' list: the algorithm as printed is followed."""
+quarters of them; the warm-up here is as long a part of the paper's 500. (CIFAR-10's are rho = rho_l = 0.15, beta = 10
+and a fifth of 10,000 rounds, as its presets have them.) The authors' code divides by |S| once more, reads the server's
+radius off the clients' list and lays the penalty's centre anew in every epoch: the algorithm as printed is followed."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -7,8 +7,9 @@
 With reference = "last_round" every client takes the model of the round before instead, as the authors' code does.
 
 Source: Fan et al., "Locally Estimated Global Perturbations are Better than Local Perturbations for Federated
-Sharpness-aware Minimization" (ICML 2024); rho as an author names it for the paper's runs. The authors' code indexes the
-flat update by tensor number, so that each tensor is shifted by one scalar; here every entry has its own.
+Sharpness-aware Minimization" (ICML 2024); rho as issue 1 of MediaBrain-SJTU/FedLESAM reads it there, and as the
+FedWMSAM authors use it (that repository's README has 0.5, its script 0.1). Its code indexes the flat update by tensor
+number, so that each tensor is shifted by one scalar; here every entry has its own.
 """
 
 from dataclasses import replace

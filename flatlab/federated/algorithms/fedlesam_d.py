@@ -4,7 +4,7 @@
     keeps    as both
     server   as FedDyn
 
-Source: as FedLESAM.
+Source: as FedLESAM; alpha is FedDyn's.
 """
 
 from pydantic import Field

@@ -10,7 +10,8 @@
 Source: Sun et al., "Dynamic Regularized Sharpness Aware Minimization in Federated Learning: Approaching Global
 Consistency and Smooth Landscape" (ICML 2023); hyperparameters of FL-Simulator (woodenchild95). Its server leaves eps
 out of S; an independent port (hwan-sig/Official-FedGF) has it, as here. Until 26 October 2024 it cut every tensor of
-mu_i and s from the head of the vector, and the numbers in its README are older."""
+mu_i and s from the head of the vector, and the numbers in its README are older. Its issue 13 doubts the sign of the
+quadratic term in the paper's Eq. 9, a maximum: the client's step above is that of both programs."""
 
 from typing import Any
 

@@ -10,7 +10,8 @@
 Source: "FedWMSAM" (arXiv 2511.22080), 500 rounds. Of the perturbation there are three versions: the equation points to
 the predicted model, the text says that the loss rises away from it, and the code predicts uphill, without the learning
 rate and with one scalar for each tensor. Here it points from the predicted model to theta, which is what the text
-describes: a repair. The paper adapts alpha by the cosine of m and m_i, the code as here.
+describes: a repair. The paper adapts alpha by the cosine of m and m_i, the code as here; the code also lets m shrink by
+the learning rate's decay in every round, which no equation has.
 """
 
 from typing import Any

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flatlab.errors import UsageError, first_line
+from flatlab.errors import UsageError
 from flatlab.federated.world import World
 from flatlab.tell import Tell, silent
 
@@ -91,11 +91,10 @@ def is_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "alloc_failed" in words
 
 
-def no_room_for_a_step(model: str, error: Exception) -> UsageError:
-    """What to say where not even one client's step fits the device."""
+def no_room_for_a_step(model: str, said: str) -> UsageError:
+    """What to say where not even one client's step fits the device, which `said` so."""
     return UsageError(
-        f"The device has no memory for a local step of {model} ({first_line(error)}); "
-        "use --device cpu, or smaller batches."
+        f"The device has no memory for a local step of {model} ({said}); use --device cpu, or smaller batches."
     )
 
 

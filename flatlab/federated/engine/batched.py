@@ -137,7 +137,7 @@ class BatchedEngine:
         """Take the gradients of half as many clients at once from now on."""
         at_once = min(self.together or clients, clients)
         if at_once == 1:
-            raise no_room_for_a_step(self.world.config.model, error) from error
+            raise no_room_for_a_step(self.world.config.model, first_line(error)) from error
         self.together = math.ceil(at_once / 2)
 
     def _objective(self, theta: Tensor, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

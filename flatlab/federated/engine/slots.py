@@ -5,13 +5,12 @@ changes from step to step, a learning rate or a counter, is therefore a number o
 that float32 vectors stay float32 beside it.
 """
 
-from copy import deepcopy
 from dataclasses import fields
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatlab.data import Split, normalise
 from flatlab.federated.algorithms.base import Client, Terms
@@ -34,10 +33,9 @@ class Slots:
         self.world, self.device = world, device
         rules, P = world.config.rules, world.layout.size
         zeros = partial(torch.zeros, dtype=world.dtype, device=device)
-        model = world.new_model()
-        model.to(device)  # a model's own methods may return nothing
-        model.train()
-        self.models = [deepcopy(model) for _ in range(count)]  # a captured step has addresses of its own model's
+        # One each, since a captured step has addresses of its own model's; built and not copied, since what a model
+        # keeps beside its parameters (a hook, a function that closes over a layer) would go on reading the original's.
+        self.models = [new_model(world, device) for _ in range(count)]
         _, server = world.initial(torch.zeros(P, dtype=world.dtype))
         self.w = zeros(P)
         self.server = {name: zeros(first.shape) for name, first in server.items()}
@@ -138,12 +136,20 @@ class Slots:
         eta = self.rates.index_select(0, self.step[slot : slot + 1])[0]
         gradient = partial(loss_gradient, world, self.models[slot], x, y)
         loss, after = local_step_(self.theta[slot], gradient, client, terms, config.rules, eta, config, self.step[slot])
-        for name, vector in after.own.items():
-            if vector is not client.own[name]:
-                client.own[name].copy_(vector)
+        changed = {name: x.clone() for name, x in after.own.items() if x is not client.own[name]}  # may be another's
+        for name, vector in changed.items():
+            client.own[name].copy_(vector)
         self.loss[slot].add_(loss, alpha=length)
         self.step[slot].add_(1)
         self.row[slot].add_(1)
+
+
+def new_model(world: World, device: torch.device) -> nn.Module:
+    """The world's model on `device`, to be trained."""
+    model = world.new_model()
+    model.to(device)  # a model's own methods may return nothing
+    model.train()
+    return model
 
 
 def _stored(world: World, split: Split, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,11 @@ be captured, since it asks the device for a value or draws random numbers, runs 
 model on a CPU. What a model decides by a counter of its own in Python is decided once, when it is captured.
 """
 
+import gc
 import random
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import numpy as np
@@ -29,7 +31,7 @@ from flatlab.federated.engine.base import (
 )
 from flatlab.federated.engine.round_plan import RoundPlan, plan_round
 from flatlab.federated.engine.sequential import add_up, chunk_starts, score_chunk
-from flatlab.federated.engine.slots import Slots
+from flatlab.federated.engine.slots import Slots, new_model
 from flatlab.federated.own_calls import clients_named, require_kept
 from flatlab.federated.participants import sample_clients
 from flatlab.federated.precision import arithmetic
@@ -40,11 +42,19 @@ from flatlab.tell import Tell, silent
 MOST_SLOTS = 32
 """Participants that train at once at most: a GPU is full before, and torch has no more streams to give."""
 
-MOST_UNUSED = 64
-"""Graphs that are kept though this round does not need them: clients' last batches may be of any size."""
+MOST_UNUSED = 512
+"""Graphs that are kept though this round does not need them: clients' last batches may be of any size.
 
-WARM_UP = 2
-"""Steps before a capture, in which libraries choose their kernels."""
+Those of a slot share their memory, and making one takes as long as three steps launched by hand.
+"""
+
+
+@dataclass(frozen=True)
+class CapturedStep:
+    """A local step of one slot on so many samples."""
+
+    graph: torch.cuda.CUDAGraph
+    read: list[Tensor]  # what the slot's model has stored, as a mask for so many samples: the graph may read it
 
 
 def open_engine(world: World, means: Means) -> Engine:
@@ -66,13 +76,14 @@ class StreamsEngine:
                 "--device cpu, or --engine batched, which keeps the images as they are."
             ) from error
         self.usable = slots
+        self.judge = new_model(world, device)  # no slot's, whose captured steps may read what it has stored
         test = replace(
             world.data.test, images=world.data.test.images.to(device), labels=world.data.test.labels.to(device)
         )
         self.test_world = replace(world, data=replace(world.data, test=test))
         self.captures = device.type == "cuda"
         self.streams = [torch.cuda.Stream(device) for _ in range(slots)] if self.captures else []
-        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}  # by slot and samples of the step
+        self.steps: dict[tuple[int, int], CapturedStep] = {}  # by slot and number of samples
         # The next round, by number and participants, drawn while the device was busy with this one.
         self.planned: tuple[tuple[int, list[int]], RoundPlan] | None = None
 
@@ -106,83 +117,99 @@ class StreamsEngine:
 
     def evaluate(self, models: Sequence[Tensor]) -> list[Evaluation]:
         """Evaluate each flat vector (P,) on the test set."""
-        world, model = self.test_world, self.slots.models[0]
+        world, model = self.test_world, self.judge
         starts = chunk_starts(world.data.test)
         here = [vector.to(self.device) for vector in models]
         sums = torch.stack([torch.stack([score_chunk(world, model, w, start) for start in starts]) for w in here])
-        model.train()
         return [add_up(chunks, len(world.data.test)) for chunks in sums.tolist()]
 
     def __enter__(self) -> "StreamsEngine":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.graphs.clear()
+        self.steps.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # others may use the same card
 
     def _prepare(self, inputs: RoundInputs, plan: RoundPlan, wave: slice) -> bool:
         """Load the wave, its steps captured; False where the wave must be smaller, or is trained uncaptured."""
         if self.slots.load(inputs, wave):
-            self.graphs.clear()
+            self.steps.clear()
         if not self.captures:
             return True
         needed = {(i, b) for i, own in enumerate(plan.lengths[wave]) for b in own}
-        missing = sorted(needed - self.graphs.keys())
+        # The largest first: the memory of a slot's larger step has room for its smaller ones.
+        missing = sorted(needed - self.steps.keys(), key=lambda step: (step[0], -step[1]))
         if not missing:
             return True
-        for slot, length in [key for key in self.graphs if key not in needed][:-MOST_UNUSED]:
-            del self.graphs[slot, length]
+        for slot, length in [key for key in self.steps if key not in needed][:-MOST_UNUSED]:
+            del self.steps[slot, length]
         self.slots.fill(plan, wave, slice(0, min(self.slots.ahead, plan.steps)))
         for slot, length in missing:
-            if not self._capture(slot, length):
+            if not self._capture(slot, length, needed):
                 return False
         self.slots.load(inputs, wave)  # the steps before a capture were real ones
         return True
 
-    def _capture(self, slot: int, length: int) -> bool:
-        """Make the graph of a step; False where there is no memory for it, or none of the model's can be made."""
+    def _capture(self, slot: int, length: int, needed: Collection[tuple[int, int]]) -> bool:
+        """Make a step's graph; False where there is no memory for it, or none of the model's can be made."""
+        try:
+            self.steps[slot, length] = self._captured(slot, length)
+        except RuntimeError as error:
+            said, short = first_line(_cause(error)), is_of_memory(error) or is_of_memory(_cause(error))
+        else:
+            return True
+        # Here, since an error holds what the step that it ended had in memory.
+        if short:
+            self._make_room(slot, needed, said)
+            return False
+        self.tell(
+            f"A local step of {self.world.config.model} cannot be captured as a CUDA graph ({said}): its kernels are "
+            "launched one by one, which is slower."
+        )
+        self.captures = False
+        self.steps.clear()
+        return False
+
+    def _captured(self, slot: int, length: int) -> CapturedStep:
         main, side = torch.cuda.current_stream(), self.streams[slot]
         graph = torch.cuda.CUDAGraph()
-        pool = next((g.pool() for (s, _), g in self.graphs.items() if s == slot), None)  # they never run at once
+        pool = next((step.graph.pool() for (s, _), step in self.steps.items() if s == slot), None)  # never at once
         try:
             side.wait_stream(main)
             with torch.cuda.stream(side):
                 before = _generators()
-                for _ in range(WARM_UP):
-                    self.slots.row[slot].zero_()
-                    self.slots.step[slot].zero_()
-                    self.slots.take_step(slot, length)
+                self._warm_up(slot, length)
+                with _waits_refused():  # a capture that meets one would break, and leave the allocator broken
+                    self._warm_up(slot, length)
             if _generators() != before:
-                return self._leave("it draws random numbers, which every step must draw anew")
+                raise RuntimeError("it draws random numbers, which every step must draw anew")
             with torch.cuda.graph(graph, pool=pool, stream=side):
                 self.slots.take_step(slot, length)
-        except RuntimeError as error:
-            broke = error.__context__  # rather than that the capture is broken
-            cause = broke if isinstance(broke, Exception) else error
-            if not any(is_of_memory(e) for e in (error, cause)):
-                return self._leave(first_line(cause))
-            self._make_room(slot, cause)
-            return False
         finally:  # a capture that breaks leaves its own stream the current one
             torch.cuda.set_stream(main)
             main.wait_stream(side)
-        self.graphs[slot, length] = graph
-        return True
+        modules = self.slots.models[slot].modules()
+        return CapturedStep(graph, [x for module in modules for x in vars(module).values() if isinstance(x, Tensor)])
 
-    def _leave(self, why: str) -> bool:
-        self.tell(
-            f"A local step of {self.world.config.model} cannot be captured as a CUDA graph ({why}): its kernels are "
-            "launched one by one, which is slower."
-        )
-        self.captures = False
-        self.graphs.clear()
-        return False
+    def _warm_up(self, slot: int, length: int) -> None:
+        """A step in which libraries choose their kernels."""
+        self.slots.row[slot].zero_()
+        self.slots.step[slot].zero_()
+        self.slots.take_step(slot, length)
 
-    def _make_room(self, slot: int, error: Exception) -> None:
-        """Use fewer slots: not this one, nor the one before it, so that something is left for all else."""
-        if not self.graphs:
-            raise no_room_for_a_step(self.world.config.model, error) from error
-        self.usable = max(1, slot - 1)
-        self.graphs = {key: graph for key, graph in self.graphs.items() if key[0] < min(slot, self.usable)}
+    def _make_room(self, slot: int, needed: Collection[tuple[int, int]], said: str) -> None:
+        """Drop the steps that are not `needed`; without any, use fewer slots, so that something is left for all else.
+
+        Those are two fewer than tried to have steps. Raises `UsageError` where that was one.
+        """
+        if self.steps.keys() <= set(needed):
+            tried = {slot, *(held for held, _ in self.steps)}
+            if len(tried) == 1:
+                raise no_room_for_a_step(self.world.config.model, said)
+            self.usable = max(1, len(tried) - 2)
+        self.steps = {key: step for key, step in self.steps.items() if key in needed and key[0] < self.usable}
+        gc.collect()
         torch.cuda.empty_cache()
 
     def _train(self, inputs: RoundInputs, plan: RoundPlan, wave: slice) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -210,7 +237,7 @@ class StreamsEngine:
             side.wait_stream(main)
         for slot, length in steps:
             with torch.cuda.stream(streams[slot]):
-                self.graphs[slot, length].replay()
+                self.steps[slot, length].graph.replay()
         for side in streams:
             main.wait_stream(side)
 
@@ -225,6 +252,22 @@ class StreamsEngine:
         if t < self.world.config.rounds:
             ids = sample_clients(self.world.config, t)
             self.planned = (t, ids), plan_round(self.world, t, ids)
+
+
+def _cause(error: RuntimeError) -> Exception:
+    """What broke a capture, rather than that it is broken."""
+    return error.__context__ if isinstance(error.__context__, Exception) else error
+
+
+@contextmanager
+def _waits_refused() -> Iterator[None]:
+    """Within the block whatever waits for the device raises `RuntimeError`."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _generators() -> tuple[object, ...]:
