@@ -49,8 +49,9 @@ def draw_accuracy_curves(results: Results) -> Drawing:
                     found = [run for run in results.select(algorithm, row, man) if run.trained]
                     points = _mean_curve(found)
                     _draw_line(axes, points, colour, man_label(man, results.zetas))
-                    key = {"partition": row, "algorithm": algorithm, "man": man}
-                    rows += [{**key, "round": t, "mean": m, "deviation": s, "seeds": len(found)} for t, m, s in points]
+                    key = {"partition": row, "algorithm": algorithm, "man": man, "seeds": len(found)}
+                    spread = len(found) > 1  # one seed has none, and no band
+                    rows += [{**key, "round": t, "mean": m, "deviation": s if spread else None} for t, m, s in points]
                 if row == results.rows[0] or down > 1:
                     axes.set_title(algorithm_label(algorithm))
             for axes in line[:, 0]:
@@ -77,7 +78,7 @@ def _mean_curve(runs: Sequence[Result]) -> list[tuple[int, float, float]]:
 def _set_limits(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """Begin below the lowest curve after a fifth of the rounds, so that ends can be told apart."""
     last = max(row["round"] for row in rows)
-    lowest = min(float(row["mean"] - row["deviation"]) for row in rows if row["round"] >= last / 5)
+    lowest = min(float(row["mean"] - (row["deviation"] or 0)) for row in rows if row["round"] >= last / 5)
     top = axes.get_ylim()[1]
     axes.set_ylim(lowest - 0.05 * (top - lowest), min(100, top))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))

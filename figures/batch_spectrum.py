@@ -1,11 +1,18 @@
 """How the top eigenvalues vary over mini-batches: the "Hessian max eigenvalue spectrum"."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
 from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
+
+_FEW = 20
+"""Eigenvalues that are too few for a rule."""
+
+_MOST_BINS = 60
 
 
 def draw_batch_spectrum(saved: Sequence[Saved]) -> Drawing:
@@ -21,7 +28,7 @@ def draw_batch_spectrum(saved: Sequence[Saved]) -> Drawing:
     [9.0, 8.5]
     """
     everything = np.concatenate([np.ravel(one["values"]) for one in saved])
-    edges = np.histogram_bin_edges(everything, bins="fd" if len(everything) > 20 else 8).tolist()
+    edges = np.histogram_bin_edges(everything, bins=_bins(everything)).tolist()
     rows = [
         {"subject": subject_name(one), "batch": batch, "index": index + 1, "eigenvalue": value, "residual": residual}
         for one in saved
@@ -47,3 +54,11 @@ def draw_batch_spectrum(saved: Sequence[Saved]) -> Drawing:
         axes.plot([], [], "--", color="0.35", lw=1, label="of the mean loss")
         axes.legend(frameon=True)
     return Drawing(figure, rows, origin(saved))
+
+
+def _bins(values: NDArray[np.float64]) -> int:
+    """As many as Freedman and Diaconis (1981) have, where most batches are not alike and one far away."""
+    if len(values) <= _FEW:
+        return 8
+    width = 2 * float(np.subtract(*np.percentile(values, [75, 25]))) / np.cbrt(len(values))
+    return max(1, math.ceil(np.ptp(values) / width)) if width > np.ptp(values) / _MOST_BINS else _MOST_BINS

@@ -27,9 +27,22 @@ _LATEX = {
     "`": r"\textasciigrave{}",
     "±": r"$\pm$",
     "−": r"$-$",
+    "○": r"$\circ$",
     "“": "``",
     "”": "''",
 }
+
+_MATHS = {
+    **{letter: rf"\{name}" for letter, name in zip(
+        "αβγδεζηθλμρσΔΠΣ∇≤≥≠≈·×⊗→∞‖½",
+        ("alpha", "beta", "gamma", "delta", "varepsilon", "zeta", "eta", "theta", "lambda", "mu", "rho", "sigma",
+         "Delta", "Pi", "Sigma", "nabla", "le", "ge", "ne", "approx", "cdot", "times", "otimes", "to", "infty", "|",
+         "tfrac12"), strict=True)},
+    **{digit: f"_{{{number}}}" for number, digit in enumerate("₀₁₂₃₄₅₆₇₈₉")},
+    **{digit: f"^{{{number}}}" for number, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    **{sign: f"^{{{plain}}}" for sign, plain in zip("⁺⁻⁽⁾ᵏᵀ", ("+", "-", "(", ")", "k", r"\top"), strict=True)},
+}  # fmt: skip
+"""What statements and headings are written with, and pdfLaTeX has no letter for."""
 
 _MARKDOWN = re.compile(r"([\\`*_{}<>|~$&]|\](?=[(\[:]))")
 """Brackets are markup only where something follows them that makes a link."""
@@ -45,7 +58,7 @@ def plain(text: str) -> str:
 
 def latex(text: str) -> str:
     """The text as LaTeX sets it: every character that it reads as a command is written out."""
-    return "".join(_LATEX.get(letter, letter) for letter in plain(text))
+    return "".join(f"${_MATHS[x]}$" if x in _MATHS else _LATEX.get(x, x) for x in plain(text))
 
 
 def markdown(text: str) -> str:

@@ -64,8 +64,8 @@ def _by_layer(saved: Saved, names: Sequence[str]) -> list[tuple[float, float, fl
         if entry is None:
             found.append((np.nan, np.nan, np.nan))
             continue
-        top = entry["eigenvalues"][0]
-        found.append((top["value"], top["residual"], entry.get("output_norm2") or np.nan))
+        top, norm = entry["eigenvalues"][0], entry.get("output_norm2")
+        found.append((top["value"], top["residual"], np.nan if norm is None else norm))
     return found
 
 

@@ -1,6 +1,5 @@
 """The table of what MAN changes in every method."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,17 +9,18 @@ from figures.decimals import factor_shown, interval_places
 from figures.errors import MissingResultsError
 from figures.finished_methods import FEWEST, finished_methods, left_out_notes
 from figures.labels import algorithm_label, partition_label
-from figures.method_tables import MEASURES, by_ratios, doubt_of, measured, unsteady_notes
+from figures.method_tables import MEASURES, by_ratios, doubt_of, measured, unmeasured_notes, unsteady_notes
 from figures.results import Results
 from figures.shown import marked
 from figures.simultaneous import changes
+from figures.statistics import factor
 from figures.table import Table
 from figures.table_notes import mark_notes, tuned_notes
 
 _NOTE = (
     "Runs with MAN against those without at the same seed (×: geometric mean of the ratios; else mean of the "
     "differences), with simultaneous 95 % intervals (spread pooled over methods, Bonferroni over the methods of a "
-    "column). Less is better throughout: - lower, + higher, where the interval leaves out no change."
+    "partition in a column). Less is better throughout: - lower, + higher, where the interval leaves out no change."
 )
 
 
@@ -42,6 +42,7 @@ def man_table(results: Results) -> Table:
             _NOTE,
             *unsteady_notes(numbers, "its own seeds alone make its interval there"),
             *mark_notes(numbers),
+            *unmeasured_notes(results),
             *tuned_notes(results),
             *left_out_notes(results),
         ),
@@ -67,7 +68,7 @@ def _changes(results: Results, place: str) -> list[dict[str, Any]]:
         found_changes = changes(*(np.log([without, under]) if ratio else (without, under)))
         for algorithm, mean, half, own in zip(both, *(part.tolist() for part in found_changes), strict=True):
             ends = {"change": mean, "low": mean - half, "high": mean + half}
-            change = {name: math.exp(value) for name, value in ends.items()} if ratio else ends
+            change = {name: factor(value) for name, value in ends.items()} if ratio else ends
             about = {"partition": place, "algorithm": algorithm, "measure": measure, "ratio": ratio, "unsteady": own}
             mark = doubt_of([methods[algorithm, man] for man in (False, True)], seeds, measure)
             found.append({**about, **change, "doubt": mark})

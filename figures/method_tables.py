@@ -15,6 +15,7 @@ from figures.labels import partition_label
 from figures.results import Result, Results
 from figures.shown import marked
 from figures.simultaneous import agreement, all_tied, ranks, unsteady
+from figures.statistics import factor
 from figures.table import Table
 from figures.table_notes import mark_notes, tuned_notes
 from figures.unconverged import worst
@@ -38,7 +39,7 @@ MEASURES: dict[str, Callable[[Result], float | None]] = {
     "error": lambda run: None if run.accuracy is None else 100 - 100 * run.accuracy,
     "λ₁": lambda run: run.top_eigenvalue,
     "trace": lambda run: run.trace,
-    "above 1": lambda run: _of(run, "density", count_above_one),
+    "above 1": lambda run: _of(run, "density", lambda m: count_above_one(m) if "node_weights" in m else None),
     "relative": lambda run: _of(run, "flatness", lambda m: sum(layer["by_trace"] for layer in m["layers"])),
     "adaptive": lambda run: _of(run, "flatness", lambda m: m["adaptive_sharpness"]["value"]),
     "worst": lambda run: _of(run, "flatness", lambda m: (m.get("worst_case_sharpness") or {}).get("value")),
@@ -50,6 +51,9 @@ MEASURES: dict[str, Callable[[Result], float | None]] = {
 
 DIFFERENCES = ("error", "excess")
 """Those compared by differences; the others, which are positive and vary by factors, by ratios."""
+
+_NAMED = 5
+"""Runs that a note names; of more it says how many."""
 
 FEWEST_AGREEING = 8
 """Methods that an interval of a correlation over methods needs."""
@@ -76,11 +80,12 @@ def ranks_table(results: Results) -> Table:
             "weights times traces, added up; adaptive: sharpness of one step; worst: of twenty, within 0.1 % of every "
             "weight; local λ₁ and trace: of clients' losses at their own models, mean over clients; excess: λ₁ of the "
             "global loss less the local one.",
-            "Less is better. Of all methods, with and without MAN, in the column: rank by the mean over seeds, and the "
-            "best and worst rank that 95 % simultaneous comparisons (Tukey, seeds as blocks) leave it. Means, of what "
+            "Less is better. Of all methods of a partition, with and without MAN: rank by the mean over seeds, and the "
+            "best and worst one that 95 % simultaneous comparisons (Tukey, seeds as blocks) leave it. Means, of what "
             f"varies by factors geometric ones, are told apart from these differences on: {note}.",
             *unsteady_notes(numbers, "nothing is told of its rank there"),
             *mark_notes(numbers),
+            *unmeasured_notes(results),
             *tuned_notes(results),
             *left_out_notes(results),
         ),
@@ -102,11 +107,11 @@ def _ranked(results: Results, place: str) -> tuple[list[dict[str, Any]], str]:
         ratios = by_ratios(measure, values)
         own = compared(measure, values)
         found, difference = ranks(own)
-        least = f"a factor of {_factor(math.exp(difference))}" if ratios else _rounded(difference)
+        least = f"a factor of {_factor(factor(difference))}" if ratios else _rounded(difference)
         apart.append(f"{measure} {least}")
         for of, rank, alone in zip(methods, found, unsteady(own).tolist(), strict=True):
             method = {"partition": place, "algorithm": of[0], "man": of[1], "measure": measure, "unsteady": alone}
-            mean = math.exp(rank.mean) if ratios else rank.mean
+            mean = factor(rank.mean) if ratios else rank.mean
             numbers.append({**method, **vars(rank), "mean": mean, "doubt": doubt_of([methods[of]], seeds, measure)})
     return numbers, "; ".join(apart)
 
@@ -164,7 +169,7 @@ def agreement_table(results: Results) -> Table:
     return Table(
         "agreement",
         "Which measures agree",
-        (note, *mark_notes(numbers), *left_out_notes(results)),
+        (note, *mark_notes(numbers), *unmeasured_notes(results), *left_out_notes(results)),
         ("partition", "measures", "correlation"),
         tuple(rows),
         tuple(numbers),
@@ -205,6 +210,27 @@ def measured(
     """(methods, seeds); None where there are too few, or one has no such number."""
     if len({algorithm for algorithm, _ in methods}) < FEWEST or len(seeds) < 2:
         return None
-    found = [[MEASURES[measure](runs[seed]) for seed in seeds] for runs in methods.values()]
-    values = np.array([[math.nan if v is None else v for v in row] for row in found], dtype=np.float64)
+    values = np.array([[_number(runs[seed], measure) for seed in seeds] for runs in methods.values()], dtype=np.float64)
     return values if np.isfinite(values).all() else None
+
+
+def unmeasured_notes(results: Results) -> list[str]:
+    """The measures that some runs have and others have not, and which these are: no table compares by them."""
+    found: dict[str, list[str]] = {}
+    for place in results.rows:
+        methods, seeds = finished_methods(results, place)
+        runs = [of[seed] for of in methods.values() for seed in seeds]
+        for measure in MEASURES:
+            without = [run.name for run in runs if not math.isfinite(_number(run, measure))]
+            if 0 < len(without) < len(runs):
+                found.setdefault(measure, []).extend(without)
+    return [
+        f"{measure} is left out where runs lack it, or it is not finite: {', '.join(names[:_NAMED])}"
+        f"{f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''}."
+        for measure, names in found.items()
+    ]
+
+
+def _number(run: Result, measure: str) -> float:
+    value = MEASURES[measure](run)
+    return math.nan if value is None else value

@@ -41,14 +41,14 @@ def rounds_table(results: Results) -> Table:
             beside = beside or any(theirs)
     columns = ["partition", "algorithm", "without MAN", "with MAN"] + ["paper, without", "paper, with"] * beside
     notes = [
-        f"First round evaluated with a test accuracy of at least {target:.0%}; median over seeds; R+ where that is not "
-        f"reached within R rounds. {_evaluated(trained, at)}",
+        f"First round evaluated with a test accuracy of at least {100 * target:g}%; median over seeds; R+ where it is "
+        f"not reached within R rounds. {_evaluated(trained, at)}",
         results.grid.target_note.strip() if results.grid else "",
         *tuned_notes(results),
     ]
     return Table(
         name="rounds",
-        title=f"Communication rounds to {target:.0%} test accuracy",
+        title=f"Communication rounds to {100 * target:g}% test accuracy",
         notes=tuple(note for note in (*notes, *(paper_notes(results) if beside else [])) if note),
         columns=tuple(columns),
         rows=tuple(row[: len(columns)] for row in rows),

@@ -15,6 +15,12 @@ from scipy import stats
 LEVEL = 0.95
 
 
+def factor(logarithm: float) -> float:
+    """The ratio of that logarithm; infinite where no number is as large, as an end of an interval over two seeds."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(logarithm))
+
+
 @dataclass(frozen=True)
 class Sample:
     """Mean and spread of one number over seeds."""

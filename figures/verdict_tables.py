@@ -8,7 +8,9 @@ from figures.decimals import effect_shown
 from figures.errors import MissingResultsError
 from figures.labels import group_labels
 from figures.results import Results, require_alike
+from figures.shown import marked
 from figures.table import Table
+from figures.table_notes import mark_notes
 
 
 def verdict_tables(results: Results) -> tuple[list[Table], dict[str, str]]:
@@ -52,7 +54,8 @@ def _claims(verdicts: Sequence[dict[str, Any]]) -> list[Table]:
         "where every setting supports it, contradicted where one contradicts it."
     )
     columns = ("compared", "claim", "runs", "setting", "pairs", "effect [95 %]", "answer", "verdict on the claim")
-    return [Table("claims", "Does MAN do what is claimed?", (note,), columns, tuple(rows), tuple(numbers))]
+    notes = (note, *mark_notes({"doubt": number.get("doubt", "")} for number in numbers))
+    return [Table("claims", "Does MAN do what is claimed?", notes, columns, tuple(rows), tuple(numbers))]
 
 
 def _effect(comparison: dict[str, Any], ratio: bool) -> str:
@@ -60,7 +63,7 @@ def _effect(comparison: dict[str, Any], ratio: bool) -> str:
     if None in numbers:
         return ""
     effect, low, high = effect_shown(*numbers, ratio=ratio)
-    return f"{effect} [{low}, {high}]"
+    return marked(f"{effect} [{low}, {high}]", comparison.get("doubt", ""))
 
 
 def _statements(results: Results) -> list[Table]:

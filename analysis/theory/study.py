@@ -1,12 +1,13 @@
 """Does training with MAN do what the theory suggests? What is measured of each network, and what many of them say."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from analysis.activations import forward_pass
-from analysis.flatness import flatness
+from analysis.eigenpairs import Eigenpairs
+from analysis.flatness import FlatnessReport, flatness
 from analysis.problem import Problem
 from analysis.spectrum import layer_eigenpairs
 from analysis.theory.verdicts import (
@@ -58,6 +59,7 @@ class Measures:
     relative_trace: float  # sum_l |W_l|_F^2 tr
     adaptive_sharpness: float
     layers: Sequence[LayerMeasures]
+    doubts: Mapping[str, str] = field(default_factory=dict)  # by quantity: "!" not converged, "~" but for rounding
 
 
 def measure(problem: Problem, progress: Progress = lambda stage: None) -> Measures:
@@ -85,7 +87,26 @@ def measure(problem: Problem, progress: Progress = lambda stage: None) -> Measur
             )
             for name, pairs in tops.items()
         ],
+        doubts=_doubts(report, tops),
     )
+
+
+def _doubts(report: FlatnessReport, tops: Mapping[str, Eigenpairs]) -> dict[str, str]:
+    whole, layers = report.eigenvalues[0], tops.items()
+    of_layers = {f"λmax of {name}": _mark(bool(p.converged[0]), bool(p.rounded[0])) for name, p in layers}
+    of_trace = _mark(report.trace_converged, report.trace_rounded)
+    marks = {
+        **of_layers,
+        "λmax of the network": _mark(whole.converged, whole.rounded),
+        "trace": of_trace,
+        "relative flatness (λmax)": min(filter(None, of_layers.values()), default=""),
+        "relative flatness (trace)": of_trace,
+    }
+    return {quantity: mark for quantity, mark in marks.items() if mark}
+
+
+def _mark(converged: bool, rounded: bool) -> str:
+    return "" if converged else "~" if rounded else "!"
 
 
 @dataclass(frozen=True)
@@ -161,10 +182,14 @@ def conclude(subjects: Iterable[Subject]) -> list[ClaimVerdict]:
     for group, runs in _grouped(subjects, lambda s: s.group).items():
         last = [run for run in runs if run.round == max(other.round for other in runs)]
         for contrast, (penalised, other) in CONTRASTS.items():
-            for setting, own in _grouped((r for r in last if r.penalised == penalised), lambda s: s.setting).items():
+            for own in _grouped((r for r in last if r.penalised == penalised), _coefficients).values():
                 without = [r for r in last if r.penalised == other and r.zeta in (0.0, own[0].zeta)]
                 x, y = ({run.seed: run.quantities for run in side} for side in (own, without))
-                compared += [(group, contrast, c) for c in compare(claims_about(own[0]), y, {setting: x})]
+                pairs = [run for run in (*own, *without) if run.seed in x.keys() & y.keys()]
+                for comparison in compare(claims_about(own[0]), y, {own[0].setting: x}):
+                    marks = [run.measures.doubts.get(comparison.claim.quantity, "") for run in pairs]
+                    marked = replace(comparison, doubt=min(filter(None, marks), default=""))
+                    compared.append((group, contrast, marked))
     together = corrected([comparison for _, _, comparison in compared])
     verdicts: dict[tuple[str, str, Claim], list[Comparison]] = defaultdict(list)
     for (group, contrast, _), comparison in zip(compared, together, strict=True):
@@ -183,13 +208,17 @@ def correlations(subjects: Sequence[Subject]) -> list[Correlation]:
     names = list(dict.fromkeys(layer.name for subject in subjects for layer in subject.measures.layers))
     ways: list[tuple[str, Sequence[Subject], Callable[[Subject], Hashable]]] = [
         ("coefficients", last, lambda s: (s.group, s.seed)),
-        ("seeds", last, lambda s: (s.group, s.setting)),
-        ("rounds", subjects, lambda s: (s.group, s.setting, s.seed)),
+        ("seeds", last, lambda s: (s.group, _coefficients(s))),
+        ("rounds", subjects, lambda s: (s.group, _coefficients(s), s.seed)),
     ]
     for over, chosen, fixed in ways:
         for name in names:
             found.append(correlate(over, name, [p for run in chosen for p in _points(run, name, fixed(run))]))
     return [correlation for correlation in found if correlation is not None]
+
+
+def _coefficients(subject: Subject) -> tuple[float, float]:
+    return subject.zeta, subject.zeta_logits
 
 
 def _points(subject: Subject, name: str | None, group: Hashable) -> list[Point]:

@@ -50,6 +50,7 @@ class Comparison:
     high: float
     p: float  # of the paired t test, uncorrected
     p_holm: float  # corrected for all comparisons of the study
+    doubt: str = ""  # "!" where a number behind it did not converge, "~" where it is exact to rounding alone
 
     @property
     def answer(self) -> Answer:

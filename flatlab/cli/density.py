@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from figures.captions import matrix_name
+from figures.decimals import readable
 from figures.labels import block_label
 from flatlab.cli.options import MATRIX, Given, measuring
 from flatlab.cli.pictures import save_picture
@@ -74,7 +75,9 @@ def _rows(found: Sequence[Mapping[str, Any] | None]) -> list[Row]:
 
 
 def _share(estimate: dict[str, float]) -> Cell:
-    return Cell(f"{estimate['value']:.2%}{give_or_take(estimate['standard_error'], '.1%')}", estimate["value"])
+    value, error = estimate["value"], estimate["standard_error"]
+    places = readable(100 * (error or 0.0), 100 * value, 2)
+    return Cell(f"{value:.{places}%}{give_or_take(error, f'.{places}%')}", value)
 
 
 _LINES: Mapping[str, Callable[[Mapping[str, Any]], Cell | None]] = {

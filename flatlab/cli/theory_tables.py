@@ -17,6 +17,8 @@ from analysis.theory.study import CONTRASTS, ClaimVerdict
 from analysis.theory.verdicts import Comparison, Correlation
 from figures.decimals import effect_shown
 from figures.labels import group_labels
+from figures.shown import marked
+from figures.table_notes import mark_notes
 from flatlab.measuring.verify import ToyBattery, Verification
 from flatlab.terminal.console import console
 
@@ -176,6 +178,7 @@ def print_study(verdicts: Sequence[ClaimVerdict], correlated: Iterable[Correlati
         "by seed, with its 95 % interval. + supports the claim, - contradicts it, ? leaves it undecided: paired t "
         "test, p-values corrected for all comparisons (Holm). A claim is supported where every coefficient supports "
         "it, and contradicted where one contradicts it.\n",
+        *mark_notes(vars(comparison) for verdict in verdicts for comparison in verdict.comparisons),
         highlight=False,
     )
     table = Table(title="log mean|a|² entering a layer against log λmax", title_justify="left", **_BARE)
@@ -215,4 +218,4 @@ def _print_verdicts(title: str, verdicts: Sequence[ClaimVerdict]) -> None:
 
 def _cell(comparison: Comparison) -> str:
     effect, low, high = effect_shown(comparison.effect, comparison.low, comparison.high, ratio=comparison.claim.ratio)
-    return f"{effect} {_MARKS[comparison.answer]}\n[dim]{low} to {high}[/dim]"
+    return marked(f"{effect} {_MARKS[comparison.answer]}", comparison.doubt) + f"\n[dim]{low} to {high}[/dim]"

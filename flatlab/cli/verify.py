@@ -8,10 +8,10 @@ import typer
 
 from flatlab.cli.console import fail_if, noted, require_places, warn_of_unwritable, write_json
 from flatlab.cli.options import final_checkpoints, folder
-from flatlab.cli.pictures import save_drawing
+from flatlab.cli.pictures import save_drawing, save_picture
 from flatlab.cli.used import is_given, option
 from flatlab.cores import is_one_of_many
-from flatlab.errors import UsageError
+from flatlab.errors import NOT_CONVERGED, UsageError
 from flatlab.terminal.console import console, say, status
 
 if TYPE_CHECKING:
@@ -197,4 +197,6 @@ def _study(
         from figures.theory_scatter import draw_theory_scatter
 
         save_drawing(draw_theory_scatter(results), figures / "theory-scatter")
-        save_drawing(draw_theory_heatmap(results), figures / "theory-heatmap")
+        save_picture(lambda found: draw_theory_heatmap(found[0]), [results], figures / "theory-heatmap")
+    if any(comparison.doubt for verdict in found.verdicts for comparison in verdict.comparisons):
+        raise SystemExit(NOT_CONVERGED)

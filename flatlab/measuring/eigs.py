@@ -233,7 +233,8 @@ def measure_eigs(subject: Subject, search: Search, tell: Tell = silent, *, sampl
     spread = None
     samples = subject.problem.samples
     some = samples < subject.available and samples >= 2 * PARTS * ranks()
-    if sampling and some and search.which != "smallest":
+    largest = search.which != "smallest" and (search.method != "power" or report.eigenvalues[0].value > 0)
+    if sampling and some and largest:
         tell(f"{PARTS} subsets, to see the sampling error")
         try:
             spread = sampling_spread(subject.problem, PARTS, start=report.vectors[:, :1], matrix=search.matrix)

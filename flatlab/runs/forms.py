@@ -188,7 +188,8 @@ class Density(Measured):
     """<checkpoint>.density.json."""
 
     grid: list[Finite] = Field(min_length=2)
-    nodes: list[Any] = []
+    nodes: list[list[Finite]] = []
+    node_weights: list[list[Finite]] | None = None  # older files have none
     density: list[float]
     standard_error: list[float | None]
     sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -198,6 +199,8 @@ class Density(Measured):
     def _lengths_agree(self) -> Self:
         if not len(self.grid) == len(self.density) == len(self.standard_error):
             raise ValueError("grid, density and standard_error differ in length")
+        if self.node_weights is not None and [len(w) for w in self.node_weights] != [len(n) for n in self.nodes]:
+            raise ValueError("nodes and node_weights differ in length")
         return self
 
 

@@ -152,6 +152,30 @@ def test_a_study_in_which_the_curvature_moves_into_the_first_layer() -> None:
     assert found["λmax of fc2"] == "supported"
 
 
+def test_coefficients_that_are_printed_alike_are_compared_apart() -> None:
+    runs = [
+        subject(zeta, seed, (change, 1.0))
+        for zeta, change in ((0.0, 4.0), (0.05, 2.0), (0.0500000001, 8.0))
+        for seed in range(4)
+    ]
+    (found,) = (v for v in conclude(runs) if v.claim.quantity == "λmax of fc1")
+    assert [comparison.effect for comparison in found.comparisons] == pytest.approx([0.5, 2.0])
+
+
+def test_what_rests_on_a_number_that_did_not_converge_is_marked() -> None:
+    runs = study(lambda zeta, seed: (4 / (1 + zeta), 2 / (1 + 3 * zeta)))
+    marked = [
+        replace(run, measures=replace(run.measures, doubts={"trace": "~", "λmax of fc1": "!"}))
+        if run.zeta == 0.5 and run.seed == 1
+        else run
+        for run in runs
+    ]
+    marks = {v.claim.quantity: [comparison.doubt for comparison in v.comparisons] for v in conclude(marked)}
+    assert marks["trace"] == ["", "~"]
+    assert marks["λmax of fc1"] == ["", "!"]
+    assert marks["λmax of fc2"] == ["", ""]
+
+
 def test_a_study_without_effect() -> None:
     sign = {0: 1, 1: -1, 2: 1, 3: -1, 4: 0}
     found = answers(study(lambda zeta, seed: (4 * math.exp(zeta * sign[seed]), 2 * math.exp(zeta * sign[seed]))))

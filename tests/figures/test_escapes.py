@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
+from analysis.theory.statements import STATEMENTS
 from figures.drawing import Drawing, print_style
 from figures.escapes import csv_cell, latex, markdown, plain
 from figures.formats import as_csv, as_latex, as_markdown
+from figures.method_tables import MEASURES
 from figures.report import make_report
 from figures.table import Table
 from flatlab.grid.saved_results import read_results
@@ -110,3 +112,10 @@ def test_the_page_escapes_too(finished: Path) -> None:
     page = make_report(read_results(finished), [table], {}, {})
     assert hostile not in page
     assert html(hostile) in page
+
+
+def test_what_statements_and_measures_are_written_with_is_set_by_any_latex() -> None:
+    """pdfLaTeX has letters up to Latin Extended-A, dashes and quotation marks; all else must be a command."""
+    ours = " ".join((*STATEMENTS.values(), *MEASURES, "mean |a|² after fc1", "ζ = 0.05 ± 1", "−1 ≤ ×2 ○", "σ θ ∇L"))
+    assert not [letter for letter in latex(ours) if ord(letter) > 0x17F]
+    assert latex("λ₁ ≤ 2") == r"$\lambda$$_{1}$ $\le$ 2"

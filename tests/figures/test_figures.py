@@ -5,16 +5,19 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
 
+from figures.batch_spectrum import draw_batch_spectrum
 from figures.drawing import ring
 from figures.errors import MissingResultsError
 from figures.gallery import FIGURES, draw_figures
 from figures.loss_surface import draw_loss_surfaces
+from figures.theory_heatmap import draw_theory_heatmap
 from figures.theory_scatter import draw_theory_scatter
 from figures.tracked_eigenvalues import draw_tracking
 from flatlab.files import write_files
@@ -222,3 +225,34 @@ def test_the_command_lists_draws_and_names_what_it_skipped(
     assert all(Path(path).exists() for paths in written["figures"].values() for path in paths)
     assert flatlab("figures") == 2
     assert flatlab("figures", str(tmp_path / "none")) == 2
+
+
+def study_of(*runs: tuple[float, float, float]) -> dict[str, Any]:
+    """What study.json has of runs with these coefficients (zeta, of the logits) and top eigenvalues."""
+    subjects = [
+        {"round": 1, "group": "{}", "seed": 0, "zeta": zeta, "zeta_logits": logits,
+         "measures": {"top": top, "layers": [{"name": "fc1", "top": top}]}}
+        for zeta, logits, top in runs
+    ]  # fmt: skip
+    return {"subjects": subjects, "versions": {}}
+
+
+def test_a_study_without_runs_that_nothing_is_added_to_has_no_heatmap() -> None:
+    with pytest.raises(MissingResultsError, match="no run is without MAN"):
+        draw_theory_heatmap(study_of((0.1, 0.0, 2.0), (0.1, 2.0, 1.0)))
+
+
+def test_a_heatmap_leaves_out_what_has_no_logarithm() -> None:
+    drawn = draw_theory_heatmap(study_of((0.0, 0.0, 2.0), (0.1, 0.0, 0.0), (0.5, 0.0, 1.0)))
+    ratios = {row["zeta"]: row["ratio"] for row in drawn.rows if row["layer"] == "fc1"}
+    assert ratios == {0.0: 1.0, 0.1: pytest.approx(float("nan"), nan_ok=True), 0.5: 0.5}
+
+
+def test_one_batch_far_away_does_not_make_a_million_bars() -> None:
+    values = [[np.exp(-12.0 - 0.01 * i)] for i in range(100)] + [[3.0]]
+    origin = {"checkpoint": "run/final.pt", "versions": {"torch": "2.13.0"}, "batch_size": 5}
+    data = {"dataset": "digits", "split": "train", "samples": 500}
+    whole = {"eigenvalues": [{"value": 8.0}]}
+    saved = {**origin, "data": data, "global": whole, "values": values, "residuals": values}
+    figure = draw_batch_spectrum([saved]).figure
+    assert len(figure.axes[0].patches) < 100

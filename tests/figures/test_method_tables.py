@@ -99,6 +99,9 @@ def test_a_method_without_one_of_the_numbers_leaves_that_measure_out() -> None:
     one = whole.runs[0]
     less = Results(Path(), None, (*whole.runs[1:], Result(**{**vars(one), "measured": {"eigs": one.measured["eigs"]}})))
     assert "trace" not in ranks_table(less).columns
+    for table in (ranks_table(less), man_table(less), agreement_table(less)):
+        assert f"trace is left out where runs lack it, or it is not finite: {one.name}." in table.notes
+    assert not any("left out where runs lack" in note for note in ranks_table(whole).notes)
     assert ranks_table(less).numbers[0]["rank"] == ranks_table(whole).numbers[0]["rank"]
 
 
@@ -255,3 +258,27 @@ def test_clients_of_different_rounds_stand_in_no_table(clients_of_two_rounds: Pa
     said = r"clients-0002\.local\.json of \S+ was made with round 2, clients-0001\.local\.json of fedsam-s1 with 1:"
     with pytest.raises(MissingResultsError, match=said):
         ranks_table(read_results(clients_of_two_rounds))
+
+
+def test_an_interval_over_two_seeds_may_reach_beyond_every_number() -> None:
+    """One degree of freedom, 23 methods' correction, and seeds that lie a factor of e^5 apart."""
+    whole = results(methods=9, seeds=2)
+    wild = [run for run in whole.runs if run.config.algorithm == "fedavgm" and run.config.man]
+    tops = {run.config.seed: 1e-3 if run.config.seed else 1e12 for run in wild}
+    eigs = {run.name: {"settings": {}, "global": {"eigenvalues": [{"value": tops[run.config.seed]}]}} for run in wild}
+    runs = tuple(
+        replace(run, measured={**run.measured, "eigs": eigs[run.name]}) if run in wild else run for run in whole.runs
+    )
+    table = man_table(Results(Path(), None, runs))
+    row = next(n for n in table.numbers if (n["algorithm"], n["measure"]) == ("fedavgm", "λ₁"))
+    assert row["unsteady"]
+    assert row["high"] == float("inf")
+    assert row["low"] == 0
+    assert next(cells for cells in table.rows if cells[1] == "FedAvgM")[3].endswith(", inf]")
+
+
+def test_a_density_of_before_weights_were_saved_counts_nothing() -> None:
+    whole = results()
+    density = {"density": {"settings": {}, "size": 5, "nodes": [[1.0]]}}
+    old = tuple(replace(run, measured=run.measured | density) for run in whole.runs)
+    assert "above 1" not in ranks_table(Results(Path(), None, old)).columns
