@@ -38,6 +38,8 @@ def in_float64_where_it_runs(problem: Problem) -> Problem | None:
     try:
         with torch.no_grad():  # one sample, which may be one that is not counted
             double.share(moved(next(regrouped(problem.data, 1)), double.device, double.dtype), {})
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
         return None
     return double
@@ -52,6 +54,8 @@ def lost_to_rounding(product: Callable[[Tensor], Tensor] | None, vector: Tensor,
     if product is not None:
         try:
             return product(vector[None])[0] - image
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
             warnings.warn("What rounding takes is not known: the model does not run in float64.", stacklevel=2)
     return torch.zeros_like(image, dtype=torch.float64)
@@ -73,6 +77,8 @@ def confirmed(
     for some in pairs.vectors.T.split(together):
         try:
             found.append(quotients(some, product(some)))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # a tensor that stays in float32: the loss's weights, a cast in the model
             return pairs
     values, residuals = (torch.cat(parts) for parts in zip(*found, strict=True))

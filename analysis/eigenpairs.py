@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from analysis.errors import MeasurementError
 from analysis.ieee import ieee
 from analysis.vectors import combine, dots, quotients
 
@@ -41,7 +42,7 @@ class Eigenpairs:
     confirmed: bool  # values and residuals are those of float64 products
     products: int  # products of A with a vector
     scale: float  # |A|, as far as the search saw it
-    vanishing: float = 0.0  # values that are no larger, residual included, count as converged too
+    vanishing: Tensor | float = 0.0  # (k,), values that are no larger, residual included, count as converged too
 
     @property
     def finished(self) -> bool:
@@ -55,6 +56,13 @@ class Eigenpairs:
         return torch.tensor([relative(r, x) for r, x in pairs], dtype=torch.float64)
 
 
+def require_pairs(k: int) -> int:
+    """k, the number of eigenpairs that are asked for; raises `MeasurementError` where it is none."""
+    if k < 1:
+        raise MeasurementError(f"k is a number of eigenpairs, 1 or more, not {k}.")
+    return k
+
+
 def relative(residual: float, value: float) -> float:
     """residual / |value|, zero where the residual is zero."""
     return 0.0 if residual == 0 else residual / abs(value) if value else math.inf
@@ -65,7 +73,7 @@ def is_finished(residual: float, value: float, scale: float, tol: float, dtype: 
     return residual <= max(tol * abs(value), rounding(scale, dtype))
 
 
-def vanish(residuals: Tensor, values: Tensor, most: float) -> Tensor:
+def vanish(residuals: Tensor, values: Tensor, most: Tensor | float) -> Tensor:
     """Where the eigenvalues within the residuals are `most` in magnitude at the most."""
     return residuals + values.abs() <= most
 
@@ -83,7 +91,7 @@ def rayleigh_ritz(basis: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def certified(
-    vectors: Tensor, images: Iterable[Tensor], scale: float, tol: float, products: int, vanishing: float = 0.0
+    vectors: Tensor, images: Iterable[Tensor], scale: float, tol: float, products: int, vanishing: Tensor | float = 0.0
 ) -> Eigenpairs:
     """Pairs from unit rows (k, p) and their products with A, k times (p,); A's norm is about `scale`, no gap is known.
 

@@ -31,3 +31,9 @@ def borders(values: Tensor, which: Which) -> list[tuple[int, float]]:
     if which == "magnitude":
         return [(1, abs(last)), (-1, -abs(last))]
     return [(1, values[len(values) - len(values) // 2 - 1].item()), (-1, last)]
+
+
+def of_lower_end(count: int, which: Which) -> Tensor:
+    """Which of so many wanted values, in their order, are those of the lower end; bool (count,)."""
+    at = torch.arange(count)
+    return at >= (count - count // 2 if which == "both" else 0 if which == "smallest" else count)

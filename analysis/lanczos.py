@@ -20,7 +20,8 @@ then with more if need be. A space of `max_basis` dimensions or fewer is worked 
 
 At the lower end eigenvalues may vanish beside the largest: no residual is small beside those, and what lies a little
 below is as hard to exclude. Where the caller lets it (`vanishing`), a pair there has also converged where its
-eigenvalue is at most tol |A| in magnitude, and none is excluded that lies below by less than that.
+eigenvalue is at most tol |A| in magnitude, and none is excluded that lies below by less than that. With such a residual
+a look may not be able to tell what is beside the pairs of the upper end; the search then asks for a smaller one.
 """
 
 import math
@@ -41,10 +42,11 @@ from analysis.eigenpairs import (
     is_finished,
     judged,
     relative,
+    require_pairs,
     rounding,
     vanish,
 )
-from analysis.ends import Which, borders, wanted
+from analysis.ends import Which, borders, of_lower_end, wanted
 from analysis.operators import SymmetricOperator
 from analysis.overlooked import BASIS, BEYOND, FEWEST, Chain, Seen, Verdict, limits_of, overlooked, slack_at
 from analysis.recurrence import extend
@@ -66,6 +68,7 @@ _SMALL, _RARELY = 1000, 1e-3  # up to so many dimensions products cost nothing, 
 _LONG = 100  # vectors that are kept there, since memory costs nothing either
 _BESIDE = 4  # vectors that a product and its orthogonalisation take
 _MARGIN = 0.99  # of the tolerance, so that rounding does not lift the residual above it
+_STRICTER = 0.1  # towards values that vanish, where a look could not tell
 
 
 def lanczos(
@@ -120,14 +123,14 @@ def lanczos_steps(
     `room` is the number of vectors that may be held at once, but for those without which nothing can be found.
     `vanishing` lets values at the lower end count as zero (see the module).
     """
-    k = min(k, size)
+    k = min(require_pairs(k), size)
     generator = torch.Generator().manual_seed(seed)
     most = max(2 * k + 20, BASIS)
-    whole = size <= (max_basis or most)
+    few = size <= (max_basis or most)
     if max_basis is None:
         share = size if room is None else room - _BESIDE - (k - 1)  # the pairs become vectors of their own at last
-        max_basis = max(k + FEWEST, min(most if size > _SMALL else _LONG, share))
-    lenient = vanishing and which in ("smallest", "both")
+        max_basis = max(k + FEWEST, min(most if size > _SMALL else max(most, _LONG), share))
+    whole, lenient = few and size <= max_basis, 1.0 if vanishing else 0.0
     search = _Search(k, which, tol, max_iter * k, max_basis, whole, lenient, generator, progress)
     chain: Chain | None = None
     if k == 1:
@@ -137,15 +140,18 @@ def lanczos_steps(
         rows = start_rows(1, size, like, start, generator, _NOISE)
     del start
     spent, spare = 0, _rarely(size) * (1 if chain is None else 1 - _SEARCH)
+    former: Eigenpairs | None = None
     while True:
         left = replace(search, max_products=search.max_products - spent)
         block, steps = len(rows), _thick_restart(rows, left, chain)
         del rows
         pairs, seen, missed = yield from steps
         spent += pairs.products
+        if former is not None and not pairs.finished:  # nearer to eigenpairs than what the products ended amid
+            return judged(former, 1.0, spent)
         if missed <= PROBABILITY or not pairs.finished:
             return _alone(judged(pairs, missed, spent))
-        limits = limits_of(borders(pairs.values, which), tol, pairs.scale, like.dtype, pairs.vanishing)
+        limits = limits_of(borders(pairs.values, which), tol, pairs.scale, like.dtype, search.vanishing(pairs.scale))
         settled = seen.settled(limits, k, len(seen.store) if room is None else len(seen.store) - FEWEST)
         verdict = Verdict(None, 0, in_place=False)
         for part in (settled, seen.first(k) if len(settled.values) > k else seen):
@@ -162,9 +168,14 @@ def lanczos_steps(
             return _alone(judged(pairs, missed, spent, part.reach(limits, verdict.beyond, k)))
         if spent >= search.max_products:  # eigenpairs, but perhaps not the wanted ones
             return _alone(judged(pairs, 1.0, spent))
+        former = _alone(pairs)
         del pairs, seen, settled, part  # and their basis, before there is another
         rows, chain = random_rows(min(size, max(k, block + 1)), size, like, generator), None
-        search = replace(search, whole=size <= min(max_basis, search.max_products - spent))
+        if room is not None:  # for the former pairs
+            max_basis = max(k + FEWEST, max_basis - k)
+        whole = size <= min(max_basis, search.max_products - spent)
+        lenient = search.lenient if verdict.crossed else _STRICTER * search.lenient
+        search = replace(search, max_basis=max_basis, whole=whole, lenient=lenient)
 
 
 @dataclass(frozen=True)
@@ -177,13 +188,17 @@ class _Search:
     max_products: int
     max_basis: int
     whole: bool  # go on until Q is the whole space, which is small enough to leave nothing to chance
-    lenient: bool  # towards values at the lower end that vanish beside the largest
+    lenient: float  # the share of what may count as zero at the lower end that does for the search to end
     generator: torch.Generator
     progress: Progress | None
 
     def vanishing(self, scale: float) -> float:
         """In a matrix of norm `scale`, the magnitude below which a value at the lower end counts as zero."""
         return self.tol * scale if self.lenient else 0.0
+
+    def vanishing_of(self, values: Tensor, scale: float) -> Tensor:
+        """Of each of the wanted values, in their order; (n,)."""
+        return self.vanishing(scale) * of_lower_end(len(values), self.which).to(values)
 
     def finished(self, values: Tensor, residuals: Tensor, scale: float, products: int, dtype: torch.dtype) -> bool:
         """Whether k pairs are finished or the products are spent; `values`, `residuals` are those of the wanted.
@@ -193,7 +208,7 @@ class _Search:
         pairs = list(zip(residuals.tolist(), values.tolist(), strict=True))
         if self.progress:
             self.progress(products, max(relative(r, x) for r, x in pairs))
-        gone = vanish(residuals, values, _MARGIN * self.vanishing(scale)).tolist()
+        gone = vanish(residuals, values, _MARGIN * self.lenient * self.vanishing_of(values, scale)).tolist()
         most = values.abs().max().item()
         enough = (
             not self.whole
@@ -236,7 +251,9 @@ def _thick_restart(
         ended = beta <= rounding(scale, w.dtype)
         if chain:
             chain.extended(beta)
-            slack = max(slack_at(values[want[-1]].item(), BEYOND * search.tol, scale, w.dtype), search.vanishing(scale))
+            found = values[want]  # one, as long as there is a chain
+            beyond = slack_at(found[-1].item(), BEYOND * search.tol, scale, w.dtype)
+            slack = max(beyond, search.vanishing_of(found, scale)[-1].item())
             missed = chain.missed(values, residuals, borders(values[want], search.which), slack) / _SEARCH
         enough = search.finished(values[want], residuals[want], scale, products, w.dtype)
         if m == size:
@@ -264,7 +281,8 @@ def _thick_restart(
         theta.to(w) * v + combine(column[None], w)[0]
         for theta, v, column in zip(values[want], vectors, last[:, want].T, strict=True)
     )
-    return certified(vectors, images, scale, search.tol, products, search.vanishing(scale)), seen, missed
+    vanishing = search.vanishing_of(values[want], scale)
+    return certified(vectors, images, scale, search.tol, products, vanishing), seen, missed
 
 
 def _alone(pairs: Eigenpairs) -> Eigenpairs:

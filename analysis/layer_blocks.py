@@ -15,11 +15,13 @@ differentiates what belongs to the block, with the same result.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from analysis.chunk_graphs import GradientGraph
+from analysis.confirmation import in_float64
 from analysis.distributed import summed
 from analysis.errors import MeasurementError
 from analysis.graphs import GraphCache
@@ -39,7 +41,7 @@ class LayerBlocks:
         alone = {name: group.layers[0] for name, group in self.groups.items() if len(group.layers) == 1}
         self.layers = {name: replace(layer, name=name) for name, layer in alone.items()}
         self.products: Counter[str] = Counter()
-        self._problem = problem
+        self._problem, self._chosen = problem, (names, group_by)
         self._blocks = {name: problem.select(group.parameters) for name, group in self.groups.items()}
         self._cut = can_be_cut(problem, list(self.layers.values()))
         self._whole = problem.select(
@@ -128,4 +130,15 @@ class LayerBlocks:
     def operator(self, name: str) -> SymmetricOperator:
         """The block of one layer as an operator."""
         problem = self._problem
-        return SymmetricOperator(self.size(name), problem.dtype, problem.device, lambda rows: self({name: rows})[name])
+        return SymmetricOperator(
+            self.size(name),
+            problem.dtype,
+            problem.device,
+            lambda rows: self({name: rows})[name],
+            None if problem.dtype == torch.float64 else lambda rows: self._in_float64({name: rows})[name],
+        )
+
+    @cached_property
+    def _in_float64(self) -> "LayerBlocks":
+        """Made when it is asked for: finding out how to cut the network runs it."""
+        return LayerBlocks(in_float64(self._problem), *self._chosen)

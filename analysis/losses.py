@@ -153,14 +153,14 @@ def _weight_of_labels(outputs: Tensor, targets: Tensor, options: Mapping[str, An
     """The class weights of all labels that are not ignored; for class probabilities, the number of distributions."""
     if targets.is_floating_point():
         return outputs.numel() / outputs.shape[1]
-    labels = targets[targets != options.get("ignore_index", IGNORED)]
+    labels = targets[targets.long() != options.get("ignore_index", IGNORED)]
     weight = options.get("weight")
     return labels.numel() if weight is None else weight.double()[labels].sum()
 
 
 def counted(targets: Tensor, options: Mapping[str, Any]) -> Tensor:
     """Which labels a cross-entropy with torch's `options` counts: none ignored, nor of a class without weight."""
-    kept: Tensor = targets != options.get("ignore_index", IGNORED)
+    kept: Tensor = targets.long() != options.get("ignore_index", IGNORED)  # a uint8 equals -100 where it is 156
     weight = options.get("weight")
     return kept if weight is None else kept & (weight.to(targets.device)[targets.long().where(kept, 0)] != 0)
 

@@ -185,6 +185,8 @@ def overlooked(
         borders = [_border_of(sign * roots, left, at, target) for sign, at in limits]
         if all(seen.accounts_for(sign, at, c) for (sign, at), c in zip(limits, borders, strict=True)):
             return verdict(False, step, beyond=tuple(borders))
+        if ended:
+            return verdict(None, step)
         if n == len(own) and n < size - len(basis):
             nearest = torch.stack([at - sign * values for sign, at in limits]).min(dim=0).values.argsort()
             kept = nearest[: n // 2]

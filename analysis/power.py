@@ -25,6 +25,7 @@ from analysis.eigenpairs import (
     judged,
     rayleigh_ritz,
     relative,
+    require_pairs,
 )
 from analysis.operators import SymmetricOperator
 from analysis.overlooked import Seen, limits_of, overlooked
@@ -76,7 +77,7 @@ def power_steps(
     progress: Progress | None = None,
 ) -> Iteration:
     """The iteration of `power_iteration`, asking for one product (1, p) at a time; vectors are of `like`'s kind."""
-    k = min(k, size)
+    k = min(require_pairs(k), size)
     generator = torch.Generator().manual_seed(seed)
     spent, spare = 0, PROBABILITY
     while True:
@@ -88,7 +89,7 @@ def power_steps(
         last, most = pairs.values[-1].abs().item(), pairs.values[0].abs().item()
         limits = limits_of([(1, last), (-1, -last)], tol, most, like.dtype)
         spare /= 2  # looks may be repeated, and what each may miss adds up
-        verdict = yield from overlooked(seen, limits, spare, max_iter * k - spent, room, generator)
+        verdict = yield from overlooked(seen, limits, spare, max(0, max_iter * k - spent), room, generator)
         spent += verdict.products
         if verdict.crossed is False:
             missed = 0.0 if k == size else PROBABILITY

@@ -73,7 +73,7 @@ def _categorical(z: Tensor, targets: Tensor, axis: int, ignored: int) -> Informa
                 "samples, and the cross-entropy is no log-likelihood: take the Gauss-Newton matrix."
             )
     else:
-        counted = (targets != ignored).unsqueeze(axis).to(z)
+        counted = (targets.long() != ignored).unsqueeze(axis).to(z)
 
     def information(u: Tensor) -> Tensor:
         pu = p * u

@@ -255,6 +255,6 @@ def refuse_shift(loss: SummedLoss, batch: Batch) -> None:
 
 def _equal(targets: Tensor, tokens: Tensor) -> bool:
     """Whether the targets that count are these tokens, not all alike."""
-    counted = targets != IGNORED
+    counted = targets.long() != IGNORED
     own, given = targets[counted].long(), tokens.to(targets.device)[counted].long()
     return len(own.unique()) > 1 and torch.equal(own, given)

@@ -123,7 +123,7 @@ def hutchinson(
         frobenius=_root(mean_of(squares)),
         groups={name: mean_of(values) for name, values in parts.items()},
         diagonal=diagonal,
-        diagonal_error=(variance / count).sqrt(),
+        diagonal_error=(variance / count).sqrt() if count > 1 else torch.full_like(diagonal, math.inf),
         products=count,
         converged=converged,
         rounded=False,

@@ -240,3 +240,15 @@ def test_a_large_null_space_is_found_at_the_lower_end() -> None:
     assert [value.value for value in report.eigenvalues] == pytest.approx([0, 0], abs=1e-3)
     assert report.converged
     assert report.products < 60
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", nn.CrossEntropyLoss()])
+def test_a_class_of_bytes_that_torch_takes_for_ignored_counts(loss: Any) -> None:
+    """As uint8, 156 equals -100."""
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([156, 7]).repeat(10)
+    torch.manual_seed(0)
+    model = nn.Linear(2, 200)
+    of_bytes, of_longs = (dense(fisher(make_problem(model, loss, (x, labels)))) for labels in (y.to(torch.uint8), y))
+    assert of_longs.trace() > 1
+    torch.testing.assert_close(of_bytes, of_longs)

@@ -75,3 +75,36 @@ def test_the_upper_end_is_held_to_its_own_tolerance(make_matrix: Any) -> None:
     pairs = smallest(make_matrix(spectrum), 1, 1e-3, "largest")
     assert float(pairs.values[0]) == pytest.approx(1e-3, rel=1e-3)
     assert pairs.residuals[0] <= 1e-3 * pairs.values[0].abs()
+
+
+def at_both_ends(spectrum: Tensor, k: int, tol: float) -> Eigenpairs:
+    """Of a diagonal matrix."""
+    steps = lanczos_steps(len(spectrum), spectrum.new_empty(0), k, "both", tol, 200, vanishing=True)
+    return drive(steps, lambda rows: rows * spectrum)
+
+
+BULK = torch.rand(1196, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
+LOPSIDED = {
+    "the fifth is in the bulk": (torch.cat([torch.tensor([400.0, 30.0, 10.0, 3.0]), 0.2 * BULK]), 10, 1e-3, 400),
+    "the upper end vanishes beside the lower": (torch.cat([torch.tensor([-100.0, 0.6]), 0.8 * BULK]), 2, 1e-2, 40),
+}
+
+
+@pytest.mark.parametrize("name", LOPSIDED)
+def test_only_the_lower_end_may_vanish(name: str) -> None:
+    """And a lower end that does leaves what is beside the upper pairs to be seen."""
+    spectrum, k, tol, products = LOPSIDED[name]
+    pairs, ordered = at_both_ends(spectrum, k, tol), spectrum.sort().values
+    assert bool(pairs.converged.all())
+    assert pairs.products <= products
+    upper = pairs.values[: k // 2]
+    torch.testing.assert_close(upper, ordered.flip(0)[: k // 2], rtol=tol, atol=0)
+    assert bool((pairs.residuals[: k // 2] <= tol * upper.abs()).all())
+
+
+def test_values_of_the_upper_end_are_as_exact_as_was_asked() -> None:
+    spectrum = torch.cat([torch.tensor([22.9]), torch.logspace(-3, 0, 200)]).double()
+    pairs = at_both_ends(spectrum, 10, 0.05)
+    upper = pairs.converged[:5]
+    assert bool(upper.any())
+    assert bool((pairs.residuals[:5] <= 0.05 * pairs.values[:5].abs())[upper].all())

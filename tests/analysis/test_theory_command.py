@@ -155,7 +155,9 @@ def test_a_study_goes_on_where_it_was(
     assert again["subjects"] == first["subjects"]
 
     checkpoints = sorted(out.glob("*/final.pt"))
-    assert flatlab(monkeypatch, "verify", "--study", "--out", tmp_path / "other", "--samples", 200, *checkpoints) == code
+    assert (
+        flatlab(monkeypatch, "verify", "--study", "--out", tmp_path / "other", "--samples", 200, *checkpoints) == code
+    )
     given = json.loads((tmp_path / "other" / "study.json").read_text())
     assert given["verdicts"] == first["verdicts"]
 

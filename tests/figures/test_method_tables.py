@@ -279,6 +279,6 @@ def test_an_interval_over_two_seeds_may_reach_beyond_every_number() -> None:
 
 def test_a_density_of_before_weights_were_saved_counts_nothing() -> None:
     whole = results()
-    density = {"density": {"settings": {}, "size": 5, "nodes": [[1.0]]}}
-    old = tuple(replace(run, measured=run.measured | density) for run in whole.runs)
+    density: dict[str, dict[str, Any]] = {"density": {"settings": {}, "size": 5, "nodes": [[1.0]]}}
+    old = tuple(replace(run, measured={**run.measured, **density}) for run in whole.runs)
     assert "above 1" not in ranks_table(Results(Path(), None, old)).columns
