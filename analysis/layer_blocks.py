@@ -130,13 +130,15 @@ class LayerBlocks:
     def operator(self, name: str) -> SymmetricOperator:
         """The block of one layer as an operator."""
         problem = self._problem
-        return SymmetricOperator(
-            self.size(name),
-            problem.dtype,
-            problem.device,
-            lambda rows: self({name: rows})[name],
-            None if problem.dtype == torch.float64 else lambda rows: self._in_float64({name: rows})[name],
-        )
+
+        def product(rows: Tensor) -> Tensor:
+            return self({name: rows})[name]
+
+        def exact(rows: Tensor) -> Tensor:
+            return self._in_float64({name: rows})[name]
+
+        in_double = exact if problem.dtype != torch.float64 else None
+        return SymmetricOperator(self.size(name), problem.dtype, problem.device, product, in_double)
 
     @cached_property
     def _in_float64(self) -> "LayerBlocks":

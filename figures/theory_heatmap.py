@@ -1,7 +1,7 @@
 """Every layer's top eigenvalue over MAN's coefficients."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ _PLAIN = (0.0, 0.0)
 """Coefficients of the logits and of MAN in a run without either."""
 
 
-def draw_theory_heatmap(results: dict[str, Any]) -> Drawing:
+def draw_theory_heatmap(results: Mapping[str, Any]) -> Drawing:
     """Draw a saved result of `flatlab verify --study` (study.json): geometric means over seeds, after the last round.
 
     The numbers are eigenvalues; the colour is the ratio to the same layer without MAN, on a logarithmic scale: purple

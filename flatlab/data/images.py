@@ -14,8 +14,8 @@ from torch import Tensor
 from analysis.strata import stratified_choice
 from flatlab.errors import UsageError
 
-LEAST_DEVIATION = 1e-6
-"""Of a channel: one that does not vary, as the blue of images that have none, is divided by this and becomes 0."""
+_LEAST_DEVIATION = 1e-6
+"""Of a channel that varies."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ImageData:
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of every channel of (n, channels, height, width) uint8, on the [0, 1] scale.
 
-    The deviation is `LEAST_DEVIATION` or more.
+    The deviation of a channel that does not vary, as the blue of images that have none, is 1.
     """
     values = np.arange(256) / 255
     mean, std = [], []
@@ -87,7 +87,8 @@ def channel_statistics(images: NDArray[np.uint8]) -> tuple[list[float], list[flo
             counts += np.bincount(part.ravel(), minlength=256)
         frequency = counts / counts.sum()
         mean.append(float(frequency @ values))
-        std.append(max(float(np.sqrt(frequency @ (values - mean[-1]) ** 2)), LEAST_DEVIATION))
+        deviation = float(np.sqrt(frequency @ (values - mean[-1]) ** 2))
+        std.append(deviation if deviation > _LEAST_DEVIATION else 1.0)
     return mean, std
 
 

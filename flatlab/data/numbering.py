@@ -57,7 +57,7 @@ def owner_numbers(source: Source, samples: Sequence[Sample]) -> Labels:
             )
     if len({type(owner) for owner in owners}) > 1:
         raise UsageError(f"{source} has names and whole numbers in its column {source.reading.column!r}.")
-    return np.unique(np.array(owners), return_inverse=True)[1].astype(np.int64)
+    return np.unique(np.array(owners, dtype=object), return_inverse=True)[1].astype(np.int64)
 
 
 def copied(train: Iterable[NDArray[Any]], test: Iterable[NDArray[Any]]) -> int:

@@ -44,7 +44,7 @@ def parquet_samples(source: Source, files: Sequence[Path]) -> Samples:
             raise UsageError(f"{file} has other columns, or other classes in another order, than {files[0]}.")
     image, label, _, owner = columns[0]
     streams = (_rows_of(file, image, label, owner) for file in files)
-    return Samples(chain.from_iterable(streams), rows, columns[0][2])
+    return Samples(chain.from_iterable(streams), rows, columns[0][2], columns[0][1])
 
 
 def _rows_of(file: Path, image: str, label: str, owner: str | None) -> Iterator[Sample]:
@@ -108,7 +108,7 @@ def loaded_samples(source: Source, split: str, rows: Any) -> Samples:
         except Exception as error:
             raise unreadable(source, error) from error
 
-    return Samples(stream(), getattr(rows, "num_rows", None), classes)
+    return Samples(stream(), getattr(rows, "num_rows", None), classes, label)
 
 
 def find_columns(source: Source, features: Any) -> Columns:

@@ -70,3 +70,4 @@ class Samples:
     stream: Iterable[Sample]  # to be gone through once
     count: int | None  # how many there are, where that is known beforehand
     classes: tuple[str, ...] | None  # their names where they are declared; a label is then a position in here
+    label: str | None = None  # the column of labels, of samples in rows

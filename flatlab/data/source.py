@@ -55,6 +55,11 @@ def _read_images(source: Source, splits: Sequence[Samples]) -> tuple[Decoded, De
     train, test = splits[0], splits[-1]
     if test.classes not in (None, train.classes):  # plain numbers are taken for positions among the declared classes
         raise UsageError(f"{source} has a test split with other classes, or in another order, than its training split.")
+    if test.label != train.label:
+        raise UsageError(
+            f"{source} would take its labels from the column {train.label!r} in the training split and from "
+            f"{test.label!r} in the test split: name one that both have (label_column)."
+        )
     counts = [part.count for part in splits]
     with _progress() as progress:
         total = None if None in counts else sum(count or 0 for count in counts)
@@ -85,6 +90,13 @@ def _open_folder(source: Source, folder: Path) -> tuple[Samples, ...] | Tables:
     if not splits and source.reading.holdout is not None:  # it is one split, and needs no name
         splits = {"train": SplitFiles(folder, tuple(visible_files(folder)))}
     parts = _train_and_test(source, splits)
+    for part in parts:
+        kinds = sorted({file.suffix.lower() for file in part.tables})
+        if len(kinds) > 1:
+            raise UsageError(
+                f"{source} holds {' and '.join(kinds)} files in one split, which may be the same rows twice: keep one "
+                "of the kinds there."
+            )
     if source.name not in KNOWN and all(holds_rows(part) for part in parts):
         return Tables(*(read_files(source, part.tables) for part in parts))
     if any(part.parquet and part.images for part in parts):

@@ -7,7 +7,7 @@ gone on with, taken for finished, or measured: these numbers would be another mo
 import torch
 
 from analysis.model_copy import differentiable
-from flatlab.data import ImageData, normalise
+from flatlab.data import ImageData
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig
 from flatlab.federated.streams import seeded
@@ -20,21 +20,27 @@ _SAMPLES, _NUMBERS, _SHIFT = 3, 64, 0.05
 
 
 def model_numbers(config: RunConfig, data: ImageData) -> list[float]:
-    """Outputs of the run's model for a few training samples, with its initial parameters moved by the seed's noise.
+    """Outputs of the run's model for a few drawn inputs, with its initial parameters moved by the seed's noise.
 
-    Without noise a last layer that begins at zero would hide all before it.
+    Drawn, since the nodes of a federation have samples of their own alone; tokens are all 1. Without noise a last layer
+    that begins at zero would hide all before it.
     """
-    model = typed_model(config, data)
-    x = normalise(data.train.images[:_SAMPLES], data.mean, data.std, dtype=DTYPES[config.dtype])
+    model, images = typed_model(config, data), data.train.images
+    shape = _SAMPLES, *data.input_shape
+    tokens = not data.mean and not images.is_floating_point()
     model.eval()
     with torch.no_grad(), seeded(config.seed, "own code"):
+        x = torch.ones(shape, dtype=images.dtype) if tokens else torch.randn(shape, dtype=DTYPES[config.dtype])
         for _, parameter in differentiable(model):
             parameter.add_(_SHIFT * torch.randn_like(parameter))
         outputs = model(x)
     return [float(number) for number in outputs.flatten()[:_NUMBERS]]
 
 
-def require_same_code(config: RunConfig, kept: OwnCode, now: OwnCode, what: str) -> None:
+ELSEWHERE = "Bring that code back, or start a new run in another --out."
+
+
+def require_same_code(config: RunConfig, kept: OwnCode, now: OwnCode, what: str, remedy: str = ELSEWHERE) -> None:
     """Raise `UsageError` where a model or algorithm computes other numbers `now` than those `kept` with `what`.
 
     What is in one of them alone is not known: it is of an earlier version, or was not tried.
@@ -48,5 +54,5 @@ def require_same_code(config: RunConfig, kept: OwnCode, now: OwnCode, what: str)
             name = config.model if role == "model" else config.algorithm
             raise UsageError(
                 f"The {role} {name} is not the one with which {what}: its code has changed, and what it computes with "
-                "it. Bring that code back, or start a new run in another --out."
+                f"it. {remedy}"
             )

@@ -257,7 +257,7 @@ def test_bytes_that_are_no_message_are_refused(content: bytes) -> None:
 def test_a_node_answers_nonsense_with_a_sentence(toy_world: MakeWorld, tmp_path: Path) -> None:
     world = toy_world()
     node = Node(make_shares(world, 2)[0], tmp_path)
-    ask = {"do": "train", "config": world.config.plain(), "t": 0, "ids": [1], "dated": [0], "saved": 0}
+    ask = {"do": "train", "config": world.config.plain(), "own_code": {}, "t": 0, "ids": [1], "dated": [0], "saved": 0}
     for message in (b"", pack({**ask, "before": [], "after": []}), pack({**ask, "ids": "x"}), pack({"do": "train"})):
         assert unpack(node.answer(message))[0]["error"].endswith(".")
 

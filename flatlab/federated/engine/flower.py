@@ -50,6 +50,7 @@ class FlowerEngine:
         common = {
             "do": "train",
             "config": self.world.config.plain(),
+            "own_code": dict(self.world.own_code),
             "t": inputs.t,
             "saved": inputs.saved,
             "before": self.needs.before,

@@ -12,9 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
 from flatlab.errors import FlatlabError
 from flatlab.federated.flower.programs import free_port, program, start, stop
@@ -111,10 +111,16 @@ def start_superlink(
         words += [f"--ssl-{option}", str(certificates / name)]
     process = start(words, log, home)
     trusted = ssl.create_default_context(cafile=str(certificates / "ca.crt"))
+    opener = build_opener(ProxyHandler({}), HTTPSHandler(context=trusted))  # whatever proxy there is for other machines
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), urlopen(f"https://{address}/health", timeout=2, context=trusted):
-            return process
+        try:
+            with opener.open(f"https://{address}/health", timeout=2):
+                return process
+        except OSError as error:
+            if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
+                stop(process)
+                raise FlatlabError(f"The certificate of Flower's SuperLink does not do: {error.reason}.") from error
         time.sleep(0.1)
     stop(process)
     raise FlatlabError(f"Flower's SuperLink did not start at {address}; {log} says why.")
@@ -138,9 +144,19 @@ def write_certificates(folder: Path) -> Path:
             .not_valid_after(now + datetime.timedelta(days=DAYS))
             .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), critical=True)
         )
-        if names is not None:
+        issuer, own = authority.public_key(), key.public_key()  # Python's ssl asks for both from 3.13 on
+        builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(own), critical=False)
+        if names is None:
+            builder = builder.add_extension(_signing(), critical=True)
+        else:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(authority, hashes.SHA256())
+
+    def _signing() -> x509.KeyUsage:
+        no = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+        never = dict.fromkeys((*no, "encipher_only", "decipher_only"), False)
+        return x509.KeyUsage(key_cert_sign=True, crl_sign=True, **never)
 
     def _named(name: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatlab.federated.algorithms import ALGORITHMS
 from flatlab.federated.algorithms.base import Round
 from flatlab.federated.streams import seeded
 from flatlab.federated.world import World
@@ -41,8 +42,13 @@ class _Watched(Mapping[str, Tensor]):
 
 
 def needs_of(world: World) -> Needs:
-    """Combine rounds of one client and one parameter, and see what is read."""
+    """Combine rounds of one client and one parameter, and see what is read.
+
+    A user's own `combine` may read under conditions that these do not meet: it gets all.
+    """
     config, rules = world.config, world.config.rules
+    if config.algorithm not in ALGORITHMS:
+        return Needs(rules.own, rules.own)
     w = torch.zeros(1, dtype=world.dtype)
     own, server = world.initial(w)
     before, after = _Watched(own), _Watched(own)

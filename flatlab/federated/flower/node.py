@@ -22,6 +22,7 @@ from flatlab.federated.engine import process
 from flatlab.federated.engine.base import Engine, Means, RoundInputs
 from flatlab.federated.flower.messages import pack, unpack
 from flatlab.federated.flower.share import Share
+from flatlab.federated.own_code import require_same_code
 from flatlab.federated.parameters import flatten
 from flatlab.federated.state import ClientState
 from flatlab.federated.world import World
@@ -54,9 +55,11 @@ class Node:
             plain, tensors = unpack(message)
             return self._train(plain, tensors) if plain.get("do") == "train" else self._present()
         except SAID as error:
-            return pack({"error": str(error), "code": exit_code(error)})
+            said, code = str(error), exit_code(error)
         except Exception as error:  # whatever a user's model raises; the server must learn of it
-            return pack({"error": f"The round failed with {first_line(error)}.", "code": FlatlabError.exit_code})
+            said, code = f"The round failed with {first_line(error)}.", FlatlabError.exit_code
+        self._close()  # a worker may have died: the next message finds others
+        return pack({"error": said, "code": code})
 
     def serve(self, socket: Path) -> None:
         """Answer whoever connects to the Unix socket `socket`, one after the other, until the process is ended."""
@@ -74,11 +77,18 @@ class Node:
     def __exit__(self, *exception: object) -> None:
         self.stack.close()
 
+    def _close(self) -> None:
+        self.stack.close()
+        self.opened = None
+
     def _present(self) -> bytes:
         return pack({"name": self.share.name, "split": self.share.split, "clients": self.share.clients})
 
     def _train(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
         opened = self._open(make_config(plain["config"], "the server's message"))
+        remedy = f"Give {self.share.name} the server's file, and start it anew."
+        own_code = plain["own_code"], opened.world.own_code
+        require_same_code(opened.world.config, *own_code, "the server combines", remedy)
         t, ids, dated = plain["t"], plain["ids"], plain["dated"]
         strangers = sorted(set(ids) - set(self.share.clients))
         if strangers:
@@ -99,8 +109,7 @@ class Node:
         key = fingerprint(config).config
         if self.opened is None or self.opened.key != key:
             require_named(config.model, self.model, "The server's run")
-            self.stack.close()
-            self.opened = None
+            self._close()
             world = self.share.world(config)
             engine = process.open_engine(world, Means(self.workers, torch.device("cpu"), len(self.share.clients)))
             own, _ = world.initial(flatten(dict(world.new_model().named_parameters()), world.layout))

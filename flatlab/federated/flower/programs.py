@@ -38,12 +38,15 @@ def program(name: str) -> str:
 
 
 def environment(home: Path | None = None) -> dict[str, str]:
-    """Of a Flower program: it finds the others, tells nobody of itself, and looks for work ten times a second.
+    """Of a Flower program: it finds the others, past any proxy those of this machine, tells nobody of itself, and looks
+    for work ten times a second.
 
     `home` is Flower's own folder.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     own = {} if home is None else {"FLWR_HOME": str(home)}
+    for name in ("no_proxy", "NO_PROXY"):
+        own[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
     return {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", **os.environ} | {
         "PATH": path,
         "FLWR_TELEMETRY_ENABLED": "0",
