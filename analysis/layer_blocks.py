@@ -138,7 +138,7 @@ class LayerBlocks:
             return self._in_float64({name: rows})[name]
 
         in_double = exact if problem.dtype != torch.float64 else None
-        return SymmetricOperator(self.size(name), problem.dtype, problem.device, product, in_double)
+        return SymmetricOperator(self.size(name), problem.dtype, problem.device, product, exact=in_double)
 
     @cached_property
     def _in_float64(self) -> "LayerBlocks":

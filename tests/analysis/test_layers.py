@@ -132,6 +132,18 @@ def test_products_are_counted_and_the_operator_is_the_block(make_case: Any) -> N
     operator = blocks.operator("3")
     torch.testing.assert_close(operator(torch.eye(operator.size, dtype=torch.float64)), dense_block(blocks, "3"))
     assert blocks.products == {"3": 2 * operator.size}
+    assert operator.exact is None  # it is in float64 itself
+
+
+def test_a_block_in_float32_has_its_product_in_float64(make_case: Any) -> None:
+    exact = LayerBlocks(make_case("mlp").problem())
+    operator = LayerBlocks(make_case("mlp").problem(dtype=torch.float32)).operator("3")
+    assert operator.exact is not None
+    rows = torch.eye(operator.size)
+    torch.testing.assert_close(operator.exact(rows), dense_block(exact, "3"), rtol=1e-5, atol=1e-6)
+    assert operator.exact(rows).dtype == torch.float64
+    off = (operator(rows).double() - operator.exact(rows)).norm() / operator.exact(rows).norm()
+    assert 1e-9 < off < 1e-5
 
 
 class Body(nn.Module):

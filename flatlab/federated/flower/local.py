@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.error import URLError
 from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
 from flatlab.errors import FlatlabError
@@ -118,9 +119,10 @@ def start_superlink(
             with opener.open(f"https://{address}/health", timeout=2):
                 return process
         except OSError as error:
-            if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
+            refused = error.reason if isinstance(error, URLError) else None
+            if isinstance(refused, ssl.SSLCertVerificationError):
                 stop(process)
-                raise FlatlabError(f"The certificate of Flower's SuperLink does not do: {error.reason}.") from error
+                raise FlatlabError(f"The certificate of Flower's SuperLink does not do: {refused}.") from error
         time.sleep(0.1)
     stop(process)
     raise FlatlabError(f"Flower's SuperLink did not start at {address}; {log} says why.")
