@@ -32,7 +32,7 @@ _LATEX = {
     "”": "''",
 }
 
-_MATHS = {
+MATHS = {
     **{letter: rf"\{name}" for letter, name in zip(
         "αβγδεζηθλμρσΔΠΣ∇≤≥≠≈·×⊗→∞‖½",
         ("alpha", "beta", "gamma", "delta", "varepsilon", "zeta", "eta", "theta", "lambda", "mu", "rho", "sigma",
@@ -58,7 +58,7 @@ def plain(text: str) -> str:
 
 def latex(text: str) -> str:
     """The text as LaTeX sets it: every character that it reads as a command is written out."""
-    return "".join(f"${_MATHS[x]}$" if x in _MATHS else _LATEX.get(x, x) for x in plain(text))
+    return "".join(f"${MATHS[x]}$" if x in MATHS else _LATEX.get(x, x) for x in plain(text))
 
 
 def markdown(text: str) -> str:

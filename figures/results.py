@@ -117,6 +117,7 @@ class Results:
     absent: Mapping[str, str] = field(default_factory=dict)  # cells of the grid that are not here: why
     grid_text: str = ""  # as it is written
     study: tuple[dict[str, Any], ...] = ()  # verdicts of `flatlab verify --study`
+    outdated_study: str = ""  # why there are none, where the runs are other ones than those studied
     statements: Mapping[str, str] | None = None  # formulas of the theory's statements, by name
 
     @cached_property

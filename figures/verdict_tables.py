@@ -19,10 +19,11 @@ def verdict_tables(results: Results) -> tuple[list[Table], dict[str, str]]:
     Returned with the reason for a table that the results do not allow.
     """
     claims = _claims(results.study)
+    without = {"claims": results.outdated_study} if results.outdated_study else {}
     try:
-        return [*claims, *_statements(results)], {}
+        return [*claims, *_statements(results)], without
     except MissingResultsError as reason:
-        return claims, {"statements": str(reason)}
+        return claims, {**without, "statements": str(reason)}
 
 
 def _claims(verdicts: Sequence[dict[str, Any]]) -> list[Table]:

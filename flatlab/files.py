@@ -231,9 +231,10 @@ def finite(value: Any) -> Any:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what killed `atomic_write`s left in `folder` and below; nobody may be writing there."""
-    for file in folder.rglob(".*.part"):
-        file.unlink(missing_ok=True)
+    """Delete what killed `atomic_write`s left in `folder` and its clients/; nobody may be writing there."""
+    for part in (folder, folder / "clients"):
+        for file in part.glob(".*.part"):
+            file.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

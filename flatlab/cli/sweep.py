@@ -14,7 +14,7 @@ from flatlab.measuring.ranks import joined, rank
 from flatlab.measuring.result import Result, measured
 from flatlab.measuring.subjects import Measurement, Subject, check, open_subject
 from flatlab.runs.lines import duration
-from flatlab.runs.measurements import measurement_path, save_measurement
+from flatlab.runs.measurements import kept_measurement, measurement_path, save_measurement
 from flatlab.tell import Tell
 from flatlab.terminal.console import console, say, status
 from flatlab.terminal.progress import progress_line
@@ -53,6 +53,8 @@ def measure(
     not converge, it ends in `SystemExit` with `NOT_CONVERGED`.
     """
     check(measurement, paths)
+    for checkpoint in paths:
+        kept_measurement(measurement_path(checkpoint, kind))  # one that is broken is named before the work
     results: list[dict[str, Any]] = []
     finished = True
     unsaved: list[str] = []

@@ -141,12 +141,13 @@ def _verify_checkpoints(
     from flatlab.malloc import keep_freed_memory
     from flatlab.measuring.verify import open_with_clients, require_unbroken, verify_subject
     from flatlab.runs.checkpoint import load_checkpoint
-    from flatlab.runs.measurements import measurement_path, save_measurement
+    from flatlab.runs.measurements import kept_measurement, measurement_path, save_measurement
     from flatlab.terminal.progress import progress_line
 
     keep_freed_memory()
     for path in paths:
         load_checkpoint(path)  # every file is looked at before the first is worked on
+        kept_measurement(measurement_path(path, "verify"))
     results: list[dict[str, Any]] = []
     checks: list[Check] = []
     unsaved: list[str] = []

@@ -164,9 +164,12 @@ def go_on(
         run.files.forget()
         run = _at_its_beginning(world, folder, execution)
     _require_kept(run.files, execution, run.server.round)
+    if run.server.round < world.config.rounds:
+        run.files.set_aside(run.files.final)
     if run.server.round:
         done = f"after round {run.server.round} of {world.config.rounds}"
-        tell(f"The run in {folder} is this very one, cut off {done}: going on.")
+        begun = f" It was begun with flatlab at {run.commits[-2]}, and this is another." if len(run.commits) > 1 else ""
+        tell(f"The run in {folder} is this very one, cut off {done}: going on.{begun}")
     probe = make_probe(world, _engine(execution)[1]) if make_probe and execution.track_eigs else None
     with open_engine(world, execution, tell, folder) as engine, watch(run) as on_round:
         train(run, engine, on_round, execution.save_every, probe, execution.track_eigs or 1, execution.keep_clients)

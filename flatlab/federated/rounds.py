@@ -22,7 +22,7 @@ from flatlab.federated.state import LAST, ClientState, Place, ServerState, read_
 from flatlab.federated.world import World
 from flatlab.files import WriteError
 from flatlab.runs.checkpoint import Checkpoint, provenance
-from flatlab.runs.contents import damaged, require_keys
+from flatlab.runs.contents import damaged, require_keys, require_texts
 from flatlab.runs.fingerprint import data_digest
 from flatlab.runs.folder import RunFolder
 from flatlab.runs.interruption import stop_if_asked, undisturbed
@@ -69,6 +69,7 @@ class Run:
         held = {} if self.at_nodes else own
         self.clients = ClientState(folder / "clients", held | ({LAST: w} if every else {}), place)
         self.saves = Saves(self.files, self.clients)
+        self.commits = [provenance()["commit"]]  # of flatlab, with which the run was begun and gone on with
 
     @cached_property
     def data(self) -> str:
@@ -95,6 +96,8 @@ class Run:
             raise damaged(path, "at_nodes", f"is {shown(at_nodes)} and neither true nor false")
         self._require_vectors(at_nodes)
         self.clients.restore(require_keys(saved["clients"], (), path, "clients"))
+        commits = require_texts(saved.get("commits", []), path, "commits")
+        self.commits = [*commits, *(now for now in self.commits if commits[-1:] != [now])]
         self.files.cut_metrics(server.round, saved)
         self.server = server.to(self.server.w.device)
         self.saves.round = server.round
@@ -127,6 +130,7 @@ class Run:
             "clients": dict(self.clients.files),
             "at_nodes": self.at_nodes,
             "own_code": dict(self.world.own_code),
+            "commits": self.commits,
         }
         self.saves.begin(round_, files, self.files.resume_content(self.world.config, self.data, state))
 
@@ -222,7 +226,8 @@ class Run:
         reported, config = states.pop(self.reported), self.world.config
         metrics = server.evaluated if server.evaluated.get("round") == server.round else {}
         own = {role: list(numbers) for role, numbers in self.world.own_code.items()}
-        return Checkpoint(config, server.round, reported, states, metrics, provenance(), self.data, own_code=own)
+        versions = provenance() | {"commit": ", ".join(self.commits)}
+        return Checkpoint(config, server.round, reported, states, metrics, versions, self.data, own_code=own)
 
     def record(self, record: Record) -> None:
         """Append one line to metrics.jsonl."""
@@ -283,7 +288,7 @@ def train(
     finally:
         with undisturbed():
             run.saves.leave()
-    if not run.files.final.exists():  # deleted, and the state of the last round is still here
+    if run.files.finished(config) is None:  # deleted or replaced, and the state of the last round is still here
         run.checkpoint(run.files.final)
     return run.files.final
 

@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from analysis.taps import Activation, named_activations
-from flatlab.data import normalise
+from flatlab.data import ImageData, normalise
 from flatlab.errors import UsageError, first_line
 from flatlab.federated.algorithm_trial import try_algorithm
+from flatlab.federated.config import RunConfig
 from flatlab.federated.engine.sequential import loss_gradient
 from flatlab.federated.man import Penalised, Taps
 from flatlab.federated.models import MODELS
 from flatlab.federated.own_code import model_numbers
 from flatlab.federated.parameters import flatten, load_vector, state_of
 from flatlab.federated.streams import begin, seeded, stream_seed
-from flatlab.federated.world import World
+from flatlab.federated.world import OwnCode, World
 from flatlab.runs.checkpoint import fill
 from flatlab.runs.contents import require_state
 
@@ -69,8 +70,17 @@ def tried(world: World) -> World:
         if world.config.man:
             _refuse_nothing_to_penalise(world, model)
             world = _with_copies_if_needed(world, model, x, y, theta)
-    own = {"model": model_numbers(world.config, world.data)} if world.config.model not in MODELS else {}
-    return replace(world, own_code=own | ({"algorithm": numbers} if numbers else {}))
+    return replace(world, own_code=_own_code(world.config, world.data, numbers))
+
+
+def own_code_of(config: RunConfig, data: ImageData) -> OwnCode:
+    """What the user's own model and algorithm of the run compute now; raises `UsageError` as the module says."""
+    return _own_code(config, data, try_algorithm(config)[1])
+
+
+def _own_code(config: RunConfig, data: ImageData, numbers: Sequence[float]) -> OwnCode:
+    own = {"model": model_numbers(config, data)} if config.model not in MODELS else {}
+    return own | ({"algorithm": list(numbers)} if numbers else {})
 
 
 def _described(world: World, x: Tensor) -> str:

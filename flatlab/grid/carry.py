@@ -14,7 +14,7 @@ import torch
 
 from flatlab.errors import SAID, FlatlabError
 from flatlab.files import write_text
-from flatlab.grid.cell_progress import FAILURE, another_run, read_failure
+from flatlab.grid.cell_progress import DIED, FAILURE, another_run, read_failure
 from flatlab.grid.plan import Cell
 from flatlab.grid.stop import Stop
 from flatlab.grid.workers import Backend, workers
@@ -23,8 +23,6 @@ from flatlab.runs.folder import BusyError, RunFolder
 
 Work = Callable[[Cell, Path], None]
 """Trains and measures one cell in its folder; must be importable by name, since worker processes call it."""
-
-DIED = "The process that ran this cell died (killed, or out of memory)."
 
 STOPPED = "The process that ran this cell was told to stop; what was done is saved."
 
@@ -139,7 +137,7 @@ def _forget_failures(folders: Sequence[Path]) -> None:
 
 def _died(folder: Path) -> bool:
     """Whether the process that had the cell in work is gone, and did not come to its end."""
-    return read_failure(folder) == DIED and not RunFolder(folder).is_busy()
+    return read_failure(folder) == DIED
 
 
 def _await_any(folders: Sequence[RunFolder], stop: Stop) -> None:

@@ -1,7 +1,7 @@
 """How far each cell of a grid is, as its folder says, and whether what lies there is what the grid now describes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +14,16 @@ from flatlab.measuring.flatness import flatness_settings, read_ascent
 from flatlab.measuring.local_global import local_settings
 from flatlab.measuring.surface import Section
 from flatlab.measuring.trace import Probing
-from flatlab.runs.checkpoint import Checkpoint
-from flatlab.runs.fingerprint import Fingerprint
-from flatlab.runs.folder import RunFolder
+from flatlab.runs.checkpoint import Head
+from flatlab.runs.folder import RunFolder, read_head
 from flatlab.runs.measurements import is_current, measurement_path
 from flatlab.runs.saved import read_measurement
 
 FAILURE = "failure.txt"
 """In the folder of a cell that failed: its reason in one sentence, then the traceback of an unexpected error."""
+
+DIED = "The process that ran this cell died (killed, or out of memory)."
+"""Written as the work on a cell begins, and taken away as it ends."""
 
 DTYPE = "float32"
 """Precision of a grid's measurements."""
@@ -99,17 +101,18 @@ def _of_other_data(cell: Cell, folder: Path, data: str) -> str:
 
 
 def read_failure(folder: Path) -> str:
-    """The reason of the newest failure, or empty."""
+    """The reason of the newest failure, or empty; a cell that is at work has none, though it notes that it may die."""
     note = folder / FAILURE
-    return note.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if note.exists() else ""
+    reason = note.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if note.exists() else ""
+    return "" if reason == DIED and RunFolder(folder).is_busy() else reason
 
 
-def is_measured(kind: Kind, cell: Cell, final: Checkpoint, folder: Path) -> bool:
+def is_measured(kind: Kind, cell: Cell, final: Head, folder: Path) -> bool:
     """Whether the measurement is in `folder`, of this run and made as the grid now says."""
     return not unmeasured(kind, cell, final, folder)
 
 
-def unmeasured(kind: Kind, cell: Cell, final: Checkpoint, folder: Path) -> list[Path]:
+def unmeasured(kind: Kind, cell: Cell, final: Head, folder: Path) -> list[Path]:
     """The checkpoints of which `kind` is still to be measured, by round; they may not be here."""
     run = RunFolder(folder)
     if kind == "training":
@@ -119,10 +122,10 @@ def unmeasured(kind: Kind, cell: Cell, final: Checkpoint, folder: Path) -> list[
     else:
         paths = [run.final]
     measured_as = "eigs" if kind == "training" else kind
-    return [path for path in paths if not _has(measured_as, path, cell.measure, final.fingerprint)]
+    return [path for path in paths if not _has(measured_as, path, cell.measure, final, run)]
 
 
-def lacks_weights(cell: Cell, final: Checkpoint, folder: Path) -> bool:
+def lacks_weights(cell: Cell, final: Head, folder: Path) -> bool:
     """Whether weights that are not here are still to be measured: left out, or those of clients asked for since."""
     return any(not path.exists() for kind in cell.kinds for path in unmeasured(kind, cell, final, folder))
 
@@ -155,8 +158,14 @@ def section(measure: Measure) -> Section:
     return Section(points=measure.surface_points)
 
 
-def _has(kind: str, checkpoint: Path, measure: Measure, of: Fingerprint) -> bool:
+def _has(kind: str, checkpoint: Path, measure: Measure, final: Head, run: RunFolder) -> bool:
     path = measurement_path(checkpoint, kind)
+    if not path.exists():
+        return False
+    if checkpoint == run.final:
+        of = final.fingerprint
+    else:
+        of = read_head(checkpoint).fingerprint if checkpoint.exists() else replace(final.fingerprint, weights="")
     return is_current(path, settings_of_kind(kind, measure), of) and _can_be_read(path, kind)
 
 

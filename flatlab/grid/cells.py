@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flatlab.errors import UsageError
 from flatlab.federated.execution import Execution, go_on
 from flatlab.federated.partition import class_counts
 from flatlab.federated.rounds import Run
@@ -34,7 +35,7 @@ from flatlab.measuring.result import Result, measured
 from flatlab.measuring.subjects import Measurement, Subject, open_subject, usual_device
 from flatlab.measuring.surface import measure_surface
 from flatlab.measuring.trace import measure_trace
-from flatlab.runs.checkpoint import Checkpoint, provenance
+from flatlab.runs.checkpoint import Head, provenance
 from flatlab.runs.folder import RunFolder
 from flatlab.runs.lines import Lines
 from flatlab.runs.measurements import save_measurement
@@ -74,7 +75,7 @@ class CellWork:
                 self._measure_cell(kind, cell, files, final, log)
                 files.log(f"measured: {kind}")
 
-    def _measure_cell(self, kind: Kind, cell: Cell, files: RunFolder, final: Checkpoint, log: Log) -> None:
+    def _measure_cell(self, kind: Kind, cell: Cell, files: RunFolder, final: Head, log: Log) -> None:
         if kind in ("training", "local"):
             for path in unmeasured(kind, cell, final, files.path):
                 self._measure("eigs" if kind == "training" else kind, path, cell.measure)
@@ -123,6 +124,12 @@ def train_cell(cell: Cell, folder: Path, data_root: Path | None, device: str, tr
     holds another run, which is left as it is.
     """
     world = tried(make_world(cell.config, data_root))
+    count = len(world.data.train)
+    if cell.measure.samples > count:
+        raise UsageError(
+            f"The grid measures {cell.measure.samples} training samples ([measure] samples), and {cell.config.dataset} "
+            f"has {count}: ask for {count} at most."
+        )
     execution = replace(execution_of_cells(device), keep_clients=cell.measure.keep_clients)
     go_on(world, folder, execution, watch=partial(_logged, track), anew=True)
 
@@ -150,7 +157,7 @@ def _logged(track: Sequence[str], run: Run) -> Iterator[Callable[[Record], None]
         yield on_round
 
 
-def split_counts(world: World, final: Checkpoint) -> dict[str, Any]:
+def split_counts(world: World, final: Head) -> dict[str, Any]:
     """How many samples of each class each client has."""
     counts = class_counts(world.data.train.labels, world.parts, world.data.classes)
     return {

@@ -1,13 +1,15 @@
 """Whether the run of a cell is finished, in a folder that may have been brought here without its weights."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from flatlab.errors import UsageError, shown
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.config_file import read_config
-from flatlab.runs.checkpoint import Checkpoint
+from flatlab.runs.checkpoint import Head
+from flatlab.runs.contents import require_numbers
 from flatlab.runs.fingerprint import differences, settled
 from flatlab.runs.folder import RunFolder
 from flatlab.runs.forms import FORMS
@@ -16,7 +18,7 @@ from flatlab.runs.metrics import Record
 from flatlab.runs.saved import read_measurement
 
 
-def finished(config: RunConfig, folder: Path) -> Checkpoint | None:
+def finished(config: RunConfig, folder: Path) -> Head | None:
     """What is known of the run `config`, but for its weights, where it is finished; None where it is not.
 
     Its last checkpoint says so, or, where that is not here, its rounds and what was measured of it. What metrics.jsonl
@@ -34,7 +36,7 @@ def finished(config: RunConfig, folder: Path) -> Checkpoint | None:
     return head
 
 
-def require_last_evaluation(final: Checkpoint, records: Sequence[Record], folder: Path) -> None:
+def require_last_evaluation(final: Head, records: Sequence[Record], folder: Path) -> None:
     """Raise `UsageError` unless the newest evaluation of `records`, metrics.jsonl in `folder`, is that of `final`.
 
     It is of the last round, and the one that the checkpoint keeps, where that is here: a file that was cut off, or is
@@ -66,7 +68,7 @@ def config_of(folder: Path) -> RunConfig | None:
     return head.config if head else files.config()
 
 
-def _head_of_measurements(checkpoint: Path) -> Checkpoint | None:
+def _head_of_measurements(checkpoint: Path) -> Head | None:
     for kind in FORMS:
         path = measurement_path(checkpoint, kind)
         content = read_measurement(path, kind) if path.exists() else {}
@@ -76,6 +78,17 @@ def _head_of_measurements(checkpoint: Path) -> Checkpoint | None:
                 config = make_config(run["config"], str(path))
             except UsageError:  # of a version whose runs had other fields
                 return None
+            own_code = require_numbers(_with_nan(run.get("own_code", {})), path, "run.own_code")
             # without its metrics: where the run was trained again elsewhere, its rounding is another
-            return Checkpoint(config, run["round"], {}, {}, {}, content.get("versions", {}), data)
+            return Head(config, run["round"], {}, {}, {}, content.get("versions", {}), data, own_code=own_code)
     return None
+
+
+def _with_nan(kept: object) -> object:
+    """Lists of numbers by name, for whose NaN JSON has null; anything else as it is."""
+    if not isinstance(kept, dict):
+        return kept
+    return {
+        name: [math.nan if x is None else x for x in numbers] if isinstance(numbers, list) else numbers
+        for name, numbers in kept.items()
+    }

@@ -19,11 +19,11 @@ from flatlab.federated.config_file import parse_toml
 from flatlab.federated.footprint import Footprint, footprint
 from flatlab.federated.own_algorithm import hyper_of
 from flatlab.federated.request import HYPERPARAMETERS, merged_fields, read_settings
-from flatlab.federated.trial import tried
-from flatlab.federated.world import make_world, resolve
+from flatlab.federated.trial import own_code_of
+from flatlab.federated.world import resolve
 from flatlab.files import write_text
 from flatlab.functions import let_run
-from flatlab.grid.carry import DIED, run_cells
+from flatlab.grid.carry import run_cells
 from flatlab.grid.cell_progress import Progress, State, cell_progress
 from flatlab.grid.cells import CellWork
 from flatlab.grid.estimate import calibrate, measuring_seconds, training_seconds
@@ -102,10 +102,7 @@ class Reproduction:
 
     def is_over(self, progress: Mapping[str, Progress]) -> bool:
         """Whether the whole grid is at its end, in this call and in all others."""
-        return all(
-            each.done or each.failure not in ("", DIED) or (each.failure == DIED and not self._is_busy(name))
-            for name, each in progress.items()
-        )
+        return all(each.done or each.failure for each in progress.values())
 
     def _is_busy(self, name: str) -> bool:
         return RunFolder(self.results / name).is_busy()
@@ -129,13 +126,10 @@ class Reproduction:
 
         Raises `UsageError` where code of the user's, a model or an algorithm, has changed since a cell was trained.
         """
-        looked_at = set()
-        for cell in self.chosen:
-            named = cell.config.model, cell.config.algorithm
-            final = None if named in looked_at else finished(cell.config, self.results / cell.name)
+        for cell in self.cells:  # of other calls too: they will stand in one table
+            final = finished(cell.config, self.results / cell.name)
             if final is not None and final.own_code:
-                looked_at.add(named)
-                now = tried(make_world(cell.config, self.where.data_root)).own_code
+                now = own_code_of(*resolve(cell.config, self.where.data_root))
                 RunFolder(self.results / cell.name).require_code(cell.config, final.own_code, now)
         write_text(self.results / "grid.toml", self.text)
 
@@ -208,8 +202,9 @@ def _devices(where: Where) -> tuple[str, tuple[str, ...]]:
     if where.jobs and where.jobs_per_gpu:
         raise UsageError("--jobs is of all jobs and --jobs-per-gpu of those on one GPU: give one of them.")
     if where.scheduler:
-        if where.jobs_per_gpu:
-            raise UsageError("--jobs-per-gpu is for GPUs of this machine; a cluster has as many jobs as Dask workers.")
+        for option, jobs in {"jobs-per-gpu": where.jobs_per_gpu, "jobs": where.jobs}.items():
+            if jobs:
+                raise UsageError(f"--{option} is for this machine; a cluster has as many jobs as Dask workers.")
         return where.device, ()
     count = torch.cuda.device_count() if where.device != "cpu" and torch.cuda.is_available() else 0
     if where.device == "cuda" and not count:

@@ -20,7 +20,7 @@ from flatlab.grid.cell_progress import read_failure
 from flatlab.grid.finished import config_of, finished, require_last_evaluation
 from flatlab.grid.plan import grid_cells, parse_grid, read_grid_text
 from flatlab.runs.fingerprint import Fingerprint, fingerprint, require_same_data, settled
-from flatlab.runs.folder import RunFolder, by_round
+from flatlab.runs.folder import RunFolder, by_round, read_head
 from flatlab.runs.forms import FORMS
 from flatlab.runs.measurements import is_of, measurement_path, settings_of
 from flatlab.runs.saved import read_measurement, read_records, read_study
@@ -55,16 +55,29 @@ def read_results(folder: Path) -> Results:
     if not runs:
         found = next((reason for reason in absent.values() if reason != NOT_BEGUN), "")
         raise UsageError(found or f"There are no runs in {folder}; name a folder that `flatlab reproduce` filled.")
-    study = folder / "study.json"
+    study, outdated = _study(folder)
     return Results(
         folder=folder,
         grid=grid,
         runs=_in_rows(runs, tuned=grid is not None and grid.preset is not None),
         absent=absent,
         grid_text=text,
-        study=tuple(read_study(study)) if study.exists() else (),
+        study=study,
+        outdated_study=outdated,
         statements=STATEMENTS,
     )
+
+
+def _study(folder: Path) -> tuple[tuple[dict[str, Any], ...], str]:
+    """The verdicts of a study in `folder`; none, and why, where one of its checkpoints here is another now."""
+    path = folder / "study.json"
+    found = read_study(path) if path.exists() else {}
+    for subject in found.get("subjects", ()):
+        studied = Path(subject["checkpoint"])
+        here, kept = folder / studied.parent.name / studied.name, subject.get("fingerprint", {})
+        if here.exists() and kept and not read_head(here).fingerprint.agrees(Fingerprint(**kept)):
+            return (), f"{here} is another checkpoint than that of study.json: verify --study again"
+    return tuple(found.get("verdicts", ())), ""
 
 
 def _another_run(folder: Path, config: RunConfig) -> str:
@@ -91,6 +104,7 @@ def _read_run(folder: Path, kept: Sequence[int]) -> Result:
     if final is not None:
         require_last_evaluation(final, records, folder)
     of = fingerprint(config, final.data if final else "")
+    of_final = final.fingerprint if final else of
     kinds = {kind: folder / f"final.{kind}.json" for kind in FORMS}
     if local := _local(folder, kept):
         kinds["local"] = local
@@ -101,7 +115,11 @@ def _read_run(folder: Path, kept: Sequence[int]) -> Result:
         partition=partition_name(config),
         row=partition_name(config),
         records=tuple(records),
-        measured={kind: _measured(path, kind, of) for kind, path in kinds.items() if path.exists()},
+        measured={
+            kind: _measured(path, kind, of if kind == "local" else of_final)
+            for kind, path in kinds.items()
+            if path.exists()
+        },
         training=tuple(sorted(earlier, key=lambda eigs: eigs["run"]["round"])),
         trained=final is not None,
         failure=read_failure(folder),
@@ -121,8 +139,8 @@ def _measured(path: Path, kind: str, of: Fingerprint) -> dict[str, Any]:
     content = read_measurement(path, kind)
     if not is_of(content, of):
         raise UsageError(
-            f"{path} was not made of the run that is in its folder, but of an earlier one with other settings or data: "
-            "remove it, or measure again."
+            f"{path} was not made of the run that is in its folder, but of an earlier one with other settings, data or "
+            "weights: remove it, or measure again."
         )
     return {**content, "settings": dict(settings_of(content)), "file": path.name}
 

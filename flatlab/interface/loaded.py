@@ -27,6 +27,12 @@ class LoadedCheckpoint:
     content: Checkpoint = field(repr=False)  # parameters, configuration, metrics, versions
     data_root: Path | None = None  # folder of local copies of data sets
     trusted_models: tuple[str, ...] = ()  # package.module:function that may run
+    _absolute: Path = field(default_factory=Path, repr=False)  # whatever becomes of the working folder
+
+    @property
+    def place(self) -> Path:
+        """Where the file is: `path`, as long as that leads there."""
+        return self.path if self.path.absolute() == self._absolute else self._absolute
 
     @property
     def config(self) -> RunConfig:
@@ -73,8 +79,8 @@ class LoadedCheckpoint:
         `UsageError` where there are not as many.
         """
         measurement = self.measurement(samples=samples, full=full, dtype=dtype, device=device)
-        check(measurement, [self.path])
-        return open_checkpoint(self.path, measurement).problem
+        check(measurement, [self.place])
+        return open_checkpoint(self.place, measurement).problem
 
     def measurement(self, **asked: Any) -> Measurement:
         """How this checkpoint is measured: what is `asked`, on its own data and model."""
@@ -111,7 +117,7 @@ def load(
     path = Path(path)
     file = path / "final.pt" if path.is_dir() else path
     root = None if data_root is None else Path(data_root)
-    return LoadedCheckpoint(file, load_checkpoint(file), root, () if model is None else (model,))
+    return LoadedCheckpoint(file, load_checkpoint(file), root, () if model is None else (model,), file.absolute())
 
 
 def warn_of(notes: Sequence[str]) -> None:

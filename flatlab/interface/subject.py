@@ -41,8 +41,8 @@ def measure_model(
             return measured(own_subject(model, loss, data, asked), work, settings, tell)
         checkpoint = checkpoint_of(model, loss, data)
         measurement = checkpoint.measurement(**asked)
-        check(measurement, [checkpoint.path])
-        return measured(partial(open_subject, checkpoint.path, measurement), work, settings, tell)
+        check(measurement, [checkpoint.place])
+        return measured(partial(open_subject, checkpoint.place, measurement), work, settings, tell)
 
 
 def own_subject(model: Model, loss: Loss | str | None, data: Any, asked: Mapping[str, Any]) -> Callable[[], Subject]:

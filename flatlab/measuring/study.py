@@ -29,8 +29,8 @@ from flatlab.federated.spelling import in_words
 from flatlab.files import finite, json_text, write_text
 from flatlab.measuring.subjects import Measurement, open_checkpoint
 from flatlab.runs.checkpoint import load_checkpoint, provenance
-from flatlab.runs.fingerprint import require_same_data
-from flatlab.runs.folder import RunFolder
+from flatlab.runs.fingerprint import Fingerprint, require_same_data
+from flatlab.runs.folder import RunFolder, read_head
 from flatlab.runs.measurements import is_current, kept_measurement, measurement_path, save_measurement
 from flatlab.runs.metrics import Record
 from flatlab.tell import Tell, silent
@@ -89,11 +89,15 @@ class Study:
     subjects: Sequence[Subject]
     verdicts: Sequence[ClaimVerdict]
     correlations: Sequence[Correlation]
+    fingerprints: Sequence[Fingerprint]  # of the subjects' checkpoints
 
     def to_dict(self) -> dict[str, Any]:
         """Return what study.json holds."""
         return {
-            "subjects": [{**finite(asdict(subject)), "setting": subject.setting} for subject in self.subjects],
+            "subjects": [
+                {**finite(asdict(subject)), "setting": subject.setting, "fingerprint": of.plain()}
+                for subject, of in zip(self.subjects, self.fingerprints, strict=True)
+            ],
             "verdicts": [_plain_verdict(verdict) for verdict in self.verdicts],
             "correlations": [finite(vars(correlation)) for correlation in self.correlations],
             "versions": provenance(),
@@ -109,7 +113,8 @@ def make_study(paths: Sequence[Path], measurement: Measurement, out: Path, plan:
     _require_comparable(paths)
     checkpoints = paths or _train(plan, out, tell)  # measured as they come
     subjects = [_subject(path, measurement, tell) for path in checkpoints]
-    study = Study(subjects, conclude(subjects), list(correlations(subjects)))
+    fingerprints = [read_head(Path(subject.checkpoint)).fingerprint for subject in subjects]
+    study = Study(subjects, conclude(subjects), list(correlations(subjects)), fingerprints)
     if not any(verdict.comparisons[0].pairs for verdict in study.verdicts):
         raise UsageError(_NOTHING)
     write_text(out / "study.json", json_text(study.to_dict()))
@@ -162,8 +167,9 @@ def _subject(path: Path, measurement: Measurement, tell: Tell) -> Subject:
     checkpoint = load_checkpoint(path)
     config = checkpoint.config
     saved, settings = measurement_path(path, "measures"), {"samples": measurement.samples}
-    newer = saved.exists() and saved.stat().st_mtime >= path.stat().st_mtime
-    content = kept_measurement(saved) if newer and is_current(saved, settings, checkpoint.fingerprint) else None
+    content = kept_measurement(saved) if is_current(saved, settings, checkpoint.fingerprint) else None
+    if content is not None and not content.get("fingerprint", {}).get("weights"):  # of an earlier version
+        content = content if saved.stat().st_mtime >= path.stat().st_mtime else None
     if content is None:
         subject = open_checkpoint(path, measurement)
         measures = asdict(measure(subject.problem, lambda stage: tell(f"{path}: {stage}")))

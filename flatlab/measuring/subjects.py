@@ -265,7 +265,12 @@ def _about_checkpoint(path: Path, checkpoint: Checkpoint, problem: Problem) -> d
         "loss_function": "cross_entropy",
         "versions": provenance(),
         "fingerprint": checkpoint.fingerprint.plain(),
-        "run": {"config": config.plain(), "round": checkpoint.round, "metrics": checkpoint.metrics},
+        "run": {
+            "config": config.plain(),
+            "round": checkpoint.round,
+            "metrics": checkpoint.metrics,
+            **({"own_code": dict(checkpoint.own_code)} if checkpoint.own_code else {}),
+        },
     }
 
 

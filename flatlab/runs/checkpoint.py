@@ -5,7 +5,7 @@ import platform
 import subprocess
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from flatlab.runs.contents import (
     require_text,
     require_version,
 )
-from flatlab.runs.fingerprint import Fingerprint, data_digest, fingerprint, owners_source
+from flatlab.runs.fingerprint import Fingerprint, data_digest, fingerprint, owners_source, weights_digest
 from flatlab.runs.saved import check_record
 from flatlab.version import __version__
 
@@ -55,8 +55,26 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Which run it is of."""
-        return fingerprint(self.config, self.data)
+        """Which run it is of, and of which parameters."""
+        return replace(fingerprint(self.config, self.data), weights=weights_digest(self.state_dict))
+
+
+@dataclass(frozen=True)
+class Head(Checkpoint):
+    """A checkpoint without its tensors."""
+
+    weights: str = ""  # their digest; empty where they are not here
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Which run it is of, and of which parameters."""
+        return replace(fingerprint(self.config, self.data), weights=self.weights)
+
+
+def head_of(checkpoint: Checkpoint) -> Head:
+    """What there is to know of it beside its tensors."""
+    known = {**vars(checkpoint), "state_dict": {}, "models": {}, "clients": {}}
+    return Head(**known, weights=checkpoint.fingerprint.weights)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -187,7 +205,7 @@ def provenance() -> dict[str, str]:
     }
 
 
-@cache  # what was read into this process stays as it is, whatever becomes of the files
+@cache  # what was read into this process stays as it is, whatever becomes of the files: asked for as a run begins
 def _commit() -> str:
     """The commit of the source tree that runs, "+" if it was changed since, or "unknown" where there is none.
 

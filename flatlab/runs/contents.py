@@ -53,6 +53,13 @@ def require_text(value: object, path: Path, field: str) -> str:
     return value
 
 
+def require_texts(value: object, path: Path, field: str) -> list[str]:
+    """Return a list of texts."""
+    if not isinstance(value, list):
+        raise damaged(path, field, f"is {shown(value)} and no list")
+    return [require_text(text, path, field) for text in value]
+
+
 def require_numbers(value: object, path: Path, field: str) -> dict[str, list[float]]:
     """Return name: list of numbers."""
     for name, numbers in require_keys(value, (), path, field).items():

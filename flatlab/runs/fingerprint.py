@@ -13,6 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from flatlab.data import ImageData, Reading, Split, load_images
 from flatlab.errors import UsageError
 from flatlab.federated.algorithms import ALGORITHMS
@@ -44,15 +47,16 @@ class Fingerprint:
 
     config: str  # of the configuration
     data: str = ""  # of inputs and labels, after the subset was taken; empty where it is not known
+    weights: str = ""  # of the parameters that a checkpoint reports; empty where they are not known
 
     def agrees(self, other: "Fingerprint") -> bool:
-        """Whether both are of one run, as far as is known."""
-        same_data = not self.data or not other.data or self.data == other.data
-        return self.config == other.config and same_data
+        """Whether both are of one run, or of one checkpoint of it, as far as is known."""
+        pairs = (self.data, other.data), (self.weights, other.weights)
+        return self.config == other.config and all(not a or not b or a == b for a, b in pairs)
 
     def plain(self) -> dict[str, str]:
         """Return it as JSON and checkpoints keep it."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "weights" or value}
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,15 @@ def data_digest(data: ImageData) -> str:
     if data.train.owners is not None:
         digest.update(data.train.owners.contiguous().numpy().data)
     return digest.hexdigest()[:DIGITS]
+
+
+def weights_digest(state_dict: Mapping[str, Tensor]) -> str:
+    """Return a digest of a model's parameters and buffers; empty where there are none."""
+    digest = hashlib.sha256()
+    for name, tensor in state_dict.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:DIGITS] if state_dict else ""
 
 
 def owners_source(config: RunConfig) -> str:

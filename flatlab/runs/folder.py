@@ -13,10 +13,10 @@ Every file is complete before a file that counts on it is renamed into place, an
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from flatlab.federated.own_code import require_same_code
 from flatlab.federated.partition.names import partition_name
 from flatlab.federated.spelling import in_words
 from flatlab.federated.world import OwnCode
-from flatlab.files import WriteError, appending, atomic_write, remove_unfinished
-from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, read_plain, save_checkpoint
+from flatlab.files import WriteError, appending, atomic_write, remove_unfinished, writing
+from flatlab.runs.checkpoint import Checkpoint, Head, head_of, load_checkpoint, read_plain, save_checkpoint
 from flatlab.runs.contents import damaged, require_keys, require_numbers, require_text
 from flatlab.runs.fingerprint import differences, fingerprint, owners_source, settled
 from flatlab.runs.metrics import Metrics, Record
@@ -71,6 +71,11 @@ class RunFolder:
     def kept_clients(self, round_: int) -> Path:
         """The checkpoint with the models of that round's clients."""
         return self.path / f"clients-{round_:04d}.pt"
+
+    @property
+    def former(self) -> Path:
+        """What was finished here before the run began anew."""
+        return self.path / "former"
 
     @property
     def resume_file(self) -> Path:
@@ -131,7 +136,7 @@ class RunFolder:
         path = self.path / "config.toml"
         if path.exists() and not self._came_to_nothing():
             return make_config(read_config(path), str(path))
-        return _read_head(self.final).config if self.final.exists() else None
+        return read_head(self.final).config if self.final.exists() else None
 
     def _came_to_nothing(self) -> bool:
         metrics = self.metrics.path
@@ -141,7 +146,7 @@ class RunFolder:
     def refusal(self, wanted: RunConfig, asker: str = "asked for", advice: str = ADVICE) -> str:
         """Say in which fields the run that is here is not the one `wanted`; empty where it is, or there is none."""
         wanted = settled(wanted)
-        configs = [self.config(), _read_head(self.final).config if self.final.exists() else None]
+        configs = [self.config(), read_head(self.final).config if self.final.exists() else None]
         for found in configs:
             differing = differences(settled(found), wanted) if found else []
             if differing:
@@ -155,23 +160,33 @@ class RunFolder:
         if refusal:
             raise UsageError(refusal)
 
-    def finished(self, wanted: RunConfig) -> Checkpoint | None:
+    def finished(self, wanted: RunConfig) -> Head | None:
         """What the final checkpoint says of the run `wanted`, but for its tensors; None where it is not there."""
         if not self.final.exists() or self.refusal(wanted):
             return None
-        checkpoint = _read_head(self.final)
+        checkpoint = read_head(self.final)
         return checkpoint if checkpoint.round >= checkpoint.config.rounds else None
 
     def begin(self, config: RunConfig) -> None:
         """Prepare the folder of a new run."""
         write_config(self.path / "config.toml", config)
+        if self.metrics.path.exists() and self.metrics.path.stat().st_size:
+            self.set_aside(self.metrics.path)
         self.metrics.clear()
         self.begun = True
 
     def forget(self) -> None:
         """Take away what the run would go on from, or be finished by, so that it begins anew."""
-        for path in (self.final, self.resume_file):
-            path.unlink(missing_ok=True)
+        self.set_aside(self.final)
+        self.resume_file.unlink(missing_ok=True)
+
+    def set_aside(self, path: Path) -> None:
+        """Move a file of a former training, if it is here, to where it stays until this one has its last checkpoint."""
+        if path.exists():
+            with writing(path):
+                self.former.mkdir(exist_ok=True)
+                path.replace(self.former / path.name)
+            self.log(f"{path.name} of the former training is in {self.former.name}/ until this one has its last round")
 
     def resume(self, config: RunConfig, data: str, own_code: OwnCode) -> dict[str, Any] | None:
         """Return what `save` wrote last, its tables yet to be checked; None where the run starts anew.
@@ -246,6 +261,8 @@ class RunFolder:
         if self.metrics.path.exists():
             self.metrics.sync()
         save_checkpoint(path, checkpoint)
+        if path == self.final:
+            shutil.rmtree(self.former, ignore_errors=True)
 
     def log(self, line: str) -> None:
         """Append `line` to run.log, with the time."""
@@ -276,12 +293,12 @@ def _word(value: object) -> str:
     return value if isinstance(value, str) and len(value) < 80 and value.isprintable() else shown(value)
 
 
-def _read_head(path: Path) -> Checkpoint:
+def read_head(path: Path) -> Head:
     """Read the checkpoint at `path` without its tensors, once for as long as the file stays as it is."""
     status = path.stat()
     return _read_head_once(path.resolve(), status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=1024)
-def _read_head_once(path: Path, time_ns: int, size: int) -> Checkpoint:
-    return replace(load_checkpoint(path), state_dict={}, models={})
+def _read_head_once(path: Path, time_ns: int, size: int) -> Head:
+    return head_of(load_checkpoint(path))

@@ -96,6 +96,7 @@ class Digests(Saved):
 
     config: str = ""
     data: str = ""
+    weights: str = ""
 
 
 class Made(Saved):
@@ -282,10 +283,18 @@ class Verdict(Saved):
     answer: str
 
 
+class Studied(Saved):
+    """A checkpoint of a study."""
+
+    checkpoint: str
+    fingerprint: Digests = Digests()
+
+
 class Study(Saved):
     """study.json."""
 
     verdicts: list[Verdict]
+    subjects: list[Studied] = []
 
 
 FORMS: Mapping[str, type[Made]] = {

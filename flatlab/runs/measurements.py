@@ -5,7 +5,7 @@ name of their own, `final.eigs-60.json`. Tables and figures read the plain name.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,9 @@ def _fingerprint(content: Content) -> Fingerprint | None:
     if fields is None:
         return None
     try:
-        return fingerprint(make_config(fields, "a measurement"), content.get("fingerprint", {}).get("data", ""))
+        kept = content.get("fingerprint", {})
+        of = fingerprint(make_config(fields, "a measurement"), kept.get("data", ""))
+        return replace(of, weights=kept.get("weights", ""))
     except UsageError:
         return None
 

@@ -42,10 +42,9 @@ def read_measurement(path: Path, kind: str | None = None) -> dict[str, Any]:
     return _checked(Other if kind is None else FORMS[kind], read_json(path), str(path))
 
 
-def read_study(path: Path) -> list[dict[str, Any]]:
-    """Return the verdicts of `flatlab verify --study`; raises `UsageError`."""
-    verdicts: list[dict[str, Any]] = _checked(Study, read_json(path), str(path))["verdicts"]
-    return verdicts
+def read_study(path: Path) -> dict[str, Any]:
+    """Return what `flatlab verify --study` found; raises `UsageError`."""
+    return _checked(Study, read_json(path), str(path))
 
 
 def read_json(path: Path) -> Any:

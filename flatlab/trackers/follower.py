@@ -69,8 +69,7 @@ def followed(
         followers = []
         for name in names:
             run = Tracked(folder, settings, completed, known.get(name))
-            tracker: Tracker = import_module(TRACKERS[name]).Tracker()
-            follower = _Follower(name, tracker, run, tell)
+            follower = _Follower(name, run, tell)
             stack.callback(follower.finish)
             followers.append(follower)
 
@@ -84,21 +83,22 @@ def followed(
 class _Follower:
     """A tracker at work on its thread, which numbers are sent to."""
 
-    def __init__(self, name: str, tracker: Tracker, run: Tracked, tell: Tell) -> None:
-        self.name, self.tracker, self.run, self.tell = name, tracker, run, tell
+    def __init__(self, name: str, run: Tracked, tell: Tell) -> None:
+        self.name, self.run, self.tell = name, run, tell
         self.queue: SimpleQueue[tuple[Mapping[str, float], int] | None] = SimpleQueue()
         self.thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
         self.thread.start()
 
     def _work(self) -> None:
         try:
-            known_as = self.tracker.start(self.run)
+            tracker: Tracker = import_module(TRACKERS[self.name]).Tracker()
+            known_as = tracker.start(self.run)
             with _NAMES_LOCK:
                 names = _read_names(self.run.folder)
                 write_text(self.run.folder / NAMES, json.dumps({**names, self.name: known_as}) + "\n")
             while (item := self.queue.get()) is not None:
-                self.tracker.log(*item)
-            self.tracker.finish()
+                tracker.log(*item)
+            tracker.finish()
         except (Exception, SystemExit) as error:  # of a package that is not ours
             said = first_line(error) if isinstance(error, Exception) else "it wanted to leave"
             self.tell(f"{self.name} no longer tracks this run ({said}); the run goes on, and metrics.jsonl has it all.")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from flatlab.trackers.base import PROJECT, Tracked
@@ -24,13 +25,23 @@ class Tracker:
             self.client.update_run(self.name, status="RUNNING")
             return self.name
         project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        found = self.client.get_experiment_by_name(project)
-        experiment = found.experiment_id if found else self.client.create_experiment(project)
-        begun = self.client.create_run(experiment, run_name=run.name, tags={"group": run.group})
+        begun = self.client.create_run(self._experiment(project), run_name=run.name, tags={"group": run.group})
         self.name = begun.info.run_id
         settings = [Param(_allowed(name), str(value)) for name, value in run.settings.items()]
         self.client.log_batch(self.name, params=settings)
         return self.name
+
+    def _experiment(self, project: str) -> str:
+        """Its number; of runs that begin together, the first makes it."""
+        found = self.client.get_experiment_by_name(project)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(project))
+            except MlflowException:
+                found = self.client.get_experiment_by_name(project)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
     def log(self, numbers: Mapping[str, float], round_: int) -> None:
         """Send the numbers."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from analysis.theory.statements import STATEMENTS
 from figures.drawing import Drawing, print_style
-from figures.escapes import csv_cell, latex, markdown, plain
+from figures.escapes import MATHS, csv_cell, latex, markdown, plain
 from figures.formats import as_csv, as_latex, as_markdown
 from figures.method_tables import MEASURES
 from figures.report import make_report
@@ -30,8 +30,8 @@ TEXT = st.text() | st.sampled_from(HOSTILE) | st.lists(st.sampled_from(HOSTILE))
 
 COMMANDS = (
     r"\\textbackslash\{\}|\\textasciicircum\{\}|\\textasciitilde\{\}|\\textless\{\}|\\textgreater\{\}|\\textbar\{\}|"
-    r"\\textquotedbl\{\}|\\textasciigrave\{\}|\\[{}$%&#_]|\$\\pm\$|\$-\$|``"
-)
+    r"\\textquotedbl\{\}|\\textasciigrave\{\}|\\[{}$%&#_]|\$\\pm\$|\$-\$|\$\\circ\$|``|"
+) + "|".join(re.escape(f"${formula}$") for formula in MATHS.values())
 """All that `latex` may write beside plain letters."""
 
 

@@ -75,7 +75,9 @@ def test_a_run_that_was_cut_off_is_not_gone_on_with_by_other_code(
     assert flatlab(*line, cwd=tmp_path).returncode == 0
 
 
-def test_a_grid_begun_with_another_model_is_not_gone_on_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_grid_begun_with_another_model_is_not_gone_on_with(weights: bool, tmp_path: Path) -> None:
+    """Nor where its results were brought here without their checkpoints."""
     (tmp_path / "mine.py").write_text(MODEL)
     (tmp_path / "g.toml").write_text(
         'title = "g"\n[common]\nrounds = 1\nclients = 4\ntrain_samples = 80\nmodel = "mine:make"\n'
@@ -86,6 +88,9 @@ def test_a_grid_begun_with_another_model_is_not_gone_on_with(tmp_path: Path) -> 
     assert flatlab(*line, cwd=tmp_path).returncode == 0
     (tmp_path / "g.toml").write_text((tmp_path / "g.toml").read_text().replace("seeds = [0]", "seeds = [0, 1]"))
     (tmp_path / "mine.py").write_text(MODEL.replace("ReLU", "Tanh"))
-    again = flatlab(*line, cwd=tmp_path)
-    assert again.returncode == 2
-    assert "The model mine:make is not the one with which the run in" in again.stderr
+    for path in () if weights else (tmp_path / "g").glob("*/*.pt"):
+        path.unlink()
+    for only in ((), ("--only", "fedavg-s1")):
+        again = flatlab(*line, *only, cwd=tmp_path)
+        assert again.returncode == 2
+        assert "The model mine:make is not the one with which the run in" in again.stderr

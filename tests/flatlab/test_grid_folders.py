@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from flatlab.data import load_images
-from flatlab.grid.carry import DIED
-from flatlab.grid.cell_progress import cell_progress
+from flatlab.grid.cell_progress import DIED, cell_progress
 from flatlab.grid.cells import CellWork
 from flatlab.grid.plan import Cell, grid_cells, parse_grid
 from flatlab.runs.fingerprint import data_digest

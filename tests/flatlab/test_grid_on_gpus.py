@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flatlab.errors import UsageError
-from flatlab.grid.carry import DIED, run_cells
+from flatlab.grid.carry import run_cells
+from flatlab.grid.cell_progress import DIED
 from flatlab.grid.plan import Cell
 from flatlab.grid.reproduction import Where, read_reproduction
 from flatlab.grid.workers import dealt, visible_gpus

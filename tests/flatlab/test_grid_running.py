@@ -16,8 +16,8 @@ from flatlab.cli.main import main
 from flatlab.cli.watched_run import train_run
 from flatlab.errors import FlatlabError
 from flatlab.federated.execution import Execution
-from flatlab.grid.carry import DIED, run_cells
-from flatlab.grid.cell_progress import cell_progress
+from flatlab.grid.carry import run_cells
+from flatlab.grid.cell_progress import DIED, cell_progress
 from flatlab.grid.cells import CellWork
 from flatlab.grid.plan import Cell, grid_cells, parse_grid
 from tests.command_line import is_left, wait_until

@@ -17,7 +17,7 @@ from flatlab.federated.world import World
 from flatlab.grid.cell_progress import unmeasured
 from flatlab.grid.plan import grid_cells, parse_grid
 from flatlab.interface.run import TrainedRun
-from flatlab.runs.checkpoint import Checkpoint, load_checkpoint
+from flatlab.runs.checkpoint import Head, load_checkpoint
 from flatlab.runs.folder import BusyError, RunFolder
 from flatlab.runs.interruption import Terminated, terminable, undisturbed
 from flatlab.runs.lines import Lines
@@ -54,7 +54,7 @@ def test_checkpoints_are_by_round_beyond_the_digits_of_their_names(tmp_path: Pat
     assert [path.name for path in TrainedRun(tmp_path, config).checkpoints] == [*names, "final.pt"]
     axes = "algorithms = ['fedavg']\npartitions = ['iid']\nseeds = [0]"
     cell = grid_cells(parse_grid(f"title = 'by round'\n[axes]\n{axes}", "grid"))[0]
-    left = unmeasured("training", cell, Checkpoint(config, 1, {}, {}, {}, {}), tmp_path)
+    left = unmeasured("training", cell, Head(config, 1, {}, {}, {}, {}), tmp_path)
     assert [path.name for path in left] == names
 
 
