@@ -136,9 +136,9 @@ def gauss_newton(problem: Problem) -> SymmetricOperator:
 def fisher(problem: Problem) -> SymmetricOperator:
     """1/M sum_n E_y [d log p(y | z_n) d log p(y | z_n)^T], derivatives in theta, y drawn from the model's prediction.
 
-    The expectation is exact. It is the Gauss-Newton matrix for cross-entropy and binary cross-entropy of logits, and
-    half of it for the mean squared error, a Gaussian of unit variance (`analysis.predictive`). Raises
-    `MeasurementError` for other losses.
+    The expectation is exact. It is the Gauss-Newton matrix for cross-entropy (of the next token too) and binary
+    cross-entropy of logits, and half of it for the mean squared error, a Gaussian of unit variance
+    (`analysis.predictive`). Raises `MeasurementError` for other losses.
 
     >>> import torch
     >>> from analysis.operators import fisher, hessian

@@ -48,7 +48,8 @@ def trace(
         choice(
             "linf",
             "l2",
-            help="Climb by several steps to where the loss is worst, every parameter within a share of its size.",
+            help="Climb to where the loss is worst: linf, every parameter within a share of its size; l2, all shares "
+            "together.",
             rich_help_panel=_WORST,
         ),
     ] = None,

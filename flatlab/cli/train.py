@@ -150,7 +150,7 @@ def train(
         typer.Option(
             metavar="PATH",
             parser=folder,
-            help="Folder of the run (default: in checkpoints/, named after what sets it apart).",
+            help="Folder of the run (default: in checkpoints/, named after data, algorithm, MAN, split and seed).",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -164,7 +164,9 @@ def train(
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Worker processes, or nodes (default: one per core).", rich_help_panel=_RUN),
+        typer.Option(
+            min=1, help="Worker processes, or nodes (default: one per core; 2 of --save-shares).", rich_help_panel=_RUN
+        ),
     ] = None,
     engine: Annotated[
         str,
@@ -178,7 +180,11 @@ def train(
     device: Annotated[
         str,
         choice(
-            "auto", "cpu", "cuda", help="For the engines streams and batched, and --track-eigs.", rich_help_panel=_RUN
+            "auto",
+            "cpu",
+            "cuda",
+            help="For the engines streams and batched, and their --track-eigs.",
+            rich_help_panel=_RUN,
         ),
     ] = "auto",
     superlink: Annotated[

@@ -199,5 +199,5 @@ def _study(
 
         save_drawing(draw_theory_scatter(results), figures / "theory-scatter")
         save_picture(lambda found: draw_theory_heatmap(found[0]), [results], figures / "theory-heatmap")
-    if any(comparison.doubt for verdict in found.verdicts for comparison in verdict.comparisons):
+    if any(comparison.doubt == "!" for verdict in found.verdicts for comparison in verdict.comparisons):
         raise SystemExit(NOT_CONVERGED)

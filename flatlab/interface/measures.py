@@ -47,7 +47,8 @@ def eigs(
     """Measure the `top_k` largest Hessian eigenvalues of the network and of every layer, each with its residual.
 
     `which` is "largest", "smallest" or "both" (`top_k` at each end); `matrix` "hessian", "gauss-newton", "fisher"
-    (exact, for cross-entropy, binary cross-entropy of logits and mse) or "empirical-fisher" (docs/curvature.md).
+    (exact, for cross-entropy, next_token, binary cross-entropy of logits and mse) or "empirical-fisher"
+    (docs/curvature.md).
 
     `model` is a checkpoint, or a module (or "hf:NAME", "timm:NAME") with its `loss` (a name or a function of (outputs,
     targets); None: cross_entropy, or what a named model is trained on) and `data` ((inputs, targets), or batches of
@@ -277,5 +278,5 @@ def verify(
             return verify_subject(own_subject(model, loss, data, asked)(), {}, tell)
         checkpoint = checkpoint_of(model, loss, data)
         measurement = checkpoint.measurement(**asked)
-        check(measurement, [checkpoint.path])
-        return verify_subject(*open_with_clients(checkpoint.path, measurement), tell)
+        check(measurement, [checkpoint.place])
+        return verify_subject(*open_with_clients(checkpoint.place, measurement), tell)

@@ -109,9 +109,9 @@ def train(
 ) -> TrainedRun:
     """Train one federated run in the folder `out`, or go on with it where it was cut off; as `flatlab train`.
 
-    Arguments up to `seed`, and `fields`, are fields of `RunConfig` (docs/python.md lists them); what is None is taken
-    from `preset`, a cell of the paper, and from the TOML file `config`, else from the defaults: FedAvg on the bundled
-    digits. The others say how, and change no result. A run that is finished is taken as it is. Ctrl-C saves the state,
+    Arguments from `dataset` to `seed`, and `fields`, are fields of `RunConfig`, as config.toml has them; what is None
+    is taken from `preset`, a cell of the paper, and from the TOML file `config`, else from the defaults: FedAvg on the
+    bundled digits. The rest say where and how, and change the result by rounding at most. A run that is finished is taken as it is. Ctrl-C saves the state,
     and the same call goes on from there. Raises `UsageError` for values that do not fit and for a folder that holds
     another run, and `FlatlabError` where training diverges.
 
