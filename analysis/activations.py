@@ -6,6 +6,7 @@ nonlinearity takes was computed from s, as by adding a shortcut, it counts if it
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +17,10 @@ from torch import Tensor, nn
 
 from analysis.derivatives import within_transform
 from analysis.distributed import summed_number
-from analysis.layers import Layer, find_layers
+from analysis.layers import NORMALISATIONS, Layer, find_layers
 from analysis.problem import Problem
 from analysis.sample_axes import runs_of
 from analysis.taps import tap_activations, without_fast_path
-
-_NORMALISATIONS = (
-    nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,27 +66,30 @@ def forward_pass(problem: Problem, names: Sequence[str] | None = None) -> Forwar
     """
     loss = 0.0
     layers = find_layers(problem)
-    inputs = {layer.name: math.nan for layer in layers}
-    outputs = dict(inputs)
+    inputs: dict[str, float] = {}
+    outputs: dict[str, float] = {}
     with problem.passing(), torch.no_grad(), without_fast_path():
-        common = {name: any(run.common for run in runs) for name, runs in runs_of(problem, layers).items()}
+        runs = runs_of(problem, layers)
         for chunk in problem.chunks():
             events: list[_Event] = []
+            calls: Counter[str] = Counter()
             with _recorded(layers, events), _noted(events):
                 loss += problem.chunk_loss(chunk, {}).item()
             for position, event in enumerate(events):
                 if event.layer is not None:
                     name = event.layer.name
-                    times = len(chunk.targets) if common[name] else 1
-                    left = _leaving(events, position, common[name])
+                    common = calls[name] < len(runs[name]) and runs[name][calls[name]].common
+                    calls[name] += 1
+                    times = len(chunk.targets) if common else 1
+                    left = _leaving(events, position, common)
                     for sums, own in ((inputs, event.input_sum), (outputs, left)):
-                        sums[name] = times * own + (0.0 if math.isnan(sums[name]) else sums[name])
+                        sums[name] = times * own + sums.get(name, 0.0)
     wanted = [layer.name for layer in find_layers(problem, names)]
 
-    def mean(sum_over_samples: float) -> float:
-        return summed_number(sum_over_samples, problem.device, problem.distributed) / problem.samples
+    def mean(sums: dict[str, float], name: str) -> float:
+        return summed_number(sums.get(name, math.nan), problem.device, problem.distributed) / problem.samples
 
-    norms = {name: ActivationNorms(mean(inputs[name]), mean(outputs[name])) for name in wanted}
+    norms = {name: ActivationNorms(mean(inputs, name), mean(outputs, name)) for name in wanted}
     return ForwardPass(summed_number(loss, problem.device, problem.distributed), norms)
 
 
@@ -103,7 +103,7 @@ def _leaving(events: Sequence[_Event], position: int, common: bool) -> float:
     for event in events[position + 1 :]:
         place = _place(event.source)
         follows = place in own or (place not in others and not interrupted)  # or of something computed in between
-        if event.layer is not None and isinstance(event.layer.module, _NORMALISATIONS):
+        if event.layer is not None and isinstance(event.layer.module, NORMALISATIONS):
             own |= {_place(event.result)} if follows else set()
         elif event.layer is not None:
             interrupted = True

@@ -23,8 +23,7 @@ from analysis.confirmation import in_float64_where_it_runs
 from analysis.eigenpairs import carried
 from analysis.eigenvalue import Eigenvalue, listed
 from analysis.errors import MeasurementError
-from analysis.layers import find_layers
-from analysis.members import named_parameters
+from analysis.layers import find_layers, weights_of
 from analysis.objective import loss_and_gradient, loss_at
 from analysis.operators import hessian
 from analysis.problem import Problem
@@ -79,10 +78,6 @@ class FlatnessReport:
         return values[0] / values[4] if len(values) == 5 and values[4] else float("nan")
 
 
-def _is_bias(name: str) -> bool:
-    return any(part == "bias" or part.startswith("bias_") for part in name.split("."))
-
-
 def flatness(
     problem: Problem,
     *,
@@ -108,10 +103,9 @@ def flatness(
     >>> [layer.name for layer in report.layers], report.sam_sharpness > 0
     (['0', '2'], True)
     """
-    own = dict(named_parameters(problem.model))  # complex ones in the dimensions that they have there
+    known = weights_of(problem)
     weights = {
-        layer.name: [full for short, full in layer.parameters.items() if own[full].dim() >= 2 and not _is_bias(short)]
-        for layer in find_layers(problem)
+        layer.name: [full for full in layer.parameters.values() if full in known] for layer in find_layers(problem)
     }
     weights = {name: own for name, own in weights.items() if own}
     on_weights = problem.select(name for own in weights.values() for name in own)

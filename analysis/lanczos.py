@@ -89,7 +89,8 @@ def lanczos(
     through whole); values and residuals are those of `operator.exact`, one product per pair, where it has that.
     `max_iter` limits the products before that to max_iter * k; `start` (p, m) is a warm start, e.g. eigenvectors of a
     nearby matrix (default: the operator's own). `max_basis` is the number of vectors between restarts, by default
-    max(2 k + 20, 40), 100 at least up to 1000 dimensions, or what `operator.room` leaves: what is certified stays the same.
+    max(2 k + 20, 40), 100 at least up to 1000 dimensions, or what `operator.room` leaves: what is certified stays the
+    same.
 
     >>> import torch
     >>> from analysis.lanczos import lanczos

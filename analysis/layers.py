@@ -10,6 +10,11 @@ from analysis.errors import MeasurementError
 from analysis.members import named_parameters
 from analysis.problem import Problem
 
+NORMALISATIONS = (
+    nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm,
+)  # fmt: skip
+"""Modules whose parameters scale and move what the layer before them computes."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -50,6 +55,30 @@ def find_layers(problem: Problem, names: Sequence[str] | None = None) -> list[La
                 f"There is no layer {name!r} with selected parameters; the layers are {', '.join(known)}."
             )
     return [layer for layer in layers if names is None or layer.name in names]
+
+
+def weights_of(problem: Problem) -> set[str]:
+    """Names of the selected parameters that are weights: of two or more dimensions, but for biases and normalisations.
+
+    >>> import torch
+    >>> from analysis.layers import weights_of
+    >>> from analysis.problem import make_problem
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    >>> weights_of(make_problem(model, "cross_entropy", (torch.randn(20, 2), torch.arange(20) % 3)))
+    {'0.weight'}
+    """
+    own = dict(named_parameters(problem.model))  # complex ones in the dimensions that they have there
+    return {
+        full
+        for layer in find_layers(problem)
+        if not isinstance(layer.module, NORMALISATIONS)
+        for short, full in layer.parameters.items()
+        if own[full].dim() >= 2 and not _is_bias(short)
+    }
+
+
+def _is_bias(name: str) -> bool:
+    return any(part == "bias" or part.startswith("bias_") for part in name.split("."))
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,11 @@ class SummedLoss:
         function = self.function.function if isinstance(self.function, TorchLoss) else self.function
         return getattr(function, "__name__", type(function).__name__)
 
+    @property
+    def counts_targets(self) -> bool:
+        """Whether its normaliser is known to depend on the targets alone."""
+        return isinstance(self.function, TorchLoss | OwnLoss) or self.function in (cross_entropy, _next_token)
+
     def taken(self, outputs: Any) -> Any:
         """What it is a function of: the `logits` of a mapping or an object, but for a function that takes these itself.
 

@@ -22,6 +22,10 @@ _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 _FEW = 4
 
+_MOVING_NORMALISER = (
+    "The normaliser that the loss returns changes with the parameters; it may depend on the targets only."
+)
+
 
 def refuse_unfit(module: nn.Module) -> None:
     """Raise `MeasurementError` for a module that is random or mixes the samples of a batch."""
@@ -71,9 +75,7 @@ def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
     if moving.finite and moving_parts.finite and not agree(problem, moving, moving_parts, start, elsewhere):
         raise _no_sum(problem, moving, moving_parts, few)
     if whole.told and moving.finite and moving.normaliser != whole.normaliser:
-        raise MeasurementError(
-            "The normaliser that the loss returns changes with the parameters; it may depend on the targets only."
-        )
+        raise MeasurementError(_MOVING_NORMALISER)
 
 
 @contextmanager
@@ -121,7 +123,12 @@ def survey(problem: ParametricLoss) -> float:
             size = batch_length(batch)
             cut = size - max(1, size // 4)  # unequal parts: a mean of their means would pass for a mean
             pieces = [sliced(batch, a, b) for a, b in ((0, cut), (cut, size)) if a < b]
-            normaliser += _compared(problem, batch, pieces, end, points, seen).normaliser
+            part = _compared(problem, batch, pieces, end, points, seen)
+            if part.told and not problem.loss.counts_targets:
+                here = part_at(problem, batch, {})
+                if here.finite and here.normaliser != part.normaliser:
+                    raise MeasurementError(_MOVING_NORMALISER)
+            normaliser += part.normaliser
             seen += size
             end = sliced(batch, max(0, min(size - 2, cut)), size)  # of one sample, what is meant for all looks its own
     return _divisor(problem, normaliser)
@@ -235,7 +242,8 @@ def _leaves(total: Tensor, batch: Batch) -> set[Tensor]:
 def refuse_shift(loss: SummedLoss, batch: Batch) -> None:
     """Refuse targets that are the input tokens for a loss that shifts nothing, and shifted ones for one that does."""
     shift, targets = shift_of(loss), batch[1]
-    inputs = batch[0].get("input_ids") if isinstance(batch[0], dict) else None
+    given = {"input_ids": batch[0][0]} if isinstance(batch[0], tuple) and len(batch[0]) == 1 else batch[0]
+    inputs = given.get("input_ids") if isinstance(given, dict) else None
     if shift is None or not isinstance(inputs, Tensor) or inputs.shape != targets.shape or targets.dim() != 2:
         return
     if inputs.is_floating_point() or targets.is_floating_point():

@@ -42,7 +42,7 @@ def runs_of(problem: Problem, layers: Sequence[Layer]) -> dict[str, list[Run]]:
 
 def _run(two: Shapes, three: Shapes) -> Run:
     by_sample = all(a[:1] == (2,) and b[:1] == (3,) and a[1:] == b[1:] for a, b in zip(two, three, strict=True))
-    return Run(common=two == three, by_sample=by_sample)
+    return Run(common=two == three and all(shape.numel() for shape in two), by_sample=by_sample)  # none: no samples
 
 
 def _shapes(problem: Problem, layers: Sequence[Layer], batch: Any) -> dict[str, list[Shapes]]:

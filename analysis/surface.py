@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.errors import MeasurementError
+from analysis.layers import weights_of
 from analysis.members import named_parameters
 from analysis.objective import loss_at
 from analysis.problem import Problem
@@ -93,10 +94,9 @@ def filter_normalised_directions(problem: Problem, count: int = 2, *, seed: int 
 
 def _normalised(problem: Problem, direction: Tensor) -> Tensor:
     pieces = []
-    own_shapes = dict(named_parameters(problem.model))  # complex ones in the dimensions that they have there
-    groups = _transposed(problem)
+    weights, groups = weights_of(problem), _transposed(problem)
     for piece, (name, parameter) in zip(problem.split(direction), problem.parameters.items(), strict=True):
-        if own_shapes[name].dim() < 2:
+        if name not in weights:
             pieces.append(torch.zeros_like(piece))
             continue
         own = parameter.detach()

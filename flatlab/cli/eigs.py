@@ -65,8 +65,9 @@ def eigs(
 
     Each eigenvalue comes with its residual |Hv - lambda v|: an eigenvalue of H lies within that distance. Beside each
     layer stands the mean squared norm of the activation that enters and that leaves it. Several checkpoints are shown
-    side by side, as ratios to the first, runs without MAN standing before those with it. The loss is the mean cross-entropy (without MAN) on training samples; where
-    these are some of many, λ₁ is measured on disjoint subsets too, to show how much the choice matters.
+    side by side, as ratios to the first, runs without MAN standing before those with it. The loss is the mean
+    cross-entropy (without MAN) on training samples; where these are some of many, λ₁ is measured on disjoint subsets
+    too, to show how much the choice matters.
 
     --clients also checks that λmax of the clients' loss together is at most the weighted mean of their own.
     """

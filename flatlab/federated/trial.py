@@ -27,7 +27,7 @@ from flatlab.federated.own_code import model_numbers
 from flatlab.federated.parameters import flatten, load_vector, state_of
 from flatlab.federated.streams import begin, seeded, stream_seed
 from flatlab.federated.world import OwnCode, World
-from flatlab.runs.checkpoint import fill
+from flatlab.runs.checkpoint import fill, versioned
 from flatlab.runs.contents import require_state
 
 SAMPLES = 3
@@ -272,6 +272,7 @@ def _refuse_what_is_not_rebuilt(world: World, x: Tensor, theta: Tensor) -> None:
             f"What a checkpoint of the model {name} would hold could not be read again: {error}"
         ) from error
     again = world.new_model()
+    state = versioned(state, getattr(again.state_dict(), "_metadata", {}))
     fill(again, state, f"The model {name} does not take back its own state_dict")
     if not _same(_outputs(world, again, x), expected):
         raise UsageError(

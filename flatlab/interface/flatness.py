@@ -29,7 +29,8 @@ def flatness(
 
     `worst_case` "linf" or "l2" adds the adaptive sharpness of Andriushchenko et al. (2023): the rise of the loss that
     `ascent_steps` (20) of ascent find where the parameters' changes, as shares of their sizes, have a norm of at most
-    `radius` (0.001, 0.5), mean over batches of `batch` (128) samples; a lower bound. `tol` and `max_probes` are those of `trace`, the others those of `eigs`.
+    `radius` (0.001, 0.5), mean over batches of `batch` (128) samples; a lower bound. `tol` and `max_probes` are those
+    of `trace`, the others those of `eigs`.
 
     >>> import flatlab
     >>> report = flatlab.flatness("runs/a", samples=60, max_probes=20, worst_case="l2", batch=30)

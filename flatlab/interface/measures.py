@@ -79,7 +79,7 @@ def eigs(
     >>> round(flatlab.eigs(line, "mse", (torch.tensor([[0.0], [1.0]]), torch.zeros(2, 1))).eigenvalues[0].value, 4)
     1.0
     """
-    names = layers if isinstance(layers, str) else ",".join(layers) or "none"
+    names = layers if isinstance(layers, str) else ",".join(layers) if layers else "none"
     grouping = group_by if group_by is None or isinstance(group_by, str) else ",".join(group_by)
     search = read_search(top_k, names, method, backend, tol, max_iter, which, matrix, grouping)
     asked = {"samples": samples, "full": full, "dtype": dtype, "device": device}

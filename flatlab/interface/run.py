@@ -111,9 +111,9 @@ def train(
 
     Arguments from `dataset` to `seed`, and `fields`, are fields of `RunConfig`, as config.toml has them; what is None
     is taken from `preset`, a cell of the paper, and from the TOML file `config`, else from the defaults: FedAvg on the
-    bundled digits. The rest say where and how, and change the result by rounding at most. A run that is finished is taken as it is. Ctrl-C saves the state,
-    and the same call goes on from there. Raises `UsageError` for values that do not fit and for a folder that holds
-    another run, and `FlatlabError` where training diverges.
+    bundled digits. The rest say where and how, and change the result by rounding at most. A run that is finished is
+    taken as it is. Ctrl-C saves the state, and the same call goes on from there. Raises `UsageError` for values that do
+    not fit and for a folder that holds another run, and `FlatlabError` where training diverges.
 
     >>> import flatlab
     >>> run = flatlab.train(algorithm="feddyn", man=True, zeta=0.05, clients=6, rounds=2, out="runs/a", progress=False)

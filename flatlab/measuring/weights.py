@@ -20,7 +20,7 @@ from analysis.errors import some
 from analysis.model_copy import rounded
 from flatlab.arrays import tensor_of
 from flatlab.errors import UsageError, first_line
-from flatlab.runs.checkpoint import fill, load_tensors
+from flatlab.runs.checkpoint import fill, load_tensors, versioned
 
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 """Names under which trainers keep the parameters, the likeliest first."""
@@ -58,12 +58,49 @@ def load_weights(model: nn.Module, path: Path, named: str) -> list[str]:
     state = model.state_dict()
     for name, tensor in found.tensors.items():
         _require_numbers(tensor, state[name], name, path)
-    fill(model, found.tensors, complaint)
-    narrower = (name for name, tensor in found.tensors.items() if state[name].dtype.itemsize < tensor.dtype.itemsize)
+    own, kept = _extra_states(state, found, content)
+    fill(model, versioned({**found.tensors, **own}, _metadata(found, content)), complaint)
+    narrower = [
+        tensor
+        for name, tensor in found.tensors.items()
+        if isinstance(tensor, Tensor) and state[name].dtype.itemsize < tensor.dtype.itemsize
+    ]
     sentences = list(_sentences(found, path))
-    if any(rounded(found.tensors[name]) for name in narrower):
+    if kept:
+        sentences.append(f"{path} lacks {some(kept, 3)}: the model's own stays.")
+    if any(map(rounded, narrower)):
         sentences.append(f"The float64 weights of {path} are rounded to float32; --dtype float64 keeps them.")
     return sentences
+
+
+def _holder(found: _Found, content: Any) -> Any:
+    """The dictionary that the tensors were found in."""
+    for word in found.entry:
+        content = content[word]
+    return content
+
+
+def _extra_states(state: Mapping[str, Any], found: _Found, content: Any) -> tuple[dict[str, Any], list[str]]:
+    """What modules keep beside tensors (`get_extra_state`), as the file has it; and the names of those it lacks."""
+    wanted = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    holder, prefix = _holder(found, content), found.prefix.removeprefix(_COMPILED)
+    there = {key.replace(_COMPILED, ""): value for key, value in holder.items()} if isinstance(holder, Mapping) else {}
+    own = {name: there[prefix + name] for name in wanted if prefix + name in there}
+    return own, [name for name in wanted if name not in own]
+
+
+def _metadata(found: _Found, content: Any) -> dict[str, Any]:
+    """The versions of the modules that wrote the tensors, by the model's names, where the file has them."""
+    kept, prefix = getattr(_holder(found, content), "_metadata", None), found.prefix.removeprefix(_COMPILED)
+    if not isinstance(kept, Mapping):
+        return {}
+    plain = {key.replace(_COMPILED, "").removesuffix("_orig_mod"): value for key, value in kept.items()}
+    named = {f"{key}.".removeprefix(prefix).rstrip("."): value for key, value in plain.items() if _within(key, prefix)}
+    return {name: dict(value) for name, value in named.items() if isinstance(value, Mapping)}
+
+
+def _within(module: object, prefix: str) -> bool:
+    return isinstance(module, str) and (not prefix or f"{module}.".startswith(prefix))
 
 
 def _read(path: Path) -> Any:
@@ -71,8 +108,11 @@ def _read(path: Path) -> Any:
     if path.suffix == ".safetensors" or _begins_as_safetensors(path):
         return _safetensors(path)
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.namelist()
+        except zipfile.BadZipFile as error:
+            raise UsageError(f"{path} is damaged: {first_line(error)}.") from error
         if members and all(member.endswith(".npy") for member in members):
             return _npz(path)
     try:
@@ -184,7 +224,7 @@ def _fits(model: nn.Module, tensors: Mapping[str, Tensor], entry: tuple[str, ...
     """The tensors by the model's names, for every prefix under which all of these are found."""
     compiled = any(_COMPILED in name for name in tensors)
     plain = {name.replace(_COMPILED, ""): tensor for name, tensor in tensors.items()}
-    state = model.state_dict(keep_vars=True)
+    state = nn.Module.state_dict(model, keep_vars=True)
     needed = _needed(state)
     prefixes = {name.removesuffix(own) for own in needed[0] for name in plain if ("." + name).endswith("." + own)}
     for prefix in sorted(prefixes):
@@ -201,10 +241,10 @@ def _renamed(model: nn.Module, tensors: Mapping[str, Tensor], entry: tuple[str, 
     """The tensors under names that the model's modules translate as they load: torch's former weight normalisation."""
     for prefix in ("", *(f"{wrapper}." for wrapper in WRAPPERS)):
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        twin = copy.deepcopy(model)
         try:
+            twin = copy.deepcopy(model)
             twin.load_state_dict(own)
-        except RuntimeError:
+        except (RuntimeError, TypeError, ValueError, AttributeError):  # they do not fit, or it cannot be copied
             continue
         yield _Found(twin.state_dict(), entry, prefix, tuple(name for name in tensors if not name.startswith(prefix)))
         return
@@ -234,7 +274,7 @@ def _needed(state: Mapping[str, Tensor]) -> list[list[str]]:
 
 def _with_tied(model: nn.Module, tensors: Mapping[str, Tensor], given: Sequence[str]) -> dict[str, Tensor]:
     """The tensors, and those that are tied to them, which some formats leave out."""
-    state = model.state_dict(keep_vars=True)
+    state = nn.Module.state_dict(model, keep_vars=True)
     by_identity: dict[int, Tensor] = {}
     for name in given:
         earlier = by_identity.setdefault(id(state[name]), tensors[name])

@@ -4,6 +4,7 @@ import pickle
 import platform
 import subprocess
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -175,7 +176,8 @@ def rebuild(
             "them with --data-root."
         )
     model = typed_model(config, data)
-    fill(model, checkpoint.state_dict, f"The checkpoint's parameters do not fit its model {config.model}")
+    state = versioned(checkpoint.state_dict, getattr(model.state_dict(), "_metadata", {}))
+    fill(model, state, f"The checkpoint's parameters do not fit its model {config.model}")
     if "model" in checkpoint.own_code:
         now = {"model": model_numbers(config, data)}
         require_same_code(config, checkpoint.own_code, now, "this checkpoint was trained")
@@ -187,10 +189,20 @@ def fill(model: nn.Module, state_dict: Mapping[str, Tensor], complaint: str) -> 
     """Load the parameters into the model; raises `UsageError`, "`complaint`: reason", where they do not fit."""
     try:
         model.load_state_dict(state_dict)
-    except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = lines[min(1, len(lines) - 1)].replace("Unexpected key(s) in state_dict", "names that it does not have")
         raise UsageError(f"{complaint}: {reason}") from error
+
+
+def versioned(state_dict: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The state with the versions of the modules that wrote it, by which they translate an older one's as they load.
+
+    `metadata` is what torch keeps beside a state_dict; without it modules take their state for the oldest.
+    """
+    state: OrderedDict[str, Any] = OrderedDict(state_dict)
+    state._metadata = metadata  # type: ignore[attr-defined]
+    return state
 
 
 def provenance() -> dict[str, str]:

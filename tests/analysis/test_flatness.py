@@ -154,14 +154,25 @@ def test_a_radius_is_not_negative(sharpness: Callable[[Problem, float], float], 
         sharpness(problem, radius)
 
 
+class Grid(nn.Module):
+    """A scale and a shift of two dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.full((2, 3), 10.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x + self.bias
+
+
 def test_a_bias_is_no_weight_whatever_its_shape() -> None:
+    """Nor is what normalises."""
     torch.manual_seed(0)
-    norm = nn.LayerNorm((2, 3))
-    nn.init.constant_(norm.bias, 10.0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)), norm, nn.Flatten(), nn.Linear(6, 3))
+    middle = nn.LayerNorm((2, 3)), Grid()
+    model = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)), *middle, nn.Flatten(), nn.Linear(6, 3))
     report = flatness(make_problem(model, "cross_entropy", (torch.randn(9, 4), torch.arange(9) % 3)))
     assert [layer.weight_norm2 for layer in report.layers] == pytest.approx(
-        [model[0].weight.square().sum().item(), 6.0, model[4].weight.square().sum().item()]  # type: ignore[operator]
+        [model[0].weight.square().sum().item(), 6.0, model[5].weight.square().sum().item()]  # type: ignore[operator]
     )
 
 
