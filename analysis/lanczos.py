@@ -189,7 +189,7 @@ class _Search:
     max_products: int
     max_basis: int
     whole: bool  # go on until Q is the whole space, which is small enough to leave nothing to chance
-    lenient: float  # the share of what may count as zero at the lower end that does for the search to end
+    lenient: float  # the share of what counts as zero at the lower end that a residual there may be; 0: nothing counts
     generator: torch.Generator
     progress: Progress | None
 
@@ -209,7 +209,8 @@ class _Search:
         pairs = list(zip(residuals.tolist(), values.tolist(), strict=True))
         if self.progress:
             self.progress(products, max(relative(r, x) for r, x in pairs))
-        gone = vanish(residuals, values, _MARGIN * self.lenient * self.vanishing_of(values, scale)).tolist()
+        most_gone = _MARGIN * self.vanishing_of(values, scale)
+        gone = (vanish(residuals, values, most_gone) & (residuals <= self.lenient * most_gone)).tolist()
         most = values.abs().max().item()
         enough = (
             not self.whole

@@ -125,7 +125,7 @@ def survey(problem: ParametricLoss) -> float:
             pieces = [sliced(batch, a, b) for a, b in ((0, cut), (cut, size)) if a < b]
             part = _compared(problem, batch, pieces, end, points, seen)
             if part.told and not problem.loss.counts_targets:
-                here = part_at(problem, batch, {})
+                here = parts_together([part_at(problem, piece, {}) for piece in pieces])
                 if here.finite and here.normaliser != part.normaliser:
                     raise MeasurementError(_MOVING_NORMALISER)
             normaliser += part.normaliser

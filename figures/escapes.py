@@ -37,7 +37,7 @@ MATHS = {
         "αβγδεζηθλμρσΔΠΣ∇≤≥≠≈·×⊗→∞‖½",
         ("alpha", "beta", "gamma", "delta", "varepsilon", "zeta", "eta", "theta", "lambda", "mu", "rho", "sigma",
          "Delta", "Pi", "Sigma", "nabla", "le", "ge", "ne", "approx", "cdot", "times", "otimes", "to", "infty", "|",
-         "tfrac12"), strict=True)},
+         "frac12"), strict=True)},
     **{digit: f"_{{{number}}}" for number, digit in enumerate("₀₁₂₃₄₅₆₇₈₉")},
     **{digit: f"^{{{number}}}" for number, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
     **{sign: f"^{{{plain}}}" for sign, plain in zip("⁺⁻⁽⁾ᵏᵀ", ("+", "-", "(", ")", "k", r"\top"), strict=True)},

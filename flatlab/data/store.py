@@ -32,7 +32,7 @@ from flatlab.errors import FlatlabError, UsageError
 from flatlab.files import WriteError, atomic_write, write_text, writing
 from flatlab.functions import names_function
 
-LAYOUT = 3
+LAYOUT = 4
 """Version of the cache, of how images are decoded as of where they lie in it; part of every key."""
 
 

@@ -13,6 +13,9 @@ from flatlab.federated.config import RunConfig
 from flatlab.federated.streams import seeded
 from flatlab.federated.world import DTYPES, OwnCode, typed_model
 
+MODEL, ALGORITHM = "model at drawn inputs", "algorithm"
+"""Whose numbers they are; what was once kept as "model" was of samples, which nodes of a federation do not share."""
+
 SAME = 1e-3
 """Largest difference, relative to the largest number, that is rounding on another machine."""
 
@@ -51,8 +54,8 @@ def require_same_code(config: RunConfig, kept: OwnCode, now: OwnCode, what: str,
             after, before, rtol=0, atol=SAME * float(before.abs().max()) if len(before) else 0.0, equal_nan=True
         )
         if not alike:
-            name = config.model if role == "model" else config.algorithm
+            code = f"model {config.model}" if role == MODEL else f"algorithm {config.algorithm}"
             raise UsageError(
-                f"The {role} {name} is not the one with which {what}: its code has changed, and what it computes with "
+                f"The {code} is not the one with which {what}: its code has changed, and what it computes with "
                 f"it. {remedy}"
             )

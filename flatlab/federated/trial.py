@@ -23,7 +23,7 @@ from flatlab.federated.config import RunConfig
 from flatlab.federated.engine.sequential import loss_gradient
 from flatlab.federated.man import Penalised, Taps
 from flatlab.federated.models import MODELS
-from flatlab.federated.own_code import model_numbers
+from flatlab.federated.own_code import ALGORITHM, MODEL, model_numbers
 from flatlab.federated.parameters import flatten, load_vector, state_of
 from flatlab.federated.streams import begin, seeded, stream_seed
 from flatlab.federated.world import OwnCode, World
@@ -79,8 +79,8 @@ def own_code_of(config: RunConfig, data: ImageData) -> OwnCode:
 
 
 def _own_code(config: RunConfig, data: ImageData, numbers: Sequence[float]) -> OwnCode:
-    own = {"model": model_numbers(config, data)} if config.model not in MODELS else {}
-    return own | ({"algorithm": list(numbers)} if numbers else {})
+    own = {MODEL: model_numbers(config, data)} if config.model not in MODELS else {}
+    return own | ({ALGORITHM: list(numbers)} if numbers else {})
 
 
 def _described(world: World, x: Tensor) -> str:

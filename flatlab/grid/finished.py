@@ -80,7 +80,18 @@ def _head_of_measurements(checkpoint: Path) -> Head | None:
                 return None
             own_code = require_numbers(_with_nan(run.get("own_code", {})), path, "run.own_code")
             # without its metrics: where the run was trained again elsewhere, its rounding is another
-            return Head(config, run["round"], {}, {}, {}, content.get("versions", {}), data, own_code=own_code)
+            weights = content.get("fingerprint", {}).get("weights", "")
+            return Head(
+                config,
+                run["round"],
+                {},
+                {},
+                {},
+                content.get("versions", {}),
+                data,
+                own_code=own_code,
+                weights=weights,
+            )
     return None
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import tomli_w
 import torch
 
 from flatlab.cores import available_cores
-from flatlab.data import is_local
+from flatlab.data import ImageData, is_local
 from flatlab.errors import SAID, UsageError
 from flatlab.federated.config import RunConfig
 from flatlab.federated.config_file import parse_toml
@@ -127,9 +127,13 @@ class Reproduction:
         Raises `UsageError` where code of the user's, a model or an algorithm, has changed since a cell was trained.
         """
         for cell in self.cells:  # of other calls too: they will stand in one table
-            final = finished(cell.config, self.results / cell.name)
-            if final is not None and final.own_code:
-                now = own_code_of(*resolve(cell.config, self.where.data_root))
+            try:
+                final = finished(cell.config, self.results / cell.name)
+                data = _data_of(cell.config, self.where.data_root) if final and final.own_code else ""
+            except (*SAID, OSError):  # it has failed, which its progress says
+                continue
+            if final is not None and data:
+                now = own_code_of(cell.config, _loaded(_fields(cell.config), self.where.data_root))
                 RunFolder(self.results / cell.name).require_code(cell.config, final.own_code, now)
         write_text(self.results / "grid.toml", self.text)
 
@@ -154,17 +158,25 @@ class Reproduction:
 
 def _data_of(config: RunConfig, root: Path | None) -> str:
     """The digest of a cell's data; empty where they are not in a folder here, as for results that were brought here."""
-    return _digest((*data_source(config), ("partition", config.partition)), root)
+    return _digest(_fields(config), root)
+
+
+def _fields(config: RunConfig) -> tuple[tuple[str, Any], ...]:
+    return (*data_source(config), ("partition", config.partition))
 
 
 @cache
 def _digest(fields: tuple[tuple[str, Any], ...], root: Path | None) -> str:
-    known = {name: value for name, value in fields if value is not None}
-    config = RunConfig.model_validate({**known, "model": "mlp"})
     try:
-        return data_digest(resolve(config, root)[1]) if is_local(config.dataset, root) else ""
+        return data_digest(_loaded(fields, root)) if is_local(dict(fields)["dataset"], root) else ""
     except UsageError:
         return ""
+
+
+@lru_cache(maxsize=1)  # the cells of a grid share their data, or are in the order of those that do
+def _loaded(fields: tuple[tuple[str, Any], ...], root: Path | None) -> ImageData:
+    known = {name: value for name, value in fields if value is not None}
+    return resolve(RunConfig.model_validate({**known, "model": "mlp"}), root)[1]
 
 
 def read_reproduction(name: str, where: Where, only: Sequence[str] = (), settings: Sequence[str] = ()) -> Reproduction:

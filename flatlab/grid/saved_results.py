@@ -21,7 +21,7 @@ from flatlab.grid.finished import config_of, finished, require_last_evaluation
 from flatlab.grid.plan import grid_cells, parse_grid, read_grid_text
 from flatlab.runs.fingerprint import Fingerprint, fingerprint, require_same_data, settled
 from flatlab.runs.folder import RunFolder, by_round, read_head
-from flatlab.runs.forms import FORMS
+from flatlab.runs.forms import FORMS, Digests
 from flatlab.runs.measurements import is_of, measurement_path, settings_of
 from flatlab.runs.saved import read_measurement, read_records, read_study
 
@@ -73,9 +73,13 @@ def _study(folder: Path) -> tuple[tuple[dict[str, Any], ...], str]:
     path = folder / "study.json"
     found = read_study(path) if path.exists() else {}
     for subject in found.get("subjects", ()):
-        studied = Path(subject["checkpoint"])
-        here, kept = folder / studied.parent.name / studied.name, subject.get("fingerprint", {})
-        if here.exists() and kept and not read_head(here).fingerprint.agrees(Fingerprint(**kept)):
+        studied, kept = Path(subject["checkpoint"]), subject.get("fingerprint")
+        here = folder / studied.parent.name / studied.name
+        elsewhere = studied.exists() and studied.resolve() != here.resolve()  # of another folder of runs
+        if not kept or elsewhere or not here.exists():
+            continue
+        of = Fingerprint(**Digests.model_validate(kept).model_dump())
+        if not read_head(here).fingerprint.agrees(of):
             return (), f"{here} is another checkpoint than that of study.json: verify --study again"
     return tuple(found.get("verdicts", ())), ""
 

@@ -55,7 +55,7 @@ def load_weights(model: nn.Module, path: Path, named: str) -> list[str]:
         found = _Found(_in_order(model, content, complaint), (), "", ())
     else:
         found = _chosen(model, content, path, complaint)
-    state = model.state_dict()
+    state = nn.Module.state_dict(model)  # whatever of it a model's own leaves out
     for name, tensor in found.tensors.items():
         _require_numbers(tensor, state[name], name, path)
     own, kept = _extra_states(state, found, content)
@@ -91,6 +91,9 @@ def _extra_states(state: Mapping[str, Any], found: _Found, content: Any) -> tupl
 
 def _metadata(found: _Found, content: Any) -> dict[str, Any]:
     """The versions of the modules that wrote the tensors, by the model's names, where the file has them."""
+    translated = getattr(found.tensors, "_metadata", None)  # as the model has it, by `_renamed`
+    if translated is not None:
+        return dict(translated)
     kept, prefix = getattr(_holder(found, content), "_metadata", None), found.prefix.removeprefix(_COMPILED)
     if not isinstance(kept, Mapping):
         return {}
@@ -244,7 +247,13 @@ def _renamed(model: nn.Module, tensors: Mapping[str, Tensor], entry: tuple[str, 
         try:
             twin = copy.deepcopy(model)
             twin.load_state_dict(own)
-        except (RuntimeError, TypeError, ValueError, AttributeError):  # they do not fit, or it cannot be copied
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            LookupError,
+        ):  # they do not fit, or it cannot be copied
             continue
         yield _Found(twin.state_dict(), entry, prefix, tuple(name for name in tensors if not name.startswith(prefix)))
         return

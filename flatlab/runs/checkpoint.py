@@ -19,7 +19,7 @@ from flatlab.data import ImageData
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig, make_config
 from flatlab.federated.models import MODELS
-from flatlab.federated.own_code import model_numbers, require_same_code
+from flatlab.federated.own_code import MODEL, model_numbers, require_same_code
 from flatlab.federated.world import resolve, typed_model
 from flatlab.files import atomic_write
 from flatlab.runs.contents import (
@@ -91,13 +91,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         torch.save(plain, file)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, mapped: bool = False) -> Checkpoint:
     """Read a checkpoint; tensors and plain data only, no code.
 
-    Raises `UsageError` for a file that is missing, truncated, not one of flatlab's, of a newer format, or that would
-    run code when unpickled.
+    `mapped` leaves the tensors in the file until their numbers are read. Raises `UsageError` for a file that is
+    missing, truncated, not one of flatlab's, of a newer format, or that would run code when unpickled.
     """
-    plain = read_plain(path, FORMAT, VERSION)
+    plain = read_plain(path, FORMAT, VERSION, mapped=mapped)
     config = make_config(require_keys(plain, ("config",), path)["config"], f"the checkpoint {path}")
     require_keys(plain, ("round", "state_dict", "models", "metrics", "provenance"), path)
     for name in ("metrics", "provenance"):
@@ -122,19 +122,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def read_plain(path: Path, kind: str, newest: int) -> dict[str, Any]:
+def read_plain(path: Path, kind: str, newest: int, *, mapped: bool = False) -> dict[str, Any]:
     """Read a dictionary of tensors and plain data that says it is of `kind`, version `newest` or older.
 
     Raises `UsageError` as `load_checkpoint`.
     """
-    plain = load_tensors(path, f"a {kind}", "Use a file that `flatlab train` wrote.")
+    plain = load_tensors(path, f"a {kind}", "Use a file that `flatlab train` wrote.", mapped=mapped)
     if not isinstance(plain, dict) or plain.get("format") != kind:
         raise UsageError(f"{path} is a PyTorch file, but not a {kind}; use a file that `flatlab train` wrote.")
     require_version(plain, path, newest)
     return plain
 
 
-def load_tensors(path: Path, kind: str, advice: str) -> Any:
+def load_tensors(path: Path, kind: str, advice: str, *, mapped: bool = False) -> Any:
     """Read what `torch.save` wrote: tensors and plain data only, no code.
 
     Raises `UsageError`, which says that the file is not `kind` and ends with `advice`, for a file that is missing,
@@ -142,7 +142,7 @@ def load_tensors(path: Path, kind: str, advice: str) -> Any:
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # about pickles that are then refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise UsageError(f"There is no file {path}.") from error
     except OSError as error:
@@ -178,8 +178,8 @@ def rebuild(
     model = typed_model(config, data)
     state = versioned(checkpoint.state_dict, getattr(model.state_dict(), "_metadata", {}))
     fill(model, state, f"The checkpoint's parameters do not fit its model {config.model}")
-    if "model" in checkpoint.own_code:
-        now = {"model": model_numbers(config, data)}
+    if MODEL in checkpoint.own_code:
+        now = {MODEL: model_numbers(config, data)}
         require_same_code(config, checkpoint.own_code, now, "this checkpoint was trained")
     require_finite(model, "The checkpoint")
     return model, data
@@ -189,7 +189,7 @@ def fill(model: nn.Module, state_dict: Mapping[str, Tensor], complaint: str) -> 
     """Load the parameters into the model; raises `UsageError`, "`complaint`: reason", where they do not fit."""
     try:
         model.load_state_dict(state_dict)
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = lines[min(1, len(lines) - 1)].replace("Unexpected key(s) in state_dict", "names that it does not have")
         raise UsageError(f"{complaint}: {reason}") from error

@@ -182,10 +182,13 @@ class RunFolder:
 
     def set_aside(self, path: Path) -> None:
         """Move a file of a former training, if it is here, to where it stays until this one has its last checkpoint."""
-        if path.exists():
+        aside = self.former / path.name
+        if path.exists() and aside.exists():  # what is there was finished, and this was cut off since
+            path.unlink()
+        elif path.exists():
             with writing(path):
                 self.former.mkdir(exist_ok=True)
-                path.replace(self.former / path.name)
+                path.replace(aside)
             self.log(f"{path.name} of the former training is in {self.former.name}/ until this one has its last round")
 
     def resume(self, config: RunConfig, data: str, own_code: OwnCode) -> dict[str, Any] | None:
@@ -301,4 +304,4 @@ def read_head(path: Path) -> Head:
 
 @lru_cache(maxsize=1024)
 def _read_head_once(path: Path, time_ns: int, size: int) -> Head:
-    return head_of(load_checkpoint(path))
+    return head_of(load_checkpoint(path, mapped=True))

@@ -262,6 +262,7 @@ class Comparison(Saved):
     low: float | None = None
     high: float | None = None
     answer: str
+    doubt: str = ""
 
 
 class Group(Saved):

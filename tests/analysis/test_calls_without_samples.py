@@ -97,6 +97,22 @@ def test_a_normaliser_that_depends_on_the_model_is_refused_wherever_it_does() ->
     assert refused == 8
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("samples", [5, 37, 500])
+def test_a_normaliser_of_class_weights_is_that_of_the_targets(samples: int, dtype: torch.dtype) -> None:
+    """However its sums are rounded."""
+    weight = torch.tensor([0.1, 0.7, 0.3], dtype=dtype)
+
+    def weighted(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return F.cross_entropy(outputs, targets, weight=weight, reduction="sum"), weight[targets].sum()
+
+    torch.manual_seed(0)
+    x, y, model = torch.randn(samples, 5), torch.randint(3, (samples,)), nn.Linear(5, 3)
+    ours = make_problem(model, weighted, (x, y), dtype=dtype)
+    torchs = make_problem(model, nn.CrossEntropyLoss(weight=weight), (x, y), dtype=dtype)
+    assert ours.normaliser == pytest.approx(torchs.normaliser, rel=1e-6)
+
+
 class Reader(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -102,6 +102,17 @@ def test_only_the_lower_end_may_vanish(name: str) -> None:
     assert bool((pairs.residuals[: k // 2] <= tol * upper.abs()).all())
 
 
+def test_a_lower_end_that_nearly_vanishes_is_found_at_once_after_a_look_that_could_not_tell() -> None:
+    """Between a tenth of the tolerance and the tolerance, beside the largest."""
+    generator = torch.Generator().manual_seed(1)
+    bulk = 8e-4 * torch.rand(1198, generator=generator, dtype=torch.float64) - 4e-4
+    spectrum = torch.cat([torch.tensor([1.0, 0.5], dtype=torch.float64), bulk])
+    steps = lanczos_steps(len(spectrum), spectrum.new_empty(0), 2, "smallest", 1e-3, 60, vanishing=True)
+    pairs = drive(steps, lambda rows: rows * spectrum)
+    assert bool(pairs.converged.all())
+    assert pairs.products <= 60
+
+
 def test_values_of_the_upper_end_are_as_exact_as_was_asked() -> None:
     spectrum = torch.cat([torch.tensor([22.9]), torch.logspace(-3, 0, 200)]).double()
     pairs = at_both_ends(spectrum, 10, 0.05)

@@ -1,5 +1,6 @@
 """What an earlier training left in a folder: never taken for the newest one's, nor lost before that is there."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -88,6 +89,14 @@ def test_a_study_measures_other_weights_again_whatever_the_clock_says(tmp_path: 
     assert kept.read_bytes() != before
     shutil.copy(tmp_path / "study" / "study.json", tmp_path)
     assert read_results(tmp_path).study
+    content = json.loads((tmp_path / "study.json").read_text())
+    for subject in content["subjects"]:  # of a folder beside this one, whose runs are called alike
+        subject["checkpoint"] = str(tmp_path / "elsewhere" / subject["checkpoint"])
+        subject["fingerprint"] |= {"weights": "0" * 16, "more": 1}
+    shutil.copytree(tmp_path / "run0", tmp_path / "elsewhere" / "run0")
+    shutil.copytree(tmp_path / "run1", tmp_path / "elsewhere" / "run1")
+    (tmp_path / "study.json").write_text(json.dumps(content))
+    assert read_results(tmp_path).study
 
 
 def test_more_samples_than_there_are_end_a_cell_before_its_training(tmp_path: Path) -> None:
@@ -121,6 +130,37 @@ def test_a_run_that_begins_anew_keeps_what_was_finished_until_it_is(finished: Pa
     assert not (finished / "former").exists()
     assert load_checkpoint(finished / "final.pt").round == 2
     assert "former/ until this one has its last round" in (finished / "run.log").read_text()
+
+
+def test_what_was_finished_survives_a_start_that_was_killed(finished: Path) -> None:
+    records = (finished / "metrics.jsonl").read_bytes()
+    (finished / "final.pt").unlink()
+    (finished / "resume.pt").unlink()
+    for _ in range(2):  # each writes a round, and is killed before its first save
+        files = RunFolder(finished)
+        files.begin(cell_of().config)
+        (finished / "metrics.jsonl").write_bytes(records.splitlines(keepends=True)[0])
+    assert (finished / "former" / "metrics.jsonl").read_bytes() == records
+
+
+def test_results_without_weights_that_are_of_several_are_refused(finished: Path) -> None:
+    retrain(finished)
+    kept = (finished / "final.trace.json").read_bytes()
+    CellWork(None, "cpu")(cell_of(), finished)
+    (finished / "final.trace.json").write_bytes(kept)
+    for path in finished.glob("*.pt"):
+        path.unlink()
+    with pytest.raises(UsageError, match="data or weights"):
+        read_results(finished.parent)
+
+
+def test_a_broken_cell_of_another_call_does_not_stop_this_one(finished: Path) -> None:
+    text = GRID.format(rounds=2, samples=50, seeds="0, 1")
+    (finished.parent / "g.toml").write_text(text)
+    (finished / "final.pt").write_bytes(b"broken")
+    done = command("reproduce", "g.toml", "--out", ".", "--only", "fedavg-s1", "--jobs", "1", cwd=finished.parent)
+    assert "Traceback" not in done.stderr
+    assert (finished.parent / "fedavg-s1" / "final.pt").exists()
 
 
 @contextmanager

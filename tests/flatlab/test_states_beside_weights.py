@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flatlab.errors import UsageError
 from flatlab.federated.config import RunConfig
+from flatlab.federated.own_code import MODEL
 from flatlab.federated.trial import tried
 from flatlab.federated.world import make_world
 from flatlab.functions import let_run
@@ -57,7 +58,7 @@ def test_a_file_of_this_version_is_not_taken_for_an_older_one(wrapper: str, entr
     assert torch.equal(model.part.weight, saved.part.weight.t())
 
 
-MODEL = """
+CODE = """
 import torch
 from torch import nn
 
@@ -75,10 +76,10 @@ def make(input_shape, classes):
 
 
 def test_a_model_with_versions_is_trained_and_comes_back(here: Path) -> None:
-    (here / "with_versions.py").write_text(MODEL)
+    (here / "with_versions.py").write_text(CODE)
     let_run("with_versions:make")
     config = RunConfig.model_validate({"model": "with_versions:make", "clients": 3, "train_samples": 60})
-    assert tried(make_world(config)).own_code["model"]
+    assert tried(make_world(config)).own_code[MODEL]
 
 
 class Tempered(nn.Linear):
@@ -111,6 +112,48 @@ def test_the_state_of_a_module_is_taken_from_the_file(tmp_path: Path) -> None:
     (said,) = load_weights(other, tmp_path / "less.pt", "net")
     assert said.endswith("lacks part._extra_state: the model's own stays.")
     assert other.part.temperature == 1.0
+
+
+class Renaming(nn.Module):
+    """Turns what version 1 called a kernel into the weight of now."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, metadata: Any, *rest: Any) -> None:
+        if metadata.get("version", 1) < 2:
+            name = next(name for name in state if name.startswith(prefix))
+            state[prefix + "weight"] = state.pop(name).t()
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_what_is_renamed_as_it_is_loaded_is_translated_once(tmp_path: Path) -> None:
+    kernel, model = torch.randn(3, 3), Renaming()
+    torch.save({"kernel": kernel}, tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt", "net")
+    assert torch.equal(model.weight, kernel.t())
+
+
+class Adapted(nn.Module):
+    """Saves its own part alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        return {k: v for k, v in super().state_dict(*args, **options).items() if k.startswith("head")}
+
+
+def test_a_file_may_hold_more_than_a_model_saves(tmp_path: Path) -> None:
+    saved, model = Adapted(), Adapted()
+    torch.save(nn.Module.state_dict(saved), tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt", "net")
+    assert torch.equal(model.body.weight, saved.body.weight)
+    assert torch.equal(model.head.weight, saved.head.weight)
 
 
 def test_a_file_that_does_not_fit_a_model_that_cannot_be_copied_is_one_sentence(tmp_path: Path) -> None:

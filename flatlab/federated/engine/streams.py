@@ -9,10 +9,13 @@ model on a CPU. What a model decides by a counter of its own in Python is decide
 
 import gc
 import random
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +57,7 @@ class CapturedStep:
     """A local step of one slot on so many samples."""
 
     graph: torch.cuda.CUDAGraph
-    read: list[Tensor]  # what the slot's model has stored, as a mask for so many samples: the graph may read it
+    read: list[Any]  # what the slot's model has stored, as a mask for so many samples: the graph may read it
 
 
 def open_engine(world: World, means: Means) -> Engine:
@@ -121,6 +124,7 @@ class StreamsEngine:
         starts = chunk_starts(world.data.test)
         here = [vector.to(self.device) for vector in models]
         sums = torch.stack([torch.stack([score_chunk(world, model, w, start) for start in starts]) for w in here])
+        model.train()
         return [add_up(chunks, len(world.data.test)) for chunks in sums.tolist()]
 
     def __enter__(self) -> "StreamsEngine":
@@ -189,8 +193,8 @@ class StreamsEngine:
         finally:  # a capture that breaks leaves its own stream the current one
             torch.cuda.set_stream(main)
             main.wait_stream(side)
-        modules = self.slots.models[slot].modules()
-        return CapturedStep(graph, [x for module in modules for x in vars(module).values() if isinstance(x, Tensor)])
+        stored = [x for module in self.slots.models[slot].modules() for x in vars(module).values()]
+        return CapturedStep(graph, [copy(x) if isinstance(x, dict | list) else x for x in stored])
 
     def _warm_up(self, slot: int, length: int) -> None:
         """A step in which libraries choose their kernels."""
@@ -263,7 +267,8 @@ def _cause(error: RuntimeError) -> Exception:
 def _waits_refused() -> Iterator[None]:
     """Within the block whatever waits for the device raises `RuntimeError`."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings(action="ignore"):  # that it may change in torch
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
