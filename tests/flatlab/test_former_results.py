@@ -69,6 +69,7 @@ def test_results_without_weights_are_of_any(finished: Path) -> None:
     assert read_results(finished.parent).runs[0].measured["eigs"]
 
 
+@pytest.mark.long
 def test_a_study_measures_other_weights_again_whatever_the_clock_says(tmp_path: Path) -> None:
     for words in ((), ("--man",)):
         out = ("--out", f"run{len(words)}", "--rounds", "1", "--clients", "4", "--set", "train_samples=100")
@@ -154,6 +155,7 @@ def test_results_without_weights_that_are_of_several_are_refused(finished: Path)
         read_results(finished.parent)
 
 
+@pytest.mark.long
 def test_a_broken_cell_of_another_call_does_not_stop_this_one(finished: Path) -> None:
     text = GRID.format(rounds=2, samples=50, seeds="0, 1")
     (finished.parent / "g.toml").write_text(text)
