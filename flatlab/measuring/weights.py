@@ -6,21 +6,19 @@ prefix that was taken off the names, the entries that were left.
 
 import copy
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from analysis.errors import some
 from analysis.model_copy import rounded
-from flatlab.arrays import tensor_of
-from flatlab.errors import UsageError, first_line
-from flatlab.runs.checkpoint import fill, load_tensors, versioned
+from flatlab.errors import UsageError
+from flatlab.measuring.weight_files import ADVICE, read_weights
+from flatlab.runs.checkpoint import fill, versioned
 
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 """Names under which trainers keep the parameters, the likeliest first."""
@@ -29,7 +27,6 @@ WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "_forward_module")
 """Prefixes of wrappers around the model."""
 
 _COMPILED = "_orig_mod."
-_ADVICE = "Write the file with torch.save(model.state_dict(), FILE)."
 _OF_A_LOSS = re.compile(r"(^|_)(loss|criterion)", re.IGNORECASE)
 _DEPTH = 3  # dictionaries in dictionaries that are looked through
 
@@ -49,7 +46,7 @@ def load_weights(model: nn.Module, path: Path, named: str) -> list[str]:
 
     `named` is what the model is called. Raises `UsageError` for a file that cannot be read safely, or does not fit.
     """
-    content = _read(path)
+    content = read_weights(path)
     complaint = f"The weights {path} do not fit the model {named}"
     if isinstance(content, list) and content and all(isinstance(array, Tensor) for array in content):
         found = _Found(_in_order(model, content, complaint), (), "", ())
@@ -106,73 +103,6 @@ def _within(module: object, prefix: str) -> bool:
     return isinstance(module, str) and (not prefix or f"{module}.".startswith(prefix))
 
 
-def _read(path: Path) -> Any:
-    """What the file holds: nested dictionaries of tensors, or a list of arrays in order."""
-    if path.suffix == ".safetensors" or _begins_as_safetensors(path):
-        return _safetensors(path)
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.namelist()
-        except zipfile.BadZipFile as error:
-            raise UsageError(f"{path} is damaged: {first_line(error)}.") from error
-        if members and all(member.endswith(".npy") for member in members):
-            return _npz(path)
-    try:
-        return load_tensors(path, "a saved state_dict", _ADVICE)
-    except UsageError as error:
-        if classes := _classes(path):
-            raise UsageError(
-                f"{path} holds objects of the classes {', '.join(classes[:3])}, which only its own code can rebuild; "
-                "nothing in it was run. Where you trust it, save its tensors alone: "
-                "torch.save(checkpoint['state_dict'], FILE)."
-            ) from error
-        raise
-
-
-def _begins_as_safetensors(path: Path) -> bool:
-    """Eight bytes of length, and a JSON object."""
-    try:
-        with path.open("rb") as file:
-            return file.read(10)[8:] == b'{"'
-    except OSError:
-        return False
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UsageError(f"There is no file {path}.") from error
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UsageError(f"{path} is truncated or no safetensors file: {first_line(error)}.") from error
-
-
-def _npz(path: Path) -> dict[str, Tensor] | list[Tensor]:
-    """The arrays by name, or in order where they have none (`arr_0`, `arr_1`, as Flower's strategies save them)."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: tensor_of(archive[name]) for name in archive.files}
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"The arrays of {path} cannot be read as numbers: {first_line(error)}.") from error
-    numbers = [re.fullmatch(r"arr_(\d+)", name) for name in arrays]
-    if not all(numbers):
-        return arrays
-    order = sorted(arrays, key=lambda name: int(name.removeprefix("arr_")))
-    return [arrays[name] for name in order]
-
-
-def _classes(path: Path) -> list[str]:
-    """The classes that a pickle asks for, found without running it."""
-    try:
-        return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # no such file at all; the caller has said so already
-        return []
-
-
 def _in_order(model: nn.Module, arrays: Sequence[Tensor], complaint: str) -> dict[str, Tensor]:
     """Arrays as `model.state_dict()` or `model.parameters()` lists them, the latter each tied one once."""
     state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
@@ -194,7 +124,7 @@ def _chosen(model: nn.Module, content: Any, path: Path, complaint: str) -> _Foun
     """The one set of tensors in the file that fits the model, by its usual name where several do."""
     sets = list(_tensor_sets(content))
     if not sets:
-        raise UsageError(f"{path} holds something else than a state_dict. {_ADVICE}")
+        raise UsageError(f"{path} holds something else than a state_dict. {ADVICE}")
     found = [fit for entry, tensors in sets for fit in _fits(model, tensors, entry)]
     found = found or [fit for entry, tensors in sets for fit in _renamed(model, tensors, entry)]
     if not found:
