@@ -27,7 +27,10 @@ class LoadedCheckpoint:
     content: Checkpoint = field(repr=False)  # parameters, configuration, metrics, versions
     data_root: Path | None = None  # folder of local copies of data sets
     trusted_models: tuple[str, ...] = ()  # package.module:function that may run
-    _absolute: Path = field(default_factory=Path, repr=False)  # whatever becomes of the working folder
+    _absolute: Path = field(init=False, repr=False)  # whatever becomes of the working folder
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_absolute", self.path.absolute())
 
     @property
     def place(self) -> Path:
@@ -117,7 +120,7 @@ def load(
     path = Path(path)
     file = path / "final.pt" if path.is_dir() else path
     root = None if data_root is None else Path(data_root)
-    return LoadedCheckpoint(file, load_checkpoint(file), root, () if model is None else (model,), file.absolute())
+    return LoadedCheckpoint(file, load_checkpoint(file), root, () if model is None else (model,))
 
 
 def warn_of(notes: Sequence[str]) -> None:
