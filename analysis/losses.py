@@ -292,3 +292,9 @@ def saturates(loss: SummedLoss) -> bool:
     """Whether its second derivative is that of a softmax or sigmoid, p (1 - p): for all that is known of it."""
     known = loss.function.function if isinstance(loss.function, TorchLoss) else loss.function
     return known in (cross_entropy, _next_token, *_LOGISTIC) or isinstance(known, OwnLoss)
+
+
+def is_convex(loss: SummedLoss) -> bool:
+    """Whether it is known to be convex in the outputs, so that the Gauss-Newton matrix has no negative eigenvalue."""
+    known = loss.function.function if isinstance(loss.function, TorchLoss) else loss.function
+    return known in (cross_entropy, _next_token, *_LOGISTIC, F.mse_loss)

@@ -3,7 +3,17 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from figures.drawing import COLUMN, WITH_MAN, WITHOUT_MAN, Drawing, new_figure, plain_log_ticks, print_style, ring
+from figures.drawing import (
+    COLUMN,
+    WITH_MAN,
+    WITHOUT_MAN,
+    Drawing,
+    legend_entries,
+    new_figure,
+    plain_log_ticks,
+    print_style,
+    ring,
+)
 from figures.labels import NETWORK, block_label, man_label
 from figures.results import Result, Results, require_one_way
 from figures.unconverged import MEANING, is_unconverged
@@ -55,7 +65,7 @@ def draw_along_training(results: Results) -> Drawing:
         for axes in grid[:, 0]:
             axes.set_ylabel("top eigenvalue")
         figure.suptitle("\n".join([runs[0].setting, *([MEANING] if doubtful else [])]), fontsize=8)
-        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(*legend_entries(grid[0][0]), loc="outside lower center", ncols=2, frameon=False)
     return Drawing(figure, rows, results.provenance(runs))
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
-from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
+from figures.drawing import COLUMN, Drawing, colours, legend_entries, new_figure, print_style
+from figures.unconverged import is_unconverged
 
 _FEW = 20
 """Eigenvalues that are too few for a rule."""
@@ -26,15 +27,27 @@ def draw_batch_spectrum(saved: Sequence[Saved]) -> Drawing:
     >>> batches = {"values": [[9.0], [8.5]], "residuals": [[0.01], [0.02]], "batch_size": 250}
     >>> [row["eigenvalue"] for row in draw_batch_spectrum([{**saved, "global": whole, **batches}]).rows]
     [9.0, 8.5]
+
+    The title says how many did not converge.
     """
     everything = np.concatenate([np.ravel(one["values"]) for one in saved])
     edges = np.histogram_bin_edges(everything, bins=_bins(everything)).tolist()
     rows = [
-        {"subject": subject_name(one), "batch": batch, "index": index + 1, "eigenvalue": value, "residual": residual}
+        {
+            "subject": subject_name(one),
+            "batch": batch,
+            "index": index + 1,
+            "eigenvalue": value,
+            "residual": residual,
+            "converged": converged,
+        }
         for one in saved
-        for batch, (values, residuals) in enumerate(zip(one["values"], one["residuals"], strict=True))
-        for index, (value, residual) in enumerate(zip(values, residuals, strict=True))
+        for batch, pairs in enumerate(map(zip, one["values"], one["residuals"], _converged(one)))
+        for index, (value, residual, converged) in enumerate(pairs)
     ]
+    doubtful = sum(row["converged"] is False for row in rows) + sum(
+        is_unconverged(whole) for one in saved for whole in one["global"]["eigenvalues"]
+    )
     count = len(saved[0]["values"][0])
     with print_style():
         figure, ((axes,),) = new_figure(COLUMN, 2.5)
@@ -48,12 +61,19 @@ def draw_batch_spectrum(saved: Sequence[Saved]) -> Drawing:
         axes.set(
             xlabel=f"{which} of a mini-batch's Hessian",
             ylabel="batches" if count == 1 else "eigenvalues",
-            title=f"{setting(saved[0])}, batches of {saved[0]['batch_size']}",
+            title=f"{setting(saved[0])}, batches of {saved[0]['batch_size']}"
+            + (f"\n{doubtful} not converged" if doubtful else ""),
         )
         axes.grid(visible=False, axis="x")
         axes.plot([], [], "--", color="0.35", lw=1, label="of the mean loss")
-        axes.legend(frameon=True)
+        axes.legend(*legend_entries(axes), frameon=True)
     return Drawing(figure, rows, origin(saved))
+
+
+def _converged(one: Saved) -> list[list[bool | None]]:
+    """Whether each value did; None where a file of before says only that not all did."""
+    known: list[list[bool | None]] | None = one.get("each_converged")
+    return known or [[True if one.get("converged", True) else None] * len(values) for values in one["values"]]
 
 
 def _bins(values: NDArray[np.float64]) -> int:

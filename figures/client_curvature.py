@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from matplotlib.ticker import MaxNLocator
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
-from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style, ring
+from figures.drawing import COLUMN, Drawing, colours, legend_entries, new_figure, print_style, ring
 from figures.unconverged import MEANING, is_unconverged
 
 
 def draw_client_curvature(saved: Sequence[Saved]) -> Drawing:
     """Draw saved results of `flatlab eigs --clients`, the clients from the sharpest to the flattest.
 
-    The dashed line is the eigenvalue of all clients' loss together; statement F says that it is not above the dotted
-    one, the weighted mean of the clients' own.
+    The dashed line is the eigenvalue of all clients' loss together, with a ring at its beginning where it did not
+    converge; statement F says that it is not above the dotted one, the weighted mean of the clients' own.
 
     >>> client = {"client": 0, "samples": 90, "eigenvalues": [{"value": 8.0, "residual": 0.01}]}
     >>> data = {"dataset": "digits", "split": "train", "samples": 500}
@@ -44,6 +44,8 @@ def draw_client_curvature(saved: Sequence[Saved]) -> Drawing:
             doubtful |= ring(axes, places, tops, colour)
             axes.axhline(one["statement_F"]["right"], color=colour, ls=":", lw=1)
             axes.axhline(one["statement_F"]["left"], color=colour, ls="--", lw=1)
+            whole = one.get("global", {}).get("eigenvalues", [])[:1]
+            doubtful |= ring(axes, [0] * len(whole), whole, colour)
         for style, label in ((":", "weighted mean of the clients"), ("--", "all clients together")):
             axes.plot([], [], style, color="0.35", lw=1, label=label)
         axes.set(
@@ -54,5 +56,5 @@ def draw_client_curvature(saved: Sequence[Saved]) -> Drawing:
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=False, axis="x")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(*legend_entries(axes), loc="outside lower center", ncols=2, frameon=False)
     return Drawing(figure, rows, origin(saved))

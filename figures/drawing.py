@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ import matplotlib
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import Collection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.mathtext import MathTextParser
+from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -63,7 +67,8 @@ def plain_log_ticks(axis: Axis) -> None:
 def say_left_out(axes: Axes, drawn: int, found: int) -> None:
     """Say above logarithmic `axes` how many of the marks are not `drawn`."""
     if drawn < found:
-        axes.set_title(f"{found - drawn} of {found} marks are not above 0 and left out", fontsize=6)
+        said = f"{found - drawn} of {found} marks are not above 0 and left out"
+        axes.set_title("\n".join(filter(None, [axes.get_title(), said])), fontsize=6)
 
 
 def put_mark(axes: Axes, x: float, y: float, mark: str) -> None:
@@ -131,11 +136,23 @@ def new_figure(
     return figure, panels
 
 
+def legend_entries(axes: Axes) -> tuple[list[Any], list[str]]:
+    """What a legend of `axes` names, and how: those too that begin with "_", as layers and folders of runs may."""
+    drawn = [artist for artist in axes.get_children() if isinstance(artist, Line2D | Patch | Collection)]
+    own = [(artist, artist.get_label()) for artist in (*drawn, *axes.containers)]
+    named = [(artist, str(label)) for artist, label in own if label and not _AUTOMATIC.fullmatch(str(label))]
+    return [artist for artist, _ in named], [label for _, label in named]
+
+
+_AUTOMATIC = re.compile(r"_(child|container)\d+|_nolegend_")
+"""How matplotlib labels what was given no name."""
+
+
 def legend_below(figure: Figure, ncols: int = 2) -> None:
     """Name below everything what any of the panels shows, once."""
     named: dict[Any, Any] = {}
     for axes in figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
+        handles, labels = legend_entries(axes)
         named |= dict(zip(labels, handles, strict=True))
     order = sorted(named, reverse=True)  # "without MAN" first
     figure.legend([named[name] for name in order], order, loc="outside lower center", ncols=ncols, frameon=False)

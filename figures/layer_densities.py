@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from figures.captions import Saved, matrix_name, origin, setting, subject_labels, subject_name
-from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
+from figures.drawing import COLUMN, Drawing, colours, legend_entries, new_figure, print_style
 from figures.labels import NETWORK, block_label
 
 _ACROSS = 3  # panels
@@ -55,7 +55,7 @@ def draw_layer_densities(saved: Sequence[Saved]) -> Drawing:
         for axes in panels.flat[len(names) :]:
             axes.set_axis_off()
         if len(saved) > 1:
-            handles = panels.flat[0].get_legend_handles_labels()
+            handles = legend_entries(panels.flat[0])
             figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
         figure.supxlabel(f"eigenvalue of the {matrix_name(saved[0])}, or of a layer's block", fontsize=8)
         figure.supylabel("density", fontsize=8)

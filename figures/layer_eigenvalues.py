@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from figures.captions import Saved, matrix_name, origin, setting, subject_labels, subject_name
-from figures.drawing import COLUMN, Drawing, new_figure, print_style
+from figures.drawing import COLUMN, Drawing, legend_entries, new_figure, print_style
 from figures.grouped_bars import draw_groups
 from figures.labels import NETWORK, block_label
 from figures.unconverged import doubt, explained
@@ -40,7 +40,7 @@ def draw_layers(saved: Sequence[Saved]) -> Drawing:
             draw_groups(panels[0][1], blocks[1:], [row[1:] for row in norms], labels)
             panels[0][1].set(ylabel=r"mean $|a|^2$ leaving it")
         if len(saved) > 1:
-            figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+            figure.legend(*legend_entries(left), loc="outside lower center", ncols=3, frameon=False)
         figure.suptitle(explained(setting(saved[0]), chain.from_iterable(marks)), fontsize=8)
         rows = [
             {

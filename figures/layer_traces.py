@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from figures.captions import Saved, matrix_name, origin, setting, subject_labels, subject_name
-from figures.drawing import COLUMN, Drawing, new_figure, print_style
+from figures.drawing import COLUMN, Drawing, legend_entries, new_figure, print_style
 from figures.grouped_bars import draw_groups
 from figures.labels import NETWORK, block_label
 from figures.unconverged import doubt, explained, is_unconverged
@@ -41,5 +41,5 @@ def draw_layer_traces(saved: Sequence[Saved]) -> Drawing:
         )
         axes.set(ylabel=f"trace of the {matrix_name(saved[0])}", title=explained(setting(saved[0]), marks))
         if len(saved) > 1:
-            figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+            figure.legend(*legend_entries(axes), loc="outside lower center", ncols=3, frameon=False)
     return Drawing(figure, rows, origin(saved))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
-from figures.drawing import COLUMN, Drawing, colours, new_figure, plain_log_ticks, print_style, ring
+from figures.drawing import COLUMN, Drawing, colours, legend_entries, new_figure, plain_log_ticks, print_style, ring
 from figures.unconverged import MEANING, is_unconverged
 
 _X = ("own loss,\nown model", "global loss,\nown model", "own loss,\nglobal model", "global loss,\nglobal model")
@@ -50,7 +50,7 @@ def draw_local_global(saved: Sequence[Saved]) -> Drawing:
             axes.set_yscale("log")
             plain_log_ticks(axes.yaxis)
         axes.grid(visible=False, axis="x")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(*legend_entries(axes), loc="outside lower center", ncols=2, frameon=False)
     return Drawing(figure, rows, origin(saved))
 
 

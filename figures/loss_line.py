@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
-from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
+from figures.drawing import COLUMN, Drawing, colours, legend_entries, new_figure, print_style
 from figures.loss_surface import loss_label
 
 
@@ -37,5 +37,5 @@ def draw_loss_lines(saved: Sequence[Saved]) -> Drawing:
             title=setting(saved[0]),
         )
         if len(axes.get_lines()) > 1:
-            axes.legend(frameon=True)
+            axes.legend(*legend_entries(axes), frameon=True)
     return Drawing(figure, rows, origin(saved))

@@ -28,13 +28,18 @@ def draw_loss_surface(results: Results) -> Drawing:
 
     Both use the same random directions, each filter of which has the norm of the model's own filter.
     """
-    runs = results.pair(lambda run: run.measured.get("surface"), "final.surface.json")
+    runs = results.pair(lambda run: _is_map(run.measured.get("surface")), "final.surface.json of a plane")
     require_alike(runs, "surface")
     saved = [run.measured["surface"] for run in runs]
     titles = [
         f"{algorithm_label(run.config.algorithm)}, {man_label(run.config.man, [run.config.zeta])}" for run in runs
     ]
     return _plot(saved, [run.name for run in runs], titles, "training loss", results.provenance(runs))
+
+
+def _is_map(saved: Saved | None) -> bool:
+    """Whether it is of a plane in random directions: eigenvectors are each model's own, and of another length."""
+    return saved is not None and len(saved["b"]) > 1 and "eigenvalues" not in saved
 
 
 def draw_loss_surfaces(saved: Sequence[Saved]) -> Drawing:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from figures.captions import Saved, origin, setting, subject_labels, subject_name
-from figures.drawing import COLUMN, Drawing, new_figure, print_style
+from figures.drawing import COLUMN, Drawing, legend_entries, new_figure, print_style
 from figures.grouped_bars import draw_groups
 from figures.unconverged import doubt, explained
 
@@ -51,7 +51,7 @@ def draw_relative_flatness(saved: Sequence[Saved]) -> Drawing:
             draw_groups(axes, names, values, subject_labels(saved), errors, marks)
             axes.set(ylabel=label)
         if len(saved) > 1:
-            handles = panels[0].get_legend_handles_labels()
+            handles = legend_entries(panels[0])
             figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
         doubts = [row[f"{key}_mark"] for row in rows for key in ("by_eigenvalue", "by_trace")]
         figure.suptitle(explained(f"relative flatness of the weights; {setting(saved[0])}", doubts), fontsize=8)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from figures.captions import Saved, matrix_name, origin, setting, subject_labels, subject_name
-from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style
+from figures.drawing import COLUMN, Drawing, colours, legend_entries, new_figure, print_style
 from figures.labels import man_label
 from figures.results import Results, require_alike
 
@@ -56,5 +56,5 @@ def _plot(
         axes.set_ylim(floor, 3 * highest)
         axes.set_title(title)
         if len(saved) > 1:
-            axes.legend(frameon=True)
+            axes.legend(*legend_entries(axes), frameon=True)
     return Drawing(figure, rows, provenance)

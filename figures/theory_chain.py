@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from figures.captions import setting, subject_name
+from figures.captions import setting, subject_labels, subject_name
 from figures.drawing import COLUMN, PALETTE, Drawing, new_figure, print_style
+from figures.labels import algorithm_label
 
 LINKS = {
     "top": ("top eigenvalue", "o", PALETTE[0]),
@@ -27,7 +28,7 @@ def draw_theory_chain(results: Sequence[dict[str, Any]]) -> Drawing:
     with print_style():
         width = COLUMN if len(results) == 1 else 2 * COLUMN
         figure, panels = new_figure(width, 2.5, columns=len(results), sharey=True)
-        for axes, result in zip(panels[0], results, strict=True):
+        for axes, result, title in zip(panels[0], results, _titles(results), strict=True):
             layers = [layer for layer in result["layers"] if layer["a1"] is not None]
             names = [layer["name"] for layer in layers]
             for shift, (link, (label, marker, colour)) in zip((-0.18, -0.06, 0.06, 0.18), LINKS.items(), strict=True):
@@ -42,7 +43,7 @@ def draw_theory_chain(results: Sequence[dict[str, Any]]) -> Drawing:
                 ]
             axes.set_yscale("log")
             axes.set_xticks(range(len(layers)), names)
-            axes.set_title(_title(result))
+            axes.set_title(title)
             axes.grid(visible=False, axis="x")
         panels[0][0].set_ylabel(r"$\lambda_{\max}(H_{ll})$ and its bounds")
         handles, labels = panels[0][0].get_legend_handles_labels()
@@ -50,12 +51,20 @@ def draw_theory_chain(results: Sequence[dict[str, Any]]) -> Drawing:
     return Drawing(figure, rows, {**results[0]["versions"], "configuration": _configuration(results)})
 
 
+def _titles(results: Sequence[dict[str, Any]]) -> list[str]:
+    """What sets the runs apart in most studies; their folders too where that leaves some alike."""
+    titles = [_title(result) for result in results]
+    alike = len(set(titles)) < len(titles)
+    labels = subject_labels(results) if alike else [""] * len(titles)
+    return ["\n".join(filter(None, parts)) for parts in zip(labels, titles, strict=True)]
+
+
 def _title(result: dict[str, Any]) -> str:
     if "run" not in result:
         return setting(result)
     config = result["run"]["config"]
     man = f"MAN, ζ = {config['zeta']:g}" if config["man"] else "without MAN"
-    return f"{config['dataset']}, {man}, round {result['run']['round']}"
+    return f"{config['dataset']}, {algorithm_label(config['algorithm'])}, {man}, round {result['run']['round']}"
 
 
 def _configuration(results: Sequence[dict[str, Any]]) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 
 from figures.drawing import COLUMN, Drawing, new_figure, print_style
 from figures.errors import MissingResultsError
+from figures.shown import marked
+from figures.unconverged import explained, worst
 
 _PLAIN = (0.0, 0.0)
 """Coefficients of the logits and of MAN in a run without either."""
@@ -16,9 +18,9 @@ _PLAIN = (0.0, 0.0)
 def draw_theory_heatmap(results: Mapping[str, Any]) -> Drawing:
     """Draw a saved result of `flatlab verify --study` (study.json): geometric means over seeds, after the last round.
 
-    The numbers are eigenvalues; the colour is the ratio to the same layer without MAN, on a logarithmic scale: purple
-    is flatter, orange is sharper. Runs in which the logits are penalised too are on the right. Of several groups of
-    runs, the first; raises `MissingResultsError` where it has no run without MAN.
+    The numbers are eigenvalues; the colour is the ratio to the same layer without MAN, over the seeds that have both,
+    on a logarithmic scale: purple is flatter, orange is sharper. Runs in which the logits are penalised too are on the
+    right. Of several groups of runs, the first; raises `MissingResultsError` where it has no run without MAN.
     """
     subjects = [s for s in results["subjects"] if s["group"] == results["subjects"][0]["group"]]
     last = [s for s in subjects if s["round"] == max(other["round"] for other in subjects)]
@@ -26,10 +28,21 @@ def draw_theory_heatmap(results: Mapping[str, Any]) -> Drawing:
     if _PLAIN not in settings:
         raise MissingResultsError("no run is without MAN and without a penalty of the logits, as a comparison needs")
     names = ["network", *(layer["name"] for layer in last[0]["measures"]["layers"])]
-    tops = np.array([[_mean_top(last, setting, i) for setting in settings] for i in range(len(names))])
-    ratios = np.log2(tops / tops[:, [settings.index(_PLAIN)]])
+    of = {setting: [s for s in last if (s["zeta_logits"], s["zeta"]) == setting] for setting in settings}
+    columns = [[_logarithms(own, i) for own in of.values()] for i in range(len(names))]
+    tops = np.array([[np.exp(_mean(found)) for found in line] for line in columns])
+    ratios = np.array([[_change(found, line[settings.index(_PLAIN)]) for found in line] for line in columns])
+    marks = [[worst(_doubt(s, name) for s in own) for own in of.values()] for name in names]
     rows = [
-        {"layer": name, "zeta": zeta, "zeta_logits": logits, "top": tops[i, j], "ratio": 2 ** ratios[i, j]}
+        {
+            "layer": name,
+            "zeta": zeta,
+            "zeta_logits": logits,
+            "top": tops[i, j],
+            "ratio": 2 ** ratios[i, j],
+            "seeds": len(columns[i][j]),
+            "doubt": marks[i][j],
+        }
         for i, name in enumerate(names)
         for j, (logits, zeta) in enumerate(settings)
     ]
@@ -40,13 +53,15 @@ def draw_theory_heatmap(results: Mapping[str, Any]) -> Drawing:
         image = axes.imshow(ratios, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto")
         for i, j in np.ndindex(*tops.shape):
             dark = abs(ratios[i, j]) > 0.65 * reach
-            axes.text(j, i, f"{tops[i, j]:.2g}", ha="center", va="center", fontsize=7, color="white" if dark else "0.1")
+            number = marked(f"{tops[i, j]:.2g}", marks[i][j])
+            axes.text(j, i, number, ha="center", va="center", fontsize=7, color="white" if dark else "0.1")
         axes.set_xticks(range(len(settings)), [f"{zeta:g}" for _, zeta in settings])
         axes.set_yticks(range(len(names)), names)
         axes.grid(visible=False)
         axes.set_xlabel(_axis_label(settings))
         groups = len({s["group"] for s in results["subjects"]})
-        axes.set_title(f"The first of {groups} groups of runs" if groups > 1 else "")
+        title = f"The first of {groups} groups of runs" if groups > 1 else ""
+        axes.set_title(explained(title, {mark for line in marks for mark in line}))
         for j in range(1, len(settings)):
             if settings[j][0] != settings[j - 1][0]:
                 axes.axvline(j - 0.5, color="0.2", lw=1.2)
@@ -56,15 +71,25 @@ def draw_theory_heatmap(results: Mapping[str, Any]) -> Drawing:
     return Drawing(figure, rows, {**results["versions"], "configuration": subjects[0]["group"]})
 
 
-def _mean_top(subjects: Sequence[dict[str, Any]], setting: tuple[float, float], row: int) -> float:
-    """The geometric mean over the seeds of one setting: of the network in row 0, of a layer in the others.
+def _logarithms(subjects: Sequence[dict[str, Any]], row: int) -> dict[int, float]:
+    """By seed the logarithm of an eigenvalue that is positive: of the network in row 0, of a layer in the others."""
+    measures = {s["seed"]: s["measures"] for s in subjects}
+    values = {seed: m["top"] if row == 0 else m["layers"][row - 1]["top"] for seed, m in measures.items()}
+    return {seed: math.log(value) for seed, value in values.items() if value is not None and value > 0}
 
-    Of those that are positive; nan where none is.
-    """
-    own = [s["measures"] for s in subjects if (s["zeta_logits"], s["zeta"]) == setting]
-    values = [m["top"] if row == 0 else m["layers"][row - 1]["top"] for m in own]
-    positive = [value for value in values if value is not None and value > 0]
-    return float(np.exp(np.mean(np.log(positive)))) if positive else math.nan
+
+def _mean(logarithms: Mapping[int, float]) -> float:
+    return float(np.mean(list(logarithms.values()))) if logarithms else math.nan
+
+
+def _change(own: Mapping[int, float], without: Mapping[int, float]) -> float:
+    """The logarithm to base 2 of the mean ratio, over the seeds that have both."""
+    return _mean({seed: (own[seed] - without[seed]) / math.log(2) for seed in own.keys() & without.keys()})
+
+
+def _doubt(subject: Mapping[str, Any], name: str) -> str:
+    doubts: Mapping[str, str] = subject["measures"].get("doubts", {})
+    return doubts.get("λmax of the network" if name == "network" else f"λmax of {name}", "")
 
 
 def _axis_label(settings: Sequence[tuple[float, float]]) -> str:

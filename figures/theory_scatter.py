@@ -6,7 +6,8 @@ from typing import Any
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style, say_left_out
+from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style, put_mark, say_left_out
+from figures.unconverged import explained
 
 MARKERS = "osD^vP<>"
 
@@ -14,8 +15,9 @@ MARKERS = "osD^vP<>"
 def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
     """Draw a saved result of `flatlab verify --study` (study.json): one mark per layer and run, after the last round.
 
-    Colour is the coefficient, shape the layer; hollow marks have the logits penalised too. A title says how many marks
-    have no place on logarithmic axes.
+    Colour is the coefficient, shape the layer, whatever group of runs it is of; hollow marks have the logits penalised
+    too. Above them is what eigenvalues that did not converge are marked with. A title says how many marks have no
+    place on logarithmic axes.
     """
     subjects = results["subjects"]
     last = [s for s in subjects if s["round"] == max(o["round"] for o in subjects if o["group"] == s["group"])]
@@ -28,6 +30,7 @@ def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
             "layer": layer["name"],
             "input_norm2": layer["input_norm2"],
             "top": layer["top"],
+            "doubt": subject["measures"].get("doubts", {}).get(f"λmax of {layer['name']}", ""),
         }
         for subject in last
         for layer in subject["measures"]["layers"]
@@ -42,7 +45,11 @@ def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
             colour = colour_of[row["zeta"]]
             face, edge = ("none", colour) if row["zeta_logits"] else (colour, "white")
             axes.plot(row["input_norm2"], row["top"], markers[row["layer"]], mfc=face, mec=edge, ms=4, mew=0.6)
+            put_mark(axes, row["input_norm2"], row["top"], row["doubt"])
         axes.set(xscale="log", yscale="log")
+        groups = list(dict.fromkeys(subject["group"] for subject in last))
+        title = f"{len(groups)} groups of runs" if len(groups) > 1 else ""
+        axes.set_title(explained(title, {row["doubt"] for row in rows}), fontsize=7)
         say_left_out(axes, len(rows), len(found))
         axes.set(xlabel=r"mean $|a|^2$ entering the layer", ylabel="top eigenvalue of the layer's block")
         for axis in (axes.xaxis, axes.yaxis):
@@ -56,4 +63,4 @@ def draw_theory_scatter(results: dict[str, Any]) -> Drawing:
         if any(row["zeta_logits"] for row in rows):
             handles.append(Line2D([], [], marker="o", ls="", ms=4, mfc="none", mec="0.4", label="logits too"))
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    return Drawing(figure, rows, {**results["versions"], "configuration": subjects[0]["group"]})
+    return Drawing(figure, rows, {**results["versions"], "configuration": "; ".join(groups)})

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.ticker import LogLocator
 
-from figures.drawing import COLUMN, Drawing, colours, new_figure, print_style, ring
+from figures.drawing import COLUMN, Drawing, colours, legend_entries, new_figure, print_style, ring
 from figures.labels import NETWORK, block_label
 from figures.unconverged import MEANING, is_unconverged
 
@@ -71,7 +71,7 @@ def draw_tracking(runs: Mapping[str, Sequence[Mapping[str, Any]]], provenance: M
         above.yaxis.set_minor_formatter("{x:g}")
         if doubtful:
             above.set_title(MEANING, fontsize=6)
-        above.legend(ncols=2, frameon=True, fontsize=6)
+        above.legend(*legend_entries(above), ncols=2, frameon=True, fontsize=6)
         below.set(xlabel="round", ylabel="test accuracy")
     return Drawing(figure, rows, provenance)
 

@@ -1,5 +1,6 @@
 """What `flatlab verify` concluded, where it left its results beside the runs."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -60,11 +61,13 @@ def _claims(verdicts: Sequence[dict[str, Any]]) -> list[Table]:
 
 
 def _effect(comparison: dict[str, Any], ratio: bool) -> str:
+    """The effect alone where one pair leaves its interval open."""
     numbers: list[Any] = [comparison.get(key) for key in ("effect", "low", "high")]
-    if None in numbers:
+    if numbers[0] is None:
         return ""
-    effect, low, high = effect_shown(*numbers, ratio=ratio)
-    return marked(f"{effect} [{low}, {high}]", comparison.get("doubt", ""))
+    effect, low, high = effect_shown(*(math.nan if n is None else n for n in numbers), ratio=ratio)
+    shown = effect if None in numbers else f"{effect} [{low}, {high}]"
+    return marked(shown, comparison.get("doubt", ""))
 
 
 def _statements(results: Results) -> list[Table]:

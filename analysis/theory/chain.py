@@ -21,7 +21,7 @@ from analysis.eigenvalue import listed
 from analysis.errors import MeasurementError
 from analysis.lanczos import lanczos
 from analysis.layer_blocks import LayerBlocks
-from analysis.losses import LOSSES
+from analysis.losses import LOSSES, is_convex
 from analysis.operators import SymmetricOperator, gauss_newton, hessian
 from analysis.output_refusals import require_tensor
 from analysis.problem import Problem
@@ -211,8 +211,9 @@ def _network_checks(
     layers = total(tops.values())
     yield Check("S1", "", top, layers, scale, claimed=smallest.low >= -ROUNDING * scale)
     if all(_locally_linear_after(problem, name) for name in tops):  # then G_ll = H_ll
-        G = _searched(gauss_newton(problem))
-        yield Check("S1 (G)", "", G, layers, scale)
+        G = gauss_newton(problem)
+        semidefinite = is_convex(problem.loss) or spectrum_ends(G)[0].low >= -ROUNDING * scale
+        yield Check("S1 (G)", "", _searched(G), layers, scale, claimed=semidefinite)
     yield Check("S2", "", top, layers + smallest.times(1.0 - len(tops)), scale)
 
 

@@ -50,6 +50,7 @@ CONDITIONS: Mapping[str, str] = {
     "P": "what follows the layer is piecewise linear",
     "T": "differences do not refute torch's second derivatives",
     "S1": "H is positive semidefinite",
+    "S1 (G)": "G is positive semidefinite, as it is for a loss that is convex in the outputs",
 }
 """Where a statement is claimed; those not named are claimed everywhere."""
 

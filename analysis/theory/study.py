@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from analysis.activations import forward_pass
-from analysis.eigenpairs import Eigenpairs
+from analysis.eigenpairs import Eigenpairs, carried
 from analysis.flatness import FlatnessReport, flatness
 from analysis.problem import Problem
+from analysis.saturation import lost_share
 from analysis.spectrum import layer_eigenpairs
 from analysis.theory.verdicts import (
     Answer,
@@ -22,7 +23,7 @@ from analysis.theory.verdicts import (
     verdict,
 )
 
-TRACE_TOL = 0.05
+TOL, TRACE_TOL = 1e-3, 0.05
 
 CONTRASTS = {
     "MAN": ("activations", ""),
@@ -64,8 +65,12 @@ class Measures:
 
 def measure(problem: Problem, progress: Progress = lambda stage: None) -> Measures:
     """Measure one network."""
-    report = flatness(problem, trace_tol=TRACE_TOL, progress=lambda stage, *_: progress(stage or "whole network"))
-    tops = layer_eigenpairs(problem, progress=lambda stage, *_: progress(stage))
+    report = flatness(
+        problem, tol=TOL, trace_tol=TRACE_TOL, progress=lambda stage, *_: progress(stage or "whole network")
+    )
+    found = layer_eigenpairs(problem, tol=TOL, progress=lambda stage, *_: progress(stage))
+    lost = lost_share(problem)
+    tops = {name: carried(pairs, lost, TOL) for name, pairs in found.items()}
     norms = forward_pass(problem).layers
     whole = report.eigenvalues[0]
     return Measures(
@@ -94,12 +99,13 @@ def measure(problem: Problem, progress: Progress = lambda stage: None) -> Measur
 def _doubts(report: FlatnessReport, tops: Mapping[str, Eigenpairs]) -> dict[str, str]:
     whole, layers = report.eigenvalues[0], tops.items()
     of_layers = {f"λmax of {name}": _mark(bool(p.converged[0]), bool(p.rounded[0])) for name, p in layers}
+    of_weights = [_mark(layer.top.converged, layer.top.rounded) for layer in report.layers]  # without their biases
     of_trace = _mark(report.trace_converged, report.trace_rounded)
     marks = {
         **of_layers,
         "λmax of the network": _mark(whole.converged, whole.rounded),
         "trace": of_trace,
-        "relative flatness (λmax)": min(filter(None, of_layers.values()), default=""),
+        "relative flatness (λmax)": min(filter(None, of_weights), default=""),
         "relative flatness (trace)": of_trace,
     }
     return {quantity: mark for quantity, mark in marks.items() if mark}

@@ -218,4 +218,5 @@ def _print_verdicts(title: str, verdicts: Sequence[ClaimVerdict]) -> None:
 
 def _cell(comparison: Comparison) -> str:
     effect, low, high = effect_shown(comparison.effect, comparison.low, comparison.high, ratio=comparison.claim.ratio)
-    return marked(f"{effect} {_MARKS[comparison.answer]}", comparison.doubt) + f"\n[dim]{low} to {high}[/dim]"
+    shown = marked(f"{effect} {_MARKS[comparison.answer]}", comparison.doubt)
+    return shown if math.isnan(comparison.low) else f"{shown}\n[dim]{low} to {high}[/dim]"  # one pair has no interval

@@ -47,17 +47,19 @@ class BatchesResult(Result):
             "values": self.batches.values.tolist(),
             "residuals": self.batches.residuals.tolist(),
             "converged": bool(self.batches.converged.all()),
+            "each_converged": self.batches.converged.tolist(),
             "missed": self.batches.missed,
             "hvps": self.products,
         }
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per batch and eigenvalue."""
-        values, residuals = self.batches.values.tolist(), self.batches.residuals.tolist()
+        names = ("eigenvalue", "residual", "converged")
+        columns = (self.batches.values.tolist(), self.batches.residuals.tolist(), self.batches.converged.tolist())
         return [
-            {"batch": batch, "index": index, "eigenvalue": value, "residual": residual}
-            for batch, pairs in enumerate(map(zip, values, residuals))
-            for index, (value, residual) in enumerate(pairs, start=1)
+            {"batch": batch, "index": index, **dict(zip(names, numbers, strict=True))}
+            for batch, pairs in enumerate(map(zip, *columns))
+            for index, numbers in enumerate(pairs, start=1)
         ]
 
     def summary(self) -> list[dict[str, Any]]:

@@ -256,3 +256,23 @@ def test_one_batch_far_away_does_not_make_a_million_bars() -> None:
     saved = {**origin, "data": data, "global": whole, "values": values, "residuals": values}
     figure = draw_batch_spectrum([saved]).figure
     assert len(figure.axes[0].patches) < 100
+
+
+@pytest.mark.parametrize("odd", ["line", "eigenvectors"])
+def test_a_line_and_maps_along_eigenvectors_are_no_maps_of_random_directions(odd: str, results: Path) -> None:
+    for path in results.glob("*/final.surface.json"):
+        saved = json.loads(path.read_text())
+        line = {"b": [0.0], "losses": [values[:1] for values in saved["losses"]]}
+        saved |= line if odd == "line" else {"eigenvalues": [{"value": 2.0}, {"value": 1.0}]}
+        path.write_text(json.dumps(saved))
+    with pytest.raises(MissingResultsError, match=r"have final\.surface\.json of a plane"):
+        FIGURES["surface"].draw(read_results(results))
+
+
+def test_a_legend_names_layers_that_begin_with_an_underscore() -> None:
+    value = {"value": 4.0, "converged": True}
+    record = {"round": 1, "test_accuracy": 0.9, "curvature": {"global": value, "layers": {"_conv": value, "fc": value}}}
+    drawing = draw_tracking({"_run": [record], "other": [record]}, {})
+    (legend,) = (axes.get_legend() for axes in drawing.figure.axes if axes.get_legend())
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named == [f"{name} ({run})" for run in ("_run", "other") for name in ("network", "_conv", "fc")]

@@ -112,7 +112,8 @@ def test_verdicts_are_read_where_verify_left_them(results: Path) -> None:
     comparison = {"setting": "ζ 0.15", "pairs": 3, "effect": 0.6, "low": 0.5, "high": 0.7, "p": 0.01, "p_holm": 0.02}
     group = json.dumps({"dataset": "cifar100", "algorithm": "fedavg", "partition": "dirichlet", "delta": 0.3})
     verdict: dict[str, Any] = {"claim": claim, "group": group, "contrast": "MAN", "answer": "supported"}
-    verdict["comparisons"] = [{**comparison, "answer": "supported"}]
+    one_pair = {**comparison, "setting": "ζ 0.5", "pairs": 1, "effect": 0.7, "low": None, "high": None}
+    verdict["comparisons"] = [{**comparison, "answer": "supported"}, {**one_pair, "answer": "undecided"}]
     (results / "study.json").write_text(json.dumps({"verdicts": [verdict]}))
     checks = [{"statement": "S1", "claimed": False, "outcome": outcome} for outcome in ("holds", "fails", "fails")]
     (results / "fedavg-iid-s0" / "final.verify.json").write_text(json.dumps({"checks": checks}))
@@ -131,6 +132,7 @@ def test_verdicts_are_read_where_verify_left_them(results: Path) -> None:
             "supported",
             "supported",
         ),
+        ("MAN", "trace lower", "cifar100, fedavg, Dirichlet 0.3", "ζ 0.5", "1", "0.70", "undecided", "supported"),
     )
     assert statements.rows[0][0] == "S1"
     assert statements.rows[0][2:] == ("1", "0", "2")
