@@ -11,8 +11,10 @@ from figures.errors import MissingResultsError
 from figures.shown import marked
 from figures.unconverged import explained, worst
 
-_PLAIN = (0.0, 0.0)
-"""Coefficients of the logits and of MAN in a run without either."""
+Setting = tuple[float, float, tuple[str, ...]]
+"""Coefficients of the logits and of MAN, and the layers that it is confined to."""
+
+_PLAIN: Setting = (0.0, 0.0, ())
 
 
 def draw_theory_heatmap(results: Mapping[str, Any]) -> Drawing:
@@ -24,11 +26,11 @@ def draw_theory_heatmap(results: Mapping[str, Any]) -> Drawing:
     """
     subjects = [s for s in results["subjects"] if s["group"] == results["subjects"][0]["group"]]
     last = [s for s in subjects if s["round"] == max(other["round"] for other in subjects)]
-    settings = sorted({(s["zeta_logits"], s["zeta"]) for s in last})
+    settings = sorted({_setting(s) for s in last})
     if _PLAIN not in settings:
         raise MissingResultsError("no run is without MAN and without a penalty of the logits, as a comparison needs")
     names = ["network", *(layer["name"] for layer in last[0]["measures"]["layers"])]
-    of = {setting: [s for s in last if (s["zeta_logits"], s["zeta"]) == setting] for setting in settings}
+    of = {setting: [s for s in last if _setting(s) == setting] for setting in settings}
     columns = [[_logarithms(own, i) for own in of.values()] for i in range(len(names))]
     tops = np.array([[np.exp(_mean(found)) for found in line] for line in columns])
     ratios = np.array([[_change(found, line[settings.index(_PLAIN)]) for found in line] for line in columns])
@@ -38,13 +40,14 @@ def draw_theory_heatmap(results: Mapping[str, Any]) -> Drawing:
             "layer": name,
             "zeta": zeta,
             "zeta_logits": logits,
+            "man_layers": " ".join(parts),
             "top": tops[i, j],
             "ratio": 2 ** ratios[i, j],
             "seeds": len(columns[i][j]),
             "doubt": marks[i][j],
         }
         for i, name in enumerate(names)
-        for j, (logits, zeta) in enumerate(settings)
+        for j, (logits, zeta, parts) in enumerate(settings)
     ]
     with print_style():
         size = (0.9 + 0.42 * len(settings), 0.9 + 0.28 * len(names))
@@ -55,7 +58,7 @@ def draw_theory_heatmap(results: Mapping[str, Any]) -> Drawing:
             dark = abs(ratios[i, j]) > 0.65 * reach
             number = marked(f"{tops[i, j]:.2g}", marks[i][j])
             axes.text(j, i, number, ha="center", va="center", fontsize=7, color="white" if dark else "0.1")
-        axes.set_xticks(range(len(settings)), [f"{zeta:g}" for _, zeta in settings])
+        axes.set_xticks(range(len(settings)), ["\n".join([f"{zeta:g}", *parts]) for _, zeta, parts in settings])
         axes.set_yticks(range(len(names)), names)
         axes.grid(visible=False)
         axes.set_xlabel(_axis_label(settings))
@@ -92,6 +95,10 @@ def _doubt(subject: Mapping[str, Any], name: str) -> str:
     return doubts.get("λmax of the network" if name == "network" else f"λmax of {name}", "")
 
 
-def _axis_label(settings: Sequence[tuple[float, float]]) -> str:
-    logits = [f"{coefficient:g}" for coefficient in dict.fromkeys(logits for logits, _ in settings) if coefficient]
+def _setting(subject: Mapping[str, Any]) -> Setting:
+    return subject["zeta_logits"], subject["zeta"], tuple(subject.get("man_layers", ()))
+
+
+def _axis_label(settings: Sequence[Setting]) -> str:
+    logits = [f"{coefficient:g}" for coefficient in dict.fromkeys(logits for logits, *_ in settings) if coefficient]
     return "ζ" + (f" (right of the line: logits penalised too, {', '.join(logits)})" if logits else "")

@@ -127,12 +127,13 @@ class Subject:
     round: int
     accuracy: float
     measures: Measures
+    man_layers: tuple[str, ...] = ()  # that MAN is confined to
 
     @property
     def setting(self) -> str:
-        """MAN's coefficients."""
+        """MAN's coefficients, and the layers it is confined to."""
         logits = f", logits {self.zeta_logits:g}" if self.zeta_logits else ""
-        return f"ζ = {self.zeta:g}{logits}"
+        return f"ζ = {self.zeta:g}{logits}{''.join(f', {name}' for name in self.man_layers)}"
 
     @property
     def penalised(self) -> str:
@@ -189,7 +190,7 @@ def conclude(subjects: Iterable[Subject]) -> list[ClaimVerdict]:
         last = [run for run in runs if run.round == max(other.round for other in runs)]
         for contrast, (penalised, other) in CONTRASTS.items():
             for own in _grouped((r for r in last if r.penalised == penalised), _coefficients).values():
-                without = [r for r in last if r.penalised == other and r.zeta in (0.0, own[0].zeta)]
+                without = [r for r in last if r.penalised == other and (not r.zeta or _is_same_man(r, own[0]))]
                 x, y = ({run.seed: run.quantities for run in side} for side in (own, without))
                 pairs = [run for run in (*own, *without) if run.seed in x.keys() & y.keys()]
                 for comparison in compare(claims_about(own[0]), y, {own[0].setting: x}):
@@ -223,8 +224,25 @@ def correlations(subjects: Sequence[Subject]) -> list[Correlation]:
     return [correlation for correlation in found if correlation is not None]
 
 
-def _coefficients(subject: Subject) -> tuple[float, float]:
-    return subject.zeta, subject.zeta_logits
+def unpaired(subjects: Sequence[Subject]) -> list[str]:
+    """The checkpoints after the last round beside which no other one stands that differs in MAN alone."""
+    last = [s for s in subjects if s.round == max(o.round for o in subjects if o.group == s.group)]
+    contrasts = [set(sides) for sides in CONTRASTS.values()]
+
+    def beside(one: Subject, other: Subject) -> bool:
+        same_man = not one.zeta or not other.zeta or _is_same_man(one, other)
+        return one.seed == other.seed and same_man and {one.penalised, other.penalised} in contrasts
+
+    runs = _grouped(last, lambda s: s.group)
+    return [s.checkpoint for s in last if not any(beside(s, other) for other in runs[s.group])]
+
+
+def _is_same_man(one: Subject, other: Subject) -> bool:
+    return (one.zeta, one.man_layers) == (other.zeta, other.man_layers)
+
+
+def _coefficients(subject: Subject) -> tuple[float, float, tuple[str, ...]]:
+    return subject.zeta, subject.zeta_logits, subject.man_layers
 
 
 def _points(subject: Subject, name: str | None, group: Hashable) -> list[Point]:

@@ -192,6 +192,8 @@ def _study(
     results = found.to_dict()
     write_json(json, results)
     print_study(found.verdicts, found.correlations)
+    for checkpoint in found.alone:
+        say(f"Note: {checkpoint} is compared with none, as no other one differs from it in MAN alone at the same seed.")
     console.print(f"Numbers: [bold]{out / 'study.json'}[/bold]", soft_wrap=True)
     if figures:
         from figures.theory_heatmap import draw_theory_heatmap

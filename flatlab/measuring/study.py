@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from analysis.theory.study import (
     conclude,
     correlations,
     measure,
+    unpaired,
 )
 from analysis.theory.verdicts import Correlation
 from flatlab.errors import UsageError
@@ -33,6 +34,7 @@ from flatlab.runs.fingerprint import Fingerprint, require_same_data
 from flatlab.runs.folder import RunFolder, read_head
 from flatlab.runs.measurements import is_current, kept_measurement, measurement_path, save_measurement
 from flatlab.runs.metrics import Record
+from flatlab.runs.saved import read_study
 from flatlab.tell import Tell, silent
 
 PARTS = 4
@@ -91,6 +93,11 @@ class Study:
     correlations: Sequence[Correlation]
     fingerprints: Sequence[Fingerprint]  # of the subjects' checkpoints
 
+    @property
+    def alone(self) -> list[str]:
+        """The checkpoints that no verdict is about."""
+        return unpaired(self.subjects)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what study.json holds."""
         return {
@@ -108,9 +115,11 @@ def make_study(paths: Sequence[Path], measurement: Measurement, out: Path, plan:
     """Study the checkpoints in `paths`, or else the toy runs of `plan`, and write `out`/study.json.
 
     Runs and measurements that `out`, or the checkpoints' folders, already hold are not done again. Raises `UsageError`
-    for a bad file, for runs that cannot stand side by side, and where no two can be compared.
+    for a bad file, for runs that cannot stand side by side, where no two can be compared, and where `out` holds a study
+    of other checkpoints.
     """
     _require_comparable(paths)
+    _require_own_place(out / "study.json", paths or [out / name / "final.pt" for name, _ in plan.configs()])
     checkpoints = paths or _train(plan, out, tell)  # measured as they come
     subjects = [_subject(path, measurement, tell) for path in checkpoints]
     fingerprints = [read_head(Path(subject.checkpoint)).fingerprint for subject in subjects]
@@ -132,7 +141,8 @@ def _require_comparable(paths: Sequence[Path]) -> None:
     for path in paths:
         checkpoint = load_checkpoint(path)
         config = checkpoint.config
-        place = (_group(config), config.effective_zeta, config.zeta_logits, config.seed, checkpoint.round)
+        man = (config.effective_zeta, config.zeta_logits, config.man_layers)
+        place = (_group(config), man, config.seed, checkpoint.round)
         if place in seen:
             raise UsageError(
                 f"{seen[place]} and {path} are of the same run, of the same seed and round: a study counts it once, so "
@@ -145,6 +155,18 @@ def _require_comparable(paths: Sequence[Path]) -> None:
     require_same_data(trained)
     if paths and all(len(found) == 1 for found in penalised.values()):
         raise UsageError(_NOTHING)
+
+
+def _require_own_place(path: Path, checkpoints: Sequence[Path]) -> None:
+    """Raise `UsageError` where `path` is a study that shares no run with that of `checkpoints`."""
+    kept = read_study(path).get("subjects", ()) if path.exists() else ()
+    ours, theirs = ({run.absolute().parent for run in runs} for runs in (checkpoints, map(_checkpoint_of, kept)))
+    if theirs and not ours & theirs:
+        raise UsageError(f"{path} is a study of other runs: name another folder with --out, or move the file away.")
+
+
+def _checkpoint_of(subject: Mapping[str, Any]) -> Path:
+    return Path(subject["checkpoint"])
 
 
 def _train(plan: Plan, out: Path, tell: Tell) -> Iterator[Path]:
@@ -184,6 +206,7 @@ def _subject(path: Path, measurement: Measurement, tell: Tell) -> Subject:
         round=checkpoint.round,
         accuracy=checkpoint.metrics.get("test_accuracy", math.nan),
         measures=_measures(content["measures"]),
+        man_layers=config.man_layers if config.man else (),
     )
 
 
@@ -192,7 +215,7 @@ def _group(config: RunConfig) -> str:
     return json.dumps({key: value for key, value in config.plain().items() if key not in _VARIED})
 
 
-_VARIED = ("man", "zeta", "zeta_logits", "seed", "eval_every", "checkpoint_every")
+_VARIED = ("man", "zeta", "zeta_logits", "man_layers", "seed", "eval_every", "checkpoint_every")
 """Fields in which runs that are compared, or paired, may differ."""
 
 
