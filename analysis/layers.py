@@ -73,11 +73,12 @@ def weights_of(problem: Problem) -> set[str]:
         for layer in find_layers(problem)
         if not isinstance(layer.module, NORMALISATIONS)
         for short, full in layer.parameters.items()
-        if own[full].dim() >= 2 and not _is_bias(short)
+        if own[full].dim() >= 2 and not is_bias(short)
     }
 
 
-def _is_bias(name: str) -> bool:
+def is_bias(name: str) -> bool:
+    """Whether a parameter of this name is one, also of a recurrent layer's or behind a parametrization."""
     return any(part == "bias" or part.startswith("bias_") for part in name.split("."))
 
 

@@ -173,7 +173,7 @@ class _Trial(Calls):
 
         As in the engines, a stack starts from one (P,), and only its steps' learning rates are (C, 1).
         """
-        rules, theta, rate = self.rules, start.expand_as(target).clone(), self.config.learning_rate(t)
+        rules, theta, rate = self.rules, start.expand_as(target).clone(), self.rate(t)
         eta = rate if target.dim() == 1 else torch.full((len(target), 1), rate, dtype=self.dtype)
         client: Client[Any] = Client(
             start, wt, own, server, self.hyper, _STEPS, self.config.lr, torch.arange(_SIZE) < _SIZE - 1, t, rate
@@ -215,8 +215,12 @@ class _Trial(Calls):
         after: Mapping[str, Tensor],
         server: Mapping[str, Tensor],
     ) -> Round[Any]:
-        eta = self.config.learning_rate(t)
+        eta = self.rate(t)
         return Round(w, theta, self.samples, self.wt, before, after, server, self.hyper, _CLIENTS + 1, t, eta, _STEPS)
+
+    def rate(self, t: int) -> float:
+        """The learning rate of round t, after the last round that of the last: a cosine would end at 0."""
+        return self.config.learning_rate(min(t, self.config.rounds - 1))
 
     def call(self, function: str, *arguments: Any) -> Any:
         """What that function of the algorithm returns; refused where it returns something else when asked again."""

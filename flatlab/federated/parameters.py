@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from analysis.layers import NORMALISATIONS, is_bias
 from flatlab.errors import UsageError
 
 
@@ -18,6 +19,7 @@ class Layout:
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
+    matrices: tuple[bool, ...]  # whether it is a weight matrix or kernel: no bias, nor of a normalisation
 
     @property
     def sizes(self) -> list[int]:
@@ -37,9 +39,8 @@ class Layout:
 
     def is_weight(self) -> Tensor:
         """Return a bool vector (P,): true on weight matrices and kernels, false on biases and norm parameters."""
-        return torch.cat(
-            [torch.full((n,), len(s) > 1, dtype=torch.bool) for n, s in zip(self.sizes, self.shapes, strict=True)]
-        )
+        of = zip(self.sizes, self.matrices, strict=True)
+        return torch.cat([torch.full((size,), is_matrix, dtype=torch.bool) for size, is_matrix in of])
 
 
 def layout_of(model: nn.Module) -> Layout:
@@ -60,7 +61,9 @@ def layout_of(model: nn.Module) -> Layout:
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not named:
         raise UsageError("The model has no parameter that requires a gradient, so there is nothing to train.")
-    return Layout(tuple(named), tuple(p.shape for p in named.values()))
+    scales = {p for m in model.modules() if isinstance(m, NORMALISATIONS) for p in m.parameters(recurse=False)}
+    matrices = (p.dim() > 1 and not is_bias(name) and p not in scales for name, p in named.items())
+    return Layout(tuple(named), tuple(p.shape for p in named.values()), tuple(matrices))
 
 
 def flatten(parameters: Mapping[str, Tensor], layout: Layout) -> Tensor:

@@ -1,6 +1,6 @@
 """What was asked for, from a preset, a file, options and a run that is there already, as one configuration."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def read_fields(
     own = hyper_of(given.get("algorithm"))
     given = named_once(given, read_settings(settings, HYPERPARAMETERS | set(own.model_fields if own else ())))
     written = in_small_letters(read_config(path) if path else {})
+    _leave_out_other_method(written, given, path)
     merged = in_small_letters(merged_fields(written, given))
     cell = preset_fields(preset, merged.get("algorithm", "fedavg"), bool(merged.get("man"))) if preset else {}
     merged = merged_fields(cell, merged)
@@ -63,6 +64,22 @@ def read_fields(
         require_effect(written, f"the configuration {path}", dict(config), alone, with_man)
     file = None if config.partition_file is None else str(Path(config.partition_file).resolve())
     return config.model_copy(update={"dataset": absolute_name(config.dataset, data_root), "partition_file": file})
+
+
+def _leave_out_other_method(written: dict[str, Any], given: Mapping[str, Any], path: Path | None) -> None:
+    """Take the hyperparameters from a file's fields where they are another algorithm's than the options name.
+
+    Raises `UsageError` where somebody wrote them by hand: a run's own file names all, whether asked for or not.
+    """
+    of, asked = written.get("algorithm"), in_small_letters(dict(given)).get("algorithm")
+    if "hyper" not in written or None in (of, asked) or of == asked:
+        return
+    if not is_whole(written):
+        raise UsageError(
+            f"The hyperparameters in {path} are of {of}, and the options name {asked}: take them out of "
+            "the file, or the algorithm out of one of the two."
+        )
+    del written["hyper"]
 
 
 def merged_fields(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +107,12 @@ def read_settings(settings: Sequence[str], hyperparameters: Collection[str] = HY
             read = {"value": text}
         if len(read) > 1:  # further lines that are TOML too
             raise UsageError(f"--set {shown(setting)} holds more than one field: write --set before each of them.")
-        of_method = name.startswith("hyper.") or (name not in RunConfig.model_fields and name in hyperparameters)
+        if name in RunConfig.model_fields and name in hyperparameters:
+            raise UsageError(
+                f"{name} is a hyperparameter of the algorithm and a field of every run: --set hyper.{name}={text} is "
+                "the first, and the second goes into a file for --config."
+            )
+        of_method = name.startswith("hyper.") or name in hyperparameters
         above = {"hyper": {name.removeprefix("hyper."): read["value"]}} if of_method else {name: read["value"]}
         fields = named_once(fields, above)
     return fields

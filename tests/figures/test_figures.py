@@ -273,6 +273,6 @@ def test_a_legend_names_layers_that_begin_with_an_underscore() -> None:
     value = {"value": 4.0, "converged": True}
     record = {"round": 1, "test_accuracy": 0.9, "curvature": {"global": value, "layers": {"_conv": value, "fc": value}}}
     drawing = draw_tracking({"_run": [record], "other": [record]}, {})
-    (legend,) = (axes.get_legend() for axes in drawing.figure.axes if axes.get_legend())
-    named = [text.get_text() for text in legend.get_texts()]
+    legends = [legend for axes in drawing.figure.axes if (legend := axes.get_legend())]
+    named = [text.get_text() for legend in legends for text in legend.get_texts()]
     assert named == [f"{name} ({run})" for run in ("_run", "other") for name in ("network", "_conv", "fc")]

@@ -46,6 +46,10 @@ def _tied_pair() -> dict[str, Any]:
 tied = net(lambda m, x: m.b(m.a(m.fc1(x)).relu()).relu(), _tied_pair)
 
 
+gate_of_the_mean = net(lambda m, x: torch.sigmoid((h := m.fc1(x).relu()).mean(1))[:, None] * h)
+"""Its nonlinearity returns one number per sample."""
+
+
 def _one_under_two_names() -> dict[str, Any]:
     a = nn.Linear(6, 6)
     return {"a": a, "b": a}

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from flatlab.errors import UsageError
 from flatlab.federated.models import build_model, default_model
+from flatlab.federated.parameters import layout_of
 
 
 @pytest.mark.parametrize(
@@ -186,3 +187,16 @@ def test_a_model_that_cannot_be_built(name: str, sentence: str) -> None:
 def test_an_mlp_that_cannot_be_built(hidden: tuple[int, ...], activation: str) -> None:
     with pytest.raises(UsageError, match="mlp"):
         build_model("mlp", input_shape=(1, 2, 2), classes=2, hidden=hidden, activation=activation)  # type: ignore[arg-type]
+
+
+def test_weights_are_matrices_and_kernels_but_of_no_normalisation() -> None:
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(1, 2, 1, 1))
+
+    parts = [nn.Conv2d(1, 2, 3), nn.LayerNorm((2, 4, 4)), Moved(), nn.RMSNorm((4, 4)), nn.GroupNorm(1, 2)]
+    layout = layout_of(nn.Sequential(*parts, nn.Flatten(), nn.Linear(32, 3)))
+    views = layout.views(layout.is_weight())
+    assert {name for name, flags in views.items() if flags.all()} == {"0.weight", "6.weight"}
+    assert not any(flags.any() for name, flags in views.items() if name not in ("0.weight", "6.weight"))

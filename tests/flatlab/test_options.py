@@ -192,3 +192,38 @@ def test_what_leaves_before_training_checks_or_refuses_how_to_train(
     assert done.returncode == 2
     assert said in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("of", "asked", "hyper"),
+    [("fedsam", "FedASAM", {"rho": 0.5}), ("feddyn", "fedcm", {"alpha": 0.1}), ("fedavgm", "fedacg", {"beta": 0.002})],
+)
+def test_a_run_s_own_file_leaves_another_algorithm_its_defaults(
+    of: str, asked: str, hyper: dict[str, float], tmp_path: Path
+) -> None:
+    path = tmp_path / "config.toml"
+    write_config(path, make_config({"algorithm": of, "rounds": 3}))
+    config = read_fields(path, None, {"algorithm": asked}, [], resume=False, out=tmp_path / "run")
+    assert config.rounds == 3
+    assert hyper.items() <= vars(config.hyperparameters).items()
+    (name,) = hyper
+    given = read_fields(path, None, {"algorithm": asked}, [f"{name}=0.3"], resume=False, out=tmp_path / "run")
+    assert getattr(given.hyperparameters, name) == 0.3
+    same = read_fields(path, None, {"algorithm": of}, [f"{name}=0.3"], resume=False, out=tmp_path / "run")
+    assert getattr(same.hyperparameters, name) == 0.3
+
+
+def test_hyperparameters_written_by_hand_are_not_another_algorithm_s(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('algorithm = "FedSAM"\n[hyper]\nrho = 0.07\n')
+    with pytest.raises(UsageError, match="are of fedsam, and the options name fedasam: take them out of the file"):
+        ask(path, algorithm="fedasam")
+    path.write_text("[hyper]\nrho = 0.07\n")  # of whatever is named
+    config = read_fields(path, None, {"algorithm": "fedasam"}, [], resume=False, out=tmp_path / "run")
+    assert vars(config.hyperparameters)["rho"] == 0.07
+
+
+def test_a_name_of_a_field_and_of_a_hyperparameter_is_not_guessed() -> None:
+    with pytest.raises(UsageError, match=r"--set hyper\.clip=0\.1 is the first"):
+        read_settings(["clip=0.1"], {"clip"})
+    assert read_settings(["hyper.clip=0.1"], {"clip"}) == {"hyper": {"clip": 0.1}}

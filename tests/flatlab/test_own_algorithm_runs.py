@@ -229,3 +229,12 @@ def test_the_line_that_goes_on_with_a_run_of_own_code_runs(here: Path) -> None:
     assert {path.name for path in (here / "a run").glob("clients-*")} == {"clients-0001.pt", "clients-0003.pt"}
     following = shlex.split(went_on.stdout.partition("Next:")[2])
     assert flatlab(*following[1:], cwd=here).returncode == 0
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_short_run_whose_rate_ends_at_zero_is_tried_in_its_own_rounds(
+    rounds: int, own_world: MakeWorld, tmp_path: Path
+) -> None:
+    code = "ALGORITHM = Algorithm('a', 'b', lambda r: (W(r) + 0 * (r.w * (1 / r.eta)), {}))"
+    world = tried(own_world(code, rounds=rounds, lr_schedule="cosine"))
+    assert after(world, tmp_path, rounds).isfinite().all()

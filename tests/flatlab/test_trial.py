@@ -45,7 +45,8 @@ def two_rounds(world: World, folder: Path, engine: SequentialEngine | BatchedEng
 
 FIT = (
     "tied", "shared", "tied_embedding", "frozen", "relative_positions", "sinusoids", "mask", "gated", "time_first",
-    "group_norm", "instance_norm_without_statistics", "weight_norm", "in_place", "ignored_return", "returns_nothing",
+    "gate_of_the_mean", "group_norm", "instance_norm_without_statistics", "weight_norm", "in_place", "ignored_return",
+    "returns_nothing",
 )  # fmt: skip
 NO_STACK = {"checkpointed", "recurrent"}
 RANDOM = {"dropout", "dropout_in_place"}

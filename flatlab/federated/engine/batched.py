@@ -123,8 +123,8 @@ class BatchedEngine:
             try:
                 stacked = vmap(one, randomness="different", chunk_size=self.together)
                 gradients, (_, loss) = stacked(at, x, y, weight)
-            except RuntimeError as error:
-                if not is_of_memory(error):
+            except Exception as error:  # whatever a model meets in a stack that it does not meet by itself
+                if not isinstance(error, RuntimeError) or not is_of_memory(error):
                     raise UsageError(
                         f"The model {self.world.config.model} cannot run as a stack of clients ({first_line(error)}); "
                         "use --engine process, which trains each by itself."
@@ -165,7 +165,7 @@ class BatchedEngine:
             for p, a, axis in zip(passed_on, activations, axes, strict=True)
             if p is not outputs and axis is not None
         ]
-        penalty = config.zeta * sum(weight @ a.flatten(1).square().mean(1) for a in hidden)
+        penalty = config.zeta * sum(weight @ a.reshape(len(a), -1).square().mean(1) for a in hidden)
         if config.zeta_logits:
             penalty = penalty + config.zeta_logits * (weight @ logits.square().mean(1))
         return loss + penalty / 2, loss
