@@ -14,6 +14,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import IO, Any
 
+from filelock import BaseFileLock, FileLock
+
 from flatlab.errors import FlatlabError
 
 _LINKS = 40  # that are followed, as many as Linux does
@@ -193,6 +195,14 @@ def appending(path: Path) -> Iterator[io.FileIO]:
             raise
 
 
+def file_lock(path: Path, patience: float = -1.0) -> BaseFileLock:
+    """The lock that `path` stands for, waited for so many seconds (-1: however long); only that of the system.
+
+    Where the file system has none, acquiring it raises `OSError`: a file that is there or not would outlive its owner.
+    """
+    return FileLock(path, timeout=patience, poll_interval=0.02, fallback_to_soft=False)
+
+
 def require_writable(path: Path) -> None:
     """Raise `WriteError` unless `atomic_write` can begin at `path`; nothing is made, and no pipe opened, for that.
 
@@ -237,9 +247,16 @@ def remove_unfinished(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
+_NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS)
+"""What file systems say that have no fsync of folders, as some shared ones: what was renamed is there all the same."""
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)

@@ -7,6 +7,17 @@ import torch
 
 
 @contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the block torch adds up on one thread: the sums of several are rounded in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def usual_settings() -> Iterator[None]:
     """Within the block, tensors are float32 on the CPU unless said otherwise, and gradients are recorded.
 

@@ -16,7 +16,6 @@ from typing import IO
 
 import numpy as np
 import torch
-from filelock import FileLock
 from platformdirs import user_cache_path
 
 from flatlab.data.bundled import BUNDLED
@@ -29,7 +28,7 @@ from flatlab.data.pixels import Pixels
 from flatlab.data.samples import AS_FOUND, Reading, Source
 from flatlab.data.source import Decoded, read
 from flatlab.errors import FlatlabError, UsageError
-from flatlab.files import WriteError, atomic_write, write_text, writing
+from flatlab.files import WriteError, atomic_write, file_lock, remove_unfinished, write_text, writing
 from flatlab.functions import names_function
 
 LAYOUT = 4
@@ -79,12 +78,13 @@ def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FO
 
 
 def _decode(source: Source, cached: Path) -> None:
-    lock = FileLock(f"{cached}.lock")
+    lock = file_lock(cached.with_name(f"{cached.name}.lock"))
     with _keeping(cached):
         cached.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     try:
         if not _is_whole(cached):  # another process may have decoded it while this one waited
+            remove_unfinished(cached)
             decoded = read(source)
             with _keeping(cached):
                 _store(cached, *decoded)

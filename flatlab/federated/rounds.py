@@ -255,6 +255,7 @@ def train(
     config = run.world.config
     interval, whole = evaluation_interval(run.world), True
     try:
+        run.clients.forget_others(run.clients.files)  # what rounds after the save that this goes on from left
         while run.server.round < config.rounds:
             stop_if_asked()
             began = time.monotonic()

@@ -1,5 +1,6 @@
 """The server's functions of an algorithm: what they draw is the run's and the round's, what they are given stays.
 
+They add up on one thread, whatever the engine has, so that a run's numbers are no machine's.
 A user's own algorithm gets copies of the state, so that whatever it does to them the state of the last round is whole,
 and what it returns is looked at in every round.
 """
@@ -14,12 +15,13 @@ from flatlab.federated.algorithms.base import Round
 from flatlab.federated.config import RunConfig
 from flatlab.federated.own_calls import in_round
 from flatlab.federated.streams import seeded
+from flatlab.torch_settings import one_thread
 
 
 def start(config: RunConfig, t: int, w: Tensor, vectors: Mapping[str, Tensor]) -> Tensor:
     """Where the clients of round t start (P,); raises `FlatlabError` for an own algorithm's mistake."""
     calls, hyper = in_round(config, t), config.hyperparameters
-    with seeded(config.seed, "start", t):
+    with one_thread(), seeded(config.seed, "start", t):
         if calls is None:
             return config.rules.start(w, vectors, hyper, t)
         found: Tensor = calls.call("start", w.clone(), _copies(vectors), hyper, t)
@@ -35,7 +37,7 @@ def lent(config: RunConfig, vectors: Mapping[str, Tensor]) -> Mapping[str, Tenso
 def combine(config: RunConfig, round_: Round[Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """The next w and the server's new vectors; raises likewise."""
     calls = in_round(config, round_.t)
-    with seeded(config.seed, "combine", round_.t):
+    with one_thread(), seeded(config.seed, "combine", round_.t):
         if calls is None:
             return config.rules.combine(round_)
         found = calls.call("combine", replace(round_, w=round_.w.clone(), server=_copies(round_.server)))
@@ -47,7 +49,7 @@ def combine(config: RunConfig, round_: Round[Any]) -> tuple[Tensor, dict[str, Te
 def further_models(config: RunConfig, done: int, w: Tensor, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The algorithm's further models after `done` rounds, by name, each (P,); raises likewise."""
     calls = in_round(config, done - 1)
-    with seeded(config.seed, "models", done):
+    with one_thread(), seeded(config.seed, "models", done):
         if calls is None:
             return config.rules.models(w, vectors)
         found: dict[str, Tensor] = calls.call("models", w.clone(), _copies(vectors))

@@ -6,7 +6,7 @@ part has no file and no memory: its vectors have their initial values.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +82,7 @@ class ClientState:
         self.rows: dict[int, Tensor] = {}  # client: (V, P), only those in memory
         self.files: dict[int, str] = {}  # client: file that holds its newest saved rows
         self.unsaved: set[int] = set()
+        self.named: set[str] = set()  # files of the newest save, and of the one that is being written
 
     def read(self, ids: Sequence[int]) -> dict[str, Tensor]:
         """Return name: (C, P), the vectors of clients `ids`, fresh copies."""
@@ -99,7 +100,9 @@ class ClientState:
         if self.place == "disk":
             names = {k: f"{k}-{t}.pt" for k in changed}
             self.write_files({names[k]: rows.cpu() for k, rows in changed.items()})
+            replaced = {self.files[k] for k in changed if k in self.files} - self.named
             self.files |= names  # all of them or, where one cannot be written, none
+            self._delete(self.folder / name for name in replaced - {*names.values()})
         else:
             self.rows |= changed
             self.unsaved |= changed.keys()
@@ -112,6 +115,7 @@ class ClientState:
         names = {k: f"{k}-{t}.pt" for k in sorted(self.unsaved)}
         self.files |= names
         self.unsaved.clear()
+        self.named |= {*self.files.values()}
         return {name: self.rows[k].cpu() for k, name in names.items()}
 
     def write_files(self, files: Mapping[str, Tensor]) -> None:
@@ -132,16 +136,20 @@ class ClientState:
                     "the file is damaged; start again in another folder."
                 )
         self.files = dict(files) if self.initial else {}
+        self.named = {*self.files.values()}
         self.unsaved.clear()
         self.rows = {k: self._load(k) for k in self.files} if self.place == "memory" else {}
 
     def forget_others(self, saved: Mapping[int, str]) -> None:
         """Delete the files that neither the newest save names, `saved`, nor the state; once `resume.pt` is in place."""
+        self.named = {*saved.values()}
         kept = {*saved.values(), *self.files.values()}
-        for file in self.folder.glob("*.pt"):
-            if file.name not in kept:
-                with writing(file):
-                    file.unlink(missing_ok=True)
+        self._delete(file for file in self.folder.glob("*.pt") if file.name not in kept)
+
+    def _delete(self, files: Iterable[Path]) -> None:
+        for file in files:
+            with writing(file):
+                file.unlink(missing_ok=True)
 
     def _read(self, k: int) -> Tensor:
         if k in self.rows:

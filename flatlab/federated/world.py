@@ -21,7 +21,7 @@ from flatlab.federated.parameters import Layout, layout_of
 from flatlab.federated.partition import Indices, Options, split_clients
 from flatlab.federated.partition.file import read_split
 from flatlab.federated.streams import seeded, stream_seed
-from flatlab.torch_settings import usual_settings
+from flatlab.torch_settings import one_thread, usual_settings
 
 OwnCode = Mapping[str, Sequence[float]]
 """What a user's own "model" and "algorithm" compute in a trial, in a few numbers (own_code.py)."""
@@ -73,7 +73,7 @@ class World:
         Each has storage of its own: `initial` may return w itself, or one tensor twice.
         """
         rules = self.config.rules
-        with seeded(self.config.seed, "initial"):
+        with one_thread(), seeded(self.config.seed, "initial"):
             given = rules.initial(w, self.config.hyperparameters)
         own, server = (
             {name: given[name].to(w.device, copy=True) if name in given else torch.zeros_like(w) for name in names}

@@ -13,13 +13,14 @@ import joblib
 import torch
 
 from flatlab.errors import SAID, FlatlabError
-from flatlab.files import write_text
+from flatlab.files import WriteError, write_text
 from flatlab.grid.cell_progress import DIED, FAILURE, another_run, read_failure
 from flatlab.grid.plan import Cell
 from flatlab.grid.stop import Stop
 from flatlab.grid.workers import Backend, workers
 from flatlab.malloc import keep_freed_memory
-from flatlab.runs.folder import BusyError, RunFolder
+from flatlab.runs.folder import RunFolder
+from flatlab.runs.lock import BusyError
 
 Work = Callable[[Cell, Path], None]
 """Trains and measures one cell in its folder; must be importable by name, since worker processes call it."""
@@ -113,15 +114,24 @@ def _do(work: Work, cell: Cell, folder: Path) -> str:
     try:
         work(cell, folder)
     except SAID as error:
-        write_text(note, f"{error}\n")
+        return _left(note, f"{error}\n")
     except Exception as error:
-        write_text(note, f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
+        return _left(note, f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}")
     except BaseException:  # interrupted: neither done nor failed
         note.unlink(missing_ok=True)
         raise
-    else:
-        note.unlink(missing_ok=True)
-    return read_failure(folder)
+    note.unlink(missing_ok=True)
+    return ""
+
+
+def _left(note: Path, reason: str) -> str:
+    """Leave the reason in the cell's folder, if there is room for it; returns it as it is told."""
+    try:
+        write_text(note, reason)
+    except WriteError:
+        note.unlink(missing_ok=True)  # it would say that the process died
+        return reason.partition("\n")[0]
+    return read_failure(note.parent)
 
 
 def _forget_failures(folders: Sequence[Path]) -> None:
@@ -131,7 +141,7 @@ def _forget_failures(folders: Sequence[Path]) -> None:
             try:
                 with RunFolder(folder).locked():
                     (folder / FAILURE).unlink(missing_ok=True)
-            except BusyError:
+            except (BusyError, WriteError, OSError):  # another's, or one that this user cannot write: it says so itself
                 continue
 
 

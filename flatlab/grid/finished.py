@@ -27,6 +27,8 @@ def finished(config: RunConfig, folder: Path) -> Head | None:
     files = RunFolder(folder)
     if files.final.exists():
         return files.finished(config)
+    if files.former.exists():  # trained anew: what was measured here is of the training before
+        return None
     records = [] if files.refusal(config) else files.metrics.read()
     if not records or records[-1]["round"] < config.rounds:  # measured once, perhaps, and since begun anew
         return None

@@ -5,8 +5,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from figures.drawing import DRAWING_ENDINGS
 from figures.formats import TABLE_ENDINGS, table_files
 from figures.gallery import FIGURES, draw_figures
@@ -16,6 +14,7 @@ from figures.table import Table
 from figures.tables import METHOD_TABLES, TABLES, make_tables
 from flatlab.files import (
     WriteError,
+    file_lock,
     remove_files,
     remove_unfinished,
     require_writable,
@@ -101,7 +100,7 @@ def _alone(folder: Path) -> Iterator[None]:
     figures = folder / "figures"
     with writing(figures):
         figures.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(figures / ".lock")
+        lock = file_lock(figures / ".lock")
         lock.acquire()
     try:
         for place in (folder / "tables", figures):

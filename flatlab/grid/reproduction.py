@@ -143,10 +143,11 @@ class Reproduction:
         Raises `KeyboardInterrupt` after Ctrl-C or SIGTERM, once every cell at work has saved its state.
         """
         trusted = (self.where.trusted_dataset, *self.where.trusted_algorithms)
-        work = CellWork(self.where.data_root, self.device, self.where.trusted_model, trusted, self.where.track)
+        root = self.where.data_root and self.where.data_root.absolute()  # a cluster's workers are elsewhere at home
+        work = CellWork(root, self.device, self.where.trusted_model, trusted, self.where.track)
         yield from run_cells(
             todo,
-            self.results,
+            self.results.absolute(),
             work,
             jobs=self.jobs,
             backend="dask" if self.where.backend == "dask" else "loky",

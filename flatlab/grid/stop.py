@@ -22,6 +22,28 @@ LEAVE_SECONDS = 20.0
 """How long an orphaned worker may take to save."""
 
 
+class _Heeding:
+    """The cells of this process: what asks it to stop is forgotten once none of them is at work, nor before."""
+
+    def __init__(self) -> None:
+        self.cells, self.turn = 0, threading.Lock()
+
+    def begin(self) -> None:
+        with self.turn:
+            if not self.cells:
+                forget_stop()
+            self.cells += 1
+
+    def end(self) -> None:
+        with self.turn:
+            self.cells -= 1
+            if not self.cells:
+                forget_stop()
+
+
+_HEEDING = _Heeding()
+
+
 class Stop:
     """The request that the workers of one call stop; sent to them with their cells."""
 
@@ -75,7 +97,7 @@ class Stop:
         if in_main:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
-        forget_stop()
+        _HEEDING.begin()
         over, turn = threading.Event(), threading.Lock()
         watch = threading.Thread(target=self._watch, args=(os.getppid(), in_main, over, turn), daemon=True)
         try:
@@ -87,7 +109,7 @@ class Stop:
                     with turn:  # no signal is sent after this
                         over.set()
         finally:
-            forget_stop()
+            _HEEDING.end()
 
     def _watch(self, parent: int, in_main: bool, over: threading.Event, turn: threading.Lock) -> None:
         while not over.wait(POLL_SECONDS):

@@ -11,18 +11,15 @@
 Every file is complete before a file that counts on it is renamed into place, and on the disk before (fsync).
 """
 
-import fcntl
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import BaseFileLock, FileLock, Timeout
 
 from flatlab.errors import UsageError, shown
 from flatlab.federated.config import RunConfig, make_config
@@ -32,22 +29,17 @@ from flatlab.federated.own_code import require_same_code
 from flatlab.federated.partition.names import partition_name
 from flatlab.federated.spelling import in_words
 from flatlab.federated.world import OwnCode
-from flatlab.files import WriteError, appending, atomic_write, remove_unfinished, writing
+from flatlab.files import appending, atomic_write, remove_unfinished, writing
 from flatlab.runs.checkpoint import Checkpoint, Head, head_of, load_checkpoint, read_plain, save_checkpoint
 from flatlab.runs.contents import damaged, require_keys, require_numbers, require_text
 from flatlab.runs.fingerprint import differences, fingerprint, owners_source, settled
+from flatlab.runs.lock import HANDOVER, held, is_held
 from flatlab.runs.metrics import Metrics, Record
 
 RESUME_FORMAT = "flatlab resume file"
 RESUME_VERSION = 1
-ATTEMPTS = 100  # to lock a folder that others take away while it is empty
-HANDOVER = 1.0  # seconds to wait for a lock: a program that a killed run was about to start keeps it until it runs
 
 ADVICE = "leave these options out to go on with it by --resume, or choose another folder with --out"
-
-
-class BusyError(UsageError):
-    """Another process is writing to the folder."""
 
 
 class RunFolder:
@@ -88,48 +80,12 @@ class RunFolder:
 
         A folder that the block leaves empty was made for nothing, and goes.
         """
-        lock = FileLock(self.path / ".lock", timeout=patience, poll_interval=0.02)
-        self._acquire(lock)
-        try:
+        with held(self.path, patience):
             yield
-        finally:
-            if [file.name for file in self.path.iterdir()] == [".lock"]:
-                (self.path / ".lock").unlink()
-                with suppress(OSError):
-                    self.path.rmdir()
-            lock.release()
-
-    def _acquire(self, lock: BaseFileLock) -> None:
-        if self.path.is_file():
-            raise UsageError(f"{self.path} is a file, and a run needs a folder: choose another with --out.")
-        for attempt in range(ATTEMPTS):
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                lock.acquire()
-                return
-            except Timeout as error:
-                raise BusyError(
-                    f"Another run is writing to {self.path}; wait for it, or choose another folder with --out."
-                ) from error
-            except OSError as error:
-                # whoever held an empty folder takes it away, perhaps between these two lines or within the first
-                vanished = isinstance(error, FileNotFoundError | FileExistsError) and not self.path.is_file()
-                if not vanished or attempt == ATTEMPTS - 1:
-                    raise WriteError(self.path, error) from error
 
     def is_busy(self) -> bool:
         """Whether another process holds the folder, which is only read: it may lie where nothing can be written."""
-        try:
-            descriptor = os.open(self.path / ".lock", os.O_RDONLY)
-        except OSError:  # there is none, or it is not ours to open
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return is_held(self.path)
 
     def config(self) -> RunConfig | None:
         """The configuration of the run that is here; None where there is none, or none of whose rounds ever ended."""

@@ -2,9 +2,13 @@
 
 import os
 import signal
+import socket
 import ssl
 import sys
+import threading
+import time
 from collections.abc import Callable
+from multiprocessing.connection import Client
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from flatlab.federated import own_algorithm
 from flatlab.federated.engine.base import Means
 from flatlab.federated.engine.flower import FlowerEngine
 from flatlab.federated.flower.dispatch import Dispatch
+from flatlab.federated.flower.messages import pack, unpack
 from flatlab.federated.flower.needs import needs_of
 from flatlab.federated.flower.node import Node
 from flatlab.federated.flower.share import make_shares, split_digest
@@ -126,3 +131,19 @@ def test_certificates_pass_the_strict_checks_of_newer_pythons(tmp_path: Path) ->
             except ssl.SSLWantReadError:
                 continue
     assert client.version() == server.version() == "TLSv1.3"
+
+
+def test_a_node_takes_the_socket_of_one_that_was_killed(toy_world: Callable[..., World], tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(tmp_path / "node"))  # and leaves its file
+    (share,) = make_shares(toy_world(), 1)
+    threading.Thread(target=Node(share, tmp_path).serve, args=(tmp_path / "node",), daemon=True).start()
+    for _ in range(200):
+        try:
+            with Client(str(tmp_path / "node"), "AF_UNIX") as asking:
+                asking.send_bytes(pack({"do": "present"}))
+                assert unpack(asking.recv_bytes())[0]["name"] == share.name
+                return
+        except (FileNotFoundError, ConnectionRefusedError):
+            time.sleep(0.05)
+    pytest.fail("nobody answers")

@@ -20,6 +20,7 @@ from flatlab.federated.trial import tried
 from flatlab.federated.world import World, make_world
 from flatlab.grid.cell_progress import DIED, FAILURE, cell_progress, read_failure
 from flatlab.grid.cells import CellWork, execution_of_cells
+from flatlab.grid.finished import finished as finished_of
 from flatlab.grid.plan import Cell, grid_cells, parse_grid
 from flatlab.grid.saved_results import read_results
 from flatlab.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -234,3 +235,13 @@ def test_weights_are_told_apart_by_every_bit(finished: Path) -> None:
     other = {**one.state_dict, name: torch.nextafter(one.state_dict[name], torch.tensor(9.0))}
     assert one.fingerprint.agrees(replace(one).fingerprint)
     assert not one.fingerprint.agrees(replace(one, state_dict=other).fingerprint)
+
+
+def test_a_run_that_is_trained_anew_is_not_finished_before_its_last_checkpoint(finished: Path) -> None:
+    for path in finished.glob("*.pt"):
+        path.unlink()
+    assert finished_of(cell_of().config, finished) is not None
+    (finished / "former").mkdir()  # its last line of metrics is there, and final.pt found no room
+    assert finished_of(cell_of().config, finished) is None
+    assert not cell_progress(cell_of(), finished).done
+    assert not read_results(finished.parent).runs[0].trained

@@ -238,3 +238,16 @@ def test_a_short_run_whose_rate_ends_at_zero_is_tried_in_its_own_rounds(
     code = "ALGORITHM = Algorithm('a', 'b', lambda r: (W(r) + 0 * (r.w * (1 / r.eta)), {}))"
     world = tried(own_world(code, rounds=rounds, lr_schedule="cosine"))
     assert after(world, tmp_path, rounds).isfinite().all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_server_adds_up_on_one_thread(engine: str, own_world: MakeWorld, tmp_path: Path) -> None:
+    code = "ALGORITHM = Algorithm('a', 'b', lambda r: (0 * W(r) + torch.get_num_threads(), {}))"
+    world = tried(own_world(code))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert after(world, tmp_path, 1, engine).unique().tolist() == [1.0]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

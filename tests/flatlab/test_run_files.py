@@ -1,7 +1,12 @@
 """Metrics, lines, locks and interruptions of a run."""
 
+import errno
+import fcntl
+import os
 import signal
+import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +19,15 @@ from flatlab.federated.engine.base import RoundInputs, RoundOutputs
 from flatlab.federated.engine.sequential import SequentialEngine
 from flatlab.federated.rounds import Run, train
 from flatlab.federated.world import World
+from flatlab.files import WriteError, write_text
 from flatlab.grid.cell_progress import unmeasured
 from flatlab.grid.plan import grid_cells, parse_grid
 from flatlab.interface.run import TrainedRun
 from flatlab.runs.checkpoint import Head, load_checkpoint
-from flatlab.runs.folder import BusyError, RunFolder
+from flatlab.runs.folder import RunFolder
 from flatlab.runs.interruption import Terminated, terminable, undisturbed
 from flatlab.runs.lines import Lines
+from flatlab.runs.lock import BusyError
 from flatlab.runs.metrics import Metrics
 
 
@@ -131,3 +138,33 @@ def test_interrupted_anywhere_the_last_whole_round_is_saved(
     one, two = (load_checkpoint(tmp_path / name / "final.pt") for name in ("whole", "cut"))
     assert all(torch.equal(value, two.state_dict[name]) for name, value in one.state_dict.items())
     assert [record["round"] for record in resumed.files.metrics.read()] == [1, 2, 3, 4]
+
+
+def test_a_file_system_without_locks_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    (tmp_path / ".lock").touch()  # copied along from elsewhere
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    folder = RunFolder(tmp_path)
+    assert not folder.is_busy()
+    with pytest.raises(UsageError, match=r"without locks \(flock\)"):
+        folder.locked().__enter__()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_file_system_without_fsync_of_folders_keeps_what_is_written(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    broken = pytest.raises(WriteError) if number == errno.EIO else nullcontext()
+    with broken:
+        write_text(tmp_path / "config.toml", "rounds = 1\n")
+    assert (tmp_path / "config.toml").read_text() == "rounds = 1\n"

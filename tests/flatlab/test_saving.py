@@ -99,3 +99,30 @@ def test_a_save_that_fails_ends_the_run_and_the_one_before_stays(
     again = Run(world, tmp_path)
     again.resume()
     assert again.server.round == 3
+
+
+def test_vectors_on_the_disk_are_those_of_the_save_and_the_newest(
+    toy_world: Callable[..., World], tmp_path: Path
+) -> None:
+    world = toy_world(algorithm="scaffold", participation=1.0, rounds=8)
+
+    def kept() -> set[str]:
+        return {file.name for file in (tmp_path / "clients").glob("*.pt")}
+
+    run = Run(world, tmp_path, "disk")
+    run.begin()
+    clients = range(world.config.clients)
+    with SequentialEngine(world) as engine:
+        for _ in range(2):
+            run.advance(engine)
+        run.save()
+        assert kept() == {f"{k}-2.pt" for k in clients}
+        for _ in range(3):
+            run.advance(engine)
+        assert kept() == {f"{k}-{t}.pt" for k in clients for t in (2, 5)}  # and not of rounds 3 and 4
+        again = Run(world, tmp_path, "disk")  # the process was killed
+        again.resume()
+        seen = []
+        train(again, engine, lambda record: seen.append(kept()), save_every=1e9)
+    assert seen[0] == {f"{k}-{t}.pt" for k in clients for t in (2, 3)}
+    assert kept() == {f"{k}-8.pt" for k in clients}

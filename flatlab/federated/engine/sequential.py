@@ -1,6 +1,7 @@
 """One client after the other in this process, on one thread; also what each worker process runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +20,7 @@ from flatlab.federated.own_calls import clients_named, require_kept
 from flatlab.federated.precision import arithmetic, autocast
 from flatlab.federated.streams import seeded, stream
 from flatlab.federated.world import World
+from flatlab.torch_settings import one_thread
 
 TEST_CHUNK = 500
 """Images per forward pass in evaluation; fixed, since the order of summation must not depend on the engine."""
@@ -199,12 +201,12 @@ class SequentialEngine:
         ]
 
     def __enter__(self) -> "SequentialEngine":
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the sums of several threads are rounded in another order
+        self.stack = ExitStack()
+        self.stack.enter_context(one_thread())
         return self
 
     def __exit__(self, *exception: object) -> None:
-        torch.set_num_threads(self._threads)
+        self.stack.close()
 
 
 def _network_input(world: World, images: Tensor) -> Tensor:

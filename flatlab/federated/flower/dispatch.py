@@ -1,6 +1,7 @@
 """Who has which clients, what has been sent to whom, and what becomes of a round when a node dies."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -21,6 +22,9 @@ LOOK_SECONDS = 1.0
 
 AGAIN_SECONDS = 5.0
 """Until a node that failed is asked again who it is."""
+
+LOSSES = 5
+"""How often in one round a client's node may be lost on its way before the round is given up."""
 
 LISTED = 8
 """Clients that a sentence names."""
@@ -60,14 +64,17 @@ class Dispatch:
         self.asked: dict[int, float] = {}  # nodes that were asked who they are, and when
         self.waiting: dict[str, Sent] = {}  # by message
         self.looked = 0.0
+        self.lost = Counter[int]()  # in this round, by client
+        self.reason = ""  # of the newest loss
 
     def carry(self, t: int, ids: Sequence[int], message: Callable[[tuple[int, ...]], bytes]) -> list[Answer]:
         """Send the message of some clients to the node that has them, until all `ids` of round t are answered.
 
-        Raises `FlatlabError` where a node says that it cannot, and where for `patience` seconds no node has a client
-        that is still to be trained.
+        Raises `FlatlabError` where a node says that it cannot, where for `patience` seconds no node has a client that
+        is still to be trained, and where a client's node was lost again and again.
         """
         todo, answers = set(ids), list[Answer]()
+        self.lost.clear()
         alone = time.monotonic()
         while True:
             self._look(t, todo)
@@ -77,6 +84,11 @@ class Dispatch:
             for sent, reply in self._replies():
                 answer = self._take(t, sent, reply, todo)
                 answers += [] if answer is None else [answer]
+            if hopeless := [k for k in todo if self.lost[k] >= LOSSES]:
+                raise FlatlabError(
+                    f"In round {t + 1} the node with {_listed(hopeless)} was lost {LOSSES} times on the way (at last: "
+                    f"{_short(self.reason)}), perhaps for want of memory; what was saved is safe: go on with --resume."
+                )
             if todo and time.monotonic() - alone > self.patience:
                 raise FlatlabError(self._missing(t, todo))
             if not todo and not any(sent.ids for sent in self.waiting.values()):
@@ -158,6 +170,8 @@ class Dispatch:
                 del self.waiting[identity]
                 owed += sent.ids
         todo |= set(owed)
+        self.lost.update(owed)
+        self.reason = reason
         if home is not None:
             repeated = f": its {_listed(owed)} will be trained again when a node has them" if owed else ""
             self.tell(f"{home.name} is gone in round {t + 1} ({_short(reason)}){repeated}.")

@@ -26,7 +26,7 @@ from flatlab.federated.own_code import require_same_code
 from flatlab.federated.parameters import flatten
 from flatlab.federated.state import ClientState
 from flatlab.federated.world import World
-from flatlab.files import writing
+from flatlab.files import remove_unfinished, writing
 from flatlab.functions import require_named
 from flatlab.runs.fingerprint import fingerprint
 
@@ -63,6 +63,7 @@ class Node:
 
     def serve(self, socket: Path) -> None:
         """Answer whoever connects to the Unix socket `socket`, one after the other, until the process is ended."""
+        socket.unlink(missing_ok=True)  # of a node that was killed
         with Listener(str(socket), "AF_UNIX", backlog=16) as listener:
             while True:
                 try:
@@ -113,6 +114,7 @@ class Node:
             world = self.share.world(config)
             engine = process.open_engine(world, Means(self.workers, torch.device("cpu"), len(self.share.clients)))
             own, _ = world.initial(flatten(dict(world.new_model().named_parameters()), world.layout))
+            remove_unfinished(self.folder / f"{key}-{self.share.split}")
             vectors = ClientState(self.folder / f"{key}-{self.share.split}", own, "disk")
             self.opened = Opened(key, world, self.stack.enter_context(engine), vectors)
         return self.opened
