@@ -54,15 +54,13 @@ def spectral_density(
     probes: int = 5,
     points: int = 400,
     sigma: float | None = None,
-    lost: float = 0.0,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> SpectralDensity:
     """Estimate the density from `probes` random vectors with `depth` products each.
 
     `sigma` defaults to 1 % of the spectrum's extent; the grid has at least `points`, and as many more as it takes to
-    resolve `sigma`. `lost` is the share of the matrix that rounding takes even in float64 (`analysis.saturation`), and
-    `progress` is told the products so far. Raises `MeasurementError` for a sigma too small for that.
+    resolve `sigma`. `progress` is told the products so far. Raises `MeasurementError` for a sigma too small for that.
 
     >>> import torch
     >>> from analysis.density import spectral_density
@@ -105,7 +103,7 @@ def spectral_density(
         sigma=width,
         size=operator.size,
         products=products + (2 if operator.exact else 0),
-        rounding=lost + (_rounding(operator, start[0]) if operator.exact else 0.0),
+        rounding=operator.lost + (_rounding(operator, start[0]) if operator.exact else 0.0),
     )
 
 

@@ -7,13 +7,15 @@ them all, and what the first makes of them counts: even on machines that round u
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from analysis.errors import MeasurementError
+
+T = TypeVar("T")
 
 Distributed = bool | Literal["copies"]
 """Whether the ranks of the process group hold shares of the data, or copies of them all."""
@@ -100,6 +102,16 @@ def failing_together(device: torch.device, distributed: Distributed) -> Iterator
 def least(numbers: Sequence[int], device: torch.device, distributed: Distributed) -> list[int]:
     """Each number's smallest value over all ranks, by which they decide alike."""
     return [int(_least(number, device)) for number in numbers] if distributed else list(numbers)
+
+
+def of_the_rank_before(own: T, distributed: Distributed) -> T | None:
+    """What the rank before has, of the first rank the last; None where the ranks do not share out the data."""
+    if distributed is not True:
+        return None
+    found: list[T | None] = [None] * dist.get_world_size()
+    with collective():
+        dist.all_gather_object(found, own)
+    return found[dist.get_rank() - 1]
 
 
 def _least(number: int, device: torch.device) -> Tensor:

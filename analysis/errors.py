@@ -1,6 +1,7 @@
 """The errors that this package raises on purpose (anything else that escapes is a defect), and how they list names."""
 
 from collections.abc import Iterable
+from typing import Any, get_args
 
 
 class MeasurementError(ValueError):
@@ -13,6 +14,13 @@ class AsymmetryError(MeasurementError):
 
 class UncountedError(MeasurementError):
     """Samples of which no target counts, such as padding alone, so that there is no mean over them."""
+
+
+def require_one_of(word: object, form: Any, name: str) -> None:
+    """Raise `MeasurementError` unless `word` is one of those of the Literal `form`."""
+    words = get_args(form)
+    if word not in words:
+        raise MeasurementError(f"{name} is one of {', '.join(map(repr, words))}, not {word!r}.")
 
 
 def some(names: Iterable[str], most: int = 8) -> str:

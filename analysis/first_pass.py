@@ -24,7 +24,7 @@ def fingerprint(batch: Batch) -> int:
 
 def _sums(x: Tensor) -> Tensor:
     """Every sample's bits as words, each times a weight of its place, added up modulo 2^64: (n, ...) -> (n,)."""
-    x = torch.view_as_real(x) if x.is_complex() else x
+    x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
     words = (x.flatten(1) if x.dim() > 1 else x.reshape(-1, 1)).contiguous().view(_WORDS[x.element_size()]).long()
     places = torch.arange(1, words.shape[1] + 1, device=x.device)
     return (words * (mixed(places * _MULTIPLIER) | 1)).sum(1)

@@ -20,14 +20,12 @@ import torch
 from torch import Tensor
 
 from analysis.confirmation import in_float64_where_it_runs
-from analysis.eigenpairs import carried
 from analysis.eigenvalue import Eigenvalue, listed
 from analysis.errors import MeasurementError
 from analysis.layers import find_layers, weights_of
 from analysis.objective import loss_and_gradient, loss_at
 from analysis.operators import hessian
 from analysis.problem import Problem
-from analysis.saturation import lost_share
 from analysis.spectrum import eigs, layer_eigenpairs
 from analysis.trace import Estimate, hutchinson
 from analysis.vectors import norm
@@ -111,12 +109,11 @@ def flatness(
     on_weights = problem.select(name for own in weights.values() for name in own)
     whole = eigs(problem, 5, tol=tol, layers=[], seed=seed, progress=progress)
     tops = layer_eigenpairs(on_weights, tol=tol, seed=seed, progress=progress)
-    lost = lost_share(problem)
     told = None if progress is None else lambda probes, error: progress("trace", probes, error)
     places = positions(problem)
     groups = {name: torch.cat([places[full] for full in own]) for name, own in weights.items()}
     moments = hutchinson(
-        hessian(problem), tol=trace_tol, max_probes=max_probes, groups=groups, lost=lost, seed=seed, progress=told
+        hessian(problem), tol=trace_tol, max_probes=max_probes, groups=groups, seed=seed, progress=told
     )
     exact = in_float64_where_it_runs(problem)
     return FlatnessReport(
@@ -135,7 +132,7 @@ def flatness(
             RelativeFlatness(
                 name=name,
                 weight_norm2=sum(norm(problem.parameters[full].reshape(-1)) ** 2 for full in weights[name]),
-                top=listed(carried(pairs, lost, tol))[0],
+                top=listed(pairs)[0],
                 trace=moments.groups[name],
             )
             for name, pairs in tops.items()

@@ -37,6 +37,7 @@ from analysis.eigenpairs import (
     Eigenpairs,
     Iteration,
     Progress,
+    carried,
     certified,
     drive,
     is_finished,
@@ -47,6 +48,7 @@ from analysis.eigenpairs import (
     vanish,
 )
 from analysis.ends import Which, borders, of_lower_end, wanted
+from analysis.errors import require_one_of
 from analysis.operators import SymmetricOperator
 from analysis.overlooked import BASIS, BEYOND, FEWEST, Chain, Seen, Verdict, limits_of, overlooked, slack_at
 from analysis.recurrence import extend
@@ -102,7 +104,8 @@ def lanczos(
     start, seed = operator.beginning(start, seed)
     steps = lanczos_steps(operator.size, like, k, which, tol, max_iter, start, seed, max_basis, operator.room, progress)
     del start  # what is not held leaves room for the basis: of a large network a vector is large
-    return confirmed(drive(steps, lambda rows: operator(rows.T).T), tol, operator.exact, operator.room)
+    found = confirmed(drive(steps, lambda rows: operator(rows.T).T), tol, operator.exact, operator.room)
+    return carried(found, operator.lost, tol)
 
 
 def lanczos_steps(
@@ -124,6 +127,7 @@ def lanczos_steps(
     `room` is the number of vectors that may be held at once, but for those without which nothing can be found.
     `vanishing` lets values at the lower end count as zero (see the module).
     """
+    require_one_of(which, Which, "which")
     k = min(require_pairs(k), size)
     generator = torch.Generator().manual_seed(seed)
     most = max(2 * k + 20, BASIS)

@@ -15,7 +15,7 @@ differentiates what belongs to the block, with the same result.
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from analysis.layers import find_groups
 from analysis.objective import loss_and_gradient
 from analysis.operators import SymmetricOperator
 from analysis.problem import Problem
+from analysis.saturation import lost_share
 from analysis.suffix import Suffix, SuffixGraphs, can_be_cut
 
 
@@ -138,7 +139,9 @@ class LayerBlocks:
             return self._in_float64({name: rows})[name]
 
         in_double = exact if problem.dtype != torch.float64 else None
-        return SymmetricOperator(self.size(name), problem.dtype, problem.device, product, exact=in_double)
+        return SymmetricOperator(
+            self.size(name), problem.dtype, problem.device, product, exact=in_double, lost=partial(lost_share, problem)
+        )
 
     @cached_property
     def _in_float64(self) -> "LayerBlocks":

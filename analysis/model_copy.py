@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from analysis.errors import MeasurementError
 from analysis.function_mode import FunctionMode
-from analysis.members import named_parameters
+from analysis.members import named_parameters, parameters_of
 from analysis.recording import recording
 
 FULL = (torch.float32, torch.float64)
@@ -32,6 +32,8 @@ def private_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
             "The model is compiled by torch.jit, which holds on to its own parameters: pass the module that it was "
             "scripted or traced from."
         )
+    memo = {} if memo is None else memo
+    _refuse_shards(model)
     try:
         with _GraphsLeftBehind():
             private = unwrapped(copy.deepcopy(unwrapped(model, inside=False), memo))
@@ -41,9 +43,22 @@ def private_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
             f"The model cannot be copied ({type(error).__name__}: {said}): take what cannot be copied out of its "
             "attributes."
         ) from error
+    for parameter in parameters_of(model):
+        if (copied := memo.get(id(parameter))) is not None:
+            vars(copied).update(vars(parameter))  # what somebody noted on it, which a Parameter's copy lacks
     for module in private.modules():
         module._compiled_call_impl = None  # what model.compile() leaves
     return private
+
+
+def _refuse_shards(model: nn.Module) -> None:
+    """Raise `MeasurementError` for parameters of which this process holds a part alone."""
+    sharded = [type(part).__name__ for part in model.modules() if type(part).__name__.startswith("FSDP")]
+    if sharded or any(type(parameter).__name__ == "DTensor" for parameter in parameters_of(model)):
+        raise MeasurementError(
+            "The model's parameters are sharded over processes (FSDP): gather its full state_dict, load that into a "
+            "plain model, and pass this."
+        )
 
 
 def unwrapped(model: nn.Module, *, inside: bool = True) -> nn.Module:

@@ -5,7 +5,7 @@ Each is at once a function of torch tensors, (p,) -> (p,) and (p, k) -> (p, k), 
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, overload
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from analysis.chunk_graphs import GradientGraph, OutputGraph, ProductGraph
 from analysis.confirmation import in_float64
 from analysis.distributed import summed
+from analysis.errors import MeasurementError, require_one_of
 from analysis.graphs import GraphCache
 from analysis.ieee import ieee
 from analysis.memory import vectors_that_fit
@@ -24,6 +25,7 @@ from analysis.output_curvature import of_the_loss, of_the_prediction, of_the_slo
 from analysis.output_refusals import refuse_flat, require_rows
 from analysis.parametric_loss import Chunk
 from analysis.problem import Problem
+from analysis.saturation import lost_share
 from analysis.vectors import seed_beside
 
 Product = Callable[[Tensor], Tensor]
@@ -35,7 +37,8 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
 
     `start` makes vectors (p, m) rich in the leading eigenvectors, where such are known: iterations start from them.
     `exact` is the product in float64 of rows of any precision, where `product` has less and float64 can be had; `room`
-    the number of vectors that iterations may hold at once (None: any).
+    the number of vectors that iterations may hold at once (None: any). `lost` says which share of the matrix rounding
+    takes even in float64.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
         start: Callable[[], Tensor] | None = None,
         exact: Product | None = None,
         room: int | None = None,
+        lost: Callable[[], float] = lambda: 0.0,
     ) -> None:
         super().__init__(np.dtype(str(dtype).removeprefix("torch.")), (size, size))
         self.size = size
@@ -57,6 +61,12 @@ class SymmetricOperator(LinearOperator):  # type: ignore[misc]
         self.exact = exact
         self.room = room
         self.products = 0
+        self._lost = lost
+
+    @cached_property
+    def lost(self) -> float:
+        """The share of the matrix that rounding takes even in float64, which no residual shows."""
+        return self._lost()
 
     def beginning(self, start: Tensor | None, seed: int) -> tuple[Tensor | None, int]:
         """Vectors to start from, `start` (p, m) or else the operator's own, and a seed of noise independent of them."""
@@ -173,6 +183,7 @@ Matrix = Literal["hessian", "gauss-newton", "fisher", "empirical-fisher"]
 
 def curvature_matrix(problem: Problem, name: Matrix) -> SymmetricOperator:
     """The matrix of this name. Raises `MeasurementError` where the loss has none that says something."""
+    require_one_of(name, Matrix, "The matrix")
     if name == "gauss-newton":
         refuse_flat(problem)
     makers = {"hessian": hessian, "gauss-newton": gauss_newton, "fisher": fisher, "empirical-fisher": empirical_fisher}
@@ -182,6 +193,8 @@ def curvature_matrix(problem: Problem, name: Matrix) -> SymmetricOperator:
 def block(problem: Problem, names: Iterable[str]) -> SymmetricOperator:
     """The diagonal block of the Hessian that belongs to the parameters `names`.
 
+    Raises `MeasurementError` for names of none that is selected.
+
     >>> import torch
     >>> from analysis.operators import block, hessian
     >>> from analysis.problem import make_problem
@@ -190,7 +203,10 @@ def block(problem: Problem, names: Iterable[str]) -> SymmetricOperator:
     >>> torch.allclose(part(torch.eye(6)), whole(torch.eye(9))[:6, :6], atol=1e-6)
     True
     """
-    return hessian(problem.select(names))
+    part = problem.select(names)
+    if not part.parameters:
+        raise MeasurementError("No parameter is named, and a block is of some.")
+    return hessian(part)
 
 
 def _operator(problem: Problem, build: Callable[[Problem, Chunk], ProductGraph]) -> SymmetricOperator:
@@ -226,5 +242,12 @@ def _operator(problem: Problem, build: Callable[[Problem, Chunk], ProductGraph])
 
     in_double = exact if problem.dtype != torch.float64 else None
     return SymmetricOperator(
-        problem.size, problem.dtype, problem.device, product, start, in_double, vectors_that_fit(problem)
+        problem.size,
+        problem.dtype,
+        problem.device,
+        product,
+        start,
+        in_double,
+        vectors_that_fit(problem),
+        partial(lost_share, problem),
     )

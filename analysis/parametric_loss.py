@@ -18,10 +18,11 @@ from analysis.batches import Batch, Inputs, batch_length, copied, moved, sliced
 from analysis.calls import call
 from analysis.casts import widened
 from analysis.distributed import Distributed, failing_together
+from analysis.errors import MeasurementError, some
 from analysis.first_pass import FirstPass, fingerprint
 from analysis.ieee import NoAutocast, ieee
 from analysis.losses import Reduction, Share, SummedLoss
-from analysis.members import named_parameters
+from analysis.members import canonical_names, in_modes, named_parameters
 from analysis.model_copy import as_own, as_real, convert, private_copy
 from analysis.model_state import Left, State
 from analysis.recomputed import nothing_recomputed
@@ -51,6 +52,8 @@ class ParametricLoss:
     loss: SummedLoss  # the sum over the samples of a batch
     reduction: Reduction
     parameters: Mapping[str, Tensor]  # the selection, by name; complex ones as pairs of real numbers, (..., 2)
+    trained: frozenset[str]  # those that require a gradient for whoever asks them, selected or not
+    modes: Sequence[tuple[nn.Module, bool]]  # the caller's modules, and whether they are to be in training
     aliases: Sequence[tuple[Tensor, str]]  # the parameters of the caller's model and of the copy, with their names
     state: State  # what the model can write to, and what of the caller's it stands for
     data: Iterable[Batch]
@@ -123,25 +126,30 @@ class ParametricLoss:
         """Within the block, torch computes in IEEE arithmetic, with second derivatives, and with `parameters`.
 
         Wherever a model or loss holds on to its parameters, they are replaced, and what a run `left` is where the loss
-        looks for it. Yields the parameters as the model's modules have them, for anything that asks parameters that
-        require a gradient, whether graphs are recorded or not.
+        looks for it; modules of the caller's that it holds on to are in the copy's modes. Yields the parameters as the
+        model's modules have them, for anything that asks parameters that require a gradient, whether graphs are
+        recorded or not.
         """
         own = dict(named_parameters(self.model))
         if not torch.is_grad_enabled():
             parameters = {n: p.detach().requires_grad_() for n, p in {**self.parameters, **parameters}.items()}
         replaced = {n: as_own(p, own[n]) for n, p in parameters.items()}
-        for tensor in replaced.values():
+        for name, tensor in replaced.items():
+            vars(tensor).update(vars(own[name]))  # what somebody noted on the parameter
             tensor._is_param = True  # what isinstance(tensor, nn.Parameter) looks for
         table = {id(tensor): replaced.get(name, own[name]) for tensor, name in self.aliases}
+        trained = {id(tensor) for tensor, name in self.aliases if name in self.trained}
+        trained |= {id(tensor) for name, tensor in replaced.items() if name in self.trained}
         # Fused attention has no second derivative. The mode entered last is asked first.
         with (
+            in_modes(self.modes),
             ieee(),
             nothing_recomputed(),
             sdpa_kernel(SDPBackend.MATH),
             NoAutocast(),
             LeanSecondDerivatives(),
             widened(self.dtype),
-            StandIns(table),
+            StandIns(table, trained),
             self.state.shown(left),
         ):
             yield replaced
@@ -184,8 +192,15 @@ class ParametricLoss:
         return other
 
     def select(self, names: Iterable[str]) -> Self:
-        """The same L as a function of the parameters `names` only (a block of the Hessian)."""
-        wanted = set(names)
+        """The same L as a function of the parameters `names` only (a block of the Hessian).
+
+        Raises `MeasurementError` for names of no parameter, or of one that is not selected.
+        """
+        wanted = canonical_names(self.model, names)
+        if others := wanted - self.parameters.keys():
+            raise MeasurementError(
+                f"The parameter {min(others)} is none of those selected; these are {some(self.parameters)}."
+            )
         return replace(self, parameters={n: p for n, p in self.parameters.items() if n in wanted})
 
     def split(self, vector: Tensor) -> list[Tensor]:

@@ -19,6 +19,7 @@ from analysis.eigenpairs import (
     Eigenpairs,
     Iteration,
     Progress,
+    carried,
     certified,
     drive,
     is_finished,
@@ -62,7 +63,8 @@ def power_iteration(
     like = torch.empty(0, dtype=operator.torch_dtype, device=operator.device)
     start, seed = operator.beginning(start, seed)
     steps = power_steps(operator.size, like, k, tol, max_iter, start, seed, operator.room, progress)
-    return confirmed(drive(steps, lambda v: operator(v.T).T), tol, operator.exact, operator.room)
+    found = confirmed(drive(steps, lambda v: operator(v.T).T), tol, operator.exact, operator.room)
+    return carried(found, operator.lost, tol)
 
 
 def power_steps(

@@ -17,11 +17,11 @@ from torch import nn
 from analysis.batches import Batch, Part, inspect_data
 from analysis.changed_weights import unchanged_by_runs
 from analysis.distributed import Distributed, require_ranks, summed_number
-from analysis.errors import MeasurementError, some
+from analysis.errors import MeasurementError, require_one_of
 from analysis.first_pass import FirstPass
 from analysis.ieee import ieee
 from analysis.losses import Loss, Reduction, summed_loss
-from analysis.members import named_parameters, parameters_of, set_mode
+from analysis.members import canonical_names, named_parameters, parameters_of, set_mode
 from analysis.memory import DEFAULT_MEMORY, plan_chunks
 from analysis.model_copy import as_real, convert, differentiable, private_copy, working_dtype
 from analysis.model_state import State
@@ -33,14 +33,15 @@ from analysis.refusals import (
     refuse_shift,
     refuse_unfit,
     running_in_its_precision,
-    survey,
-    weighed,
 )
 from analysis.substituted import refuse_other_than_parameters
+from analysis.survey import survey, weighed
 from analysis.symmetry import refuse_wrong_products
 from analysis.true_slopes import refuse_wrong_derivatives
 
 T = TypeVar("T")
+
+Mode = Literal["eval", "train"]
 
 
 class Problem(ParametricLoss):
@@ -71,7 +72,7 @@ def make_problem(
     *,
     parameters: Iterable[str] | None = None,
     reduction: Reduction = "mean",
-    mode: Literal["eval", "train"] = "eval",
+    mode: Mode = "eval",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     memory: int = DEFAULT_MEMORY,
@@ -107,9 +108,17 @@ def make_problem(
     >>> problem.size, problem.samples
     (2, 2)
     """
+    if not isinstance(model, nn.Module):
+        raise MeasurementError(
+            f"The model is a {type(model).__name__}: give a torch.nn.Module, by whose parameters the loss is "
+            "differentiated."
+        )
+    require_one_of(reduction, Reduction, "reduction")
+    require_one_of(mode, Mode, "mode")
     dtype = working_dtype(model, dtype)
     memo: dict[int, Any] = {}
     private = private_copy(model, memo)
+    trained = frozenset(name for name, parameter in named_parameters(private) if parameter.requires_grad)
     device = torch.device(device) if device is not None else next(parameters_of(private)).device
     selection = _selected_names(private, parameters)
     convert(private, device, dtype)
@@ -129,6 +138,8 @@ def make_problem(
         loss=summed_loss(loss, reduction, dtype, device, memo),
         reduction=reduction,
         parameters={name: as_real(named[name]) for name in selection},
+        trained=trained.union(selection),
+        modes=[(module, memo[id(module)].training) for module in model.modules() if id(module) in memo],
         aliases=[*zip(parameters_of(model), named, strict=True), *((p, name) for name, p in named.items())],
         state=State.of(private, memo),
         data=inspected.batches,
@@ -186,19 +197,12 @@ def _passes(check: Callable[[Problem], object], problem: Problem) -> bool:
 
 def _selected_names(model: nn.Module, names: Iterable[str] | None) -> list[str]:
     """The selection by canonical name, in the model's order; a tied parameter answers to each of its names."""
-    canonical = {id(parameter): name for name, parameter in named_parameters(model)}
-    aliases = {name: canonical[id(parameter)] for name, parameter in named_parameters(model, remove_duplicate=False)}
     if names is None:
         selection = {name for name, parameter in named_parameters(model) if parameter.requires_grad}
     else:
-        names = [names] if isinstance(names, str) else list(names)
-        names = [name if name in aliases else name.replace("_orig_mod.", "").removeprefix("module.") for name in names]
-        for name in names:
-            if name not in aliases:
-                raise MeasurementError(f"The model has no parameter {name!r}; it has {some(aliases)}.")
-        selection = {aliases[name] for name in names}
+        selection = canonical_names(model, names)
         if fixed := selection.difference(name for name, _ in differentiable(model)):
             raise MeasurementError(f"The parameter {min(fixed)} holds integers, of which there is no derivative.")
     if not selection:
         raise MeasurementError("No parameter is selected: all are frozen; name some or unfreeze them.")
-    return [name for name in canonical.values() if name in selection]
+    return [name for name, _ in named_parameters(model) if name in selection]

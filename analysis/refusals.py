@@ -1,18 +1,16 @@
 """Models, losses and data of which L is no fixed sum over samples, so that its second derivatives mean nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from analysis.agreement import Part, Point, agree, elsewhere_of, part_at, parts_together
-from analysis.batches import Batch, batch_length, can_be_joined, joined, moved, sliced, tensors
+from analysis.agreement import Part, agree, elsewhere_of, part_at, parts_together
+from analysis.batches import Batch, batch_length, moved, sliced, tensors
 from analysis.derivatives import ancestors, graph_results
-from analysis.distributed import summed_number
-from analysis.errors import MeasurementError, UncountedError
+from analysis.errors import MeasurementError
 from analysis.losses import SummedLoss, shift_of
 from analysis.model_copy import differentiable
 from analysis.own_losses import IGNORED, OwnLoss
@@ -20,9 +18,9 @@ from analysis.parametric_loss import ParametricLoss
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
-_FEW = 4
+FEW = 4
 
-_MOVING_NORMALISER = (
+MOVING_NORMALISER = (
     "The normaliser that the loss returns changes with the parameters; it may depend on the targets only."
 )
 
@@ -42,8 +40,8 @@ def refuse_unfit(module: nn.Module) -> None:
 def first_that_count(problem: ParametricLoss, first: Batch) -> Batch:
     """The samples from the first few with a target that counts on: padding alone shows nothing. `first` if none has."""
     for batch in chain([first], problem.data):
-        for start in range(0, batch_length(batch), _FEW):
-            few = moved(sliced(batch, start, start + _FEW), problem.device, problem.dtype)
+        for start in range(0, batch_length(batch), FEW):
+            few = moved(sliced(batch, start, start + FEW), problem.device, problem.dtype)
             if part_at(problem, few, {}).normaliser != 0:
                 return sliced(batch, start, batch_length(batch))
     return first
@@ -51,7 +49,7 @@ def first_that_count(problem: ParametricLoss, first: Batch) -> Batch:
 
 def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
     """Check on a few samples that L is one fixed number and a sum over samples with the stated reduction."""
-    few = min(_FEW, batch_length(first))
+    few = min(FEW, batch_length(first))
     start = moved(sliced(first, 0, few), problem.device, problem.dtype)
     _refuse_graph(problem, start)
     whole, again = part_at(problem, start, {}), part_at(problem, start, {})
@@ -68,14 +66,14 @@ def refuse_at_first_sight(problem: ParametricLoss, first: Batch) -> None:
     if not agree(problem, whole, again, start, {}):
         raise MeasurementError("The model gives another loss each time it runs; switch its randomness off first.")
     if not agree(problem, whole, parts, start, {}):
-        raise _no_sum(problem, whole, parts, few)
+        raise no_sum(problem, whole, parts, few)
     elsewhere = elsewhere_of(problem)
     moving = part_at(problem, start, elsewhere)
     moving_parts = parts_together([part_at(problem, sliced(start, n, n + 1), elsewhere) for n in range(few)])
     if moving.finite and moving_parts.finite and not agree(problem, moving, moving_parts, start, elsewhere):
-        raise _no_sum(problem, moving, moving_parts, few)
+        raise no_sum(problem, moving, moving_parts, few)
     if whole.told and moving.finite and moving.normaliser != whole.normaliser:
-        raise MeasurementError(_MOVING_NORMALISER)
+        raise MeasurementError(MOVING_NORMALISER)
 
 
 @contextmanager
@@ -109,90 +107,8 @@ def _runs_in(dtype: torch.dtype, problem: ParametricLoss, first: Batch) -> bool:
     return True
 
 
-def survey(problem: ParametricLoss) -> float:
-    """The divisor of L over all data; every chunk is compared with its parts, and joined to the end of the one before.
-
-    It is done at a point away from the model's own: there a head of zeros or a saturated loss cannot hide how samples
-    are weighed. Costs 2.5 forward passes without gradients.
-    """
-    points: tuple[Point, Point] = (elsewhere_of(problem), {})
-    normaliser, seen, end = 0.0, 0, None
-    with problem.passing():
-        for chunk in replace(problem, chunk_size=max(_FEW, problem.chunk_size)).chunks():
-            batch = (chunk.inputs, chunk.targets)
-            size = batch_length(batch)
-            cut = size - max(1, size // 4)  # unequal parts: a mean of their means would pass for a mean
-            pieces = [sliced(batch, a, b) for a, b in ((0, cut), (cut, size)) if a < b]
-            part = _compared(problem, batch, pieces, end, points, seen)
-            if part.told and not problem.loss.counts_targets:
-                here = parts_together([part_at(problem, piece, {}) for piece in pieces])
-                if here.finite and here.normaliser != part.normaliser:
-                    raise MeasurementError(_MOVING_NORMALISER)
-            normaliser += part.normaliser
-            seen += size
-            end = sliced(batch, max(0, min(size - 2, cut)), size)  # of one sample, what is meant for all looks its own
-    return _divisor(problem, normaliser)
-
-
-def weighed(problem: ParametricLoss) -> float:
-    """The divisor of L over samples that were surveyed before; a forward pass, or none where each counts as one."""
-    normaliser = 0.0
-    with problem.passing():
-        for chunk in problem.chunks():
-            part = part_at(problem, (chunk.inputs, chunk.targets), {})
-            if not part.told:
-                return problem.samples if problem.reduction == "mean" else 1.0
-            normaliser += part.normaliser
-    return _divisor(problem, normaliser)
-
-
-def _divisor(problem: ParametricLoss, normaliser: float) -> float:
-    if problem.reduction == "sum":
-        return 1.0
-    normaliser = summed_number(normaliser, problem.device, problem.distributed)
-    if not normaliser > 0:
-        raise UncountedError(
-            f"The normaliser of the loss over {problem.samples} samples is {normaliser:g}: none of the targets count."
-        )
-    return normaliser
-
-
-def _compared(
-    problem: ParametricLoss,
-    together: Batch,
-    pieces: Sequence[Batch],
-    end: Batch | None,
-    points: Sequence[Point],
-    seen: int,
-) -> Part:
-    """The loss of a batch after `seen` samples; its pieces must add up to it at the first point where it is finite."""
-    joins = end is not None and can_be_joined(end, together)
-    parts = [end, *pieces] if end is not None and joins else list(pieces)
-    whole = joined(end, together) if end is not None and joins else together
-    for point in points:
-        apart = [part_at(problem, piece, point) for piece in parts]
-        at_once = part_at(problem, whole, point) if len(parts) > 1 else apart[0]
-        if at_once.finite and parts_together(apart).finite:
-            break
-    else:
-        raise MeasurementError(
-            f"The loss of samples {seen + 1} to {seen + batch_length(together)} is {at_once.total}; curvature needs a "
-            "finite loss."
-        )
-    if not agree(problem, at_once, parts_together(apart), whole, point):
-        if not agree(problem, at_once, part_at(problem, whole, point), whole, point):
-            raise MeasurementError("The model gives another loss each time it runs; switch its randomness off first.")
-        raise _no_sum(problem, at_once, parts_together(apart), seen + batch_length(together))
-    own = parts_together(apart[-len(pieces) :])
-    if end is not None and not joins and not own.told:
-        raise MeasurementError(
-            "The batches differ in the shape of their samples, so nothing shows whether the loss weighs all samples "
-            "alike: let it return (sum, normaliser), or use a loss of torch.nn."
-        )
-    return own
-
-
-def _no_sum(problem: ParametricLoss, whole: Part, parts: Part, last: int) -> MeasurementError:
+def no_sum(problem: ParametricLoss, whole: Part, parts: Part, last: int) -> MeasurementError:
+    """What is raised where `parts` that end with sample `last` do not add up to the `whole`."""
     reduction = "sum" if whole.told else problem.reduction
     why = (
         "either samples influence one another, or the mean that the model returns is over something else than "

@@ -4,6 +4,7 @@ Their second derivative is p (1 - p), which torch takes as p - p^2: in float64 e
 where every prediction is sure, right or wrong, the Hessian itself holds as much rounding as eps is of 1 - p.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analysis.class_axes import class_axis
-from analysis.distributed import summed_number
+from analysis.distributed import greatest, summed_number
+from analysis.function_mode import FunctionMode
 from analysis.losses import SummedLoss, TorchLoss, counted, cross_entropy, saturates, shift_of
 from analysis.own_losses import OwnLoss, logits_of
 from analysis.parametric_loss import ParametricLoss
@@ -21,10 +23,11 @@ def lost_share(problem: ParametricLoss) -> float:
     """The share of the Hessian that rounding may have taken: eps over the mean of 1 - p, seen in one forward pass.
 
     Zero for losses that are not known to saturate. The mean is that over the predictions or, where it is less, L, which
-    is of its order where all are right; of a loss that the model returns itself it is L, since nothing says what that
-    loss makes of the outputs.
+    is of its order where all are right; of a loss that the model returns itself, and of a function that takes a softmax
+    or sigmoid of something, it is L, since nothing says what that loss makes of the outputs.
     """
-    if not saturates(problem.loss):
+    known, seen = saturates(problem.loss), _Saturating()
+    if isinstance(problem.loss.function, TorchLoss) and problem.loss.name not in _FUNCTIONS:
         return 0.0
     loss = total = count = 0.0
     with problem.passing(), torch.no_grad():
@@ -32,17 +35,35 @@ def lost_share(problem: ParametricLoss) -> float:
             outputs, left = problem.run((chunk.inputs, chunk.targets), {})
             logits = logits_of(outputs)
             shown = isinstance(logits, Tensor) and logits.is_floating_point() and logits.dim() > 0
-            if shown and not isinstance(problem.loss.function, OwnLoss):
+            if known and shown and not isinstance(problem.loss.function, OwnLoss):
                 unsure = _complements(problem.loss, logits.double(), chunk.targets)
                 total, count = total + unsure.sum().item(), count + unsure.numel()
-            with problem.at({}, left):
+            with problem.at({}, left), seen:
                 loss += chunk.weight * problem.loss(outputs, chunk.targets).item()
     loss, total, count = (summed_number(x, problem.device, problem.distributed) for x in (loss, total, count))
+    if not (known or any(greatest([float(seen.met)], problem.device, problem.distributed))):
+        return 0.0
     mean = loss / problem.samples if problem.loss.reduction == "sum" else loss
     if mean < 0:  # no softmax's: one that the model returns, such as that of a density
         return 0.0
     eps = torch.finfo(torch.float64).eps
     return eps / max(min(mean, total / count if count else mean), eps)  # below eps the other classes' p is left
+
+
+class _Saturating(FunctionMode):
+    """Within the block, note whether a softmax or sigmoid is taken, alone or in a loss of torch's."""
+
+    met = False
+
+    def _instead(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        self.met |= getattr(func, "__name__", "") in _FUNCTIONS
+        return func(*args, **kwargs)
+
+
+_FUNCTIONS = frozenset(
+    ("softmax", "log_softmax", "logsumexp", "cross_entropy", "nll_loss", "sigmoid", "logsigmoid", "log_sigmoid",
+     "softplus", "binary_cross_entropy", "binary_cross_entropy_with_logits", "soft_margin_loss")
+)  # fmt: skip
 
 
 def _complements(loss: SummedLoss, logits: Tensor, targets: Tensor) -> Tensor:

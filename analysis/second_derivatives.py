@@ -8,7 +8,7 @@ channel. Done without that waste, a Hessian-vector product of the CIFAR network 
 takes 1.81 (benchmarks/README.md).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ def max_pool2d(
 
 
 def _each(size: int | Sizes, dimensions: int) -> Sizes:
-    sizes = (size,) if isinstance(size, int) else tuple(size)
+    sizes = tuple(size) if isinstance(size, Iterable) else (size,)
     return sizes * dimensions if len(sizes) == 1 else sizes
 
 

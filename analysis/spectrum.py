@@ -14,7 +14,7 @@ from analysis.activations import ActivationNorms, ForwardPass, forward_pass
 from analysis.confirmation import confirmed, in_float64
 from analysis.eigenpairs import Eigenpairs, Iteration, Progress, carried, drive, drive_together
 from analysis.eigenvalue import Eigenvalue, listed
-from analysis.errors import MeasurementError
+from analysis.errors import MeasurementError, require_one_of
 from analysis.lanczos import lanczos_steps
 from analysis.layer_blocks import LayerBlocks
 from analysis.layers import Group, find_groups
@@ -107,6 +107,10 @@ def eigs(
     >>> report.layers[0].name, round(report.layers[0].eigenvalues[0].value, 6)
     ('', 4.0)
     """
+    for word, form, name in (
+        (which, End, "which"), (method, Method, "method"), (backend, Backend, "backend"), (matrix, Matrix, "matrix")
+    ):  # fmt: skip
+        require_one_of(word, form, name)
     if (backend == "pyhessian" and matrix != "hessian") or (method == "power" and which != "largest"):
         raise MeasurementError(
             "PyHessian multiplies by the Hessian alone, and power iteration finds the largest magnitude alone: leave "
@@ -213,7 +217,8 @@ def layer_eigenpairs(
     True
     """
     search = _Search(k, "largest", tol, max_iter, "lanczos", seed, vectors_that_fit(problem), progress)
-    return _layer_eigenpairs(problem, search, layers, "flatlab", "hessian")
+    found, lost = _layer_eigenpairs(problem, search, layers, "flatlab", "hessian"), lost_share(problem)
+    return {name: carried(pairs, lost, tol) for name, pairs in found.items()}
 
 
 def _norms(forward: ForwardPass, group: Group) -> ActivationNorms:

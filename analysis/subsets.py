@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from analysis.batches import regrouped
-from analysis.eigenpairs import PROBABILITY, Eigenpairs, carried
+from analysis.eigenpairs import PROBABILITY, Eigenpairs
 from analysis.eigenvalue import Eigenvalue, listed
 from analysis.errors import MeasurementError, UncountedError
 from analysis.lanczos import lanczos
 from analysis.operators import Matrix, Product, SymmetricOperator, curvature_matrix, hessian
 from analysis.problem import Problem
-from analysis.saturation import lost_share
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def sampling_spread(
     values: list[Eigenvalue] = []
     for piece, share in zip(pieces, shares.tolist(), strict=True):
         pairs = lanczos(curvature_matrix(piece, matrix), tol=tol, start=start, seed=seed)
-        (value,) = listed(carried(pairs, lost_share(piece), tol))
+        (value,) = listed(pairs)
         values.append(_scaled(value, 1 / share) if piece.reduction == "sum" else value)
     numbers = torch.tensor([value.value for value in values], dtype=torch.float64)
     mean = (shares @ numbers).item()
@@ -133,8 +132,7 @@ def batch_spectra(
         except UncountedError:
             uncounted.append(index + 1)
             continue
-        pairs = lanczos(hessian(own), k, tol=tol, max_iter=max_iter, start=start, seed=seed)
-        found.append(carried(pairs, lost_share(own), tol))
+        found.append(lanczos(hessian(own), k, tol=tol, max_iter=max_iter, start=start, seed=seed))
         if progress:
             progress(index + 1, count)
     say_uncounted(uncounted, count, batch_size)
@@ -233,14 +231,11 @@ def client_spectra(
 
     whole = top(_weighted_sum(problems, share), "", None)
     found = {name: top(hessian(problem), name, whole.vectors) for name, problem in problems.items()}
-    lost = {name: lost_share(problem) for name, problem in problems.items()}
-    clients = {name: listed(carried(pairs, lost[name], tol)) for name, pairs in found.items()}
-    some = min(lost.values()) > 0
-    overall = 1 / sum(share[name] / own for name, own in lost.items()) if some else 0.0  # eps over the mean of 1 - p
+    clients = {name: listed(pairs) for name, pairs in found.items()}
     return ClientSpectra(
         clients=clients,
         weights=share,
-        whole=listed(carried(whole, overall, tol)),
+        whole=listed(whole),
         mean=sum(share[name] * values[0].value for name, values in clients.items()),
         mean_error=sum(share[name] * values[0].residual for name, values in clients.items()),
         mean_reach=sum(share[name] * values[0].reach(tol) for name, values in clients.items() if share[name]),
@@ -267,5 +262,10 @@ def _weighted_sum(problems: Mapping[str, Problem], weights: Mapping[str, float])
     def exact(rows: Tensor) -> Tensor:
         return summed(rows, ((weight, operator.exact) for weight, operator in parts))
 
+    def lost() -> float:
+        """eps over the mean of 1 - p, of which each client's is eps over its own."""
+        each = [(weight, operator.lost) for weight, operator in parts]
+        return 1 / sum(weight / own for weight, own in each) if min(own for _, own in each) > 0 else 0.0
+
     in_double = exact if one.torch_dtype != torch.float64 else None
-    return SymmetricOperator(one.size, one.torch_dtype, one.device, product, exact=in_double, room=one.room)
+    return SymmetricOperator(one.size, one.torch_dtype, one.device, product, exact=in_double, room=one.room, lost=lost)

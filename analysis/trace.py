@@ -68,7 +68,6 @@ def hutchinson(
     tol: float = 0.02,
     max_probes: int = 400,
     groups: Mapping[str, Tensor] | None = None,
-    lost: float = 0.0,
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
 ) -> Moments:
@@ -77,8 +76,8 @@ def hutchinson(
     At least 20 probes are taken, and at most `max_probes` products. A matrix of p <= 20 (and `max_probes`) is
     multiplied with the unit vectors instead, and all errors are those of rounding; so is one for which p probes do not
     suffice, or as many as `max_probes` leaves beside these p products. `groups` names sets of positions (n,) whose
-    blocks' traces are wanted; they cost nothing more. `lost` is the share of the matrix that rounding takes even in
-    float64 (`analysis.saturation`). `progress` is told the probes so far and the relative standard error.
+    blocks' traces are wanted; they cost nothing more. Errors count what rounding takes of the matrix even in float64
+    (`analysis.saturation`). `progress` is told the probes so far and the relative standard error.
 
     >>> import torch
     >>> from analysis.operators import matrix_operator
@@ -90,7 +89,7 @@ def hutchinson(
     """
     groups = groups or {}
     if operator.size <= min(_FEWEST, max_probes):
-        return _exact_moments(operator, groups, tol, lost)
+        return _exact_moments(operator, groups, tol)
     generator = torch.Generator().manual_seed(seed)
     sums = torch.zeros(2, operator.size, dtype=torch.float64, device=operator.device)  # of z * (A z) and of its square
     traces: list[float] = []
@@ -114,7 +113,7 @@ def hutchinson(
             progress(len(traces), trace.standard_error / abs(trace.value) if trace.value else math.inf)
     count = len(traces)
     if whole and not converged:
-        exact = _exact_moments(operator, groups, tol, lost)
+        exact = _exact_moments(operator, groups, tol)
         return replace(exact, products=count + exact.products)
     diagonal, mean_square = sums / count
     variance = (mean_square - diagonal**2).clamp(min=0) * count / max(count - 1, 1)
@@ -128,12 +127,10 @@ def hutchinson(
         converged=converged,
         rounded=False,
     )
-    return _with_rounding(moments, _Rounding.of(operator, z, image, lost), groups, tol)
+    return _with_rounding(moments, _Rounding.of(operator, z, image), groups, tol)
 
 
-def _exact_moments(
-    operator: SymmetricOperator, groups: Mapping[str, Tensor], tol: float = 1.0, lost: float = 0.0
-) -> Moments:
+def _exact_moments(operator: SymmetricOperator, groups: Mapping[str, Tensor], tol: float = 1.0) -> Moments:
     matrix = operator(torch.eye(operator.size, dtype=operator.torch_dtype, device=operator.device)).double()
     diagonal = matrix.diagonal()
     moments = Moments(
@@ -147,7 +144,7 @@ def _exact_moments(
         rounded=False,
     )
     z = random_signs(1, operator, torch.Generator().manual_seed(0))[0]
-    return _with_rounding(moments, _Rounding.of(operator, z, matrix @ z.double(), lost), groups, tol)
+    return _with_rounding(moments, _Rounding.of(operator, z, matrix @ z.double()), groups, tol)
 
 
 @dataclass(frozen=True)
@@ -160,12 +157,12 @@ class _Rounding:
     products: int  # in float64
 
     @classmethod
-    def of(cls, operator: SymmetricOperator, z: Tensor, image: Tensor, lost: float) -> "_Rounding":
+    def of(cls, operator: SymmetricOperator, z: Tensor, image: Tensor) -> "_Rounding":
         """From A z as the operator has it."""
         error = lost_to_rounding(operator.exact, z, image.double())
         length = norm(image.double())
         relative = abs(norm(image.double() + error) / length - 1) if length else 0.0
-        return cls(z.double() * error, relative, lost, int(operator.exact is not None))
+        return cls(z.double() * error, relative, operator.lost, int(operator.exact is not None))
 
     def in_trace(self, estimate: Estimate, positions: Tensor | None = None) -> Estimate:
         """The trace of the block at `positions`, with the error widened."""
@@ -196,13 +193,13 @@ def _with_rounding(moments: Moments, rounding: _Rounding, groups: Mapping[str, T
     )
 
 
-def hutch_plus_plus(operator: SymmetricOperator, products: int = 60, *, lost: float = 0.0, seed: int = 0) -> Estimate:
+def hutch_plus_plus(operator: SymmetricOperator, products: int = 60, *, seed: int = 0) -> Estimate:
     """The trace by Hutch++: exact on a sketched subspace, Hutchinson on the rest.
 
     Q spans A S for random signs S; tr A = tr(Q^T A Q) + tr((I - Q Q^T) A (I - Q Q^T)). A third of the products each go
     into the sketch, whose vectors are held, the exact part and the rest. The error falls like 1 / products, against
     1 / sqrt(products) of Hutchinson's, where the spectrum decays. The standard error is that of the rest, and of
-    rounding, with `lost` as in `hutchinson`. A matrix of p <= `products` is multiplied with the unit vectors. (Meyer,
+    rounding as in `hutchinson`. A matrix of p <= `products` is multiplied with the unit vectors. (Meyer,
     Musco, Musco and Woodruff 2021.) Raises `MeasurementError` for fewer than 6 products: two vectors each are the
     least.
 
@@ -216,10 +213,10 @@ def hutch_plus_plus(operator: SymmetricOperator, products: int = 60, *, lost: fl
     if products < 6:
         raise MeasurementError(f"Hutch++ needs at least 6 products, not {products}.")
     if operator.size <= products:
-        return _exact_moments(operator, {}, lost=lost).trace
+        return _exact_moments(operator, {}).trace
     generator = torch.Generator().manual_seed(seed)
     third = products // 3
-    q, rounding = _sketch(operator, third, generator, lost)
+    q, rounding = _sketch(operator, third, generator)
     exact = math.fsum(dot(row, operator(row)) for row in q)
     terms = []
     for _ in range(third):
@@ -229,16 +226,14 @@ def hutch_plus_plus(operator: SymmetricOperator, products: int = 60, *, lost: fl
     return rounding.in_trace(Estimate(exact + remainder.value, remainder.standard_error))
 
 
-def _sketch(
-    operator: SymmetricOperator, count: int, generator: torch.Generator, lost: float
-) -> tuple[Tensor, _Rounding]:
+def _sketch(operator: SymmetricOperator, count: int, generator: torch.Generator) -> tuple[Tensor, _Rounding]:
     """Orthonormal rows (count, p) whose span has A S for `count` columns S of random signs, one at a time."""
     q = torch.empty(count, operator.size, dtype=operator.torch_dtype, device=operator.device)
     for m in range(count):
         signs = random_signs(1, operator, generator)
         image = operator(signs.T).T
         if m == 0:
-            rounding = _Rounding.of(operator, signs[0], image[0], lost)
+            rounding = _Rounding.of(operator, signs[0], image[0])
         w, length = orthogonalised(image, q[:m])[0], norm(image[0])
         while norm(w[0]) <= rounding_of(length, w.dtype):  # it lies in the span
             signs = random_signs(1, operator, generator)

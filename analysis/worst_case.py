@@ -25,7 +25,7 @@ from torch import Tensor
 from analysis.batches import regrouped
 from analysis.class_axes import class_axis
 from analysis.confirmation import in_float64_where_it_runs
-from analysis.errors import MeasurementError, UncountedError
+from analysis.errors import MeasurementError, UncountedError, require_one_of
 from analysis.losses import SummedLoss, cross_entropy, shift_of
 from analysis.objective import loss_and_gradient, loss_at
 from analysis.own_losses import logits_of
@@ -82,6 +82,7 @@ def worst_case_sharpness(
     >>> 0 < near < far
     True
     """
+    require_one_of(norm, Norm, "norm")
     if not 0 <= radius < math.inf or steps < 1 or batch_size < 1:
         raise MeasurementError(
             f"A worst case needs a radius of 0 or more, and at least one step and one sample, not {radius:g}, {steps} "

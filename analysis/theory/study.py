@@ -6,10 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from analysis.activations import forward_pass
-from analysis.eigenpairs import Eigenpairs, carried
+from analysis.eigenpairs import Eigenpairs
 from analysis.flatness import FlatnessReport, flatness
 from analysis.problem import Problem
-from analysis.saturation import lost_share
 from analysis.spectrum import layer_eigenpairs
 from analysis.theory.verdicts import (
     Answer,
@@ -68,9 +67,7 @@ def measure(problem: Problem, progress: Progress = lambda stage: None) -> Measur
     report = flatness(
         problem, tol=TOL, trace_tol=TRACE_TOL, progress=lambda stage, *_: progress(stage or "whole network")
     )
-    found = layer_eigenpairs(problem, tol=TOL, progress=lambda stage, *_: progress(stage))
-    lost = lost_share(problem)
-    tops = {name: carried(pairs, lost, TOL) for name, pairs in found.items()}
+    tops = layer_eigenpairs(problem, tol=TOL, progress=lambda stage, *_: progress(stage))
     norms = forward_pass(problem).layers
     whole = report.eigenvalues[0]
     return Measures(

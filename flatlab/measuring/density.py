@@ -12,7 +12,6 @@ from analysis.layer_blocks import LayerBlocks
 from analysis.layers import find_layers
 from analysis.operators import Matrix, SymmetricOperator, curvature_matrix
 from analysis.problem import Problem
-from analysis.saturation import lost_share
 from analysis.trace import Estimate, mean_of
 from flatlab.errors import require_count
 from flatlab.measuring.matrices import kind_of, read_matrix
@@ -189,23 +188,22 @@ class DensityResult(Result):
 
 def measure_density(problem: Problem, quadrature: Quadrature, tell: Tell = silent) -> DensityResult:
     """Estimate the density, and those of the layers' blocks where they are asked for, with errors over the probes."""
-    lost = lost_share(problem)
-    whole = _density(curvature_matrix(problem, quadrature.matrix), quadrature, lost, "", tell)
+    whole = _density(curvature_matrix(problem, quadrature.matrix), quadrature, "", tell)
     layers: dict[str, Density] = {}
     for name, operator in _layer_operators(problem, quadrature.matrix) if quadrature.layers else ():
-        layers[name] = _density(operator, quadrature, lost, f"{name}: " if name else "(own): ", tell)
+        layers[name] = _density(operator, quadrature, f"{name}: " if name else "(own): ", tell)
         del operator  # and its graphs, before those of the next
     products = whole.curve.products + sum(one.curve.products for one in layers.values())
     return DensityResult(whole=whole, layers=layers, products=products)
 
 
-def _density(operator: SymmetricOperator, quadrature: Quadrature, lost: float, prefix: str, tell: Tell) -> Density:
+def _density(operator: SymmetricOperator, quadrature: Quadrature, prefix: str, tell: Tell) -> Density:
     depth = min(quadrature.depth, operator.size)
 
     def show(products: int) -> None:
         tell(f"{prefix}{products} of {depth * quadrature.probes} products")
 
-    return Density(spectral_density(operator, depth=depth, probes=quadrature.probes, lost=lost, progress=show))
+    return Density(spectral_density(operator, depth=depth, probes=quadrature.probes, progress=show))
 
 
 def _layer_operators(problem: Problem, matrix: Matrix) -> Iterator[tuple[str, SymmetricOperator]]:

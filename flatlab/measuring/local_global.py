@@ -20,13 +20,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from analysis.eigenpairs import carried
 from analysis.eigenvalue import Eigenvalue, listed
 from analysis.lanczos import lanczos
 from analysis.objective import loss_at
 from analysis.operators import hessian
 from analysis.problem import Problem
-from analysis.saturation import lost_share
 from analysis.subspaces import dissimilarity
 from analysis.trace import Estimate, hutchinson
 from flatlab.errors import UsageError
@@ -185,19 +183,18 @@ def measure_local_global(
 
     def curvature(problem: Problem, what: str) -> Curvature:
         told = lambda products, residual: tell(f"{what}: {products} products, residual {residual:.1e}")  # noqa: E731
-        pairs = lanczos(hessian(problem), search.k, tol=search.tol, max_iter=search.max_iter, progress=told)
-        lost = lost_share(problem)
+        matrix = hessian(problem)
+        pairs = lanczos(matrix, search.k, tol=search.tol, max_iter=search.max_iter, progress=told)
         moments = hutchinson(
-            hessian(problem),
+            matrix,
             tol=probing.tol,
             max_probes=probing.max_probes,
-            lost=lost,
             progress=lambda probes, error: tell(f"{what}: {probes} probes, standard error {error:.1%}"),
         )
         at = loss_at(problem, problem.point())
         return Curvature(
             at,
-            listed(carried(pairs, lost, search.tol)),
+            listed(pairs),
             moments.trace,
             moments.converged,
             moments.rounded,

@@ -10,7 +10,6 @@ from analysis.flatness import positions
 from analysis.layers import find_layers
 from analysis.operators import Matrix, curvature_matrix
 from analysis.problem import Problem
-from analysis.saturation import lost_share
 from analysis.trace import Estimate, hutch_plus_plus, hutchinson
 from flatlab.errors import UsageError, require_count
 from flatlab.measuring.matrices import kind_of, read_matrix
@@ -118,9 +117,9 @@ class TraceResult(Result):
 
 def measure_trace(problem: Problem, probing: Probing, tell: Tell = silent) -> TraceResult:
     """Trace, layers' traces and Frobenius norm from the same probes; by Hutch++ the trace of the network alone."""
-    operator, lost = curvature_matrix(problem, probing.matrix), lost_share(problem)
+    operator = curvature_matrix(problem, probing.matrix)
     if probing.estimator == "hutch++":
-        trace = hutch_plus_plus(operator, probing.max_probes, lost=lost)
+        trace = hutch_plus_plus(operator, probing.max_probes)
         settled, rounded = trace.is_settled(probing.tol), trace.is_rounded(probing.tol)
         return TraceResult(
             trace=trace,
@@ -139,7 +138,6 @@ def measure_trace(problem: Problem, probing: Probing, tell: Tell = silent) -> Tr
         tol=probing.tol,
         max_probes=probing.max_probes,
         groups=groups,
-        lost=lost,
         progress=lambda probes, error: tell(f"{probes} probes, standard error {error:.1%}"),
     )
     return TraceResult(

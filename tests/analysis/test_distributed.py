@@ -85,6 +85,9 @@ def refused(make):
         return str(error)
     return "not refused"
 
+def weighted(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, weight=torch.tensor([1.0, 5.0, 1.0]).double())
+
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 torch.manual_seed(0)
@@ -103,6 +106,7 @@ found = {
     "data": refused(lambda: changing(torch.ones(35).double())),
     "nan": refused(lambda: make_problem(
         model, "cross_entropy", (x if rank == 0 else x * torch.nan, y), distributed=True)),
+    "weights": refused(lambda: make_problem(model, weighted, (x[rank::2], y.new_tensor([rank] * 3)), distributed=True)),
 }
 open(f"{sys.argv[1]}/{rank}.json", "w").write(json.dumps(found))
 dist.barrier()
@@ -112,7 +116,7 @@ dist.destroy_process_group()
 
 @pytest.mark.long
 def test_ranks_decide_and_fail_alike(tmp_path: Path) -> None:
-    """On one rank only: a layer that cannot be cut, another chunk size, data that change, inputs that are nan."""
+    """On one rank only: a layer that cannot be cut, another chunk size, data that change, nan; and a class each."""
     script = tmp_path / "unlike.py"
     script.write_text(UNLIKE)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -127,6 +131,7 @@ def test_ranks_decide_and_fail_alike(tmp_path: Path) -> None:
     assert "data changed" in lines[1]["data"]
     assert lines[0]["nan"] == f"On rank 1: {lines[1]['nan']}"
     assert "finite" in lines[1]["nan"]
+    assert all("a loss that weighs its samples must return" in line["weights"] for line in lines)  # one class on each
 
 
 def result_of(command: list[str]) -> Any:

@@ -10,10 +10,13 @@ from torch.nn import functional as F
 
 from analysis.density import spectral_density
 from analysis.flatness import flatness
+from analysis.lanczos import lanczos
+from analysis.layer_blocks import LayerBlocks
 from analysis.operators import hessian
+from analysis.power import power_iteration
 from analysis.problem import Problem, make_problem
 from analysis.saturation import lost_share
-from analysis.spectrum import eigs
+from analysis.spectrum import eigs, layer_eigenpairs
 from analysis.trace import Estimate, hutch_plus_plus, hutchinson
 from flatlab.measuring.trace import Probing, measure_trace
 
@@ -95,18 +98,18 @@ def test_a_trace_counts_what_rounding_takes(wide: int, tol: float, sure: float, 
     problem = saturated(sure, wide, getattr(torch, dtype))
     exact = exact_hessian(problem)
     truth = exact.trace().item()
-    moments = hutchinson(hessian(problem), tol=tol, lost=lost_share(problem))
+    moments = hutchinson(hessian(problem), tol=tol)
     assert (moments.converged, moments.rounded) == (not rounded, rounded)
     assert abs(moments.trace.value - truth) <= 2.6 * moments.trace.standard_error
     assert abs(moments.frobenius.value - exact.norm().item()) <= 3 * moments.frobenius.standard_error
-    sketched = hutch_plus_plus(hessian(problem), 30, lost=lost_share(problem))
+    sketched = hutch_plus_plus(hessian(problem), 30)
     assert abs(sketched.value - truth) <= 2.6 * sketched.standard_error
     assert sketched.is_rounded(tol) == rounded
     assert [measure_trace(problem, Probing(share, 30, "hutch++")).finished for share in (tol, 1e-9)] == [
         sketched.is_settled(tol),
         sketched.is_settled(1e-9),
     ]
-    density = spectral_density(hessian(problem), depth=9, probes=3, lost=lost_share(problem))
+    density = spectral_density(hessian(problem), depth=9, probes=3)
     assert (density.rounding > 0.01) == rounded
     report = flatness(problem, trace_tol=tol)
     assert (report.trace_converged, report.trace_rounded) == (not rounded, rounded)
@@ -137,3 +140,37 @@ def exact_hessian(problem: Problem) -> Tensor:
 def test_what_probes_leave_and_what_rounding_takes(error: float, rounding: float, settled: bool, rounded: bool) -> None:
     estimate = Estimate(1.0, error, rounding)
     assert (estimate.is_settled(0.02), estimate.is_rounded(0.02)) == (settled, rounded)
+
+
+def mine(outputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+    return F.cross_entropy(outputs, targets, reduction="sum"), len(targets)
+
+
+def by_hand(outputs: Tensor, targets: Tensor) -> Tensor:
+    return -outputs.log_softmax(1).gather(1, targets[:, None]).mean()
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", mine, by_hand])
+def test_every_way_to_a_saturated_hessian_says_what_rounding_took(loss: Any) -> None:
+    like = saturated(35, 12, torch.float64)
+    (((x,), y),) = like.data
+    problem = make_problem(like.model, loss, (x, y), parameters=list(like.parameters))
+    truth = torch.linalg.eigvalsh(exact_hessian(like))[-1].item()
+    block = LayerBlocks(problem).operator("")
+    found = [f(A) for f in (lanczos, power_iteration) for A in (hessian(problem), block)]
+    for pairs in (*found, *layer_eigenpairs(problem).values()):
+        assert not pairs.converged.any()
+        assert pairs.rounded.all()
+        assert abs(pairs.values[0].item() - truth) <= 3 * pairs.residuals[0].item()
+    assert not hutchinson(hessian(problem), tol=0.1).converged
+    assert spectral_density(hessian(problem), depth=9, probes=3).rounding > 0.01
+
+
+def test_a_function_that_takes_no_softmax_is_not_taken_for_saturated() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 3, generator=generator, dtype=torch.float64)
+    model = nn.Linear(3, 2, dtype=torch.float64)
+    y = model(x).detach() + 1e-9  # all but fitted
+    problem = make_problem(model, lambda z, t: ((z - t) ** 2).sum(1).mean(), (x, y))
+    assert lost_share(problem) == 0.0
+    assert lanczos(hessian(problem)).converged.all()
