@@ -6,7 +6,7 @@ them all, and what the first makes of them counts: even on machines that round u
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal, TypeVar
 
 import torch
@@ -104,12 +104,13 @@ def least(numbers: Sequence[int], device: torch.device, distributed: Distributed
     return [int(_least(number, device)) for number in numbers] if distributed else list(numbers)
 
 
-def of_the_rank_before(own: T, distributed: Distributed) -> T | None:
+def of_the_rank_before(own: T, device: torch.device, distributed: Distributed) -> T | None:
     """What the rank before has, of the first rank the last; None where the ranks do not share out the data."""
     if distributed is not True:
         return None
     found: list[T | None] = [None] * dist.get_world_size()
-    with collective():
+    on_own_gpu = torch.cuda.device(device) if device.type == "cuda" else nullcontext()  # nccl's objects go that way
+    with collective(), on_own_gpu:
         dist.all_gather_object(found, own)
     return found[dist.get_rank() - 1]
 

@@ -16,6 +16,8 @@ from analysis.recording import recording
 FULL = (torch.float32, torch.float64)
 """Precisions in which a residual can certify something."""
 
+_SHARDED = {"FSDPModule", "FullyShardedDataParallel"}
+
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -37,23 +39,30 @@ def private_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
     try:
         with _GraphsLeftBehind():
             private = unwrapped(copy.deepcopy(unwrapped(model, inside=False), memo))
+            for parameter in parameters_of(model):
+                _note_likewise(parameter, memo)
     except Exception as error:
         said = (str(error).strip().splitlines() or ["no message"])[0]
         raise MeasurementError(
             f"The model cannot be copied ({type(error).__name__}: {said}): take what cannot be copied out of its "
             "attributes."
         ) from error
-    for parameter in parameters_of(model):
-        if (copied := memo.get(id(parameter))) is not None:
-            vars(copied).update(vars(parameter))  # what somebody noted on it, which a Parameter's copy lacks
     for module in private.modules():
         module._compiled_call_impl = None  # what model.compile() leaves
     return private
 
 
+def _note_likewise(parameter: nn.Parameter, memo: dict[int, Any]) -> None:
+    """Copy what somebody noted on a parameter to its copy, which lacks it: a run may change it as it does a buffer."""
+    copied = memo.get(id(parameter))
+    for name, note in vars(parameter).items() if copied is not None else ():
+        if name not in vars(copied):
+            vars(copied)[name] = copy.deepcopy(note, memo)
+
+
 def _refuse_shards(model: nn.Module) -> None:
     """Raise `MeasurementError` for parameters of which this process holds a part alone."""
-    sharded = [type(part).__name__ for part in model.modules() if type(part).__name__.startswith("FSDP")]
+    sharded = [part for part in model.modules() if _SHARDED & {kind.__name__ for kind in type(part).__mro__}]
     if sharded or any(type(parameter).__name__ == "DTensor" for parameter in parameters_of(model)):
         raise MeasurementError(
             "The model's parameters are sharded over processes (FSDP): gather its full state_dict, load that into a "

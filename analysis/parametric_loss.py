@@ -93,7 +93,15 @@ class ParametricLoss:
     def passing(self) -> Iterator[None]:
         """Within the block goes a pass over the data: ranks fail together, and graphs are recorded whatever is off."""
         with failing_together(self.device, self.distributed), recording():
-            yield
+            try:
+                yield
+            except RuntimeError as error:
+                if "does not require grad" in str(error) and self.trained - self.parameters.keys():
+                    raise MeasurementError(
+                        "The model or loss takes derivatives by its own parameters as it runs, which works for all "
+                        "that train together alone: measure no layers, blocks or selections of them."
+                    ) from error
+                raise
 
     def leaves(self) -> dict[str, Tensor]:
         """The selected parameters as fresh leaves of a graph (sharing memory with the model)."""
@@ -135,7 +143,8 @@ class ParametricLoss:
             parameters = {n: p.detach().requires_grad_() for n, p in {**self.parameters, **parameters}.items()}
         replaced = {n: as_own(p, own[n]) for n, p in parameters.items()}
         for name, tensor in replaced.items():
-            vars(tensor).update(vars(own[name]))  # what somebody noted on the parameter
+            for key, note in vars(own[name]).items():  # what somebody noted on the parameter
+                vars(tensor).setdefault(key, note)
             tensor._is_param = True  # what isinstance(tensor, nn.Parameter) looks for
         table = {id(tensor): replaced.get(name, own[name]) for tensor, name in self.aliases}
         trained = {id(tensor) for tensor, name in self.aliases if name in self.trained}

@@ -9,6 +9,7 @@ product is ours, which stops on the residual.
 
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from analysis.operators import SymmetricOperator
 from analysis.own_losses import OwnLoss
 from analysis.problem import Problem
 from analysis.recording import recording
+from analysis.saturation import lost_share
 
 
 def pyhessian_operator(problem: Problem) -> SymmetricOperator:
@@ -60,7 +62,8 @@ def pyhessian_operator(problem: Problem) -> SymmetricOperator:
         model.zero_grad()
         return torch.stack([problem.flatten([part.detach() for part in image]) for image in images])
 
-    return SymmetricOperator(problem.size, problem.dtype, problem.device, product)
+    lost = partial(lost_share, problem)
+    return SymmetricOperator(problem.size, problem.dtype, problem.device, product, lost=lost)
 
 
 class _AsPyHessianCallsIt(nn.Module):

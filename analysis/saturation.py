@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analysis.class_axes import class_axis
-from analysis.distributed import greatest, summed_number
+from analysis.distributed import summed_number
 from analysis.function_mode import FunctionMode
 from analysis.losses import SummedLoss, TorchLoss, counted, cross_entropy, saturates, shift_of
 from analysis.own_losses import OwnLoss, logits_of
@@ -23,8 +23,8 @@ def lost_share(problem: ParametricLoss) -> float:
     """The share of the Hessian that rounding may have taken: eps over the mean of 1 - p, seen in one forward pass.
 
     Zero for losses that are not known to saturate. The mean is that over the predictions or, where it is less, L, which
-    is of its order where all are right; of a loss that the model returns itself, and of a function that takes a softmax
-    or sigmoid of something, it is L, since nothing says what that loss makes of the outputs.
+    is of its order where all are right; of a loss that the model returns itself it is L, since nothing says what that
+    loss makes of the outputs; and of a function it is that over every softmax and sigmoid that it takes.
     """
     known, seen = saturates(problem.loss), _Saturating()
     if isinstance(problem.loss.function, TorchLoss) and problem.loss.name not in _FUNCTIONS:
@@ -41,29 +41,74 @@ def lost_share(problem: ParametricLoss) -> float:
             with problem.at({}, left), seen:
                 loss += chunk.weight * problem.loss(outputs, chunk.targets).item()
     loss, total, count = (summed_number(x, problem.device, problem.distributed) for x in (loss, total, count))
-    if not (known or any(greatest([float(seen.met)], problem.device, problem.distributed))):
-        return 0.0
+    eps = torch.finfo(torch.float64).eps
+    if not known:
+        of_all, met = (summed_number(x, problem.device, problem.distributed) for x in (seen.total, seen.count))
+        return eps / max(of_all / met, eps) if met else 0.0
     mean = loss / problem.samples if problem.loss.reduction == "sum" else loss
     if mean < 0:  # no softmax's: one that the model returns, such as that of a density
         return 0.0
-    eps = torch.finfo(torch.float64).eps
     return eps / max(min(mean, total / count if count else mean), eps)  # below eps the other classes' p is left
 
 
 class _Saturating(FunctionMode):
-    """Within the block, note whether a softmax or sigmoid is taken, alone or in a loss of torch's."""
+    """Within the block, note how unsure every softmax and sigmoid is that is taken, alone or in a loss of torch's."""
 
-    met = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.total, self.count = 0.0, 0
 
     def _instead(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        self.met |= getattr(func, "__name__", "") in _FUNCTIONS
+        unsure = _FUNCTIONS.get(getattr(func, "__name__", ""))
+        given = {**dict(zip(("input", "target"), args, strict=False)), **kwargs}
+        x = given.get("input")
+        if unsure is not None and isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 0:
+            found = unsure(x.detach().double(), {"dim": args[1] if len(args) > 1 else None, **given})
+            self.total, self.count = self.total + found.sum().item(), self.count + found.numel()
         return func(*args, **kwargs)
 
 
-_FUNCTIONS = frozenset(
-    ("softmax", "log_softmax", "logsumexp", "cross_entropy", "nll_loss", "sigmoid", "logsigmoid", "log_sigmoid",
-     "softplus", "binary_cross_entropy", "binary_cross_entropy_with_logits", "soft_margin_loss")
-)  # fmt: skip
+def _of_softmax(logits: Tensor, given: Mapping[str, Any]) -> Tensor:
+    axis = given["dim"] if isinstance(given["dim"], int) else -1
+    return _others(logits, axis)
+
+
+def _of_cross_entropy(logits: Tensor, given: Mapping[str, Any]) -> Tensor:
+    unsure, targets = _others(logits, 1 if logits.dim() > 1 else 0), given.get("target")
+    labels = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.shape == unsure.shape
+    return unsure[counted(targets, given)] if isinstance(targets, Tensor) and labels else unsure
+
+
+def _of_log_probabilities(logs: Tensor, given: Mapping[str, Any]) -> Tensor:
+    return -torch.expm1(logs.amax(1 if logs.dim() > 1 else 0))
+
+
+def _of_sigmoid(logits: Tensor, given: Mapping[str, Any]) -> Tensor:
+    return torch.sigmoid(-logits.abs())
+
+
+def _of_probabilities(p: Tensor, given: Mapping[str, Any]) -> Tensor:
+    return torch.minimum(p, 1 - p)
+
+
+_FUNCTIONS: Mapping[str, Callable[[Tensor, Mapping[str, Any]], Tensor]] = {
+    **dict.fromkeys(("softmax", "log_softmax", "logsumexp"), _of_softmax),
+    "cross_entropy": _of_cross_entropy,
+    "nll_loss": _of_log_probabilities,
+    "binary_cross_entropy": _of_probabilities,
+    **dict.fromkeys(
+        ("sigmoid", "logsigmoid", "log_sigmoid", "softplus", "binary_cross_entropy_with_logits", "soft_margin_loss"),
+        _of_sigmoid,
+    ),
+}
+"""1 - p of the likeliest outcome, by what each of torch's functions is given and with which options."""
+
+
+def _others(logits: Tensor, axis: int) -> Tensor:
+    """1 - p of the likeliest class, to within eps."""
+    below = logits - logits.amax(axis, keepdim=True)
+    others = below.exp().sum(axis) - 1  # the likeliest's own
+    return others / (1 + others)
 
 
 def _complements(loss: SummedLoss, logits: Tensor, targets: Tensor) -> Tensor:
@@ -72,9 +117,7 @@ def _complements(loss: SummedLoss, logits: Tensor, targets: Tensor) -> Tensor:
     if known is F.binary_cross_entropy_with_logits:
         return torch.sigmoid(-logits.abs())
     axis = class_axis(logits, targets) if known is cross_entropy else 1 if known is F.cross_entropy else -1
-    below = logits - logits.amax(axis, keepdim=True)
-    others = below.exp().sum(axis) - 1  # the likeliest's own
-    unsure = others / (1 + others)
+    unsure = _others(logits, axis)
     if shift_of(loss):
         unsure, targets = unsure[:, :-1], targets[:, 1:]
     options = loss.function.options if isinstance(loss.function, TorchLoss) else {}

@@ -37,6 +37,7 @@ def sampling_spread(
     parts: int = 4,
     *,
     tol: float = 1e-2,
+    max_iter: int = 200,
     start: Tensor | None = None,
     seed: int = 0,
     matrix: Matrix = "hessian",
@@ -66,7 +67,7 @@ def sampling_spread(
     shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
     values: list[Eigenvalue] = []
     for piece, share in zip(pieces, shares.tolist(), strict=True):
-        pairs = lanczos(curvature_matrix(piece, matrix), tol=tol, start=start, seed=seed)
+        pairs = lanczos(curvature_matrix(piece, matrix), tol=tol, max_iter=max_iter, start=start, seed=seed)
         (value,) = listed(pairs)
         values.append(_scaled(value, 1 / share) if piece.reduction == "sum" else value)
     numbers = torch.tensor([value.value for value in values], dtype=torch.float64)

@@ -28,8 +28,9 @@ def survey(problem: ParametricLoss) -> float:
     chunks = replace(problem, chunk_size=max(FEW, problem.chunk_size)).chunks()
     with problem.passing():
         first = list(islice(chunks, 1))
-    end = _end_of_the_rank_before(problem, first)
+    before = _end_of_the_rank_before(problem, first)
     with problem.passing():
+        end = None if before is None else moved(before, problem.device, problem.dtype)
         for chunk in chain(first, chunks):
             batch = (chunk.inputs, chunk.targets)
             size = batch_length(batch)
@@ -48,14 +49,14 @@ def survey(problem: ParametricLoss) -> float:
 
 
 def _end_of_the_rank_before(problem: ParametricLoss, first: Sequence[Chunk]) -> Batch | None:
-    """Two of its samples on this device: ranks whose samples are alike, as of one class each, are compared too."""
+    """Two of its samples, on the CPU: ranks whose samples are alike, as of one class each, are compared too."""
     own = [tree_map(_on_the_cpu, sliced((chunk.inputs, chunk.targets), 0, 2)) for chunk in first]
-    other = of_the_rank_before(own, problem.distributed)
-    return moved(other[0], problem.device, problem.dtype) if other else None
+    other = of_the_rank_before(own, problem.device, problem.distributed)
+    return other[0] if other else None
 
 
 def _on_the_cpu(x: Any) -> Any:
-    return x.cpu() if isinstance(x, Tensor) else x
+    return x.cpu().clone() if isinstance(x, Tensor) else x  # or all that the view is of would be sent
 
 
 def weighed(problem: ParametricLoss) -> float:

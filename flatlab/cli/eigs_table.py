@@ -37,7 +37,8 @@ def print_eigs(results: Sequence[dict[str, Any]]) -> None:
             _print_sampling(f"[{number}] " if several else "", result)
     values = [value for result in results for value in _all_values(result)]
     print_certificate(values, results[0]["method"], results[0]["backend"], which)
-    warn_unless_converged(values, results[0]["settings"]["dtype"], which)
+    of_subsets = [value for result in results if result["sampling"] for value in result["sampling"]["subsets"]]
+    warn_unless_converged([*values, *of_subsets], results[0]["settings"]["dtype"], which)
 
 
 def eigenvalue_heading(count: int, which: str = "largest") -> str:
@@ -120,7 +121,7 @@ def _with_probability(missed: float) -> str:
 def _print_sampling(number: str, result: dict[str, Any]) -> None:
     """What the choice of samples does to the first row, so that differences between subjects can be judged."""
     sampling = result["sampling"]
-    values = ", ".join(f"{value['value']:.4g}" for value in sampling["subsets"])
+    values = ", ".join(f"{value['value']:.4g}{doubt(value)}" for value in sampling["subsets"])
     console.print(
         f"{number}λ₁ of {len(sampling['subsets'])} disjoint subsets of {sampling['samples_per_subset']} samples: "
         f"{values}. The choice of {result['data']['samples']} samples moves λ₁ by about "

@@ -123,6 +123,8 @@ def _print_unlike(results: Sequence[Result]) -> None:
     for number, result in enumerate(results[1:], start=2):
         other = _measured_on(result)
         how = [f"{name} {other[name]}, not {usual[name]}" for name in usual if other[name] != usual[name]]
+        if not how and result["data"].get("choice") != results[0]["data"].get("choice"):
+            how = ["on other samples, as its seed or split has them"]
         if how:
             console.print(
                 f"[{number}] was measured otherwise than [1] ({'; '.join(how)}): ratios compare that too.",

@@ -5,10 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from flatlab.cli.eigs_table import eigenvalue_heading, shown, warn_unless_converged
 from flatlab.cli.options import Given, choice, measuring
 from flatlab.cli.pictures import save_picture
-from flatlab.cli.side_by_side import Cell, Row, loss_name, number_cell, print_side_by_side
+from flatlab.cli.side_by_side import Cell, Row, loss_name, mark, number_cell, print_side_by_side
 from flatlab.errors import UsageError
+from flatlab.terminal.console import console
 
 
 @measuring
@@ -41,6 +43,7 @@ def surface(
         title = f"{loss_name(results[0])[4:].capitalize()}, around the model, along {results[0]['directions']}"
         rows = _rows_of_a_line(results) if line else _rows_of_a_plane(results)
         print_side_by_side(title, "", "loss", rows, results)
+        _print_directions(results)
         if given.figure is not None:
             from figures.loss_line import draw_loss_lines
             from figures.loss_surface import draw_loss_surfaces
@@ -58,6 +61,18 @@ def surface(
         given.figure,
         products=section.products,
     )
+
+
+def _print_directions(results: Sequence[dict[str, Any]]) -> None:
+    """The eigenvalues of the eigenvectors that the loss was looked at along."""
+    found = [
+        (number, result["eigenvalues"]) for number, result in enumerate(results, start=1) if "eigenvalues" in result
+    ]
+    for number, values in found:
+        which = f"{mark(number, results).strip()} {eigenvalue_heading(len(values))}".strip()
+        console.print(f"{which}: {', '.join(shown(values).splitlines())}", markup=False, highlight=False)
+    every = [value for _, values in found for value in values]
+    warn_unless_converged(every, results[0]["settings"]["dtype"], adjustable=False)
 
 
 def _rows_of_a_line(results: Sequence[dict[str, Any]]) -> list[Row]:

@@ -91,7 +91,8 @@ def _opened(path: Path | None, measurement: Measurement, products: float) -> Sub
     subject = open_subject(path, measurement)
     for note in subject.notes:
         say(note)
-    seconds = products * product_seconds(subject.problem)
+    models = 1 + len(subject.own_models)  # at each of which the whole loss is measured
+    seconds = models * products * product_seconds(subject.problem)
     if seconds >= LONG_SECONDS:
         say(f"This takes about {duration(seconds)}, by the time of one gradient and the usual number of products.")
     return subject

@@ -179,7 +179,7 @@ def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     eigenvalues = [result["eigenvalues"] for result in results]
     rows: list[Row] = [
         ("λ₁", [Cell(shown(values[:1]), values[0]["value"]) for values in eigenvalues]),
-        ("λ₁/λ₅", [None if result["spread"] is None else number_cell(result["spread"]) for result in results]),
+        ("λ₁/λ₅", [_spread(result) for result in results]),
         ("trace", [estimate_cell(result["trace"]) for result in results]),
         ("|H|_F", [estimate_cell(result["frobenius"]) for result in results]),
     ]
@@ -198,6 +198,14 @@ def _flatness_rows(results: Sequence[Mapping[str, Any]]) -> list[Row]:
             found = [next((own for own in result["layers"] if own["name"] == name), None) for result in results]
             rows.append((f"{block_label(name)}: {label}", [None if own is None else cell(own) for own in found]))
     return rows
+
+
+def _spread(result: Mapping[str, Any]) -> Cell | None:
+    """How far apart the largest eigenvalues are, where the fifth can be told from zero."""
+    if result["spread"] is None or abs(result["eigenvalues"][4]["value"]) <= result["eigenvalues"][4]["residual"]:
+        return None
+    cell, marks = number_cell(result["spread"]), (doubt(result["eigenvalues"][at]) for at in (0, 4))
+    return replace(cell, text=f"{cell.text}{min(filter(None, marks), default='')}")
 
 
 _NORMS = {"linf": "ℓ∞", "l2": "ℓ₂"}

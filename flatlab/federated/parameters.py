@@ -62,8 +62,14 @@ def layout_of(model: nn.Module) -> Layout:
     if not named:
         raise UsageError("The model has no parameter that requires a gradient, so there is nothing to train.")
     scales = {p for m in model.modules() if isinstance(m, NORMALISATIONS) for p in m.parameters(recurse=False)}
-    matrices = (p.dim() > 1 and not is_bias(name) and p not in scales for name, p in named.items())
+    matrices = (p.dim() > 1 and not is_bias(_within(name)) and p not in scales for name, p in named.items())
     return Layout(tuple(named), tuple(p.shape for p in named.values()), tuple(matrices))
+
+
+def _within(name: str) -> str:
+    """The parameter's name in its module, also where a parametrization stands between."""
+    parts = name.split(".")
+    return parts[parts.index("parametrizations") + 1] if "parametrizations" in parts else parts[-1]
 
 
 def flatten(parameters: Mapping[str, Tensor], layout: Layout) -> Tensor:

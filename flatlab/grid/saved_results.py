@@ -112,7 +112,7 @@ def _read_run(folder: Path, kept: Sequence[int]) -> Result:
     kinds = {kind: folder / f"final.{kind}.json" for kind in FORMS}
     if local := _local(folder, kept):
         kinds["local"] = local
-    earlier = [_measured(path, "eigs", of) for path in by_round(folder.glob("round-*.eigs.json"))]
+    earlier = [_measured(path, "eigs", _of_checkpoint(path, of)) for path in by_round(folder.glob("round-*.eigs.json"))]
     return Result(
         folder=folder,
         config=config,
@@ -120,7 +120,7 @@ def _read_run(folder: Path, kept: Sequence[int]) -> Result:
         row=partition_name(config),
         records=tuple(records),
         measured={
-            kind: _measured(path, kind, of if kind == "local" else of_final)
+            kind: _measured(path, kind, _of_checkpoint(path, of) if kind == "local" else of_final)
             for kind, path in kinds.items()
             if path.exists()
         },
@@ -136,6 +136,12 @@ def _local(folder: Path, kept: Sequence[int]) -> Path | None:
     if kept:  # a cell measured before the grid named another round has that of the other still
         return measurement_path(RunFolder(folder).kept_clients(max(kept)), "local")
     return next(reversed(by_round(folder.glob("clients-*.local.json"))), None)
+
+
+def _of_checkpoint(path: Path, otherwise: Fingerprint) -> Fingerprint:
+    """What the checkpoint is of that was measured into `path`, where it is here."""
+    checkpoint = path.with_name(f"{path.name.split('.')[0]}.pt")
+    return read_head(checkpoint).fingerprint if checkpoint.exists() else otherwise
 
 
 def _measured(path: Path, kind: str, of: Fingerprint) -> dict[str, Any]:

@@ -22,28 +22,6 @@ LEAVE_SECONDS = 20.0
 """How long an orphaned worker may take to save."""
 
 
-class _Heeding:
-    """The cells of this process: what asks it to stop is forgotten once none of them is at work, nor before."""
-
-    def __init__(self) -> None:
-        self.cells, self.turn = 0, threading.Lock()
-
-    def begin(self) -> None:
-        with self.turn:
-            if not self.cells:
-                forget_stop()
-            self.cells += 1
-
-    def end(self) -> None:
-        with self.turn:
-            self.cells -= 1
-            if not self.cells:
-                forget_stop()
-
-
-_HEEDING = _Heeding()
-
-
 class Stop:
     """The request that the workers of one call stop; sent to them with their cells."""
 
@@ -97,9 +75,10 @@ class Stop:
         if in_main:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
-        _HEEDING.begin()
+        forget_stop()
         over, turn = threading.Event(), threading.Lock()
-        watch = threading.Thread(target=self._watch, args=(os.getppid(), in_main, over, turn), daemon=True)
+        own = threading.get_ident()
+        watch = threading.Thread(target=self._watch, args=(os.getppid(), own, in_main, over, turn), daemon=True)
         try:
             with terminable():
                 try:
@@ -109,16 +88,16 @@ class Stop:
                     with turn:  # no signal is sent after this
                         over.set()
         finally:
-            _HEEDING.end()
+            forget_stop()
 
-    def _watch(self, parent: int, in_main: bool, over: threading.Event, turn: threading.Lock) -> None:
+    def _watch(self, parent: int, own: int, in_main: bool, over: threading.Event, turn: threading.Lock) -> None:
         while not over.wait(POLL_SECONDS):
             orphaned = os.getppid() != parent
             if not (orphaned or self.asked()):
                 continue
             with turn:
                 if not over.is_set():
-                    ask_to_stop()
+                    ask_to_stop(own)
                     if in_main:  # only there can a signal raise at once; elsewhere the round ends first
                         os.kill(os.getpid(), signal.SIGTERM)
             if orphaned:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +143,7 @@ def train(
     path = None if config is None else Path(config)
     asked = read_fields(path, preset, options | fields, [], resume=False, out=folder, data_root=root)
     folder = folder or default_folder(asked).absolute()
-    kept = (keep_clients,) if isinstance(keep_clients, int) else tuple(keep_clients)
+    kept = (int(keep_clients),) if isinstance(keep_clients, int | Integral) else tuple(keep_clients)
     execution = Execution(workers, engine, device, state, save_every, track_eigs, kept, superlink, patience)
     named = [track] if isinstance(track, str) else track
     trackers = read_trackers([*named, *(["tensorboard"] if tensorboard else [])])

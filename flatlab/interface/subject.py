@@ -13,7 +13,7 @@ from flatlab.federated.world import DTYPES
 from flatlab.interface.loaded import LoadedCheckpoint, load, warn_of
 from flatlab.interface.run import TrainedRun
 from flatlab.measuring.hub_models import names_hub_model, open_hub_model
-from flatlab.measuring.own_model import USUAL_LOSS
+from flatlab.measuring.own_model import USUAL_LOSS, taken_for_batches
 from flatlab.measuring.result import Result, measured
 from flatlab.measuring.subjects import Measurement, Subject, check, open_parts, open_subject
 from flatlab.tell import Tell
@@ -51,6 +51,7 @@ def own_subject(model: Model, loss: Loss | str | None, data: Any, asked: Mapping
     check(measurement, [])
     if data is None:
         raise UsageError("A model of your own is measured with its loss and data: flatlab.eigs(model, loss, data).")
+    warn_of(taken_for_batches(data, "these data"))
     if isinstance(model, nn.Module):
         return partial(open_parts, model, loss, data, measurement)
     hub = open_hub_model(str(model), DTYPES[measurement.dtype])

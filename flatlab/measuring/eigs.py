@@ -237,7 +237,9 @@ def measure_eigs(subject: Subject, search: Search, tell: Tell = silent, *, sampl
     if sampling and some and largest:
         tell(f"{PARTS} subsets, to see the sampling error")
         try:
-            spread = sampling_spread(subject.problem, PARTS, start=report.vectors[:, :1], matrix=search.matrix)
+            spread = sampling_spread(
+                subject.problem, PARTS, max_iter=search.max_iter, start=report.vectors[:, :1], matrix=search.matrix
+            )
         except UncountedError:
             warnings.warn(
                 f"How much the choice of samples matters stays open: one of {PARTS} subsets has no target that counts.",

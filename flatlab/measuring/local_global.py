@@ -27,10 +27,9 @@ from analysis.operators import hessian
 from analysis.problem import Problem
 from analysis.subspaces import dissimilarity
 from analysis.trace import Estimate, hutchinson
-from flatlab.errors import UsageError
 from flatlab.measuring.eigs import Search, plain_eigenvalue
 from flatlab.measuring.result import Result
-from flatlab.measuring.subjects import Subject
+from flatlab.measuring.subjects import Subject, without_clients
 from flatlab.measuring.trace import Probing
 from flatlab.tell import Tell, silent
 
@@ -176,10 +175,7 @@ def measure_local_global(
     Raises `UsageError` for a checkpoint without clients' models.
     """
     if not subject.own_models:
-        raise UsageError(
-            f"{subject.about['checkpoint']} holds no clients' models: train with --keep-clients ROUND, and measure "
-            "the clients-ROUND.pt that it writes."
-        )
+        raise without_clients(subject.about["checkpoint"])
 
     def curvature(problem: Problem, what: str) -> Curvature:
         told = lambda products, residual: tell(f"{what}: {products} products, residual {residual:.1e}")  # noqa: E731

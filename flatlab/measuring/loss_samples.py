@@ -1,6 +1,7 @@
 """The samples of a loss: all of a data set in bounded memory, some of it, or one process's share."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,8 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.batches import Batch, Inspected, Part, batch_length, picked
+from analysis.first_pass import fingerprint
 from flatlab.data import ImageData, normalise
-from flatlab.measuring.ranks import rank, ranks, spread
+from flatlab.measuring.ranks import rank, ranks, require_alike, spread, summed_over_ranks
+from flatlab.runs.fingerprint import DIGITS
 
 BATCH_BYTES = 64 << 20
 """Normalised pixels that exist at once."""
@@ -32,6 +35,14 @@ class ImageBatches:
             yield normalise(images, mean, std, dtype=self.dtype), train.labels[places]
 
 
+def choice_digest(data: str, chosen: NDArray[np.int64], parts: Mapping[str, NDArray[np.int64]]) -> str:
+    """Of which samples of the data of that digest a loss is, in any order, and which of them each client has."""
+    digest = hashlib.sha256(data.encode())
+    for places in (chosen, *(chosen[np.isin(chosen, part)] for part in parts.values())):
+        digest.update(np.sort(places).tobytes())
+    return digest.hexdigest()[:DIGITS]
+
+
 def own_share(data: ImageData, chosen: NDArray[np.int64], dtype: torch.dtype, device: str) -> ImageBatches:
     """The images `chosen`, of which each process takes every `ranks()`-th, or all where they are fewer (`spread`)."""
     mine = chosen[rank() :: ranks()] if spread(len(chosen)) is True else chosen
@@ -41,6 +52,13 @@ def own_share(data: ImageData, chosen: NDArray[np.int64], dtype: torch.dtype, de
 def shared_out(batches: Iterable[Batch], samples: int) -> Iterable[Batch]:
     """This process's share of any data."""
     return Part(batches, rank(), ranks()) if spread(samples) is True else batches
+
+
+def require_shares(batches: Iterable[Batch], share: Iterable[Batch], name: str) -> None:
+    """Raise `UsageError` unless the processes' shares are together what each of them takes for all of the data."""
+    whole, own = (sum(map(fingerprint, part)) for part in (batches, share))
+    together = summed_over_ranks(own)
+    require_alike("" if (together - whole) % 2**64 == 0 else f"{rank()}", f"The data of {name} come in another order")
 
 
 def some_of(inspected: Inspected, count: int, seed: int = 0) -> Sequence[Batch]:

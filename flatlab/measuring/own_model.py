@@ -16,9 +16,10 @@ from analysis.problem import Problem, make_problem
 from flatlab.errors import SAID, UsageError, first_line, told_in_a_sentence
 from flatlab.functions import import_function
 from flatlab.measuring.hub_models import names_hub_model, open_hub_model
-from flatlab.measuring.loss_samples import shared_out, some_of
-from flatlab.measuring.ranks import spread
+from flatlab.measuring.loss_samples import require_shares, shared_out, some_of
+from flatlab.measuring.ranks import require_alike, seed_alike, spread
 from flatlab.measuring.weights import load_weights
+from flatlab.runs.fingerprint import tensors_of, weights_digest
 
 USUAL_LOSS = "cross_entropy"
 
@@ -48,7 +49,9 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
 
     Raises `UsageError` for whatever is missing, fails or does not fit.
     """
+    seed_alike()
     model, usual_loss, notes = _model(own, dtype)
+    require_alike(weights_digest(tensors_of(model)), f"The model {own.model} has other parameters")
     named = own.loss or usual_loss
     loss = _loss(named)
     data, of_data = _data(own)
@@ -59,6 +62,8 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
     batches = data.batches if samples is None else some_of(data, samples)
     count = samples or data.samples
     share = shared_out(batches, count)
+    if share is not batches:
+        require_shares(batches, share, own.data)
     with told_in_a_sentence(f"The model {own.model} with the loss {named} fails on the data of {own.data}"):
         problem = make_problem(model, loss, share, dtype=dtype, device=device, distributed=spread(count))
     return OpenedModel(problem, data.samples, named, (*notes, *of_data))
@@ -91,17 +96,20 @@ def _model(own: OwnModel, dtype: torch.dtype) -> tuple[nn.Module, str, list[str]
 def _data(own: OwnModel) -> tuple[Inspected, list[str]]:
     """The user's data after one pass, and what there is to say of them."""
     data = _call(own.data, "data")
-    notes = []
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, tuple) for part in data):
-        notes = [
-            f"The two pairs of {own.data} are taken for two batches and measured together, not for train and test."
-        ]
+    notes = taken_for_batches(data, own.data)
     try:
         return inspect_data(data), notes
     except SAID as error:
         raise UsageError(f"What {own.data} returns cannot be used. {error}") from error
     except Exception as error:
         raise UsageError(f"Reading the data of {own.data} fails: {first_line(error)}.") from error
+
+
+def taken_for_batches(data: object, name: str) -> list[str]:
+    """What there is to say of data that may be meant for a training and a test set."""
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, tuple) for part in data):
+        return [f"The two pairs of {name} are taken for two batches and measured together, not for train and test."]
+    return []
 
 
 def require_distributions(data: Inspected, whose: str, option: str) -> None:

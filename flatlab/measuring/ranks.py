@@ -7,6 +7,7 @@ analysis/ adds up every product over the processes. Here they meet.
 
 import math
 import os
+import random
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
 
+import numpy as np
 import torch
 from torch import distributed as dist
 
@@ -116,6 +118,38 @@ def is_first_to_fail(command: str) -> bool:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]
     return int(store.add(f"flatlab failed: {command}", 1)) == 1
+
+
+def seed_alike() -> None:
+    """Let every process draw the same numbers from here on, as functions of the user's do that know of one alone."""
+    if ranks() == 1:
+        return
+    drawn = [torch.initial_seed() % 2**32]
+    with collective():
+        dist.broadcast_object_list(drawn)
+    torch.manual_seed(drawn[0])
+    np.random.seed(drawn[0])
+    random.seed(drawn[0])
+
+
+def require_alike(what: str, said: str) -> None:
+    """Raise `UsageError`, which begins with what is `said`, unless every process comes with the same text."""
+    if ranks() == 1:
+        return
+    found: list[str] = [""] * ranks()
+    with collective():
+        dist.all_gather_object(found, what)
+    if len(set(found)) > 1:
+        raise UsageError(f"{said} in each process that torchrun started: let the function draw from a fixed seed.")
+
+
+def summed_over_ranks(number: int) -> int:
+    """The sum of a 64-bit number over all processes, modulo 2^64."""
+    found: list[int] = [number] * ranks()
+    if ranks() > 1:
+        with collective():
+            dist.all_gather_object(found, number)
+    return sum(found) % 2**64
 
 
 def rank() -> int:

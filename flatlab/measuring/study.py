@@ -160,13 +160,21 @@ def _require_comparable(paths: Sequence[Path]) -> None:
 def _require_own_place(path: Path, checkpoints: Sequence[Path]) -> None:
     """Raise `UsageError` where `path` is a study that shares no run with that of `checkpoints`."""
     kept = read_study(path).get("subjects", ()) if path.exists() else ()
-    ours, theirs = ({run.absolute().parent for run in runs} for runs in (checkpoints, map(_checkpoint_of, kept)))
+    ours = {where for checkpoint in checkpoints for where in _signs(checkpoint, path)}
+    ours |= {_words(read_head(run).fingerprint.plain()) for run in checkpoints if run.exists()}
+    theirs = {where for subject in kept for where in _signs(Path(subject["checkpoint"]), path)}
+    theirs |= {_words(subject["fingerprint"]) for subject in kept if subject.get("fingerprint")}
     if theirs and not ours & theirs:
         raise UsageError(f"{path} is a study of other runs: name another folder with --out, or move the file away.")
 
 
-def _checkpoint_of(subject: Mapping[str, Any]) -> Path:
-    return Path(subject["checkpoint"])
+def _signs(checkpoint: Path, study: Path) -> set[str]:
+    """Where the run is, as it was named, and where it would be if it lies beside the study."""
+    return {str(checkpoint.absolute().parent), str(study.absolute().parent / checkpoint.parent.name)}
+
+
+def _words(fingerprint: Mapping[str, str]) -> str:
+    return json.dumps(fingerprint, sort_keys=True)
 
 
 def _train(plan: Plan, out: Path, tell: Tell) -> Iterator[Path]:

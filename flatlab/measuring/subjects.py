@@ -18,11 +18,12 @@ from flatlab.data import ImageData
 from flatlab.errors import UsageError, require_count, shown, told_in_a_sentence
 from flatlab.federated.world import DTYPES, make_world
 from flatlab.malloc import keep_freed_memory
-from flatlab.measuring.loss_samples import own_share, some_of
+from flatlab.measuring.loss_samples import choice_digest, own_share, some_of
 from flatlab.measuring.own_model import USUAL_LOSS, OwnModel, open_own, require_distributions
 from flatlab.measuring.ranks import spread
 from flatlab.runs.checkpoint import Checkpoint, load_checkpoint, provenance, rebuild
 from flatlab.runs.contents import damaged
+from flatlab.runs.fingerprint import tensors_of, weights_digest
 
 DEFAULT_SAMPLES = 2000
 
@@ -77,6 +78,10 @@ def read_measurement(
         for option, value in {"--weights": weights, "--data": data, "--loss": loss}.items():
             if value is not None:
                 raise UsageError(f"{option} is for a model of your own; a checkpoint brings its own: leave one out.")
+    elif data_root is not None:
+        raise UsageError(
+            "--data-root is for a checkpoint's data set; a model of your own brings its data: leave it out."
+        )
     elif not models or data is None:
         raise UsageError(
             "Name a checkpoint of flatlab train, or measure a model of your own: --model package.module:function "
@@ -119,7 +124,16 @@ def check(measurement: Measurement, paths: Sequence[Path]) -> None:
     if measurement.clients is not None and not paths:
         raise UsageError("--clients needs a checkpoint, which says what each client holds.")
     for path in paths:
-        load_checkpoint(path)
+        if not load_checkpoint(path).clients and measurement.kept:
+            raise without_clients(path)
+
+
+def without_clients(path: object) -> UsageError:
+    """What is raised for a checkpoint that clients' models are asked of."""
+    return UsageError(
+        f"{path} holds no clients' models: train with --keep-clients ROUND, and measure the clients-ROUND.pt that it "
+        "writes."
+    )
 
 
 def open_checkpoint(path: Path, measurement: Measurement) -> Subject:
@@ -147,7 +161,7 @@ def open_checkpoint(path: Path, measurement: Measurement) -> Subject:
             raise UsageError(f"Client {name} holds none of the {len(chosen)} samples: ask for more, or use --full.")
         share = own_share(data, held, dtype, measurement.device)
         clients[name] = problem.on(share, distributed=spread(len(held)))
-    about = _about_checkpoint(path, checkpoint, problem)
+    about = _about_checkpoint(path, checkpoint, problem, choice_digest(checkpoint.data, chosen, parts))
     return Subject(problem, about, available, clients, chosen, _settings(problem, measurement))
 
 
@@ -198,6 +212,7 @@ def open_subject(path: Path | None, measurement: Measurement) -> Subject:
         "weights": None if own.weights is None else str(own.weights),
         "data": {"dataset": own.data, "split": None, "samples": opened.problem.samples},
         "loss_function": opened.loss,
+        "parameters": weights_digest(tensors_of(opened.problem.model)),
         "versions": provenance(),
     }
     settings = _settings(opened.problem, measurement)
@@ -230,6 +245,7 @@ def open_parts(
         "weights": None,
         "data": {"dataset": "own data", "split": None, "samples": problem.samples},
         "loss_function": name,
+        "parameters": weights_digest(tensors_of(problem.model)),
         "versions": provenance(),
     }
     return Subject(problem, about, inspected.samples, settings=_settings(problem, measurement))
@@ -257,11 +273,11 @@ def _choice(
     return rng.permutation(pool[stratified_choice(groups, count, rng)]), len(pool)
 
 
-def _about_checkpoint(path: Path, checkpoint: Checkpoint, problem: Problem) -> dict[str, Any]:
+def _about_checkpoint(path: Path, checkpoint: Checkpoint, problem: Problem, choice: str) -> dict[str, Any]:
     config = checkpoint.config
     return {
         "checkpoint": str(path),
-        "data": {"dataset": config.dataset, "split": "train", "samples": problem.samples},
+        "data": {"dataset": config.dataset, "split": "train", "samples": problem.samples, "choice": choice},
         "loss_function": "cross_entropy",
         "versions": provenance(),
         "fingerprint": checkpoint.fingerprint.plain(),

@@ -38,6 +38,8 @@ class Section:
 def read_section(along: str, line: bool, extent: float, points: int, seed: int) -> Section:
     """Raises `UsageError` for directions, an extent, or counts that are none."""
     require_count("points", points, 2)
+    if seed and along == "eigenvectors":
+        raise UsageError("A seed is of random directions, and eigenvectors have none: leave one of them out.")
     require_count("seed", seed, 0)
     if along not in ("random", "eigenvectors"):
         raise UsageError(f"--along is random or eigenvectors, not {along!r}.")
@@ -83,9 +85,11 @@ class SurfaceResult(Result):
         return [{"a": a[i], "b": b[j], "loss": loss} for i, line in enumerate(losses) for j, loss in enumerate(line)]
 
     def summary(self) -> list[dict[str, Any]]:
-        """The loss at the model, and its extremes."""
-        losses = self.surface.losses
-        found = {"at the model": self.loss, "lowest": losses.min().item(), "highest": losses.max().item()}
+        """The loss at the model, and the extremes of those around it that are finite."""
+        losses = self.surface.losses[self.surface.losses.isfinite()]
+        found = {"at the model": self.loss}
+        if len(losses):
+            found |= {"lowest": losses.min().item(), "highest": losses.max().item()}
         return [{"where": where, "loss": loss} for where, loss in found.items()]
 
     def plot(self) -> "Figure":

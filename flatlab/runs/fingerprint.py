@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatlab.data import ImageData, Reading, Split, load_images
 from flatlab.errors import UsageError
@@ -100,6 +100,11 @@ def weights_digest(state_dict: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:DIGITS] if state_dict else ""
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Its parameters and buffers, without whatever else its modules save."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def owners_source(config: RunConfig) -> str:

@@ -48,22 +48,23 @@ def undisturbed() -> Iterator[None]:
             signal.raise_signal(held[0])
 
 
-_asked = threading.Event()
+_asked: set[int] = set()
+"""Threads, by their numbers."""
 
 
-def ask_to_stop() -> None:
-    """Make `stop_if_asked` raise, in whatever thread a run is trained; signals reach the main thread alone."""
-    _asked.set()
+def ask_to_stop(thread: int) -> None:
+    """Make `stop_if_asked` raise in a thread that trains, by its number; signals reach the main thread alone."""
+    _asked.add(thread)
 
 
 def forget_stop() -> None:
-    """Take `ask_to_stop` back, before the next run of this process."""
-    _asked.clear()
+    """Take `ask_to_stop` back, before the next run of this thread."""
+    _asked.discard(threading.get_ident())
 
 
 def stop_if_asked() -> None:
-    """Raise `Terminated` if `ask_to_stop` was called."""
-    if _asked.is_set():
+    """Raise `Terminated` if this thread was asked to stop."""
+    if threading.get_ident() in _asked:
         raise Terminated
 
 

@@ -52,8 +52,8 @@ def is_held(folder: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # of a file system without locks, where nobody can hold it
-        return False
+    except OSError as error:  # of a file system without locks, where nobody can hold it; or one that says so otherwise
+        return error.errno == errno.EACCES
     finally:
         os.close(descriptor)
     return False

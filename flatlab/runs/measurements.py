@@ -86,9 +86,15 @@ def _write(path: Path, content: Content, note: str = "") -> Saved:
 
 
 def _own_name(checkpoint: Path, kind: str, content: Content) -> Path:
-    """The first name that is free, or that holds a measurement made in the same way of the same run."""
+    """The first name that is free, or that holds a measurement made in the same way of the same run.
+
+    What cannot be read there stays as it is.
+    """
     for path in _names(checkpoint, kind, settings_of(content).get("samples")):
-        there = kept_measurement(path)
+        try:
+            there = kept_measurement(path)
+        except UsageError:
+            continue
         if there is None or _same(there, content):
             return path
     raise AssertionError  # there is no end of names

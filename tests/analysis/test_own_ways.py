@@ -235,3 +235,58 @@ def test_inputs_whose_conjugate_is_still_to_be_taken_and_strides_of_numpy() -> N
 
 def test_an_operator_of_a_matrix_loses_nothing() -> None:
     assert matrix_operator(torch.eye(3)).lost == 0.0
+
+
+def test_a_note_that_changes_as_the_model_runs_is_the_copy_s_and_is_said() -> None:
+    class Running(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
+            vars(self.a.weight)["scale"] = torch.ones((), dtype=torch.float64)
+            vars(self.a.weight)["seen"] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            notes = vars(self.a.weight)
+            notes["seen"].append(len(x))
+            notes["scale"].mul_(0.9)
+            logits: Tensor = self.b(torch.tanh(notes["scale"].clone() * self.a(x)))
+            return logits
+
+    model = Running().double()
+    with pytest.raises(MeasurementError, match="each time it runs"):
+        make_problem(model, "cross_entropy", (X, Y))
+    assert vars(model.a.weight)["scale"] == 1
+    assert vars(model.a.weight)["seen"] == []
+
+
+def test_inner_steps_of_a_model_are_measured_whole_and_refused_in_parts() -> None:
+    class Adapting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            own = [p for p in self.parameters() if p.requires_grad]
+            with torch.enable_grad():
+                norm2 = torch.stack([p.square().sum() for p in own]).sum()
+                steps = torch.autograd.grad(norm2, own, create_graph=True)
+            logits: Tensor = self.b(torch.tanh(self.a(x))) + 0.01 * steps[-1]
+            return logits
+
+    problem = make_problem(Adapting().double(), "cross_entropy", (X, Y))
+    assert eigs(problem, layers=[]).eigenvalues[0].converged
+    with pytest.raises(MeasurementError, match="measure no layers, blocks or selections"):
+        lanczos(block(problem, ["a.weight"]))
+
+
+class FSDPNet(nn.Linear):
+    """Of a user's own, and whole."""
+
+
+def test_a_class_that_is_called_alike_is_not_sharded() -> None:
+    assert make_problem(FSDPNet(4, 3).double(), "cross_entropy", (X, Y)).size == 15
+    sharded = type("FSDPLinear", (type("FSDPModule", (nn.Linear,), {}),), {})(4, 3)
+    with pytest.raises(MeasurementError, match="sharded over processes"):
+        make_problem(sharded, "cross_entropy", (X, Y))

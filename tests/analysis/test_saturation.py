@@ -174,3 +174,39 @@ def test_a_function_that_takes_no_softmax_is_not_taken_for_saturated() -> None:
     problem = make_problem(model, lambda z, t: ((z - t) ** 2).sum(1).mean(), (x, y))
     assert lost_share(problem) == 0.0
     assert lanczos(hessian(problem)).converged.all()
+
+
+def brier(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs.softmax(1) - targets) ** 2).sum(1).mean()
+
+
+def distilled(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.kl_div(F.log_softmax(outputs, dim=1), targets.log(), reduction="batchmean", log_target=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("loss", [brier, distilled])
+def test_a_loss_that_vanishes_where_nothing_is_sure_is_exact(loss: Any, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nn.Linear(3, 3, dtype=torch.float64)
+    x = torch.randn(20, 3, dtype=torch.float64)
+    problem = make_problem(model, loss, (x, model(x).detach().softmax(1)))  # at its own predictions: L = 0
+    assert lost_share(problem) < 1e-14
+    pairs = lanczos(hessian(problem))
+    assert pairs.converged.all()
+    dense = hessian(problem)(torch.eye(12, dtype=torch.float64))
+    assert pairs.values[0].item() == pytest.approx(torch.linalg.eigvalsh(dense)[-1].item(), rel=1e-6)
+
+
+def test_predictions_of_padding_say_nothing_in_a_function_either() -> None:
+    like = saturated(35, 12, torch.float64)
+    (((x,), y),) = like.data
+    samples = torch.cat([x, torch.zeros(60, 12, dtype=torch.float64)]) if isinstance(x, Tensor) else x
+
+    def padded(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return F.cross_entropy(outputs, targets, ignore_index=7, reduction="sum"), (targets != 7).sum()
+
+    def share(inputs: Any, targets: Tensor) -> float:
+        return lost_share(make_problem(like.model, padded, (inputs, targets), parameters=list(like.parameters)))
+
+    assert share(samples, torch.cat([y, torch.full((60,), 7)])) == pytest.approx(share(x, y))

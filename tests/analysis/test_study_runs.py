@@ -1,5 +1,6 @@
 """Which runs a study compares: parts of MAN stand beside runs without it, what is left over is named."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,14 @@ def test_the_command_pairs_parts_of_man_and_leaves_another_study_alone(
     first = read_study(tmp_path / "study.json")
     settings = {comparison["setting"] for verdict in first["verdicts"] for comparison in verdict["comparisons"]}
     assert settings == {"ζ = 0.15", "ζ = 0.15, fc1"}
-    others = [saved("one"), saved("two", man=True)]
+    others = [saved("one", lr=0.3), saved("two", lr=0.3, man=True)]
     assert flatlab(monkeypatch, *words, *others) == 2
     assert "is a study of other runs: name another folder with --out" in capsys.readouterr().err
     assert flatlab(monkeypatch, "verify", "--study", "--out", tmp_path) == 2  # the toys'
     assert read_study(tmp_path / "study.json") == first
-    assert flatlab(monkeypatch, *words, *runs[:2], *others) == 2  # one run twice
+    moved = tmp_path / "moved"  # with the study beside its runs, and named from elsewhere
+    shutil.copytree(tmp_path, moved, ignore=shutil.ignore_patterns("moved", "trained"))
+    monkeypatch.chdir(moved)
+    again = ("verify", "--study", "--samples", 20, "--out", ".", "plain/final.pt", "man/final.pt")
+    assert flatlab(monkeypatch, *again) in (0, 3)
     assert flatlab(monkeypatch, *words, *runs[:2]) in (0, 3)  # fewer of the same are no other study

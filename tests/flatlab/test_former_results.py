@@ -245,3 +245,20 @@ def test_a_run_that_is_trained_anew_is_not_finished_before_its_last_checkpoint(f
     assert finished_of(cell_of().config, finished) is None
     assert not cell_progress(cell_of(), finished).done
     assert not read_results(finished.parent).runs[0].trained
+
+
+@pytest.mark.parametrize("name", ["round-0001", "clients-0002"])
+def test_curvature_of_other_weights_is_refused_wherever_it_was_measured(name: str, tmp_path: Path) -> None:
+    grid = GRID.format(rounds=2, samples=50, seeds="0").replace("[axes]", "checkpoint_every = 1\n[axes]")
+    (cell,) = grid_cells(parse_grid(grid + "keep_clients = [2]\n", "g.toml"))
+    folder = tmp_path / "fedavg-s0"
+    CellWork(None, "cpu")(cell, folder)
+    (run,) = read_results(tmp_path).runs
+    assert run.measured["local"] if name == "clients-0002" else run.training
+    checkpoint = load_checkpoint(folder / f"{name}.pt")
+    moved = {key: x + 0.01 for key, x in checkpoint.state_dict.items()}
+    save_checkpoint(folder / f"{name}.pt", replace(checkpoint, state_dict=moved))
+    with pytest.raises(UsageError, match=rf"{name}\.\w+\.json was not made of the run"):
+        read_results(tmp_path)
+    (folder / f"{name}.pt").unlink()  # results without weights are of any
+    assert read_results(tmp_path).runs

@@ -1,6 +1,7 @@
 """What goes wrong around a grid's cells: full disks, folders of others, workers elsewhere, a shared process."""
 
 import resource
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from flatlab.grid.cell_progress import FAILURE, read_failure
 from flatlab.grid.cells import CellWork
 from flatlab.grid.plan import Cell
 from flatlab.grid.reproduction import Where
-from flatlab.grid.stop import _Heeding
 from flatlab.runs.interruption import Terminated, ask_to_stop, forget_stop, stop_if_asked
 from tests.flatlab.test_grid_running import GRID, cells_of
 
@@ -67,17 +67,20 @@ def test_a_cluster_s_workers_get_the_folder_wherever_they_are_at_home(
     assert work.data_root == tmp_path / "data"
 
 
-def test_a_cell_that_ends_does_not_forget_that_another_one_is_to_stop() -> None:
-    ask_to_stop()
+def test_a_request_to_stop_is_of_one_thread_alone() -> None:
+    ended = threading.Event()
+
+    def another_cell() -> None:
+        stop_if_asked()  # nobody asked it
+        forget_stop()
+        ended.set()
+
+    ask_to_stop(threading.get_ident())
     try:
-        heeding = _Heeding()
-        heeding.begin()
-        ask_to_stop()
-        heeding.begin()
-        heeding.end()
+        threading.Thread(target=another_cell).start()
+        assert ended.wait(10)
         with pytest.raises(Terminated):
             stop_if_asked()
-        heeding.end()
-        stop_if_asked()
     finally:
         forget_stop()
+    stop_if_asked()

@@ -86,3 +86,17 @@ def test_probabilities_of_classes_in_any_dimension_need_no_loss_by_name(axis: in
     y = torch.randn(6, 4, 5).double().softmax(axis)
     expected = -(y * model(x).log_softmax(axis)).sum(axis).mean().item()
     assert flatlab.eigs(model, data=(x, y), dtype="float64").loss == pytest.approx(expected)
+
+
+def test_two_pairs_are_said_to_be_batches() -> None:
+    with pytest.warns(UserWarning, match="two pairs of these data are taken for two batches"):
+        found = flatlab.eigs(LINE, "cross_entropy", (DATA, DATA))
+    assert found.to_dict()["data"]["samples"] == 8
+    assert len(found.to_dict()["parameters"]) == 16  # whose, as a digest
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    run = flatlab.train(
+        rounds=1, clients=4, train_samples=50, keep_clients=cast(int, np.int64(1)), out=tmp_path, progress=False
+    )
+    assert (run.folder / "clients-0001.pt").exists()

@@ -82,3 +82,12 @@ def test_what_is_current_is_of_this_run_and_made_as_asked(tmp_path: Path) -> Non
     path.write_text(json.dumps(older))
     assert is_current(path, wanted, of)
     assert not is_current(path, wanted | {"samples": 200}, of)
+
+
+def test_a_broken_file_of_another_name_loses_no_measurement(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "final.pt"
+    save_measurement(checkpoint, "eigs", content(2000))
+    (tmp_path / "final.eigs-60.json").write_text("{")
+    saved = save_measurement(checkpoint, "eigs", content(60))
+    assert saved.path.name == "final.eigs-60-2.json"
+    assert (tmp_path / "final.eigs-60.json").read_text() == "{"

@@ -196,7 +196,10 @@ def test_weights_are_matrices_and_kernels_but_of_no_normalisation() -> None:
             self.bias = nn.Parameter(torch.zeros(1, 2, 1, 1))
 
     parts = [nn.Conv2d(1, 2, 3), nn.LayerNorm((2, 4, 4)), Moved(), nn.RMSNorm((4, 4)), nn.GroupNorm(1, 2)]
-    layout = layout_of(nn.Sequential(*parts, nn.Flatten(), nn.Linear(32, 3)))
+    model = nn.Sequential(*parts, nn.Flatten())
+    model.add_module("bias_net", nn.utils.parametrizations.weight_norm(nn.Linear(32, 3)))
+    layout = layout_of(model)
     views = layout.views(layout.is_weight())
-    assert {name for name, flags in views.items() if flags.all()} == {"0.weight", "6.weight"}
-    assert not any(flags.any() for name, flags in views.items() if name not in ("0.weight", "6.weight"))
+    weights = {"0.weight", *(f"bias_net.parametrizations.weight.original{i}" for i in (0, 1))}
+    assert {name for name, flags in views.items() if flags.all()} == weights
+    assert not any(flags.any() for name, flags in views.items() if name not in weights)

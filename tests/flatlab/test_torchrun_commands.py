@@ -236,3 +236,46 @@ def test_a_timeout_that_is_none_is_refused(
         main()
     assert left.value.code == 2
     assert "FLATLAB_TIMEOUT is a number of seconds above 0" in capsys.readouterr().err
+
+
+UNSEEDED = """
+import torch
+
+def model():
+    return torch.nn.Linear(3, 2)
+
+def data():
+    x = torch.arange(24.0).reshape(8, 3)
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.arange(8) % 2), 2, shuffle=True)
+
+def own_numbers():
+    import os
+    torch.manual_seed(int(os.environ.get("RANK", 0)))
+    return torch.nn.Linear(3, 2)
+
+def own_order():
+    import os
+    x = torch.arange(24.0).reshape(8, 3)
+    own = torch.arange(8).roll(int(os.environ.get("RANK", 0)))
+    return x[own], torch.arange(8)[own] % 2
+"""
+
+
+@pytest.mark.long
+def test_what_a_function_draws_is_the_same_in_every_process(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(UNSEEDED)
+
+    def measured(model: str, data: str) -> Done:
+        words = ("eigs", "--model", f"mine:{model}", "--data", f"mine:{data}", "--loss", "cross_entropy", *EXACT)
+        return processes(2, tmp_path, "-m", "flatlab", *words, "--json", "e.json")
+
+    done = measured("model", "data")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "e.json").read_text())["data"]["samples"] == 8
+    for model, data, said in (
+        ("own_numbers", "data", "The model mine:own_numbers has other parameters in each process"),
+        ("model", "own_order", "The data of mine:own_order come in another order in each process"),
+    ):
+        done = measured(model, data)
+        assert done.returncode != 0
+        assert said in done.stderr

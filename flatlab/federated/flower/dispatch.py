@@ -65,7 +65,7 @@ class Dispatch:
         self.waiting: dict[str, Sent] = {}  # by message
         self.looked = 0.0
         self.lost = Counter[int]()  # in this round, by client
-        self.reason = ""  # of the newest loss
+        self.reasons: dict[int, str] = {}  # of the newest, by client
 
     def carry(self, t: int, ids: Sequence[int], message: Callable[[tuple[int, ...]], bytes]) -> list[Answer]:
         """Send the message of some clients to the node that has them, until all `ids` of round t are answered.
@@ -85,9 +85,10 @@ class Dispatch:
                 answer = self._take(t, sent, reply, todo)
                 answers += [] if answer is None else [answer]
             if hopeless := [k for k in todo if self.lost[k] >= LOSSES]:
+                why = _short(self.reasons[hopeless[0]])
                 raise FlatlabError(
                     f"In round {t + 1} the node with {_listed(hopeless)} was lost {LOSSES} times on the way (at last: "
-                    f"{_short(self.reason)}), perhaps for want of memory; what was saved is safe: go on with --resume."
+                    f"{why}), perhaps for want of memory; what was saved is safe: go on with --resume."
                 )
             if todo and time.monotonic() - alone > self.patience:
                 raise FlatlabError(self._missing(t, todo))
@@ -171,7 +172,7 @@ class Dispatch:
                 owed += sent.ids
         todo |= set(owed)
         self.lost.update(owed)
-        self.reason = reason
+        self.reasons |= dict.fromkeys(owed, reason)
         if home is not None:
             repeated = f": its {_listed(owed)} will be trained again when a node has them" if owed else ""
             self.tell(f"{home.name} is gone in round {t + 1} ({_short(reason)}){repeated}.")

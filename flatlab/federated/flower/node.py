@@ -114,7 +114,8 @@ class Node:
             world = self.share.world(config)
             engine = process.open_engine(world, Means(self.workers, torch.device("cpu"), len(self.share.clients)))
             own, _ = world.initial(flatten(dict(world.new_model().named_parameters()), world.layout))
-            remove_unfinished(self.folder / f"{key}-{self.share.split}")
+            for k in self.share.clients:
+                remove_unfinished(self.folder / f"{key}-{self.share.split}", f".{k}-*.part")
             vectors = ClientState(self.folder / f"{key}-{self.share.split}", own, "disk")
             self.opened = Opened(key, world, self.stack.enter_context(engine), vectors)
         return self.opened

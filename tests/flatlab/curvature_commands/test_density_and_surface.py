@@ -1,10 +1,15 @@
 """`density` and `surface` as a user calls them, against dense Hessians of a small MLP on digits."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import flatlab
+from analysis.spectrum import eigs
+from flatlab.errors import UsageError
+from flatlab.measuring import surface
 from tests.flatlab.dense_mlp import Dense, Run, assert_within
 
 
@@ -57,3 +62,24 @@ def test_a_surface_says_where_the_loss_is_not_finite(
     run("surface", checkpoints[0], "--line", "--points", 3, "--extent", 1e30, "--figure", "line")
     run("surface", checkpoints[0], "--points", 2, "--extent", 1e30, "--figure", "nothing")
     assert "There is no figure: no loss around the model is a finite number." in capsys.readouterr().out
+
+
+def test_directions_that_did_not_converge_are_marked(
+    run: Run, checkpoints: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("surface", checkpoints[0], "--line", "--along", "eigenvectors", "--points", 3)
+    run(*words)
+    assert "λ₁ ± residual: " in capsys.readouterr().out
+    monkeypatch.setattr(surface, "eigs", partial(eigs, max_iter=1))
+    run(*words, code=3)
+    said = capsys.readouterr().out
+    assert " !" in said.split("λ₁ ± residual: ")[1].splitlines()[0]
+    assert "! not converged" in said
+
+
+def test_a_summary_is_of_the_points_that_are_finite(checkpoints: tuple[Path, Path]) -> None:
+    found = flatlab.surface(checkpoints[0], points=3, extent=1e30).summary()
+    assert [row["where"] for row in found] == ["at the model", "lowest", "highest"]
+    assert len({row["loss"] for row in found}) == 1
+    with pytest.raises(UsageError, match="A seed is of random directions"):
+        flatlab.surface(checkpoints[0], along="eigenvectors", seed=3)
