@@ -6,7 +6,8 @@ CIFAR-100 has, would bring its test images into the training set.
 
 import mimetypes
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,18 +88,20 @@ def by_split(names: Iterable[str], where: str) -> dict[str, str]:
 def split_files(folder: Path) -> dict[str, SplitFiles]:
     """Find the files of each split: those in the folders train/ and test/ or, where there are none, by their names.
 
-    Hidden files and folders, and folders that start with "__", are left out. A file is a training split.
+    Hidden files and folders, and those that archives of a Mac bring, are left out. A file is a training split.
 
     Raises:
-        UsageError: a name stands for two splits, or files named after splits lie in several folders.
+        UsageError: a name stands for two splits, files named after splits lie in several folders, or parts of a split
+            that count themselves are missing or there twice.
     """
     if folder.is_file():
         return {"train": SplitFiles(None, (folder,))}
     folders = by_split((entry.name for entry in _folders(folder)), str(folder))
     if folders:
-        return {
-            split: SplitFiles(folder / name, tuple(visible_files(folder / name))) for split, name in folders.items()
-        }
+        splits = {split: visible_files(folder / name) for split, name in folders.items()}
+        for files in splits.values():
+            _require_all_parts(files)
+        return {split: SplitFiles(folder / folders[split], tuple(files)) for split, files in splits.items()}
     found: dict[str, list[Path]] = {}
     for file in visible_files(folder):
         if file.suffix.lower() in TABLES and (split := _split_of(file)):
@@ -106,13 +109,41 @@ def split_files(folder: Path) -> dict[str, SplitFiles]:
     parents = sorted({str(file.parent) for files in found.values() for file in files})
     if len(parents) > 1:
         raise UsageError(f"{folder} has files of splits in {' and '.join(parents)}: name one of these folders.")
+    for files in found.values():
+        _require_all_parts(files)
     return {split: SplitFiles(None, tuple(files)) for split, files in found.items()}
+
+
+_PART = re.compile(r"(.*)-(\d+)-of-(\d+)(-[0-9a-f]+)?")
+"""How the hub names the parts of a split, from 00000 on."""
+
+
+def _require_all_parts(files: Sequence[Path]) -> None:
+    """Raise `UsageError` unless files that are one of so many parts are all here, each once."""
+    parts: dict[Path, dict[int, Path]] = {}
+    counts: dict[Path, int] = {}
+    for file in files:
+        if file.suffix.lower() not in TABLES or not (match := _PART.fullmatch(file.stem)):
+            continue
+        whole, number = file.with_name(match[1]), int(match[2])
+        own = parts.setdefault(whole, {})
+        if number in own or counts.setdefault(whole, int(match[3])) != int(match[3]):
+            other = own.get(number, next(iter(own.values())))
+            raise UsageError(f"{file} and {other} are parts of one split made at two times: keep those of one of them.")
+        own[number] = file
+    for whole, own in parts.items():
+        missing = sorted(set(range(counts[whole])) - own.keys())
+        if missing:
+            raise UsageError(
+                f"Of the {counts[whole]} parts of {whole} number {missing[0]} is missing (they are counted from 0): "
+                "bring it here, or name the others otherwise if they are all that is meant."
+            )
 
 
 def visible_files(folder: Path) -> list[Path]:
     """Every file below `folder` that is not hidden, sorted by path; links to folders are followed, each folder once."""
     found, seen = [], set()
-    for path, folders, files in os.walk(folder, followlinks=True):
+    for path, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
         identity = os.path.realpath(path)
         if identity in seen:
             folders.clear()
@@ -121,6 +152,10 @@ def visible_files(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not _is_hidden(name)]
         found += [Path(path, name) for name in files if not _is_hidden(name)]
     return sorted(found, key=str)
+
+
+def _unreadable(error: OSError) -> None:
+    raise UsageError(f"{error.filename} cannot be read ({error.strerror or error}): mend it, or remove it.") from error
 
 
 def class_folders(train: SplitFiles, test: SplitFiles | None = None) -> tuple[Samples, ...]:
@@ -134,6 +169,11 @@ def class_folders(train: SplitFiles, test: SplitFiles | None = None) -> tuple[Sa
     """
     classes = tuple(_class_names(train))
     if test is None:
+        if all(_split_of(Path(name)) for name in classes):
+            raise UsageError(
+                f"{train.folder} has the folders {' and '.join(classes)}, which are named after splits, not classes: "
+                "call them train, and test or validation, and no more."
+            )
         return (_labelled(train, classes),)
     unknown = sorted(set(_class_names(test)) - set(classes))
     if unknown:
@@ -195,4 +235,4 @@ def _is_metadata(file: Path) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "__"))
+    return name.startswith(".") or name in ("__MACOSX", "__pycache__")

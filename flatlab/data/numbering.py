@@ -98,9 +98,12 @@ def class_numbers(
             raise UsageError(
                 f"{source} has the label {unknown} in its {what} split, which is none of its {len(number)} classes."
             )
-    if len(number) < 2:
+    learnt = set(splits[0])
+    if len(learnt) < 2:
+        only = number[min(learnt, key=str)] if learnt else 0
         raise UsageError(
-            f"{source} has the one class {(classes or values)[0]}, and nothing to tell it from: give it two at least."
+            f"{source} has the one class {(classes or values)[only]}, and nothing to tell it from, in its training "
+            "split: give it two at least."
         )
     numbers = [np.array([number[label] for label in labels], dtype=np.int64) for labels in splits]
     return numbers[0], numbers[1], len(number)

@@ -39,7 +39,7 @@ def decode(encoded: Encoded, name: str) -> DeepPixels:
     try:
         with Image.open(BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
             raw_mode = _raw_mode(image)
-            deep = image.mode.startswith(("I", "F")) or ";16" in raw_mode
+            deep = image.mode.startswith(("I", "F")) or ";16" in raw_mode or _is_deep_tiff(image)
             image.load()
             if raw_mode in SPREAD and "transparency" in image.info:
                 image.info["transparency"] *= SPREAD[raw_mode]
@@ -55,6 +55,15 @@ def decode(encoded: Encoded, name: str) -> DeepPixels:
         raise UsageError(f"{name} cannot be read ({error.strerror or error}): mend it, or remove it.") from error
     except Exception as error:  # Pillow's decoders raise SyntaxError, ValueError, struct.error, and their own
         raise UsageError(f"{name} cannot be decoded ({error}): mend it, or remove it.") from error
+
+
+def _is_deep_tiff(image: Image.Image) -> bool:
+    """Whether its colours have more than 8 bits each, which Pillow does not say of planes that lie apart."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+    return bool(max(bits if isinstance(bits, tuple) else (bits,)) > 8)
+
+
+_BITS_PER_SAMPLE = 258  # TIFF 6.0's number of the field
 
 
 def eight_bits(images: Sequence[DeepPixels], names: str) -> list[Pixels]:

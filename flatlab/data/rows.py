@@ -23,8 +23,8 @@ Columns = tuple[str, str, tuple[str, ...] | None, str | None]
 """The columns of images and of labels, the classes' names where declared, the column of clients if asked for."""
 
 
-def parquet_samples(source: Source, files: Sequence[Path]) -> Samples:
-    """The rows of one split's Parquet files, in the order of `files`.
+def parquet_samples(source: Source, split: str, files: Sequence[Path]) -> Samples:
+    """The rows of the Parquet files of one split, called "training" or "test", in the order of `files`.
 
     Raises:
         UsageError: a file is damaged or has no images or labels, or two of them declare different classes.
@@ -39,7 +39,7 @@ def parquet_samples(source: Source, files: Sequence[Path]) -> Samples:
             features = datasets.Features.from_arrow_schema(parquet.read_schema(file))
         except Exception as error:
             raise UsageError(f"{file} is not a whole Parquet file: {reason(error)}.") from error
-        columns.append(find_columns(source, features))
+        columns.append(find_columns(source, features, split))
         if columns[-1] != columns[0]:
             raise UsageError(f"{file} has other columns, or other classes in another order, than {files[0]}.")
     image, label, _, owner = columns[0]
@@ -90,7 +90,7 @@ def loaded_samples(source: Source, split: str, rows: Any) -> Samples:
     """
     import datasets
 
-    image, label, classes, owner = find_columns(source, rows.features)
+    image, label, classes, owner = find_columns(source, rows.features, split)
     undecoded = rows.cast_column(image, datasets.Image(decode=False))
 
     def stream() -> Iterator[Sample]:
@@ -111,8 +111,11 @@ def loaded_samples(source: Source, split: str, rows: Any) -> Samples:
     return Samples(stream(), getattr(rows, "num_rows", None), classes, label)
 
 
-def find_columns(source: Source, features: Any) -> Columns:
-    """Find the columns by their declared types, that of the labels by its name if need be."""
+def find_columns(source: Source, features: Any, split: str = "training") -> Columns:
+    """Find the columns by their declared types, that of the labels by its name if need be.
+
+    Clients are those of the training split: another need not have their column.
+    """
     import datasets
 
     features = features or {}  # None where only reading would tell, which is never so for images
@@ -121,20 +124,29 @@ def find_columns(source: Source, features: Any) -> Columns:
         found = ", ".join(images) or "none: numbers are read from CSV and Parquet files"
         raise UsageError(f"{source} must have one column of images, but has {found}.")
     for field, name in (("label_column", source.reading.label), ("partition_column", source.reading.column)):
-        if name is not None and name not in features:
+        needed = split == "training" or field == "label_column"
+        if name is not None and name not in features and needed:
             raise UsageError(f"{source} has no column {name!r} ({field}), but only {', '.join(features)}.")
-    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    owner = source.reading.column if source.reading.column in features else None
+    others = {name: feature for name, feature in features.items() if name != owner}
+    labels = [name for name, feature in others.items() if isinstance(feature, datasets.ClassLabel)]
+    called = [name for name in LABEL_NAMES if name in others]
     if source.label in features:
         labels = [str(source.label)]
     elif len(labels) != 1:
-        labels = [name for name in LABEL_NAMES if name in features]
+        labels = called
+    elif set(called) - set(labels):
+        raise UsageError(
+            f"{source} has {' and '.join([*labels, *(set(called) - set(labels))])} that could be its labels: name that "
+            "column (label_column)."
+        )
     if not labels:
         raise UsageError(
             f"{source} has no column of labels (called {' or '.join(LABEL_NAMES)}), but only {', '.join(features)}."
         )
     feature = features[labels[0]]
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    return images[0], labels[0], names, source.reading.column
+    return images[0], labels[0], names, owner
 
 
 def encoded(stored: Any, name: str) -> Encoded:

@@ -16,7 +16,8 @@ from flatlab.data.numbering import Labels, class_numbers, held_out, owner_number
 from flatlab.data.pixels import DeepPixels, Pixels, decode, eight_bits, scaled
 from flatlab.data.rows import load_files, loaded_samples, parquet_samples, unreadable
 from flatlab.data.samples import Sample, Samples, Source
-from flatlab.data.table import Rows, Tables, holds_rows, read_files, read_rows, shows_images
+from flatlab.data.table import Tables, holds_rows, read_files, read_rows, shows_images
+from flatlab.data.table_numbers import Rows
 from flatlab.errors import UsageError
 
 _Part = TypeVar("_Part")
@@ -99,10 +100,11 @@ def _open_folder(source: Source, folder: Path) -> tuple[Samples, ...] | Tables:
             )
     if source.name not in KNOWN and all(holds_rows(part) for part in parts):
         return Tables(*(read_files(source, part.tables) for part in parts))
+    called = ("training", "test")
     if any(part.parquet and part.images for part in parts):
         raise UsageError(f"{source} holds both Parquet files and images in a split: keep one of the two kinds there.")
     if all(part.parquet for part in parts):
-        return tuple(parquet_samples(source, part.parquet) for part in parts)
+        return tuple(parquet_samples(source, what, part.parquet) for what, part in zip(called, parts, strict=False))
     if all(part.images and part.folder and not part.metadata for part in parts):
         source.reading.require_only(("holdout", "size"), str(source))
         return class_folders(*parts)

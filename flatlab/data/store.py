@@ -31,7 +31,7 @@ from flatlab.errors import FlatlabError, UsageError
 from flatlab.files import WriteError, atomic_write, file_lock, remove_unfinished, write_text, writing
 from flatlab.functions import names_function
 
-LAYOUT = 4
+LAYOUT = 5
 """Version of the cache, of how images are decoded as of where they lie in it; part of every key."""
 
 
@@ -67,7 +67,7 @@ def load_images(name: str, *, root: Path | None = None, reading: Reading = AS_FO
         _decode(source, cached)
     try:
         data, copies = _load(cached, source.name)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise FlatlabError(f"The decoded images in {cached} are damaged ({error}): delete that folder.") from error
     if source.name in KNOWN and data.input_shape[0] != len(data.mean):
         raise UsageError(
@@ -159,8 +159,11 @@ def _locate(name: str, root: Path | None, reading: Reading) -> Source:
         candidates.append(Path(name))
     if root is not None and Path(name).is_absolute():
         candidates.append(root / Path(name).name)
-    folder = next((candidate.resolve() for candidate in candidates if _is_data(candidate)), None)
-    short_name = name if folder is None else folder.name
+    found = next((candidate for candidate in candidates if _is_data(candidate)), None)
+    folder = None if found is None else found.resolve()
+    # A link is the set that it is called, or that it leads to.
+    names = [name] if found is None or folder is None else [name, Path(os.path.abspath(found)).name, folder.name]
+    short_name = next((each for each in names if each in KNOWN), names[min(1, len(names) - 1)])
     known = KNOWN.get(short_name)
     return Source(
         name=short_name,

@@ -6,15 +6,14 @@ stood.
 """
 
 import csv
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
@@ -23,20 +22,11 @@ from flatlab.data.numbering import Labels, class_numbers, held_out, owner_number
 from flatlab.data.rows import LABEL_NAMES, reason
 from flatlab.data.samples import Sample, Source
 from flatlab.data.table_header import are_values, delimiter_of, names_of
-from flatlab.errors import UsageError, shown
-
-Rows = NDArray[np.float64]
+from flatlab.data.table_numbers import Rows, is_beyond_integers, is_whole, numbers_of, scale_of
+from flatlab.errors import UsageError
 
 Scaled = tuple[Rows, Labels, Labels | None]
 """Inputs (n, columns), labels (n,) and the numbers of the clients' values (n,)."""
-
-_NUMBERS = (
-    pa.types.is_integer,
-    pa.types.is_floating,
-    pa.types.is_decimal,
-    pa.types.is_boolean,
-    pa.types.is_null,  # a column that is empty: each of its values is missing
-)
 
 
 @dataclass(frozen=True)
@@ -110,25 +100,38 @@ def _read_text(source: Source, file: Path) -> Any:
     delimiter = delimiter_of(file)
     spoken = (*((source.reading.label,) if source.reading.label else LABEL_NAMES), source.reading.column)
     words = {name: pa.string() for name in names_of(file, delimiter) if name.strip() in spoken}
-    table = arrow_csv.read_csv(
-        file,
-        parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=arrow_csv.ConvertOptions(column_types=words),
-    )
+    parsing = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+
+    def read(types: Mapping[str, Any], columns: Sequence[str] = ()) -> Any:
+        options = arrow_csv.ConvertOptions(column_types=types, include_columns=columns)
+        return arrow_csv.read_csv(file, parse_options=parsing, convert_options=options)
+
+    table = read(words)
+    large = [name for name, column in zip(table.column_names, table.columns, strict=True) if is_beyond_integers(column)]
+    for name in large if len(set(large)) == len(large) else ():
+        if all(is_whole(word.strip()) for word in read({name: pa.string()}, [name])[name].to_pylist() if word):
+            raise UsageError(
+                f"{file} has in its column {name!r} whole numbers beyond 2^63, which lose their digits: leave the "
+                "column out, or subtract what they have in common."
+            )
     if are_values(table.column_names):
         raise UsageError(f"{file} begins with numbers: give its columns names, in a first line.")
     return table.rename_columns([name.strip() for name in table.column_names])
 
 
-def _require_names(file: Path, names: Sequence[str]) -> None:
+def _require_names(file: Path | Source, names: Sequence[str]) -> None:
     for place, name in enumerate(names, 1):
-        if not name.strip() or name.startswith("__index_level_"):
+        if not name.strip() or name.startswith("__index_level_") or _UNNAMED.fullmatch(name):
             raise UsageError(
                 f"{file} has no name for its column {place}: name it, or leave it out if it counts the rows "
                 "(index=False in pandas)."
             )
         if name in names[: place - 1]:
             raise UsageError(f"{file} has two columns {name!r}: name each once.")
+
+
+_UNNAMED = re.compile(r"Unnamed: [0-9]+")
+"""How pandas calls a column without a name, as that of its own row numbers after one way out and back."""
 
 
 def _like(first: Any, table: Any, name: str, other: str) -> Any:
@@ -142,7 +145,8 @@ def read_rows(source: Source, stored: Tables) -> tuple[Scaled, Scaled, int]:
     """Make of the training split and, unless a share is held out, the test split inputs, labels and owners.
 
     Inputs are brought to mean 0 and standard deviation 1 over the training rows, column by column; a column that does
-    not vary there becomes 0 there. Sums are rounded once, so that every machine finds the same numbers.
+    not vary there becomes 0, in the test too: nothing was learnt of it. Sums are rounded once, so that every machine
+    finds the same numbers.
 
     Returns ((n, columns), (n,), (n,) or None where no column of clients is named) of training, and of testing, and the
     number of classes.
@@ -151,6 +155,8 @@ def read_rows(source: Source, stored: Tables) -> tuple[Scaled, Scaled, int]:
         UsageError: there is no column of labels, or none of inputs, or an input is missing, infinite or no number.
     """
     source.reading.require_only(("label", "configuration", "holdout", "column"), str(source))
+    for table in (stored.train, stored.test):
+        _require_names(source, () if table is None else table.column_names)
     tables = [stored.train]
     if stored.test is not None:
         tables.append(_tested(source, stored.train, stored.test))
@@ -161,7 +167,7 @@ def read_rows(source: Source, stored: Tables) -> tuple[Scaled, Scaled, int]:
     called = ("training", "test")
     labels = _as_written([table[label] for table in tables])
     parts = [
-        (_samples(source, split, table, own), _numbers(source, split, table, columns))
+        (_samples(source, split, table, own), numbers_of(source, split, table, columns))
         for split, table, own in zip(called, tables, labels, strict=False)
     ]
     if source.reading.holdout is not None:
@@ -174,7 +180,8 @@ def read_rows(source: Source, stored: Tables) -> tuple[Scaled, Scaled, int]:
     (train, inputs), (test, tested) = parts
     numbers, test_numbers, classes = class_numbers(source, None, train, test)
     owners = None if source.reading.column is None else owner_numbers(source, train)
-    mean, deviation = np.array([_scale(source, name, inputs[:, k]) for k, name in enumerate(columns)]).T
+    mean, deviation = np.array([scale_of(source, name, inputs[:, k]) for k, name in enumerate(columns)]).T
+    tested = np.where(inputs.min(0) == inputs.max(0), mean, tested)
     return ((inputs - mean) / deviation, numbers, owners), ((tested - mean) / deviation, test_numbers, None), classes
 
 
@@ -216,81 +223,7 @@ def _as_written(columns: Sequence[Any]) -> list[list[Any]]:
     splits = [column.to_pylist() for column in columns]
     worded = [all(isinstance(value, str) for value in values) for values in splits]
     words = [[value.strip() or None for value in values] for values, are in zip(splits, worded, strict=True) if are]
-    whole = all(word and _is_whole(word) for split in words for word in split)
+    whole = all(word and is_whole(word) for split in words for word in split)
     read: list[list[Any]] = [[int(word) for word in split if word] for split in words] if whole else [*words]
     written = iter(read)
     return [next(written) if are else values for values, are in zip(splits, worded, strict=True)]
-
-
-def _is_whole(word: str) -> bool:
-    return word.removeprefix("-").isdecimal() and str(int(word)) == word
-
-
-def _numbers(source: Source, split: str, table: Any, columns: Sequence[str]) -> Rows:
-    found = np.empty((len(table), len(columns)))
-    if not len(table):
-        return found
-    for place, name in enumerate(columns):
-        column = table[name]
-        if not any(is_kind(column.type) for is_kind in _NUMBERS):
-            row, value = _no_number(column)
-            raise UsageError(
-                f"{source} has in its column {name!r} what is no number ({shown(value)} in row {row} of the {split} "
-                f"split, the column being of the type {column.type}): make numbers of it, leave the column out, or "
-                "return tensors from a function."
-            )
-        if pa.types.is_integer(column.type) and _loses_digits(column):
-            raise UsageError(
-                f"{source} has in its column {name!r} whole numbers beyond 2^53, which float64 does not tell apart: "
-                "leave the column out, or subtract what they have in common."
-            )
-        found[:, place] = column.cast(pa.float64(), safe=False).to_numpy()
-        missing = np.flatnonzero(~np.isfinite(found[:, place]))
-        if len(missing):
-            raise UsageError(
-                f"Row {missing[0] + 1} of the {split} split of {source} has no finite number in its column {name!r} "
-                f"({len(missing)} of {len(table)} rows): fill them in, or leave the rows or the column out."
-            )
-    return found
-
-
-def _no_number(column: Any) -> tuple[int, Any]:
-    """Row and value of the first that is no number; in a column that only its type makes none, the first there is."""
-    values = list(enumerate(column.to_pylist(), 1))
-    missing = arrow_csv.ConvertOptions().null_values
-    there = [(row, value) for row, value in values if value is not None and value not in missing]
-    words = [(row, value) for row, value in there if not (isinstance(value, str) and _is_read_as_number(value))]
-    return (words or there or values)[0]
-
-
-def _is_read_as_number(text: str) -> bool:
-    """As Arrow does, which takes no 1_000."""
-    try:
-        pa.scalar(text.strip()).cast(pa.float64())
-    except pa.ArrowException:
-        return False
-    return True
-
-
-def _scale(source: Source, name: str, values: Rows) -> tuple[float, float]:
-    """Mean and deviation of one column; the deviation of what does not vary is 1."""
-    if values.min() == values.max():
-        return float(values[0]), 1.0
-    try:
-        mean = fsum(values.tolist()) / len(values)
-        with np.errstate(over="ignore"):  # it is refused below
-            squares = (values - mean) ** 2
-        deviation = sqrt(fsum(squares.tolist()) / len(values))
-    except OverflowError:
-        deviation = float("inf")
-    if not 0 < deviation < float("inf"):
-        raise UsageError(f"{source} has numbers in its column {name!r} that lie too far apart, or too close, to scale.")
-    return mean, deviation
-
-
-def _loses_digits(column: Any) -> bool:
-    try:
-        column.cast(pa.float64(), safe=True)
-    except pa.ArrowInvalid:
-        return True
-    return False
