@@ -57,7 +57,10 @@ def _note_likewise(parameter: nn.Parameter, memo: dict[int, Any]) -> None:
     copied = memo.get(id(parameter))
     for name, note in vars(parameter).items() if copied is not None else ():
         if name not in vars(copied):
-            vars(copied)[name] = copy.deepcopy(note, memo)
+            try:
+                vars(copied)[name] = copy.deepcopy(note, memo)
+            except Exception:  # a lock, a process group: what cannot be copied is no number that a run changes
+                vars(copied)[name] = note
 
 
 def _refuse_shards(model: nn.Module) -> None:

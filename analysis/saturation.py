@@ -24,7 +24,8 @@ def lost_share(problem: ParametricLoss) -> float:
 
     Zero for losses that are not known to saturate. The mean is that over the predictions or, where it is less, L, which
     is of its order where all are right; of a loss that the model returns itself it is L, since nothing says what that
-    loss makes of the outputs; and of a function it is that over every softmax and sigmoid that it takes.
+    loss makes of the outputs; and of a function it is that over every softmax and sigmoid that it takes, padding that
+    it masks itself among them, or, where that is more, L.
     """
     known, seen = saturates(problem.loss), _Saturating()
     if isinstance(problem.loss.function, TorchLoss) and problem.loss.name not in _FUNCTIONS:
@@ -42,10 +43,11 @@ def lost_share(problem: ParametricLoss) -> float:
                 loss += chunk.weight * problem.loss(outputs, chunk.targets).item()
     loss, total, count = (summed_number(x, problem.device, problem.distributed) for x in (loss, total, count))
     eps = torch.finfo(torch.float64).eps
-    if not known:
-        of_all, met = (summed_number(x, problem.device, problem.distributed) for x in (seen.total, seen.count))
-        return eps / max(of_all / met, eps) if met else 0.0
     mean = loss / problem.samples if problem.loss.reduction == "sum" else loss
+    if not known:
+        each = (seen.total, seen.count, float(seen.opaque))
+        of_all, met, opaque = (summed_number(x, problem.device, problem.distributed) for x in each)
+        return eps / max(of_all / met if met else 0.0, abs(mean), eps) if met or opaque else 0.0
     if mean < 0:  # no softmax's: one that the model returns, such as that of a density
         return 0.0
     return eps / max(min(mean, total / count if count else mean), eps)  # below eps the other classes' p is left
@@ -56,31 +58,42 @@ class _Saturating(FunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.total, self.count = 0.0, 0
+        self.total, self.count, self.opaque = 0.0, 0, False
 
     def _instead(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         unsure = _FUNCTIONS.get(getattr(func, "__name__", ""))
         given = {**dict(zip(("input", "target"), args, strict=False)), **kwargs}
         x = given.get("input")
-        if unsure is not None and isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 0:
-            found = unsure(x.detach().double(), {"dim": args[1] if len(args) > 1 else None, **given})
-            self.total, self.count = self.total + found.sum().item(), self.count + found.numel()
+        if unsure is not None and isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 0 and x.numel() > 0:
+            try:
+                found = unsure(x.detach().double(), {"dim": args[1] if len(args) > 1 else None, **given})
+                found = found[found.isfinite()]
+                self.total, self.count = self.total + found.sum().item(), self.count + found.numel()
+            except RuntimeError:  # within torch.vmap numbers cannot be looked at
+                self.opaque = True
         return func(*args, **kwargs)
 
 
 def _of_softmax(logits: Tensor, given: Mapping[str, Any]) -> Tensor:
-    axis = given["dim"] if isinstance(given["dim"], int) else -1
-    return _others(logits, axis)
+    axis = given["dim"]
+    if isinstance(axis, tuple | list) and len(axis) == 1:
+        axis = axis[0]
+    return _others(logits, axis if isinstance(axis, int) else -1)
 
 
 def _of_cross_entropy(logits: Tensor, given: Mapping[str, Any]) -> Tensor:
-    unsure, targets = _others(logits, 1 if logits.dim() > 1 else 0), given.get("target")
-    labels = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.shape == unsure.shape
-    return unsure[counted(targets, given)] if isinstance(targets, Tensor) and labels else unsure
+    return _counted(_others(logits, 1 if logits.dim() > 1 else 0), given)
 
 
 def _of_log_probabilities(logs: Tensor, given: Mapping[str, Any]) -> Tensor:
-    return -torch.expm1(logs.amax(1 if logs.dim() > 1 else 0))
+    return _counted(-torch.expm1(logs.amax(1 if logs.dim() > 1 else 0)), given)
+
+
+def _counted(unsure: Tensor, given: Mapping[str, Any]) -> Tensor:
+    """Of those whose labels count, where there are labels."""
+    targets = given.get("target")
+    labels = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.shape == unsure.shape
+    return unsure[counted(targets, given)] if isinstance(targets, Tensor) and labels else unsure
 
 
 def _of_sigmoid(logits: Tensor, given: Mapping[str, Any]) -> Tensor:

@@ -240,10 +240,10 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def remove_unfinished(folder: Path, pattern: str = ".*.part") -> None:
-    """Delete what killed `atomic_write`s left in `folder` and its clients/; nobody may be writing there such files."""
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed `atomic_write`s left in `folder` and its clients/; nobody may be writing there."""
     for part in (folder, folder / "clients"):
-        for file in part.glob(pattern):
+        for file in part.glob(".*.part"):
             file.unlink(missing_ok=True)
 
 

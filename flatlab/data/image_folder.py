@@ -132,11 +132,12 @@ def _require_all_parts(files: Sequence[Path]) -> None:
             raise UsageError(f"{file} and {other} are parts of one split made at two times: keep those of one of them.")
         own[number] = file
     for whole, own in parts.items():
-        missing = sorted(set(range(counts[whole])) - own.keys())
+        first = 0 if 0 in own or counts[whole] not in own else 1
+        missing = sorted(set(range(first, first + counts[whole])) - own.keys())
         if missing:
             raise UsageError(
-                f"Of the {counts[whole]} parts of {whole} number {missing[0]} is missing (they are counted from 0): "
-                "bring it here, or name the others otherwise if they are all that is meant."
+                f"Of the {counts[whole]} parts of {whole} number {missing[0]} is missing (they are counted from "
+                f"{first}): bring it here, or name the others otherwise if they are all that is meant."
             )
 
 
@@ -235,4 +236,4 @@ def _is_metadata(file: Path) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "__pycache__")
+    return name.startswith(".") or name in ("__MACOSX", "__pycache__", "lost+found")

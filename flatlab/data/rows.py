@@ -128,7 +128,8 @@ def find_columns(source: Source, features: Any, split: str = "training") -> Colu
         if name is not None and name not in features and needed:
             raise UsageError(f"{source} has no column {name!r} ({field}), but only {', '.join(features)}.")
     owner = source.reading.column if source.reading.column in features else None
-    others = {name: feature for name, feature in features.items() if name != owner}
+    could_be = {n for n, feature in features.items() if n in LABEL_NAMES or isinstance(feature, datasets.ClassLabel)}
+    others = {name: feature for name, feature in features.items() if name != owner or could_be == {owner}}
     labels = [name for name, feature in others.items() if isinstance(feature, datasets.ClassLabel)]
     called = [name for name in LABEL_NAMES if name in others]
     if source.label in features:

@@ -124,7 +124,7 @@ def absolute_name(name: str, root: Path | None = None) -> str:
         or not Path(name).exists()
     ):
         return name
-    return str(Path(name).resolve())
+    return os.path.abspath(name)  # a link keeps its name, which may be that of a known set
 
 
 @dataclass(frozen=True)

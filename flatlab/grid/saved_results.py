@@ -112,7 +112,7 @@ def _read_run(folder: Path, kept: Sequence[int]) -> Result:
     kinds = {kind: folder / f"final.{kind}.json" for kind in FORMS}
     if local := _local(folder, kept):
         kinds["local"] = local
-    earlier = [_measured(path, "eigs", _of_checkpoint(path, of)) for path in by_round(folder.glob("round-*.eigs.json"))]
+    earlier = [_measured(path, "eigs", of) for path in by_round(folder.glob("round-*.eigs.json"))]
     return Result(
         folder=folder,
         config=config,
@@ -120,7 +120,7 @@ def _read_run(folder: Path, kept: Sequence[int]) -> Result:
         row=partition_name(config),
         records=tuple(records),
         measured={
-            kind: _measured(path, kind, _of_checkpoint(path, of) if kind == "local" else of_final)
+            kind: _measured(path, kind, of if kind == "local" else of_final)
             for kind, path in kinds.items()
             if path.exists()
         },
@@ -138,21 +138,25 @@ def _local(folder: Path, kept: Sequence[int]) -> Path | None:
     return next(reversed(by_round(folder.glob("clients-*.local.json"))), None)
 
 
-def _of_checkpoint(path: Path, otherwise: Fingerprint) -> Fingerprint:
-    """What the checkpoint is of that was measured into `path`, where it is here."""
-    checkpoint = path.with_name(f"{path.name.split('.')[0]}.pt")
-    return read_head(checkpoint).fingerprint if checkpoint.exists() else otherwise
-
-
 def _measured(path: Path, kind: str, of: Fingerprint) -> dict[str, Any]:
-    """A measurement with how it was made; raises `UsageError` where it is not of the run `of`."""
+    """A measurement with how it was made; raises `UsageError` where it is not of the run `of`, or of its checkpoint."""
     content = read_measurement(path, kind)
-    if not is_of(content, of):
+    if not is_of(content, of) or _is_of_another(content, path.with_name(f"{path.name.split('.')[0]}.pt")):
         raise UsageError(
             f"{path} was not made of the run that is in its folder, but of an earlier one with other settings, data or "
             "weights: remove it, or measure again."
         )
     return {**content, "settings": dict(settings_of(content)), "file": path.name}
+
+
+def _is_of_another(content: Mapping[str, Any], checkpoint: Path) -> bool:
+    """Whether the checkpoint is here, can be read, and is not what was measured; of the last its run's head says so."""
+    if checkpoint.name == "final.pt" or not checkpoint.exists():
+        return False
+    try:
+        return not is_of(content, read_head(checkpoint).fingerprint)
+    except UsageError:
+        return False
 
 
 def _in_rows(runs: Sequence[Result], *, tuned: bool) -> tuple[Result, ...]:

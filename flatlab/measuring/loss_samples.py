@@ -35,12 +35,19 @@ class ImageBatches:
             yield normalise(images, mean, std, dtype=self.dtype), train.labels[places]
 
 
-def choice_digest(data: str, chosen: NDArray[np.int64], parts: Mapping[str, NDArray[np.int64]]) -> str:
-    """Of which samples of the data of that digest a loss is, in any order, and which of them each client has."""
-    digest = hashlib.sha256(data.encode())
-    for places in (chosen, *(chosen[np.isin(chosen, part)] for part in parts.values())):
-        digest.update(np.sort(places).tobytes())
+def choice_digest(data: ImageData, chosen: NDArray[np.int64], parts: Mapping[str, NDArray[np.int64]]) -> str:
+    """Which samples a loss is of, in any order, and which of them each client has."""
+    digest, places = hashlib.sha256(), np.sort(chosen)
+    for some in torch.from_numpy(places).split(_HASHED):
+        digest.update(data.train.images[some].contiguous().numpy().data)
+        digest.update(data.train.labels[some].contiguous().numpy().data)
+    for part in parts.values():
+        digest.update(np.packbits(np.isin(places, part)).data)
     return digest.hexdigest()[:DIGITS]
+
+
+_HASHED = 1024
+"""Samples that are looked at together."""
 
 
 def own_share(data: ImageData, chosen: NDArray[np.int64], dtype: torch.dtype, device: str) -> ImageBatches:
@@ -57,8 +64,12 @@ def shared_out(batches: Iterable[Batch], samples: int) -> Iterable[Batch]:
 def require_shares(batches: Iterable[Batch], share: Iterable[Batch], name: str) -> None:
     """Raise `UsageError` unless the processes' shares are together what each of them takes for all of the data."""
     whole, own = (sum(map(fingerprint, part)) for part in (batches, share))
-    together = summed_over_ranks(own)
-    require_alike("" if (together - whole) % 2**64 == 0 else f"{rank()}", f"The data of {name} come in another order")
+    right = (summed_over_ranks(own) - whole) % 2**64 == 0
+    require_alike(
+        "" if right else f"{rank()}",
+        f"The data of {name} are other ones, or in another order, in each pass or process: switch shuffling and "
+        "augmentation off, and let the function draw from a fixed seed.",
+    )
 
 
 def some_of(inspected: Inspected, count: int, seed: int = 0) -> Sequence[Batch]:

@@ -17,7 +17,7 @@ from flatlab.errors import SAID, UsageError, first_line, told_in_a_sentence
 from flatlab.functions import import_function
 from flatlab.measuring.hub_models import names_hub_model, open_hub_model
 from flatlab.measuring.loss_samples import require_shares, shared_out, some_of
-from flatlab.measuring.ranks import require_alike, seed_alike, spread
+from flatlab.measuring.ranks import ranks, require_alike, seed_alike, spread
 from flatlab.measuring.weights import load_weights
 from flatlab.runs.fingerprint import tensors_of, weights_digest
 
@@ -51,7 +51,9 @@ def open_own(own: OwnModel, samples: int | None, dtype: torch.dtype, device: str
     """
     seed_alike()
     model, usual_loss, notes = _model(own, dtype)
-    require_alike(weights_digest(tensors_of(model)), f"The model {own.model} has other parameters")
+    if ranks() > 1:
+        said = f"The model {own.model} has other parameters in each process: let the function draw from a fixed seed."
+        require_alike(weights_digest(tensors_of(model)), said)
     named = own.loss or usual_loss
     loss = _loss(named)
     data, of_data = _data(own)

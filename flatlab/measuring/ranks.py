@@ -133,14 +133,14 @@ def seed_alike() -> None:
 
 
 def require_alike(what: str, said: str) -> None:
-    """Raise `UsageError`, which begins with what is `said`, unless every process comes with the same text."""
+    """Raise `UsageError` with what is `said` unless every process comes with the same text."""
     if ranks() == 1:
         return
     found: list[str] = [""] * ranks()
     with collective():
         dist.all_gather_object(found, what)
     if len(set(found)) > 1:
-        raise UsageError(f"{said} in each process that torchrun started: let the function draw from a fixed seed.")
+        raise UsageError(said)
 
 
 def summed_over_ranks(number: int) -> int:

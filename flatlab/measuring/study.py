@@ -169,8 +169,9 @@ def _require_own_place(path: Path, checkpoints: Sequence[Path]) -> None:
 
 
 def _signs(checkpoint: Path, study: Path) -> set[str]:
-    """Where the run is, as it was named, and where it would be if it lies beside the study."""
-    return {str(checkpoint.absolute().parent), str(study.absolute().parent / checkpoint.parent.name)}
+    """Where the run is: as it was named or, where nothing is there any more, beside the study."""
+    named, beside = checkpoint.absolute().parent, study.absolute().parent / checkpoint.parent.name
+    return {str(beside if beside.exists() and not named.exists() else named)}
 
 
 def _words(fingerprint: Mapping[str, str]) -> str:

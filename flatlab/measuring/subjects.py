@@ -161,7 +161,7 @@ def open_checkpoint(path: Path, measurement: Measurement) -> Subject:
             raise UsageError(f"Client {name} holds none of the {len(chosen)} samples: ask for more, or use --full.")
         share = own_share(data, held, dtype, measurement.device)
         clients[name] = problem.on(share, distributed=spread(len(held)))
-    about = _about_checkpoint(path, checkpoint, problem, choice_digest(checkpoint.data, chosen, parts))
+    about = _about_checkpoint(path, checkpoint, problem, choice_digest(data, chosen, parts))
     return Subject(problem, about, available, clients, chosen, _settings(problem, measurement))
 
 

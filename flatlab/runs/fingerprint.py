@@ -103,8 +103,17 @@ def weights_digest(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Its parameters and buffers, without whatever else its modules save."""
-    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    """Its parameters and buffers as dense tensors, without whatever else its modules save."""
+    found = {**dict(nn.Module.named_parameters(model)), **dict(nn.Module.named_buffers(model))}
+    return {name: _plain(value.detach()) for name, value in found.items()}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Its numbers as they lie in memory; of a sparse one places and values."""
+    if tensor.layout != torch.strided:
+        listed = tensor.to_sparse_coo().coalesce()
+        tensor = torch.cat([listed.indices().flatten().to(listed.dtype), listed.values().flatten()])
+    return tensor.resolve_conj().resolve_neg()
 
 
 def owners_source(config: RunConfig) -> str:

@@ -1,5 +1,6 @@
 """Models and losses that look at their parameters, hold on to their modules, or are asked for in words nobody knows."""
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -279,6 +280,12 @@ def test_inner_steps_of_a_model_are_measured_whole_and_refused_in_parts() -> Non
     assert eigs(problem, layers=[]).eigenvalues[0].converged
     with pytest.raises(MeasurementError, match="measure no layers, blocks or selections"):
         lanczos(block(problem, ["a.weight"]))
+
+
+def test_a_note_that_cannot_be_copied_is_shared() -> None:
+    model = mlp()
+    vars(model[0].weight)["lock"] = threading.Lock()
+    assert make_problem(model, "cross_entropy", (X, Y)).size == 43
 
 
 class FSDPNet(nn.Linear):

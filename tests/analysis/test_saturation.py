@@ -210,3 +210,59 @@ def test_predictions_of_padding_say_nothing_in_a_function_either() -> None:
         return lost_share(make_problem(like.model, padded, (inputs, targets), parameters=list(like.parameters)))
 
     assert share(samples, torch.cat([y, torch.full((60,), 7)])) == pytest.approx(share(x, y))
+
+
+def softplus_poisson(outputs: Tensor, targets: Tensor) -> Tensor:
+    rate = F.softplus(outputs[:, 0] + 60)
+    return (rate - targets * rate.log()).mean()
+
+
+def mixture(outputs: Tensor, targets: Tensor) -> Tensor:
+    apart = torch.tensor([0.0, 50.0], dtype=outputs.dtype)
+    return -torch.logsumexp(-0.5 * ((outputs[:, :1] + apart - targets[:, None]) / 0.1) ** 2, 1).mean()
+
+
+def two_tasks(outputs: Tensor, targets: Tensor) -> Tensor:
+    sure = F.binary_cross_entropy_with_logits(50 + 0 * outputs[:, 1], torch.ones_like(targets))
+    return ((outputs[:, 0] - targets) ** 2).mean() + sure
+
+
+def log_space(outputs: Tensor, targets: Tensor) -> Tensor:
+    impossible = torch.full_like(outputs, -torch.inf)
+    paths = torch.stack([outputs.log_softmax(1), impossible]).logsumexp(0)
+    unreachable = torch.logsumexp(impossible, 1).exp().sum()
+    nothing = outputs[targets > 1e9].exp().sum()
+    return -(paths[:, 0]).mean() + unreachable + nothing
+
+
+@pytest.mark.parametrize("loss", [softplus_poisson, mixture, two_tasks, log_space])
+def test_a_loss_with_something_sure_in_it_is_not_all_lost(loss: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2, dtype=torch.float64)
+    x = torch.randn(20, 3, dtype=torch.float64)
+    problem = make_problem(model, loss, (x, model(x).detach()[:, 0] + torch.randn(20, dtype=torch.float64)))
+    pairs = lanczos(hessian(problem))
+    dense = hessian(problem)(torch.eye(8, dtype=torch.float64))
+    assert pairs.converged.all()
+    assert pairs.residuals.isfinite().all()
+    assert pairs.values[0].item() == pytest.approx(torch.linalg.eigvalsh(dense)[-1].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [nn.NLLLoss(), lambda z, t: (F.nll_loss(z, t, reduction="sum"), (t != -100).sum())])
+def test_predictions_of_ignored_labels_say_nothing_in_nll_loss_either(loss: Any) -> None:
+    like = saturated(36, 12, torch.float64)
+    (((x,), y),) = like.data
+    both = (torch.cat([torch.as_tensor(x), torch.zeros(60, 12).double()]), torch.cat([y, torch.full((60,), -100)]))
+    model = nn.Sequential(like.model, nn.LogSoftmax(1))
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    assert lost_share(make_problem(model, loss, both)) > 0.1
+
+
+def test_a_loss_within_vmap_is_judged_by_its_value() -> None:
+    like = saturated(35, 12, torch.float64)
+    (((x,), y),) = like.data
+    problem = make_problem(
+        like.model, lambda z, t: torch.vmap(F.cross_entropy)(z, t).mean(), (x, y), parameters=list(like.parameters)
+    )
+    assert not lanczos(hessian(problem)).converged.any()

@@ -65,7 +65,8 @@ def test_the_command_pairs_parts_of_man_and_leaves_another_study_alone(
     first = read_study(tmp_path / "study.json")
     settings = {comparison["setting"] for verdict in first["verdicts"] for comparison in verdict["comparisons"]}
     assert settings == {"ζ = 0.15", "ζ = 0.15, fc1"}
-    others = [saved("one", lr=0.3), saved("two", lr=0.3, man=True)]
+    (tmp_path / "b").mkdir()
+    others = [saved("b/plain", lr=0.3), saved("b/man", lr=0.3, man=True)]  # whose folders are called alike
     assert flatlab(monkeypatch, *words, *others) == 2
     assert "is a study of other runs: name another folder with --out" in capsys.readouterr().err
     assert flatlab(monkeypatch, "verify", "--study", "--out", tmp_path) == 2  # the toys'

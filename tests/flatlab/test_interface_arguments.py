@@ -100,3 +100,11 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
         rounds=1, clients=4, train_samples=50, keep_clients=cast(int, np.int64(1)), out=tmp_path, progress=False
     )
     assert (run.folder / "clients-0001.pt").exists()
+
+
+def test_a_model_with_a_sparse_buffer_is_measured() -> None:
+    model = nn.Linear(1, 2)
+    model.register_buffer("adjacency", torch.eye(3).to_sparse())
+    model.register_buffer("turned", torch.ones(2, dtype=torch.cfloat).conj())
+    found = flatlab.eigs(model, None, DATA, layers=[]).to_dict()
+    assert found["parameters"] != flatlab.eigs(LINE, None, DATA, layers=[]).to_dict()["parameters"]

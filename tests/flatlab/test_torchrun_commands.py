@@ -274,7 +274,11 @@ def test_what_a_function_draws_is_the_same_in_every_process(tmp_path: Path) -> N
     assert json.loads((tmp_path / "e.json").read_text())["data"]["samples"] == 8
     for model, data, said in (
         ("own_numbers", "data", "The model mine:own_numbers has other parameters in each process"),
-        ("model", "own_order", "The data of mine:own_order come in another order in each process"),
+        (
+            "model",
+            "own_order",
+            "The data of mine:own_order are other ones, or in another order, in each pass or process",
+        ),
     ):
         done = measured(model, data)
         assert done.returncode != 0

@@ -6,7 +6,7 @@ the server's folder holds a later round that replaces it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Listener
@@ -26,7 +26,7 @@ from flatlab.federated.own_code import require_same_code
 from flatlab.federated.parameters import flatten
 from flatlab.federated.state import ClientState
 from flatlab.federated.world import World
-from flatlab.files import remove_unfinished, writing
+from flatlab.files import writing
 from flatlab.functions import require_named
 from flatlab.runs.fingerprint import fingerprint
 
@@ -114,8 +114,7 @@ class Node:
             world = self.share.world(config)
             engine = process.open_engine(world, Means(self.workers, torch.device("cpu"), len(self.share.clients)))
             own, _ = world.initial(flatten(dict(world.new_model().named_parameters()), world.layout))
-            for k in self.share.clients:
-                remove_unfinished(self.folder / f"{key}-{self.share.split}", f".{k}-*.part")
+            _forget_unfinished(self.folder / f"{key}-{self.share.split}", self.share.clients)
             vectors = ClientState(self.folder / f"{key}-{self.share.split}", own, "disk")
             self.opened = Opened(key, world, self.stack.enter_context(engine), vectors)
         return self.opened
@@ -131,6 +130,14 @@ class Node:
                 )
         vectors.restore(files)
         return vectors.read(ids)
+
+
+def _forget_unfinished(folder: Path, clients: Iterable[int]) -> None:
+    """Delete what a node that was killed left half written; another one's clients may lie here too."""
+    own = {f"{k}" for k in clients}
+    for file in folder.glob(".*.part"):
+        if file.name[1:].partition("-")[0] in own:
+            file.unlink(missing_ok=True)
 
 
 def _forget(folder: Path, saved: int) -> None:

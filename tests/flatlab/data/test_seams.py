@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from flatlab.data import Reading, load_images
+from flatlab.data import Reading, absolute_name, load_images
 from flatlab.data.image_folder import visible_files
 from flatlab.data.pixels import decode
 from flatlab.data.samples import Source
@@ -39,6 +39,7 @@ def test_a_link_is_the_set_that_it_is_called_or_leads_to(tmp_path: Path) -> None
     assert load_images(str(tmp_path / "mine")).name == "cifar100"
     (tmp_path / "other").symlink_to(tmp_path / "store" / "cifar10-2024")
     assert load_images(str(tmp_path / "other")).name == "other"
+    assert absolute_name(str(tmp_path / "cifar10")) == str(tmp_path / "cifar10")  # as a run keeps it
 
 
 def test_what_does_not_vary_in_training_is_zero_in_the_test_too(tmp_path: Path) -> None:
@@ -75,6 +76,8 @@ def test_one_class_alone_is_refused_though_others_are_declared(tmp_path: Path) -
         (["train-00000-of-00001", "train-00000-of-00001-abcdef"], "parts of one split made at two times"),
         (["train-00000-of-00002", "train-00001-of-00003"], "parts of one split made at two times"),
         (["train-00000-of-00002", "train-00001-of-00002"], ""),
+        (["train-1-of-2", "train-2-of-2"], ""),
+        (["train-1-of-3", "train-3-of-3"], "Of the 3 parts of .* number 2 is missing"),
     ],
 )
 @pytest.mark.parametrize("inside", ["", "train"])
@@ -123,6 +126,9 @@ def test_two_columns_that_could_be_the_labels_of_images_are_named(tmp_path: Path
     assert load_images(str(tmp_path / "t"), reading=Reading(label="label")).classes == 3
     assert load_images(str(tmp_path / "t"), reading=Reading(label="sex")).classes == 2
     assert load_images(str(tmp_path / "t"), reading=Reading(column="sex")).classes == 3  # which is the clients'
+    owners = load_images(str(image_set(tmp_path / "by-class")), reading=Reading(column="label")).train.owners
+    assert owners is not None  # of a set without other labels each class may be a client
+    assert owners.tolist() == [0, 1, 2] * 2
 
 
 def test_the_test_split_of_images_needs_no_column_of_clients(tmp_path: Path) -> None:
