@@ -127,7 +127,9 @@ def test_eigs_measures_checkpoints_side_by_side(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "e.json").read_text())["checkpoints"][0]
     assert result == json.loads((tmp_path / "a" / "final.eigs.json").read_text())
     assert set(result) >= {"checkpoint", "data", "global", "layers", "method", "hvps", "seconds", "versions"}
+    choice = result["data"].pop("choice")
     assert result["data"] == {"dataset": "digits", "split": "train", "samples": 1438}
+    assert len(choice) == 16  # which samples, as a digest
     assert [len(layer["eigenvalues"]) for layer in result["layers"]] == [2, 2, 2]
     assert set(result["layers"][0]) == {"name", "parameters", "eigenvalues", "input_norm2", "output_norm2"}
     assert set(result["global"]["eigenvalues"][0]) >= {"value", "residual"}

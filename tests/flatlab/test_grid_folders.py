@@ -72,7 +72,8 @@ def long_grid(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 LOCKS = """
 import sys
 from pathlib import Path
-from flatlab.runs.folder import BusyError, RunFolder
+from flatlab.runs.folder import RunFolder
+from flatlab.runs.lock import BusyError
 
 got = 0
 for _ in range(1000):
