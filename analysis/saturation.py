@@ -5,6 +5,7 @@ where every prediction is sure, right or wrong, the Hessian itself holds as much
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def lost_share(problem: ParametricLoss) -> float:
             if known and shown and not isinstance(problem.loss.function, OwnLoss):
                 unsure = _complements(problem.loss, logits.double(), chunk.targets)
                 total, count = total + unsure.sum().item(), count + unsure.numel()
-            with problem.at({}, left), seen:
+            with problem.at({}, left), nullcontext() if known else seen:
                 loss += chunk.weight * problem.loss(outputs, chunk.targets).item()
     loss, total, count = (summed_number(x, problem.device, problem.distributed) for x in (loss, total, count))
     eps = torch.finfo(torch.float64).eps

@@ -47,7 +47,7 @@ def draw_theory_chain(results: Sequence[dict[str, Any]]) -> Drawing:
             axes.grid(visible=False, axis="x")
         panels[0][0].set_ylabel(r"$\lambda_{\max}(H_{ll})$ and its bounds")
         handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(results) == 1 else 4, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return Drawing(figure, rows, {**results[0]["versions"], "configuration": _configuration(results)})
 
 

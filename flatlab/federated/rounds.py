@@ -246,11 +246,11 @@ def train(
     """Carry `run` to its last round and return the path of its final checkpoint.
 
     `on_round` gets the record of each completed round, which says how good its models are where that is due and where
-    they are written; `probe` measures the server model every `probe_every` rounds
-    and at the end, under "curvature" of the record; of rounds `keep_clients` the clients' own models are written. The
-    whole state is saved at checkpoints, whenever a round ends `save_every` seconds or more after the last save, and
-    when the run is interrupted or cannot go on, for whatever reason. Raises `FlatlabError` on divergence, and
-    `WriteError` where the folder takes nothing more: what was saved stays.
+    they are written; `probe` measures the server model every `probe_every` rounds and at the end, under "curvature" of
+    the record; of rounds `keep_clients` the clients' own models are written. The whole state is saved at checkpoints,
+    whenever a round ends `save_every` seconds or more after the last save, and when the run is interrupted or cannot
+    go on, for whatever reason. Raises `FlatlabError` on divergence, and `WriteError` where the folder takes nothing
+    more: what was saved stays.
     """
     config = run.world.config
     interval, whole = evaluation_interval(run.world), True

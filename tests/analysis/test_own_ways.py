@@ -37,13 +37,17 @@ def trained_norm(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     return loss
 
 
-class Gated(nn.Module):
-    """Scales what it computes where its second layer trains."""
+class Two(nn.Module):
+    """Two layers."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
+
+
+class Gated(Two):
+    """Scales what it computes where its second layer trains."""
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.a(x))
@@ -77,11 +81,9 @@ def test_a_block_is_of_the_same_loss_as_the_whole(made: str) -> None:
 
 
 def test_what_is_noted_on_a_parameter_is_there() -> None:
-    class Noted(nn.Module):
+    class Noted(Two):
         def __init__(self) -> None:
             super().__init__()
-            torch.manual_seed(0)
-            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
             setattr(self.a.weight, "gain", 3.0)  # noqa: B010
 
         def forward(self, x: Tensor) -> Tensor:
@@ -239,11 +241,9 @@ def test_an_operator_of_a_matrix_loses_nothing() -> None:
 
 
 def test_a_note_that_changes_as_the_model_runs_is_the_copy_s_and_is_said() -> None:
-    class Running(nn.Module):
+    class Running(Two):
         def __init__(self) -> None:
             super().__init__()
-            torch.manual_seed(0)
-            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
             vars(self.a.weight)["scale"] = torch.ones((), dtype=torch.float64)
             vars(self.a.weight)["seen"] = []
 
@@ -262,12 +262,7 @@ def test_a_note_that_changes_as_the_model_runs_is_the_copy_s_and_is_said() -> No
 
 
 def test_inner_steps_of_a_model_are_measured_whole_and_refused_in_parts() -> None:
-    class Adapting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
-
+    class Adapting(Two):
         def forward(self, x: Tensor) -> Tensor:
             own = [p for p in self.parameters() if p.requires_grad]
             with torch.enable_grad():

@@ -7,9 +7,10 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Client
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from flatlab.errors import FlatlabError, UsageError
 from flatlab.federated import own_algorithm
 from flatlab.federated.engine.base import Means
 from flatlab.federated.engine.flower import FlowerEngine
+from flatlab.federated.flower import dispatch
 from flatlab.federated.flower.dispatch import Dispatch
 from flatlab.federated.flower.messages import pack, unpack
 from flatlab.federated.flower.needs import needs_of
@@ -27,7 +29,7 @@ from flatlab.federated.rounds import Run
 from flatlab.federated.trial import tried
 from flatlab.federated.world import World
 from flatlab.functions import let_run
-from tests.flatlab.test_flower_rounds import Wire
+from tests.flatlab.test_flower_rounds import GONE, Wire, engine_on
 
 MakeWorld = Callable[..., World]
 
@@ -147,3 +149,27 @@ def test_a_node_takes_the_socket_of_one_that_was_killed(toy_world: Callable[...,
         except (FileNotFoundError, ConnectionRefusedError):
             time.sleep(0.05)
     pytest.fail("nobody answers")
+
+
+class Doomed(Wire):
+    """Every node dies on the way of whatever it is to train, and is back at once."""
+
+    def push(self, messages: Sequence[tuple[int, bytes]], group: str) -> list[str]:
+        self.deaths |= {
+            self.count + n for n, (_, payload) in enumerate(messages, start=1) if unpack(payload)[0]["do"] == "train"
+        }
+        return super().push(messages, group)
+
+
+def test_a_client_whose_node_dies_in_every_attempt_ends_the_run(
+    toy_world: MakeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch, "LOOK_SECONDS", 0.0)
+    world = toy_world(rounds=1)
+    engine = engine_on(world, tmp_path)
+    engine.dispatch.link = cast(Any, Doomed([Node(share, tmp_path / share.name) for share in make_shares(world, 2)]))
+    run = Run(world, tmp_path / "run")
+    run.begin()
+    with pytest.raises(FlatlabError, match=f"was lost 5 times on the way .at last: {GONE}."):
+        run.advance(engine)

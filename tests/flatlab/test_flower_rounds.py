@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -294,23 +294,3 @@ def test_what_cannot_be_is_one_sentence(words: tuple[str, ...], said: str, tmp_p
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-class Doomed(Wire):
-    """Every node dies on the way of whatever it is to train, and is back at once."""
-
-    def push(self, messages: Sequence[tuple[int, bytes]], group: str) -> list[str]:
-        self.deaths |= {
-            self.count + n for n, (_, payload) in enumerate(messages, start=1) if unpack(payload)[0]["do"] == "train"
-        }
-        return super().push(messages, group)
-
-
-def test_a_client_whose_node_dies_in_every_attempt_ends_the_run(toy_world: MakeWorld, tmp_path: Path) -> None:
-    world = toy_world(rounds=1)
-    engine = engine_on(world, tmp_path)
-    engine.dispatch.link = cast(Any, Doomed([Node(share, tmp_path / share.name) for share in make_shares(world, 2)]))
-    run = Run(world, tmp_path / "run")
-    run.begin()
-    with pytest.raises(FlatlabError, match=f"was lost 5 times on the way .at last: {GONE}."):
-        run.advance(engine)
